@@ -1,0 +1,38 @@
+# make demo: install, then the main job on the generated shapes suite, and its tables
+# make test: install, then the tests
+PYTHON ?= python3
+VENV ?= .venv
+BENCH = $(VENV)/bin/lewel-bench
+SUITE = --suite shapes
+SHELL = /bin/bash
+
+.PHONY: demo test lint install clean
+
+demo: $(VENV)/.installed
+	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200
+	$(BENCH) table 1 $(SUITE)
+	$(BENCH) table 2 $(SUITE)
+
+test: $(VENV)/.installed-dev lint
+	$(VENV)/bin/pytest -q
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

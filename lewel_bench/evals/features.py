@@ -1,0 +1,90 @@
+"""Features of a frozen backbone: average-pooled, in eval mode, in fp32."""
+
+import hashlib
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lewel_bench.pretrain import backbone as resnet
+from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.augment import normalise
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.data import Images, image_batches
+from lewel_bench.pretrain.distributed import Machine, gather, rank, world
+from lewel_bench.pretrain.norm import BatchNorm
+from lewel_bench.pretrain.recipe import Backbone
+
+FORWARD = 256  # images of one frozen forward pass, unless the machine says fewer
+
+
+def load(path: Path, machine: Machine, bn_group: int | None = None) -> ResNet:
+    """The backbone of a file, in eval mode and without gradients.
+
+    `bn_group` is the number of images whose statistics a batch norm shares if it is trained on.
+    Raises ValueError naming the file when its header or tensors do not make a ResNet.
+    """
+    state, header = checkpoint.read_backbone(path)
+    try:
+        spec = Backbone.model_validate(header)
+        net = resnet.build(spec, norm=partial(BatchNorm, group=bn_group))
+        net.load_state_dict(state)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the backbone its header names: {error}") from None
+    net.requires_grad_(False).eval()
+    net.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if machine.compile:
+        net.compile()
+    return net
+
+
+def digest(net: ResNet) -> str:
+    """A checksum of every parameter and buffer."""
+    total = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+@torch.no_grad()
+def pooled(net: ResNet, pixels: Tensor, micro_batch: int | None = None) -> Tensor:
+    """Normalised pixels (B, 3, S, S) -> features (B, D), `micro_batch` images at a time."""
+    parts = torch.split(pixels, min(micro_batch or FORWARD, FORWARD))
+    return torch.cat([net(part).float().mean((2, 3)) for part in parts])
+
+
+def extract(
+    net: ResNet, images: Images, *, size: int, resize: int, machine: Machine
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and labels (N,) of the images' centre crops, in order, on every rank."""
+    count, ranks = len(images), world()
+    # every rank needs slices of one size: images are repeated to a multiple, then cut off
+    padded = images.take(np.arange(math.ceil(count / ranks) * ranks) % count)
+    features = torch.empty(0, device=machine.device)
+    filled = 0
+    for part in image_batches(
+        padded,
+        size,
+        crop="center",
+        resize=resize,
+        batch=FORWARD * ranks,
+        seed=0,
+        epoch=0,
+        shuffle=False,
+        drop_last=False,
+        workers=machine.workers,
+        rank=rank(),
+        world=ranks,
+    ):
+        pixels = normalise(part.pixels, machine.device)
+        x = gather(pooled(net, pixels, machine.micro_batch))
+        if not filled:
+            features = x.new_empty(len(padded), x.shape[1])
+        features[filled : filled + len(x)] = x
+        filled += len(x)
+    assert filled == len(padded)
+    return features[:count], torch.from_numpy(images.labels).to(machine.device)

@@ -1,0 +1,99 @@
+"""Weighted k-nearest-neighbour accuracy of frozen features (InstDisc, arXiv 1805.01978).
+
+Each of the k nearest of the bank by cosine votes for its class with weight exp(cosine / T).
+Shapes: Q queries, N images in the bank, D features, C classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lewel_bench.evals import features, scores
+from lewel_bench.evals.outcome import Outcome, Splits
+from lewel_bench.evals.protocol import Knn
+from lewel_bench.pretrain.distributed import Machine, rank
+from lewel_bench.pretrain.report import Report, Stop
+
+SIMILARITIES = 2**27  # how many are held at once: 512 MiB in fp32
+
+
+def run(
+    protocol: Knn,
+    *,
+    backbone: Path,
+    splits: Splits,
+    seed: int,
+    folder: Path,
+    machine: Machine,
+    report: Report,
+    stop: Stop,
+) -> Outcome:
+    """kNN accuracy of the report split with the train split as bank; nothing is chosen.
+
+    `metrics` has top1 and top5 of the first k and top1_k20 and so on of the others. There is no
+    randomness (`seed` is part of every runner's signature) and nothing to resume.
+    """
+    splits.check()
+    net = features.load(backbone, machine)
+    bank, queries = (
+        features.extract(
+            net,
+            images,
+            size=protocol.image_size,
+            resize=protocol.resize,
+            machine=machine,
+        )
+        for images in (splits.train, splits.report)
+    )
+    classes = len(splits.train.classes)
+    metrics, warnings = measure(bank, queries, protocol.ks, protocol.temperature, classes)
+    if rank() == 0:
+        k = min(protocol.ks[0], len(bank[0]))
+        votes = vote(bank, queries[0], k, protocol.temperature, classes)
+        scores.write_predictions(
+            folder / "predictions.npz", splits.report, lambda v: v / v.sum(1, keepdim=True), votes
+        )
+    return Outcome(
+        metrics=metrics,
+        chosen={"k": protocol.ks[0], "temperature": protocol.temperature},
+        warnings=[*warnings, *scores.top5_note(classes)],
+        extra={"bank": len(splits.train)},
+    )
+
+
+def measure(
+    bank: tuple[Tensor, Tensor],
+    queries: tuple[Tensor, Tensor],
+    ks: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> tuple[dict[str, float], list[str]]:
+    """Accuracies in percent for each k, and warnings where the bank is smaller than k."""
+    metrics, warnings = dict[str, float](), list[str]()
+    for i, k in enumerate(ks):
+        if k > len(bank[0]):
+            warnings.append(f"kNN: k {k} is more than the {len(bank[0])} images of the bank: all")
+        votes = vote(bank, queries[0], min(k, len(bank[0])), temperature, classes)
+        found = scores.score(lambda chosen: chosen[None], votes, queries[1])
+        if i == 0:
+            metrics.update(top1=found["top1"][0], top5=found["top5"][0])
+        else:
+            metrics[f"top1_k{k}"] = found["top1"][0]
+    return metrics, warnings
+
+
+@torch.no_grad()
+def vote(
+    bank: tuple[Tensor, Tensor], queries: Tensor, k: int, temperature: float, classes: int
+) -> Tensor:
+    """Sum of the weights of each class (Q, C) among the k nearest of the bank (N, D), (N,)."""
+    keys = normalize(bank[0], dim=1)  # (N, D)
+    votes = queries.new_zeros(len(queries), classes)
+    chunk = max(1, SIMILARITIES // len(keys))
+    for query, out in zip(torch.split(queries, chunk), torch.split(votes, chunk), strict=True):
+        near = (normalize(query, dim=1) @ keys.mT).topk(k, dim=1)  # (q, k)
+        out.scatter_add_(1, bank[1][near.indices], (near.values / temperature).exp())
+    return votes

@@ -1,0 +1,207 @@
+"""The epochs of an evaluation that trains: resumable at any step, stoppable, stateless in data.
+
+Everything random is drawn from (seed, epoch), so a run that was killed goes on bit for bit.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lewel_bench.evals.protocol import Linear, Semi
+from lewel_bench.pretrain import checkpoint, distributed
+from lewel_bench.pretrain.augment import normalise
+from lewel_bench.pretrain.data import Images, image_batches
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.recipe import Schedule
+from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.schedule import lr_at, step_decay
+
+LOG_EVERY_S = 1.0
+ASK_EVERY = 20  # steps between questions to the other ranks
+
+History = list[dict[str, Any]]
+
+
+class Learner(Protocol):
+    """What is trained."""
+
+    def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:
+        """One optimizer step on this rank's (B, 3, S, S), (B,), at `factor` times its rates."""
+
+    def mean_loss(self, steps: int) -> list[float | None]:
+        """Mean loss of each candidate since the last call; None for one that diverged."""
+
+    def evaluate(self) -> dict[str, Any]:
+        """Plain numbers for the history, on the select and report splits."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from; every rank calls it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs and whom it talks to."""
+
+    seed: int
+    folder: Path
+    machine: Machine
+    report: Report
+    stop: Stop
+
+
+def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) -> History:
+    """Train for the protocol's epochs, from the newest checkpoint if there is one.
+
+    Returns what `evaluate` said every `eval_every` epochs and at the last, each with "epoch" and
+    "train_loss". Ends early, without evaluating, when no candidate is left. A last batch that is
+    not full is dropped; a set smaller than one batch is one batch. Raises Stopped after saving.
+    """
+    batch = batch_size(protocol, len(images))
+    steps = len(images) // batch
+    first, start, history = _resume(learner, at)
+    saver = _Saver(learner, at, batch, steps, protocol.epochs)
+    for epoch in range(first, protocol.epochs):
+        factor = lr_factor(protocol, epoch)
+        batches = image_batches(
+            images,
+            protocol.image_size,
+            crop="random",
+            resize=protocol.resize,
+            crop_scale=protocol.crop_scale,
+            batch=batch,
+            seed=at.seed,
+            epoch=epoch,
+            shuffle=True,
+            drop_last=True,
+            workers=at.machine.workers,
+            start=start,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+        for step, part in enumerate(batches, start):
+            pixels = normalise(part.pixels, at.machine.device)
+            learner.step(pixels, part.labels.to(at.machine.device, non_blocking=True), factor)
+            saver.after_step(epoch, step + 1, history)
+        start = 0
+        losses = learner.mean_loss(steps)
+        at.report(
+            "epoch", epoch=epoch + 1, epochs=protocol.epochs, factor=factor, train_loss=losses
+        )
+        entry = {"epoch": epoch + 1, "train_loss": losses}
+        if all(loss is None for loss in losses):
+            history.append(entry)
+            break
+        if (epoch + 1) % protocol.eval_every == 0 or epoch + 1 == protocol.epochs:
+            history.append(entry | learner.evaluate())
+    if first < protocol.epochs:
+        saver.save(protocol.epochs, 0, history)
+    return history
+
+
+def batch_size(protocol: Linear | Semi, count: int) -> int:
+    """Images of one global step. Raises ValueError when they cannot be shared among processes."""
+    world = distributed.world()
+    batch = min(protocol.batch, count - count % world)
+    if batch == 0 or batch % world:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {world} processes: "
+            "use a number of processes that divides it"
+        )
+    return batch
+
+
+def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:
+    """A warning when the images are fewer than the protocol's batch."""
+    batch = batch_size(protocol, count)
+    if batch == protocol.batch:
+        return []
+    return [f"{count} training images are fewer than the batch of {protocol.batch}: used {batch}"]
+
+
+def lr_factor(protocol: Linear | Semi, epoch: int) -> float:
+    """What the rates are multiplied by in `epoch` (0-based)."""
+    if protocol.milestones:
+        return step_decay(1.0, epoch, protocol.milestones)
+    return lr_at(1.0, Schedule(), epoch, 1, protocol.epochs)
+
+
+def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> dict[str, Any]:
+    """The paper's rule: the evaluated epoch and candidate best on the report split's top-1.
+
+    Returns "epoch", "candidate" (its place in the grid) and its metrics; the first of equals;
+    {} where nothing was finite.
+    """
+    best: dict[str, Any] = {}
+    for entry in history:
+        for g, value in enumerate(entry.get("top1", ())):
+            if value is not None and (not best or value > best["top1"]):
+                found = {name: entry[name][g] for name in metrics}
+                best = {"epoch": entry["epoch"], "candidate": g, **found}
+    return best
+
+
+def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
+    def warn(message: str) -> None:
+        at.report("warning", message=message)
+
+    state = checkpoint.load(at.folder, at.machine.device, warn)
+    if state is None:
+        return 0, 0, []
+    learner.load_state_dict(state["learner"])
+    at.report("resumed", epoch=state["epoch"], step=state["step"])
+    return state["epoch"], state["step"], state["history"]
+
+
+class _Saver:
+    """Logs and saves between steps, when it is time to."""
+
+    def __init__(self, learner: Learner, at: Place, batch: int, steps: int, epochs: int) -> None:
+        self.learner, self.at, self.batch = learner, at, batch
+        self.steps, self.total = steps, steps * epochs
+        self.saved_at = self.logged_at = time.perf_counter()
+        self.unlogged = 0  # steps since the last log
+
+    def after_step(self, epoch: int, step: int, history: History) -> None:
+        """Epoch `epoch` has done `step` steps."""
+        done, at = epoch * self.steps + step, self.at
+        self.unlogged += 1
+        if distributed.world() > 1 and step % ASK_EVERY and step != self.steps:
+            return
+        now = time.perf_counter()
+        if now - self.logged_at > LOG_EVERY_S:
+            rate = self.unlogged * self.batch / (now - self.logged_at)
+            self.logged_at, self.unlogged = now, 0
+            at.report(
+                "step",
+                step=done,
+                steps=self.total,
+                epoch=round(done / self.steps, 3),
+                images_per_s=round(rate, 1),
+            )
+        stopping = distributed.any_rank(at.stop(), at.machine.device)
+        due = now - self.saved_at >= at.machine.save_every_s
+        if stopping or distributed.any_rank(due, at.machine.device):
+            self.save(epoch, step, history)
+        if stopping:
+            raise Stopped(f"saved at step {done} of {self.total}")
+
+    def save(self, epoch: int, step: int, history: History) -> None:
+        """Write a checkpoint (rank 0; every rank must call it)."""
+        state = self.learner.state_dict()
+        self.saved_at = time.perf_counter()
+        if distributed.rank() == 0:
+            done = epoch * self.steps + step
+            content = {"epoch": epoch, "step": step, "history": history, "learner": state}
+            checkpoint.save(self.at.folder, done, content)
+
+
+def none_if(values: Sequence[float], gone: Sequence[object]) -> list[float | None]:
+    """`values` with None where a candidate is gone (JSON has no NaN)."""
+    return [None if g is not None else v for v, g in zip(values, gone, strict=True)]

@@ -1,0 +1,62 @@
+"""What goes into an evaluation and what comes out of it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lewel_bench.pretrain.data import Images
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`train` fits, `select` (held out of the training set) chooses, `report` decides nothing."""
+
+    train: Images
+    select: Images
+    report: Images
+
+    def check(self) -> None:
+        """Raise ValueError for an empty split or splits that disagree about the classes."""
+        for role in ("train", "select", "report"):
+            images: Images = getattr(self, role)
+            if len(images) == 0:
+                raise ValueError(f"the {role} split has no images")
+            if images.classes != self.train.classes:
+                raise ValueError(
+                    f"the {role} split has other classes than the train split "
+                    f"({len(images.classes)} and {len(self.train.classes)})"
+                )
+        if len(self.train.classes) < 2:
+            raise ValueError(f"one class ({self.train.classes[0]}) leaves nothing to classify")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers of one evaluation, in percent.
+
+    `metrics` is what a table shows. `paper_rule` is the same run read as the paper does, best over
+    evaluated epochs and candidates on the report split (top-5 is the one beside the best top-1);
+    `selection_gap` is paper rule minus ours, in points. `chosen` are the settings behind
+    `metrics`, `grid` every candidate's numbers (None after it diverged).
+    """
+
+    metrics: dict[str, float]
+    paper_rule: dict[str, float] = field(default_factory=dict)
+    selection_gap: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    grid: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def gap(paper_rule: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
+    """Paper rule minus ours for each metric that both have."""
+    return {name: paper_rule[name] - ours[name] for name in ours if name in paper_rule}
+
+
+def join(first: Images, second: Images) -> Images:
+    """The images of both, which must lie under one root with one list of classes."""
+    assert (first.root, first.classes) == (second.root, second.classes)
+    labels = np.concatenate([first.labels, second.labels])
+    return replace(first, files=first.files + second.files, labels=labels)

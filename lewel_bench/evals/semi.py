@@ -1,0 +1,199 @@
+"""Semi-supervised evaluation: fine-tuning the whole network on 1 % or 10 % of the labels."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from lewel_bench.evals import features, loop, scores
+from lewel_bench.evals.outcome import Outcome, Splits, gap
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.data import Images
+from lewel_bench.pretrain.distributed import Machine, average, rank, world
+from lewel_bench.pretrain.norm import RunningStatistics
+from lewel_bench.pretrain.report import Report, Stop
+
+
+def run(
+    protocol: Semi,
+    *,
+    lr: tuple[float, float],
+    backbone: Path,
+    splits: Splits,
+    seed: int,
+    folder: Path,
+    machine: Machine,
+    report: Report,
+    stop: Stop,
+) -> Outcome:
+    """Fine-tune at `lr` = (backbone rate, head rate); the train split is the labelled subset.
+
+    `extra["select"]` holds what a choice among candidates reads (top1, top5, loss on the select
+    split after the last epoch), `metrics` and `paper_rule` the report split's. A run whose loss is
+    not finite ends with empty `metrics` and `select` and its epoch in `extra["diverged_at_epoch"]`.
+    Goes on from the checkpoints in `folder`; raises Stopped after saving.
+    """
+    splits.check()
+    count = len(splits.train)
+    group, warnings = _bn_group(protocol, count, machine)
+    learner = _FineTuned(protocol, lr, backbone, group, splits, seed, machine)
+    at = loop.Place(seed, folder, machine, report, stop)
+    history = loop.train(learner, splits.train, protocol, at)
+    chosen = {"backbone_lr": lr[0], "head_lr": lr[1]}
+    warnings += [*loop.batch_warning(protocol, count), *scores.top5_note(learner.classes)]
+    last, seen = history[-1], loop.best_seen(history)
+    seen.pop("candidate", None)
+    if last["train_loss"][0] is None:
+        said = f"diverged in epoch {last['epoch']} at backbone lr {lr[0]:g}, head lr {lr[1]:g}"
+        extra = {"select": {}, "history": history, "diverged_at_epoch": last["epoch"]}
+        return Outcome(
+            metrics={}, paper_rule=seen, chosen=chosen, warnings=[*warnings, said], extra=extra
+        )
+    shown, _ = learner.extract(splits.report)
+    if rank() == 0:
+        scores.write_predictions(
+            folder / "predictions.npz",
+            splits.report,
+            lambda x: learner.model.fc(x).softmax(-1),
+            shown,
+        )
+    metrics = {name: last[name][0] for name in ("top1", "top5")}
+    select = {name: last[f"select_{name}"][0] for name in ("top1", "top5", "loss")}
+    return Outcome(
+        metrics=metrics,
+        paper_rule=seen,
+        selection_gap=gap(seen, metrics),
+        chosen=chosen,
+        grid=[{**chosen, **metrics, **{f"select_{k}": v for k, v in select.items()}}],
+        warnings=warnings,
+        extra={"select": select, "history": history},
+    )
+
+
+class Classifier(nn.Module):
+    """A backbone, average pooling and a linear layer with torchvision's default initialisation
+    (LEWEL's main_semi.py; its linear probe draws from N(0, .01))."""
+
+    def __init__(self, backbone: ResNet, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(backbone.channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, C)"""
+        logits: Tensor = self.fc(self.backbone(x).mean((2, 3)))
+        return logits
+
+
+class _FineTuned:
+    """The network as what `loop.train` trains."""
+
+    def __init__(
+        self,
+        protocol: Semi,
+        lr: tuple[float, float],
+        backbone: Path,
+        bn_group: int | None,
+        splits: Splits,
+        seed: int,
+        machine: Machine,
+    ) -> None:
+        self.protocol, self.machine, self.splits, self.lr = protocol, machine, splits, lr
+        self.classes = len(splits.train.classes)
+        net = features.load(backbone, machine, bn_group).requires_grad_(True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = Classifier(net, self.classes).to(machine.device)
+        self.model.train()
+        self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.statistics = RunningStatistics(self.model)
+        groups = (net.parameters(), self.model.fc.parameters())
+        self.optimizer = torch.optim.SGD(
+            [{"params": list(p), "lr": rate} for p, rate in zip(groups, lr, strict=True)],
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+        )
+        self.forward: nn.Module = self.model
+        if world() > 1:
+            # running statistics are averaged where they are read: broadcasting would lose groups
+            self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.loss_sum = torch.zeros((), device=machine.device)
+
+    def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.lr, strict=True):
+            group["lr"] = rate * factor
+        self.statistics.start()
+        micro = min(self.machine.micro_batch or len(pixels), len(pixels))
+        for x, y in zip(torch.split(pixels, micro), torch.split(labels, micro), strict=True):
+            share = len(x) / len(pixels)
+            loss = cross_entropy(self.forward(x), y) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.statistics.add(share)
+            self.loss_sum += loss.detach()
+        self.statistics.finish()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def mean_loss(self, steps: int) -> list[float | None]:
+        average([self.loss_sum])
+        mean = float(self.loss_sum) / steps
+        self.loss_sum.zero_()
+        finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
+        return [mean if finite and abs(mean) < float("inf") else None]
+
+    def evaluate(self) -> dict[str, Any]:
+        splits = {"select_": self.splits.select, "": self.splits.report}
+        return {
+            prefix + name: values
+            for prefix, images in splits.items()
+            for name, values in scores.score(
+                lambda x: self.model.fc(x)[None], *self.extract(images)
+            ).items()
+        }
+
+    def extract(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Features and labels of a split with the present backbone, in eval mode."""
+        average(self.buffers)
+        self.model.eval()
+        found = features.extract(
+            self.model.backbone,
+            images,
+            size=self.protocol.image_size,
+            resize=self.protocol.resize,
+            machine=self.machine,
+        )
+        self.model.train()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        average(self.buffers)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_sum = state["loss_sum"]
+
+
+def _bn_group(protocol: Semi, count: int, machine: Machine) -> tuple[int | None, list[str]]:
+    """The protocol's batch-norm group, or the whole batch where that is not made of groups."""
+    group, warnings = protocol.bn_group, list[str]()
+    batch = loop.batch_size(protocol, count)
+    if group is not None and batch % group:
+        warnings.append(f"a batch of {batch} images is not made of groups of {group}: one group")
+        group = None
+    micro, local = machine.micro_batch or batch, batch // world()
+    if micro < local and (group is None or micro % group):
+        raise ValueError(
+            f"micro-batch {micro} is not made of whole batch-norm groups of {group or batch}: "
+            f"choose a multiple of {group or batch}"
+        )
+    return group, warnings

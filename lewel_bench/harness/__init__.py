@@ -1,0 +1,1 @@
+"""Verbs, plans and jobs: what turns a table into runs."""

@@ -1,0 +1,67 @@
+"""What a job will cost: from finished jobs of like shape, else from what the paper published."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lewel_bench.harness.plan import Job
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.results.record import Record
+
+# Table 9: seconds an epoch of ImageNet-1K at 224 px with ResNet-50 on 8 V100
+V100_SECONDS = {"moco_v2": 1213, "lewel_m": 1222, "byol": 1141, "lewel_b": 1191}
+V100_GPUS = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Device hours of one job and where the figure comes from; None where nothing is known."""
+
+    hours: float | None
+    basis: str
+
+
+class Estimator:
+    """Costs of jobs, from the records under one root."""
+
+    def __init__(self, records: Mapping[str, Record]) -> None:
+        self.seconds: dict[Any, list[float]] = {}
+        for record in records.values():
+            shape, units = _shape(record.kind, record.spec)
+            processes = int(record.environment.get("processes", "1"))
+            if record.seconds:
+                spent = record.seconds * processes / units
+                self.seconds.setdefault(shape, []).append(spent)
+
+    def cost(self, job: Job) -> Cost:
+        """The estimate for one job."""
+        if job.kind == "final" and job.upstream not in job.needs:
+            return Cost(0.0, "reads records")
+        shape, units = _shape(job.kind, job.identity())
+        if shape in self.seconds:
+            known = self.seconds[shape]
+            return Cost(statistics.median(known) * units / 3600, f"{len(known)} like it here")
+        recipe = job.recipe
+        if recipe and recipe.method in V100_SECONDS and _as_table_9(recipe):
+            seconds = V100_SECONDS[recipe.method] * recipe.epochs
+            return Cost(seconds * V100_GPUS / 3600, "Table 9, V100")
+        return Cost(None, "unknown until one like it has run")
+
+
+def _as_table_9(recipe: Recipe) -> bool:
+    published = ("resnet50", "imagenet", 224, "imagenet")
+    backbone = recipe.backbone
+    return (backbone.arch, backbone.stem, recipe.image_size, recipe.data) == published
+
+
+def _shape(kind: str, spec: Mapping[str, Any]) -> tuple[Any, float]:
+    """What jobs of one cost share, and the units (epochs) that it is proportional to."""
+    if kind == "pretrain":
+        recipe = spec["recipe"]
+        same = ("method", "backbone", "image_size", "batch", "precision")
+        return (kind, spec["data"], str([recipe[f] for f in same])), float(recipe["epochs"])
+    protocol = spec["protocol"]
+    fields = tuple(f for f in ("runner", "optimizer", "fraction", "image_size") if f in protocol)
+    shape = (kind, spec["data"], str([protocol[f] for f in fields]))
+    return shape, float(protocol.get("epochs", 1))

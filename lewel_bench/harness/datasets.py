@@ -1,0 +1,137 @@
+"""Where data sets are, what stands for them in a key, and what to say when one is missing."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lewel_bench.harness.plan import Dataset
+from lewel_bench.harness.site import FILE, Site
+from lewel_bench.harness.suite import Suite
+from lewel_bench.pretrain.files import write_atomically
+
+NAMED = ("imagenet", "imagenet100", "cifar10", "shapes")
+LISTS = {"semi_1pct": "imagenet_1pct", "semi_10pct": "imagenet_10pct"}  # of google-research/simclr
+HOW = f"""\
+  in {FILE} (here or in a parent folder):
+      [data]
+      {{name}} = "/path/to/{{name}}"      # holds train/CLASS/*.JPEG and val/CLASS/*.JPEG
+  or on the command line:  --data /path/to/{{name}}
+  or try the CPU-sized suite, which makes its own images:  --suite shapes"""
+
+
+class MissingData(ValueError):
+    """A data set that a command needs is not configured or not there."""
+
+
+class Datasets:
+    """The data sets of one command: the site's, replaced by those of the command line.
+
+    `own` maps a role ("pretrain", "linear", "semi", "knn", or "" for all) to a user's class
+    folders; such a data set is known by the fingerprint of its files.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        root: Path,
+        suite: Suite,
+        own: Mapping[str, Path] | None = None,
+        *,
+        needed: bool = True,
+    ) -> None:
+        self.site, self.root, self.suite, self.own = site, root, suite, dict(own or {})
+        self.needed = needed  # False: only keys are asked for, as tables do
+        self.known: dict[tuple[str, str], Dataset] = {}
+
+    def __call__(self, name: str, role: str) -> Dataset:
+        """The data set `name` for a role. Raises MissingData with what to configure."""
+        if (name, role) not in self.known:
+            self.known[name, role] = self._find(name, role)
+        return self.known[name, role]
+
+    def _find(self, name: str, role: str) -> Dataset:
+        own = self.own.get(role, self.own.get(""))
+        if own is not None:
+            return self._folder(own)
+        if name.startswith("folder:"):  # a suite of the site file
+            return self._folder(Path(name.removeprefix("folder:")))
+        if name == "shapes":
+            root = self.site.resolve(self.site.data[name]) if name in self.site.data else None
+            folder = root or self.root / "data" / shapes_id()
+            return Dataset(name=name, id=shapes_id(), root=str(folder / "imagenet"))
+        return self._named(name) if self.needed else Dataset(name=name, id=name, root="")
+
+    def _named(self, name: str) -> Dataset:
+        configured = self.site.data
+        classes = configured.get(f"{name}_classes")
+        root = configured.get(name) or (configured.get("imagenet") if classes else None)
+        if root is None:
+            what = f"suite {self.suite.name} needs the data set {name}, which is not configured:\n"
+            more = ""
+            if name == "imagenet100":
+                more = '\n  (or imagenet together with imagenet100_classes = "imagenet100.txt")'
+            raise MissingData(what + HOW.format(name=name) + more)
+        folder = self.site.resolve(root)
+        if not folder.is_dir():
+            raise MissingData(
+                f"the data set {name} is not at {folder}: correct it\n{HOW}".format(name=name)
+            )
+        lists = {
+            protocol: str(self.site.resolve(configured[key]))
+            for protocol, key in LISTS.items()
+            if name == "imagenet" and key in configured
+        }
+        return Dataset(
+            name=name,
+            id=name,
+            root=str(folder),
+            classes=str(self.site.resolve(classes)) if classes else None,
+            lists=lists,
+        )
+
+    def _folder(self, path: Path) -> Dataset:
+        folder = path.expanduser().resolve()
+        if not folder.is_dir():
+            raise MissingData(
+                f"there is no folder {folder}: --data takes class folders with train/CLASS/* and "
+                "val/CLASS/*"
+            )
+        return Dataset(name=folder.name, id=f"folder-{self._fingerprint(folder)}", root=str(folder))
+
+    def _fingerprint(self, folder: Path) -> str:
+        """Of the names and sizes of all files, remembered until a class folder changes."""
+        remembered = self.root / "data" / "fingerprints.json"
+        try:
+            known = json.loads(remembered.read_text())
+        except (OSError, ValueError):
+            known = {}
+        now = stamp(folder)
+        entry = known.get(str(folder))
+        if entry and entry["stamp"] == now:
+            return str(entry["fingerprint"])
+        from lewel_bench.pretrain.check import fingerprint
+        from lewel_bench.pretrain.data import read_folder
+
+        both = [fingerprint(read_folder(folder, split)) for split in ("train", "val")]
+        known[str(folder)] = {"stamp": now, "fingerprint": "".join(f[:6] for f in both)}
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(remembered, json.dumps(known, indent=1))
+        return str(known[str(folder)]["fingerprint"])
+
+
+def shapes_id() -> str:
+    """What stands for the generated images in keys: they follow from the generator's revision."""
+    from lewel_bench.pretrain.shapes import REVISION
+
+    return f"shapes-r{REVISION}"
+
+
+def stamp(folder: Path) -> list[int]:
+    """Changes when a file is added to, or removed from, a class folder."""
+    times = []
+    for split in os.scandir(folder):
+        if split.is_dir():
+            times += [split.stat().st_mtime_ns]
+            times += [c.stat().st_mtime_ns for c in os.scandir(split) if c.is_dir()]
+    return [len(times), max(times, default=0), sum(t % 1_000_003 for t in times)]

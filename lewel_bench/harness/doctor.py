@@ -1,0 +1,93 @@
+"""`lewel-bench doctor`: what works here, and what to do about what does not."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lewel_bench import __version__
+from lewel_bench.harness import datasets
+from lewel_bench.harness.datasets import MissingData
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.cli import Context
+
+NEEDED_GIB = 5.0  # of disk, for the shapes suite with room to spare
+Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
+
+
+def doctor(context: "Context") -> int:
+    """Print every check; 2 when one of them is a problem."""
+    found = [*_software(), *_machine(), *_places(context)]
+    width = max(len(what) for what, _, _ in found)
+    for what, state, finding in found:
+        print(f"{state:8} {what:{width}}  {finding}")
+    problems = sum(state == "problem" for _, state, _ in found)
+    print("ready" if not problems else f"{problems} problems")
+    return 2 if problems else 0
+
+
+def _software() -> Iterator[Check]:
+    yield "lewel-bench", "ok", f"{__version__}, Python {platform.python_version()}"
+    for name in ("torch", "torchvision", "simplejpeg", "pillow", "safetensors"):
+        yield name, "ok", importlib.metadata.version(name)
+    try:
+        import torch
+        import torchvision
+    except Exception as error:  # a mismatched pair fails in many ways; the message is the finding
+        advice = "install a matching pair: pip install --upgrade torch torchvision"
+        yield "torch + torchvision", "problem", f"do not import together ({error}): {advice}"
+        return
+    box = torch.tensor([[0.0, 0, 1, 1]])
+    kept = len(torchvision.ops.nms(box, torch.ones(1), 0.5))
+    state = "ok" if kept == 1 else "problem"
+    yield "torch + torchvision", state, "compiled operators of torchvision work"
+    try:
+        import torch.utils.tensorboard
+    except ImportError:
+        yield "tensorboard", "ok", "not installed (optional): pip install lewel-bench[tensorboard]"
+    else:
+        yield "tensorboard", "ok", importlib.metadata.version("tensorboard")
+
+
+def _machine() -> Iterator[Check]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    yield "CPU", "ok", f"{cores} cores, {torch.get_num_threads()} torch threads"
+    if not torch.cuda.is_available():
+        yield "GPU", "warning", "none: the shapes suite runs on the CPU, the paper's scale does not"
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        memory = properties.total_memory / 2**30
+        yield f"GPU {i}", "ok", f"{properties.name}, {memory:.0f} GiB"
+
+
+def _places(context: "Context") -> Iterator[Check]:
+    path = context.site.path
+    yield "site file", "ok", str(path) if path else "none (defaults): see README, Configuration"
+    yield _writable(context.root)
+    for name in datasets.NAMED:
+        if name == "shapes":
+            continue
+        try:
+            data = context.datasets(name, "")
+        except MissingData as missing:
+            yield f"data {name}", "warning", str(missing).split(":", 1)[0]
+        else:
+            yield f"data {name}", "ok", data.root
+    for key, text in context.site.data.items():
+        if not context.site.resolve(text).exists():
+            yield f"site file: {key}", "problem", f"{context.site.resolve(text)} does not exist"
+
+
+def _writable(root: Path) -> Check:
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        return "run root", "problem", f"{root} is not writable: choose another with --root"
+    free = shutil.disk_usage(existing).free / 2**30
+    state = "ok" if free > NEEDED_GIB else "warning"
+    return "run root", state, f"{root}, {free:.0f} GiB free"

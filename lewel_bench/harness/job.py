@@ -1,0 +1,367 @@
+"""What runs inside a job: read its spec, compute, write its record last.
+
+`python -m lewel_bench.harness.job FOLDER` runs the job of a folder, alone or under torchrun.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lewel_bench import __version__
+from lewel_bench.evals import features, knn, linear, semi
+from lewel_bench.evals.outcome import Outcome, Splits
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.harness import signals, view
+from lewel_bench.harness.choose import choose
+from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.status import EVENTS, FAILURE, SPEC
+from lewel_bench.pretrain import checkpoint, distributed, shapes, train
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.check import fingerprint
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.folder import Images, read_folder
+from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
+from lewel_bench.results import record
+from lewel_bench.results.record import Checkpoint, Data, Record
+
+SPLIT_SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
+MONITORS = 5  # kNN accuracies in the course of a pre-training
+SAVED = 75  # exit code under torchrun: saved, run again (EX_TEMPFAIL)
+BANK, QUERIES = 50, 20  # images a class for these
+
+
+def write_spec(job: Job, root: Path) -> None:
+    """Make the folder of a job, with everything that is needed to run it."""
+    folder = root / job.key
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / SPEC).exists():
+        write_atomically(folder / SPEC, job.model_dump_json(indent=1))
+
+
+def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: Stop) -> Record:
+    """Compute a job and commit its record; goes on from its checkpoints.
+
+    The caller holds the lock of the job's folder. Raises Stopped after saving, and whatever the
+    computation raises, after writing it to `failure.json`.
+    """
+    folder = root / job.key
+    log = Log(folder, report)
+    started = datetime.now(UTC)
+    log("start", kind=job.kind, name=job.name, seed=job.seed)
+    try:
+        (folder / FAILURE).unlink(missing_ok=True)
+        made = _compute(job, root, machine(settings), log, stop)
+    except Stopped as stopped:
+        log("stopped", message=str(stopped))
+        raise
+    except Exception as error:
+        _write_failure(folder, error)
+        log("failed", message=str(error))
+        raise
+    result = Record(
+        key=job.key,
+        kind=job.kind,
+        name=job.name,
+        spec=job.identity(),
+        seed=job.seed,
+        upstream=tuple(filter(None, (job.upstream, *job.needs))) if job.kind != "pretrain" else (),
+        metrics=made.outcome.metrics,
+        outcome={k: v for k, v in asdict(made.outcome).items() if k not in ("metrics", "warnings")},
+        warnings=tuple(made.outcome.warnings),
+        data=made.data,
+        **provenance(),
+        environment=environment(settings),
+        started=started,
+        finished=datetime.now(UTC),
+        seconds=made.seconds,
+        checkpoint=made.checkpoint,
+    )
+    if distributed.rank() != 0:
+        return result
+    written = record.commit(folder, result)
+    checkpoint.clear(folder)
+    log("done", **made.outcome.metrics)
+    return written
+
+
+class Log:
+    """Writes every event to `events.jsonl` and passes it on; other ranks than 0 are silent."""
+
+    def __init__(self, folder: Path, onward: Report) -> None:
+        self.path, self.onward = folder / EVENTS, onward
+        self.tensorboard = _tensorboard(folder)
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        if distributed.rank() != 0:
+            return
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self.tensorboard and "step" in fields:
+            for name, value in fields.items():
+                if isinstance(value, int | float) and name not in ("step", "steps"):
+                    self.tensorboard.add_scalar(f"{event}/{name}", value, fields["step"])
+        self.onward(event, **fields)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # it is optional; events.jsonl holds the same
+        return None
+    return SummaryWriter(str(folder / "tensorboard")) if distributed.rank() == 0 else None
+
+
+class Made:
+    """What a computation leaves for its record."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        data: dict[str, Data],
+        seconds: float,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.outcome, self.data, self.seconds = outcome, data, seconds
+        self.checkpoint = checkpoint
+
+
+def _compute(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Made:
+    if job.kind == "pretrain":
+        return _pretrain(job, root / job.key, on, log, stop)
+    if job.kind == "final" and isinstance(job.protocol, Semi):
+        records = [record.read(root / key / record.NAME) for key in job.needs]
+        return Made(choose(job.protocol, records), dict(records[0].data), 0.0)
+    return _evaluate(job, root, on, log, stop)
+
+
+def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> Made:
+    assert job.recipe is not None
+    images = read(job.data, "train")
+    trained = train.run(
+        job.recipe,
+        seed=job.seed,
+        images=images,
+        folder=folder,
+        machine=on,
+        report=log,
+        stop=stop,
+        monitor=_monitor(job, images, on),
+        monitor_every=max(1, job.recipe.epochs // MONITORS),
+    )
+    digest = checkpoint.sha256(trained.backbone) if distributed.rank() == 0 else "0" * 64
+    return Made(
+        Outcome(metrics=trained.metrics),
+        {"train": _described(job.data, images)},
+        trained.seconds,
+        Checkpoint(file=trained.backbone.name, sha256=digest),
+    )
+
+
+def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
+    """kNN accuracy on a few images a class: a view of the training, not a number of any table."""
+    assert job.recipe is not None
+    size = job.recipe.image_size
+    classes = len(images.classes)
+    bank = _few(images, BANK * classes)
+    queries = _few(read(job.data, "val", images.classes), QUERIES * classes)
+
+    def look(net: ResNet) -> dict[str, float]:
+        known, asked = (
+            features.extract(net, part, size=size, resize=size * 8 // 7, machine=on)
+            for part in (bank, queries)
+        )
+        return {"knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"]}
+
+    return look
+
+
+def _few(images: Images, count: int) -> Images:
+    if len(images) <= count:
+        return images
+    return images.take(holdout(images, count, SPLIT_SEED)[1])
+
+
+def _evaluate(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Made:
+    assert job.protocol is not None and job.upstream is not None
+    upstream = record.read(root / job.upstream / record.NAME)
+    assert upstream.checkpoint is not None
+    backbone = root / job.upstream / upstream.checkpoint.file
+    if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
+        raise ValueError(
+            f"{backbone} is not the file that its record names (its hash differs): remove "
+            f"{backbone.parent} to pre-train it again"
+        )
+    splits = split(job)
+    began = time.perf_counter()
+    arguments: dict[str, Any] = {
+        "backbone": backbone,
+        "splits": splits,
+        "seed": job.seed,
+        "folder": root / job.key,
+        "machine": on,
+        "report": log,
+        "stop": stop,
+    }
+    if isinstance(job.protocol, Semi):
+        assert job.lr is not None
+        outcome = semi.run(job.protocol, lr=job.lr, **arguments)
+    elif job.protocol.runner == "knn":
+        outcome = knn.run(job.protocol, **arguments)
+    else:
+        outcome = linear.run(job.protocol, **arguments)
+    data = {
+        role: _described(job.data, getattr(splits, role)) for role in ("train", "select", "report")
+    }
+    return Made(
+        outcome,
+        data,
+        round(time.perf_counter() - began, 3),
+        Checkpoint(file=f"../{job.upstream}/{backbone.name}", sha256=upstream.checkpoint.sha256),
+    )
+
+
+def split(job: Job) -> Splits:
+    """The images that train, that choose the learning rate, and that are reported."""
+    assert job.protocol is not None
+    everything = read(job.data, "train")
+    reported = read(job.data, "val", everything.classes)
+    if job.protocol.runner == "knn":
+        return Splits(everything, reported, reported)
+    rest, held = holdout(everything, job.protocol.held_out, SPLIT_SEED)
+    if not isinstance(job.protocol, Semi):
+        return Splits(everything.take(rest), everything.take(held), reported)
+    labelled = _labelled(job.data, job.protocol, everything)
+    inside = set(labelled.files)
+    outside = np.array([i for i in held if everything.files[i] not in inside], dtype=np.int64)
+    return Splits(labelled, everything.take(outside), reported)
+
+
+def _labelled(data: Dataset, protocol: Semi, images: Images) -> Images:
+    if protocol.name in data.lists:
+        return images.take(subset_from_list(images, Path(data.lists[protocol.name])))
+    return images.take(subset(images, protocol.fraction, SPLIT_SEED))
+
+
+def read(
+    data: Dataset, which: Literal["train", "val"], classes: Sequence[str] | Path | None = None
+) -> Images:
+    """One split of a data set; `shapes` is made first where it is not there yet."""
+    root = Path(data.root)
+    if data.name == "shapes":
+        shapes.make(root.parent)
+    if classes is None and data.classes:
+        classes = Path(data.classes)
+    return read_folder(root, which, classes)
+
+
+def _described(data: Dataset, images: Images) -> Data:
+    return Data(name=data.name, fingerprint=fingerprint(images), images=len(images))
+
+
+def machine(settings: MachineSettings) -> Machine:
+    """Where this process computes. Raises ValueError for a device that is not there."""
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name}: no CUDA device works here; use --device cpu")
+        if name == "cuda":
+            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(name)
+        torch.backends.cudnn.benchmark = True
+    elif name != "cpu":
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = settings.workers if settings.workers is not None else min(8, max(1, cores - 1))
+    return Machine(
+        device=torch.device(name),
+        workers=workers,
+        micro_batch=settings.micro_batch,
+        compile=settings.compile,
+        save_every_s=settings.save_every_s,
+    )
+
+
+def environment(settings: MachineSettings) -> dict[str, str]:
+    """Versions and hardware, for the record."""
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "processes": str(distributed.world()),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Commit, whether it was changed, version, and the command line."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return ""  # installed from a wheel: the version stands for the commit
+        return done.stdout.strip()
+
+    return {
+        "commit": git("rev-parse", "HEAD") or f"version {__version__}",
+        "dirty": bool(git("status", "--porcelain")),
+        "version": __version__,
+        "command": os.environ.get("LEWEL_BENCH_COMMAND")
+        or shlex.join(["lewel-bench", *sys.argv[1:]]),
+    }
+
+
+def _write_failure(folder: Path, error: Exception) -> None:
+    content = {
+        "message": f"{type(error).__name__}: {error}",
+        "time": datetime.now(UTC).isoformat(),
+        "traceback": traceback.format_exc(),
+    }
+    try:
+        write_atomically(folder / FAILURE, json.dumps(content, indent=1))
+    except OSError:
+        print(f"cannot write {folder / FAILURE}: {content['message']}", file=sys.stderr)
+
+
+def main() -> int:
+    """Run the job of a folder under torchrun; the parent holds the lock."""
+    folder = Path(sys.argv[1])
+    settings = MachineSettings.model_validate_json(sys.argv[2])
+    signals.listen()
+    distributed.start()
+    job = Job.model_validate_json((folder / SPEC).read_text())
+    try:
+        run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
+    except Stopped:
+        return SAVED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""`lewel-bench ls`: what there is, as rows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lewel_bench.evals.protocol import Linear, Semi
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness import suites
+from lewel_bench.harness.site import Site
+from lewel_bench.harness.status import survey
+from lewel_bench.pretrain.methods import METHODS
+from lewel_bench.pretrain.recipe import unknown
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.results import conflicts, table
+from lewel_bench.results.store import Store
+
+Listing = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
+
+
+def listing(what: str, site: Site, root: Path) -> Listing:
+    """Columns and rows of one list. Raises ValueError naming the nearest list."""
+    lists: dict[str, Callable[[], Listing]] = {
+        "methods": _methods,
+        "recipes": _recipes,
+        "protocols": _protocols,
+        "tables": _tables,
+        "suites": lambda: _suites(site),
+        "conflicts": _conflicts,
+        "runs": lambda: _runs(root),
+    }
+    if what not in lists:
+        raise ValueError(unknown("list", what, list(lists)))
+    return lists[what]()
+
+
+def _methods() -> Listing:
+    rows = []
+    for name, summary in METHODS.items():
+        families = [f for f, names in FAMILIES.items() if RECIPES[names[0]].method == name]
+        rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
+    return ("method", "what it is", "recipes (families)"), rows
+
+
+def _recipes() -> Listing:
+    rows = []
+    for r in RECIPES.values():
+        norm = f"{r.bn_group} images" if r.bn_group else "whole batch"
+        rate = f"{r.optimizer.name} {r.optimizer.lr:g}"
+        rows.append((r.name, r.label, r.data, str(r.epochs), str(r.batch), rate, norm, r.source))
+    return (
+        "recipe",
+        "label",
+        "data",
+        "epochs",
+        "batch",
+        "optimizer, lr",
+        "BN over",
+        "source",
+    ), rows
+
+
+def _protocols() -> Listing:
+    rows = []
+    for p in PROTOCOLS.values():
+        if isinstance(p, Linear):
+            grid = "lr " + ", ".join(f"{lr:g}" for lr in p.lrs)
+            setting = f"{p.optimizer}, batch {p.batch}, {p.epochs} epochs"
+        elif isinstance(p, Semi):
+            backbone = ", ".join(f"{lr:g}" for lr in p.backbone_lrs)
+            grid = f"backbone {backbone}; head {', '.join(f'{lr:g}' for lr in p.head_lrs)}"
+            setting = f"{p.fraction:.0%} of the labels, batch {p.batch}, {p.epochs} epochs"
+        else:
+            grid, setting = "–", f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}"
+        held = "–" if p.runner == "knn" else f"{p.held_out} held-out training images"
+        rows.append((p.name, p.label, setting, grid, held, p.source))
+    return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
+
+
+def _tables() -> Listing:
+    rows = []
+    for name in table.TABLES:
+        one = table.load(name)
+        cells = len(list(one.cells()))
+        rows.append((name, one.title, f"{cells} cells can be measured", one.source))
+    return ("table", "title", "cells", "source"), rows
+
+
+def _suites(site: Site) -> Listing:
+    names = [*suites.SUITES, *site.suites]
+    found = [suites.get(name, site) for name in names]
+    return ("suite", "scale", "source"), [(s.name, s.label, s.source) for s in found]
+
+
+def _conflicts() -> Listing:
+    rows = []
+    for one in conflicts.load():
+        sides = [f"{name}: {side}" for name, side in {**one.recipes, **one.protocols}.items()]
+        rows.append(
+            (one.id, one.paper, f"{one.code} [{one.where}]", one.default, one.why, "; ".join(sides))
+        )
+    return ("conflict", "the paper", "the code", "default here", "why", "by name"), rows
+
+
+def _runs(root: Path) -> Listing:
+    store = Store(root)
+    rows = []
+    for state in survey(root, store).values():
+        record = store.records.get(state.key)
+        metrics = record.metrics if record else {}
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        rows.append((state.key, state.kind, state.name, str(state.seed), state.state, shown))
+    return ("key", "kind", "name", "seed", "state", "metrics"), rows

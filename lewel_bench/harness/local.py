@@ -1,0 +1,141 @@
+"""Runs jobs on this machine, one after another; several such processes may share one run root.
+
+A record is the only proof that a job is done. Whoever holds the lock of a job's folder computes
+it, and a lock goes with its process, so a kill leaves nothing behind.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lewel_bench.harness import job as jobs
+from lewel_bench.harness import signals
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.status import FAILURE, LOCK, queue
+from lewel_bench.pretrain.report import Report, Stopped
+from lewel_bench.results.record import NAME
+
+POLL_S = 1.0  # between looks at what another process computes
+
+Watch = Callable[[Job], Report]
+Say = Callable[[str], None]
+
+
+class Unfinished(Exception):
+    """Some jobs failed; each is named with its reason. `mistakes`: all of them are something that
+    the user can mend (ValueError, OSError), none is an error of ours."""
+
+    def __init__(self, message: str, mistakes: bool) -> None:
+        super().__init__(message)
+        self.mistakes = mistakes
+
+
+class Runner:
+    """One `run`: what is left to do, and what went wrong."""
+
+    def __init__(
+        self, plan: Sequence[Job], root: Path, settings: MachineSettings, watch: Watch, say: Say
+    ) -> None:
+        self.root, self.settings, self.watch, self.say = root, settings, watch, say
+        self.pending = [job for job in plan if not self._done(job.key)]
+        self.computed: list[str] = []
+        self.failed: dict[str, str] = {}  # key -> reason, of jobs that failed or never can start
+        self.mistakes = True
+        self.waiting_for = ""
+
+    def run(self) -> list[str]:
+        """Compute every job without a record; returns the keys computed here.
+
+        A job that another process works on is waited for; a failed one blocks those that need it
+        and no others. Raises Stopped after saving when a signal came, Unfinished at the end when
+        jobs failed.
+        """
+        for job in self.pending:
+            jobs.write_spec(job, self.root)
+        with queue(self.root, [job.key for job in self.pending]):
+            while self._round():
+                pass
+        if self.failed:
+            lines = "\n".join(f"  {reason}" for reason in self.failed.values())
+            raise Unfinished(f"{len(self.failed)} jobs are not done:\n{lines}", self.mistakes)
+        return self.computed
+
+    def _round(self) -> bool:
+        """Do one thing: compute a job, or wait; False when nothing is left."""
+        self.pending = [j for j in self.pending if not self._settled(j)]
+        if not self.pending:
+            return False
+        ready = [j for j in self.pending if all(self._done(need) for need in j.needs)]
+        if not any(self._attempt(job) for job in ready):
+            self._wait((ready or self.pending)[0])
+        return True
+
+    def _done(self, key: str) -> bool:
+        return (self.root / key / NAME).exists()
+
+    def _settled(self, job: Job) -> bool:
+        if job.key in self.failed or self._done(job.key):
+            return True
+        broken = [need for need in job.needs if need in self.failed]
+        if broken:
+            self.failed[job.key] = f"{job.name} ({job.key}): not started, it needs {broken[0]}"
+        return bool(broken)
+
+    def _attempt(self, job: Job) -> bool:
+        """Compute `job` unless somebody else does; whether it is settled now."""
+        if signals.asked_to_stop():
+            raise Stopped("nothing was running")
+        try:
+            with FileLock(self.root / job.key / LOCK, timeout=0):
+                if not self._done(job.key):
+                    self._compute(job)
+                    self.computed.append(job.key)
+        except Timeout:
+            return False
+        except Stopped:
+            raise
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+            self.mistakes = self.mistakes and not kind
+            self.failed[job.key] = f"{job.name} ({job.key}): {kind}{error}"
+            if kind:
+                self.failed[job.key] += f"; see {self.root / job.key / FAILURE}"
+            self.say(f"failed: {self.failed[job.key]}")
+        return True
+
+    def _compute(self, job: Job) -> None:
+        processes = self.settings.processes or _devices(self.settings)
+        reads_records = job.kind == "final" and job.upstream not in job.needs
+        if processes == 1 or reads_records:
+            jobs.run(job, self.root, self.settings, self.watch(job), signals.asked_to_stop)
+            return
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={processes}", "-m", "lewel_bench.harness.job"]
+        command += [str(self.root / job.key), self.settings.model_dump_json()]
+        command_line = jobs.provenance()["command"]
+        environment = {**os.environ, "LEWEL_BENCH_COMMAND": command_line, "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, env=environment, check=False)
+        if signals.asked_to_stop():
+            raise Stopped("every process saved")
+        if done.returncode or not self._done(job.key):
+            raise RuntimeError(f"torchrun ended with exit code {done.returncode}")
+
+    def _wait(self, job: Job) -> None:
+        if signals.asked_to_stop():
+            raise Stopped("another process goes on")
+        if self.waiting_for != job.key:
+            self.say(f"another process computes {job.name} ({job.key}): waiting for its record")
+            self.waiting_for = job.key
+        time.sleep(POLL_S)
+
+
+def _devices(settings: MachineSettings) -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count()) if settings.device in (None, "cuda") else 1

@@ -1,0 +1,165 @@
+"""`lewel-bench run`: from the command line to jobs, checked before anything starts."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lewel_bench.harness import plan
+from lewel_bench.harness.plan import Job, Selection
+from lewel_bench.harness.site import MachineSettings
+from lewel_bench.pretrain import methods
+from lewel_bench.results.record import set_aside
+from lewel_bench.results.store import Store
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.cli import Context
+
+
+def run(context: "Context", arguments: argparse.Namespace) -> int:
+    """Plan, check, then compute what is missing; the exit code."""
+    selection = select(arguments, context.settings)
+    jobs = plan.plan(selection, context.suite, context.datasets)
+    for job in jobs:
+        if job.recipe:
+            methods.check(job.recipe)
+    settings = _machine(arguments, context.site.machine)
+    store = Store(context.root)
+    _corrupt(jobs, store, arguments.replace_corrupt)
+    todo = [job for job in jobs if job.key not in store.records]
+    if arguments.dry_run:
+        _show(jobs, todo, store)
+        return 0
+    if not todo:
+        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(arguments)}")
+        return 0
+    return _compute(context, todo, len(jobs) - len(todo), settings, arguments)
+
+
+def _compute(
+    context: "Context",
+    todo: Sequence[Job],
+    there: int,
+    settings: MachineSettings,
+    arguments: argparse.Namespace,
+) -> int:
+    # here and not above: only now is torch needed
+    from lewel_bench.harness import local, material, signals, view
+    from lewel_bench.pretrain.report import Stopped
+
+    material.prepare(todo, context)
+    signals.listen()
+    print(f"{len(todo)} jobs to do, {there} already done; records go to {context.root}")
+
+    def say(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    runner = local.Runner(todo, context.root, settings, lambda job: view.progress(job.name), say)
+    try:
+        computed = runner.run()
+    except Stopped as stopped:
+        number = signals.received() or signal.SIGTERM
+        say(f"stopped: {stopped}. Run the same command again to go on.")
+        return 128 + number
+    except local.Unfinished as unfinished:
+        say(f"lewel-bench: {unfinished}\nRun the same command again to try once more.")
+        return 2 if unfinished.mistakes else 1
+    print(f"done: {len(computed)} jobs computed here. {_hint(arguments)}")
+    return 0
+
+
+def select(arguments: argparse.Namespace, settings: Sequence[tuple[str, Any]]) -> Selection:
+    """The selection of a command line. Raises ValueError for what cannot be meant."""
+    methods_ = _split(arguments.method)
+    tables = tuple(t.removeprefix("table") for t in _split(arguments.table))
+    epochs = tuple(_positive("--epochs", text) for text in _split(arguments.epochs))
+    evals = _split([arguments.evals]) if arguments.evals else ()
+    asked = Selection(
+        methods=methods_,
+        epochs=epochs,
+        tables=tables,
+        evals=evals,
+        seeds=_seeds(arguments.seeds),
+        settings=tuple(settings),
+    )
+    if not arguments.refit:
+        return asked
+    linear = [name for name in plan.protocols(asked) if name.startswith("linear")]
+    return replace(asked, settings=(*settings, *((f"{name}.refit", True) for name in linear)))
+
+
+def _split(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
+
+
+def _positive(option: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{option} {text}: must be a whole number of at least 1")
+    return int(text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """`3` is seeds 0, 1, 2; `0,2,5` and `4,` are these."""
+    if "," not in text:
+        return tuple(range(_positive("--seeds", text)))
+    parts = _split([text])
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--seeds {text}: write a number of seeds (3) or a list of them (0,2,5)")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _machine(arguments: argparse.Namespace, site: MachineSettings) -> MachineSettings:
+    given = {
+        name: value
+        for name in ("device", "processes", "workers", "micro_batch", "compile")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.save_every is not None:
+        given["save_every_s"] = arguments.save_every
+    return MachineSettings.model_validate({**site.model_dump(), **given})
+
+
+def _corrupt(jobs: Sequence[Job], store: Store, replace: bool) -> None:
+    keys = {job.key for job in jobs}
+    bad = [one for one in store.bad if one.path.parent.name in keys]
+    if bad and not replace:
+        lines = "\n".join(f"  {one}" for one in bad)
+        raise ValueError(
+            f"{len(bad)} records are corrupt:\n{lines}\n"
+            "They are computed again only when asked: add --replace-corrupt (the files are kept "
+            "beside, renamed)"
+        )
+    for one in bad:
+        print(f"set aside: {set_aside(one.path)}", file=sys.stderr)
+
+
+def _show(jobs: Sequence[Job], todo: Sequence[Job], store: Store) -> None:
+    from lewel_bench.harness import view
+    from lewel_bench.harness.cost import Estimator
+
+    estimator = Estimator(store.records)
+    missing = {job.key for job in todo}
+    rows, total, unknown = [], 0.0, 0
+    for job in jobs:
+        cost = estimator.cost(job)
+        if job.key in missing:
+            total += cost.hours or 0.0
+            unknown += cost.hours is None
+        hours = "?" if cost.hours is None else f"{cost.hours:.3g}"
+        state = "missing" if job.key in missing else "done"
+        rows.append((state, job.key, job.kind, job.name, str(job.seed), hours, cost.basis))
+    view.show_list(("state", "key", "kind", "name", "seed", "device-hours", "from"), rows)
+    more = f", and {unknown} jobs of unknown cost" if unknown else ""
+    print(f"{len(todo)} of {len(jobs)} jobs to do: {total:.3g} device-hours{more}")
+
+
+def _hint(arguments: argparse.Namespace) -> str:
+    tables = [t.removeprefix("table") for t in _split(arguments.table)] or ["1"]
+    more = [] if arguments.suite == "paper" else ["--suite", arguments.suite]
+    more += ["--root", arguments.root] if arguments.root else []
+    for option, values in (("--data", arguments.data), ("--set", arguments.settings)):
+        for value in values:
+            more += [option, value]
+    return "See: " + ", ".join(" ".join(["lewel-bench table", t, *more]) for t in tables)

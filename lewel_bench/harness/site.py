@@ -1,0 +1,91 @@
+"""The site file: where this place keeps its data and runs, and its own suites."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from lewel_bench.pretrain.recipe import Value, explain
+
+FILE = "lewel-bench.toml"
+EXAMPLE = """\
+runs = "runs"                            # where results go
+
+[data]                                   # data sets by name
+imagenet = "/data/imagenet"              # has train/CLASS/*.JPEG and val/CLASS/*.JPEG
+imagenet100_classes = "imagenet100.txt"  # CMC's class list, one wnid a line
+imagenet_1pct = "1percent.txt"           # google-research/simclr imagenet_subsets
+imagenet_10pct = "10percent.txt"
+cifar10 = "/data/cifar10"
+
+[suites.clothing10]                      # the paper's cells on your own class folders
+like = "shapes"
+data = "/data/clothing10"
+
+[machine]
+workers = 8
+"""
+
+
+class OwnSuite(Value):
+    """A suite of the user's: the scale of `like`, on the class folders at `data`."""
+
+    like: str
+    data: str
+
+
+class MachineSettings(Value):
+    """How jobs run here; never part of a number's identity."""
+
+    device: str | None = None
+    processes: Annotated[int, Field(gt=0)] | None = None
+    workers: Annotated[int, Field(ge=0)] | None = None
+    micro_batch: Annotated[int, Field(gt=0)] | None = None
+    compile: bool = False
+    threads: Annotated[int, Field(gt=0)] | None = None
+    save_every_s: Annotated[float, Field(gt=0)] = 300.0
+
+
+class Site(Value):
+    """The content of a site file."""
+
+    runs: str = "runs"
+    data: dict[str, str] = {}
+    suites: dict[str, OwnSuite] = {}
+    machine: MachineSettings = MachineSettings()
+    path: Path | None = None  # the file it was read from; paths in it are relative to its folder
+
+    def resolve(self, path: str) -> Path:
+        """`path` of the site file as an absolute path."""
+        base = self.path.parent if self.path else Path.cwd()
+        return (base / Path(path).expanduser()).resolve()
+
+
+def find() -> Path | None:
+    """The site file that applies: $LEWEL_BENCH_CONFIG, upward from here, the user's folder."""
+    named = os.environ.get("LEWEL_BENCH_CONFIG")
+    if named:
+        return Path(named)
+    here = Path.cwd()
+    config = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
+    candidates = [*(folder / FILE for folder in (here, *here.parents)), config / FILE]
+    return next((c for c in candidates if c.is_file()), None)
+
+
+def load() -> Site:
+    """The site file's content, or defaults. Raises ValueError naming file, field and choices."""
+    path = find()
+    if path is None:
+        return Site()
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the site file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the site file {path} is not valid TOML: {error}") from None
+    try:
+        return Site.model_validate({**content, "path": path.resolve()})
+    except ValidationError as error:
+        raise ValueError(f"site file {path}: {explain(error)}") from None

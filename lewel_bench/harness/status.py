@@ -1,0 +1,182 @@
+"""What every job under a run root is doing, read from its folder."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.results.store import Store
+
+SPEC, FAILURE, LOCK, EVENTS = "spec.json", "failure.json", ".lock", "events.jsonl"
+QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
+ORDER = ("running", "queued", "failed", "missing", "stale", "done")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One line of `lewel-bench status`; `reason` says why it is not done."""
+
+    key: str
+    kind: str
+    name: str
+    seed: int
+    suite: str
+    state: str
+    reason: str = ""
+
+
+def survey(root: Path, store: Store | None = None) -> dict[str, JobState]:
+    """The state of every job that has a folder under `root`, by key.
+
+    done: has a record; stale: has one, but its recipe, protocol or data now means something else;
+    running: a live process holds its lock; queued: a live `run` will start it; failed: its last
+    attempt raised; missing: none of these, for instance interrupted.
+    """
+    store = store or Store(root)
+    queued = _queued(root)
+    corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
+    states = {}
+    for key, spec in _specs(root, store):
+        state, reason = _state(root / key, key, store, queued, corrupt, spec)
+        states[key] = JobState(
+            key, spec["kind"], spec["name"], spec["seed"], spec.get("suite", ""), state, reason
+        )
+    return states
+
+
+def _state(
+    folder: Path,
+    key: str,
+    store: Store,
+    queued: set[str],
+    corrupt: Mapping[str, str],
+    spec: Mapping[str, Any],
+) -> tuple[str, str]:
+    if key in corrupt:
+        return "failed", f"corrupt record: {corrupt[key]}; run again with --replace-corrupt"
+    if key in store.records:
+        return ("stale", spec["stale"]) if spec.get("stale") else ("done", "")
+    if is_locked(folder):
+        return "running", progress(folder)
+    if key in queued:
+        return "queued", "waits for the jobs before it"
+    if spec.get("stale"):
+        return "stale", spec["stale"]
+    failure = _json(folder / FAILURE)
+    if failure:
+        return "failed", str(failure.get("message", "no reason was written"))
+    done = progress(folder)
+    return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
+
+
+def progress(folder: Path) -> str:
+    """`step 320 of 800` from the last events of a job; empty when there are none."""
+    for event in reversed(tail(folder / EVENTS)):
+        if "step" in event and "steps" in event:
+            return f"step {event['step']} of {event['steps']}"
+    return ""
+
+
+def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
+    """The last whole events of an events.jsonl; a half-written last line is left out."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - size))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut by the window or by a kill; the events around it are whole
+        if isinstance(event, dict):
+            events.append(event)
+    return events
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a live process works in `folder`."""
+    path = folder / LOCK
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def queue(root: Path, keys: list[str]) -> Iterator[None]:
+    """Show `keys` as queued to other processes for as long as this one lives."""
+    folder = root / QUEUES
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.json"
+    lock = FileLock(path.with_suffix(".lock"))
+    with lock:
+        write_atomically(path, json.dumps(keys))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _queued(root: Path) -> set[str]:
+    keys: set[str] = set()
+    for path in (root / QUEUES).glob("*.json"):
+        lock = path.with_suffix(".lock")
+        try:
+            with FileLock(lock, timeout=0):  # its process is gone, killed before it could clean up
+                path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+        except Timeout:
+            keys |= set(json.loads(path.read_text()))
+    return keys
+
+
+def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        names = sorted(e.name for e in os.scandir(root) if e.is_dir())
+    except FileNotFoundError:
+        return
+    for name in names:
+        if len(name) != 12:
+            continue
+        spec = _json(root / name / SPEC)
+        record = store.records.get(name)
+        if spec is None and record is not None:
+            spec = {"kind": record.kind, "name": record.name, "seed": record.seed}
+        if spec is not None:
+            yield name, {**spec, "stale": _stale(spec)}
+
+
+def _stale(spec: Mapping[str, Any]) -> str:
+    """Why the meaning of a job has changed since, or nothing."""
+    from lewel_bench.evals.protocols import PROTOCOLS
+    from lewel_bench.pretrain.recipes import RECIPES
+
+    for what, now in (("recipe", RECIPES), ("protocol", PROTOCOLS)):
+        then = spec.get(what)
+        if then and then.get("name") in now:
+            current = now[then["name"]].revision
+            if then.get("revision", current) < current:
+                return f"{what} {then['name']} is at revision {current}, this is {then['revision']}"
+    return ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,67 @@
+"""Suites: the scale at which the paper's cells are run. A suite only replaces fields."""
+
+from typing import Any
+
+from lewel_bench.evals.protocol import Protocol
+from lewel_bench.pretrain.recipe import Backbone, Recipe, Value, change
+
+NO_BLUR = "without blur"  # the same views, blur off: the practice for images of 32 to 64 px
+
+
+class Suite(Value):
+    """How the paper's recipes and protocols are scaled.
+
+    `data` maps the paper's data sets to the suite's. `epochs` multiplies the epochs of a
+    pre-training, its warm-up included. With a `batch` of its own the learning rate follows
+    linearly, times `lr` of the method. `recipes` (by method) and `protocols` (by name) are further
+    settings. `comparable` says whether its numbers can be held against the paper's.
+    """
+
+    name: str
+    label: str
+    source: str
+    comparable: bool = False
+    data: dict[str, str] = {}
+    backbone: Backbone | None = None
+    image_size: int | None = None
+    epochs: float = 1.0
+    batch: int | None = None
+    lr: dict[str, float] = {}
+    recipes: dict[str, dict[str, Any]] = {}
+    protocols: dict[str, dict[str, Any]] = {}
+
+    def dataset(self, name: str) -> str:
+        """The suite's data set for one of the paper's."""
+        return self.data.get(name, name)
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """`recipe` at this suite's scale; the identity for `paper`."""
+        if self.comparable:
+            return recipe
+        batch = self.batch or recipe.batch
+        lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(recipe.method, 1.0)
+        settings: dict[str, Any] = {
+            "data": self.dataset(recipe.data),
+            "image_size": self.image_size or recipe.image_size,
+            "backbone": (self.backbone or recipe.backbone).model_dump(),
+            "epochs": max(1, round(recipe.epochs * self.epochs)),
+            "batch": batch,
+            # a group stays the share of the batch that it is in the recipe, but of 16 or more
+            "bn_group": recipe.bn_group
+            and min(batch, max(16, recipe.bn_group * batch // recipe.batch)),
+            "optimizer.lr": float(f"{lr:.6g}"),
+            "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
+            "precision": "fp32",
+        }
+        for dotted, value in self.recipes.get(recipe.method, {}).items():
+            settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value
+        scaled: Recipe = change(recipe, settings)
+        return scaled
+
+    def protocol(self, name: str, protocol: Protocol) -> Protocol:
+        """`protocol` at this suite's scale; the identity for `paper`."""
+        if self.comparable:
+            return protocol
+        settings = {"data": self.dataset(protocol.data), **self.protocols.get(name, {})}
+        scaled: Protocol = change(protocol, settings)
+        return scaled

@@ -1,0 +1,144 @@
+"""What a person sees: tables, lists and progress. The only file that imports rich."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from lewel_bench.pretrain.report import Report
+from lewel_bench.results.fill import Filled
+from lewel_bench.results.sheet import sheet
+
+PLAIN_EVERY_S = 60.0
+
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "failed": "red",
+    "missing": "yellow",
+    "stale": "magenta",
+}
+
+
+def console() -> Console:
+    """Standard output; as wide as the content needs when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print a simple table."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[f"[{STYLES[c]}]{c}[/]" if c in STYLES else escape(c) for c in row])
+    console().print(table)
+
+
+def progress(label: str) -> Report:
+    """A report for one job: a bar on a terminal, else one plain line a minute."""
+    return Bar(label) if sys.stderr.isatty() else plain(label)
+
+
+def plain(label: str) -> Report:
+    """A report that prints a line a minute and whatever happens once."""
+    last = 0.0
+
+    def report(event: str, /, **fields: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if event in ("step", "epoch"):
+            if now - last < PLAIN_EVERY_S:
+                return
+            last = now
+        print(f"{label}: {line(event, fields)}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def line(event: str, fields: dict[str, Any]) -> str:
+    """One event as a line of text."""
+    if event == "start":
+        return f"{fields['kind']} starts (seed {fields['seed']})"
+    if event == "warning":
+        return f"warning: {fields['message']}"
+    if event == "step":
+        return f"step {fields['step']}/{fields['steps']}{_numbers(fields)}"
+    if event == "epoch":
+        return f"epoch {fields['epoch']}/{fields['epochs']}"
+    shown = ", ".join(f"{k} {_short(v)}" for k, v in fields.items() if not isinstance(v, list))
+    return f"{event} {shown}".rstrip()
+
+
+def _numbers(fields: dict[str, Any]) -> str:
+    names = {"loss": "loss", "lr": "lr", "images_per_s": "images/s"}
+    return "".join(f", {_short(fields[k])} {label}" for k, label in names.items() if k in fields)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Bar:
+    """A progress bar with ETA, images/s, loss and lr."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True, highlight=False),
+        )
+        self.task: TaskID | None = None
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        """Move the bar on a step; print everything else above it."""
+        if event in ("done", "stopped", "failed"):
+            self.bar.stop()
+        if event == "step":
+            if self.task is None:
+                self.bar.start()
+                self.task = self.bar.add_task(escape(self.label), numbers="")
+            self.bar.update(
+                self.task,
+                completed=fields["step"],
+                total=fields["steps"],
+                numbers=_numbers(fields).lstrip(", "),
+            )
+        elif event != "epoch":  # a bar moves by steps
+            self.bar.console.print(f"{self.label}: {line(event, fields)}", markup=False)
+
+
+def show_table(filled: Filled) -> None:
+    """Print a table of the paper with what was measured."""
+    drawn = sheet(filled)
+    table = Table(title=drawn.title, title_justify="left", pad_edge=False)
+    lead = len(drawn.header) - len(filled.table.columns)
+    for i, name in enumerate(drawn.header):
+        table.add_column(escape(name), justify="left" if i < lead else "right")
+    for block in drawn.blocks:
+        for texts in block.texts():
+            table.add_row(*map(escape, texts))
+        table.add_section()
+    out = console()
+    out.print(table)
+    for text in (*drawn.remarks, *drawn.problems):
+        out.print(f"- {text}", markup=False)
+    for i, note in enumerate(drawn.notes, 1):
+        out.print(f"[{i}] {note}", markup=False)

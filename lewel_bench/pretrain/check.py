@@ -1,0 +1,169 @@
+"""Is an image folder fit for training? Everything wrong with it at once, before a job is queued."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.folder import NAMES, Images, is_image, read_folder
+
+_SEED = 0  # of the sample: the same data set gets the same report
+_MODES = {"L": "greyscale", "1": "greyscale", "I;16": "greyscale", "CMYK": "CMYK"}
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    folder: Path
+    images: int
+    per_class: dict[str, int]  # class name -> images
+    decoded: int  # images that were looked into
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """`problems` stop a run; `notes` say what was converted or left aside."""
+
+    root: Path
+    splits: dict[str, SplitReport]
+    problems: list[str]
+    notes: list[str]
+
+
+def check(
+    root: Path,
+    *,
+    classes: Sequence[str] | Path | None = None,
+    sample: int = 2000,
+    full: bool = False,
+) -> DataReport:
+    """What is in `root` (the layout of `folder.read_folder`) and what is wrong with it.
+
+    Of each split all images are decoded if they are at most `sample` or with `full`, else `sample`
+    drawn ones. Nothing is raised: a folder that cannot be read at all is a problem too.
+    """
+    splits: dict[str, SplitReport] = {}
+    problems: list[str] = []
+    notes: list[str] = []
+    for split in NAMES:
+        try:
+            images = read_folder(Path(root), split, classes)
+            mark = fingerprint(images)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        chosen = _sample(len(images), len(images) if full else sample)
+        counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+        per_class = dict(zip(images.classes, counts, strict=True))
+        splits[split] = SplitReport(images.root, len(images), per_class, len(chosen), mark)
+        bad, kinds = _look(images, [images.files[i] for i in chosen])
+        problems += bad
+        notes += _notes(splits[split], kinds)
+    return DataReport(Path(root), splits, problems, notes)
+
+
+def fingerprint(images: Images) -> str:
+    """12 hexadecimal digits that change with any file's name or size, and with neither the place of
+    the folder nor the order of its files. Raises ValueError naming a file that is gone."""
+
+    def sizes(files: Sequence[str]) -> list[str]:
+        return [f"{file}\0{_size(images.root / file)}\n" for file in files]
+
+    digest = hashlib.sha256()
+    for lines in _threads(sizes, sorted(images.files)):
+        digest.update("".join(lines).encode())
+    return digest.hexdigest()[:12]
+
+
+def _look(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """What is wrong with `files`, and those of each kind that is converted to RGB."""
+    problems: list[str] = []
+    kinds: dict[str, list[str]] = defaultdict(list)
+
+    def look(some: Sequence[str]) -> list[tuple[str, str, str]]:
+        return [(file, *_inspect(images.root / file)) for file in some]
+
+    for found in _threads(look, files):
+        for file, problem, kind in found:
+            if problem:
+                problems.append(problem)
+            elif kind:
+                kinds[kind].append(file)
+    return problems, kinds
+
+
+def _inspect(path: Path) -> tuple[str, str]:
+    """(what is wrong, what it is if not a plain RGB file of its name); both may be empty."""
+    try:
+        decode(path)
+        with Image.open(path) as image:
+            mode, form = image.mode, image.format or ""
+    except (ValueError, OSError) as error:
+        return str(error), ""
+    if mode != "RGB":
+        return "", _MODES.get(mode, f"{mode}-mode")
+    if form not in ("JPEG", "MPO") and path.suffix.lower() in (".jpg", ".jpeg"):
+        return "", f"JPEG-named {form}"
+    return "", ""
+
+
+def _notes(split: SplitReport, kinds: dict[str, list[str]]) -> list[str]:
+    notes = [
+        f"{split.folder}: converted to RGB: {len(files)} {kind}, first {files[0]}"
+        for kind, files in sorted(kinds.items())
+    ]
+    if split.decoded < split.images:
+        notes.append(f"{split.folder}: {split.decoded:,} of {split.images:,} images were decoded")
+    absent = [name for name, count in split.per_class.items() if not count]
+    if absent:
+        notes.append(
+            f"{split.folder}: without images here: {len(absent)} classes of the training set, "
+            f"first {absent[0]!r}"
+        )
+    ignored = _ignored(split.folder, split.per_class)
+    if ignored:
+        many = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(3))
+        notes.append(f"{split.folder}: files that are no images by their name are left out: {many}")
+    return notes
+
+
+def _ignored(folder: Path, classes: Iterable[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name in classes:
+        for _, _, files in os.walk(folder / name):
+            for file in files:
+                if not is_image(file):
+                    found[Path(file).suffix or file] += 1
+    return found
+
+
+def _sample(count: int, most: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    draws = np.random.Philox(key=[_SEED, count]).random_raw(count)
+    chosen: list[int] = np.sort(np.argsort(draws, kind="stable")[:most]).tolist()
+    return chosen
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _threads(work: Callable[[Sequence[_T]], _R], items: Sequence[_T]) -> Iterable[_R]:
+    """`work` on runs of `items`, in order: decoding and file systems let go of Python's lock."""
+    pieces = [items[first : first + 256] for first in range(0, len(items), 256)]
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        yield from pool.map(work, pieces)

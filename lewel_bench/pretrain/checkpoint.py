@@ -1,0 +1,99 @@
+"""Checkpoints that survive a kill at any moment, and the backbone file that evaluations read."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lewel_bench.pretrain.files import write_atomically
+
+KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write `state` for `step`, atomically, and keep the newest two.
+
+    The file's name carries the SHA-256 of its content, so a reader knows an intact file without a
+    second one. Raises OSError (disk full, quota, permission) that names the folder and the last
+    good checkpoint; whatever was there before stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    data = content.getbuffer()
+    path = folder / f"checkpoint-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        last = newest(folder)
+        raise OSError(
+            error.errno,
+            f"cannot save the checkpoint of step {step} in {folder}: {error.strerror}. "
+            f"Last good checkpoint: {last.name if last else 'none'}. "
+            "Make room, then run the same command again",
+        ) from error
+    for old in _files(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(
+    folder: Path, device: torch.device | str = "cpu", warn: Callable[[str], None] = print
+) -> dict[str, Any] | None:
+    """The newest intact state in `folder`, or None; corrupt files are named through `warn`."""
+    for path in reversed(_files(folder)):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
+            warn(f"checkpoint {path} is corrupt (its hash does not match): using the one before")
+            continue
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        return state
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint file in `folder`, not read."""
+    files = _files(folder)
+    return files[-1] if files else None
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of a finished job."""
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*-*.pt"))
+
+
+def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write torchvision ResNet keys and a small header of strings, atomically."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in state.items()}, beside, metadata=dict(header)
+    )
+    os.replace(beside, path)
+
+
+def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a backbone file. Raises ValueError naming a broken file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the backbone {path}: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""Image files as RGB pixels, as Pillow's `Image.open(path).convert("RGB")` gives them."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from PIL import Image
+
+MIN_SIDE = 8  # px; a view stretched from less holds no texture
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def decode(path: str | os.PathLike[str]) -> Pixels:
+    """The image as uint8 (H, W, 3), RGB, C-contiguous.
+
+    Plain JPEG goes through libjpeg-turbo directly, bit for bit as Pillow; everything else (grey,
+    CMYK, PNG whatever its name) through Pillow. EXIF rotation is not applied, as the papers' code
+    does not. Raises ValueError naming the file if it is missing, truncated, no image, or below
+    MIN_SIDE.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+    pixels = _by_turbo(data)
+    if pixels is None:
+        pixels = _by_pillow(data, path)
+    height, width = pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(
+            f"{path}: an image of {width}x{height} px is too small: replace it with one of at "
+            f"least {MIN_SIDE} px a side or remove it"
+        )
+    return pixels
+
+
+def _by_turbo(data: bytes) -> Pixels | None:
+    try:
+        # CMYK would differ from Pillow by a level
+        if simplejpeg.decode_jpeg_header(data)[2] == "YCbCr":
+            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+            return pixels
+    except ValueError:
+        pass  # no JPEG, or a damaged one: Pillow decides which
+    return None
+
+
+def _by_pillow(data: bytes, path: str | os.PathLike[str]) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+    except Exception as error:
+        what = "is empty" if not data else f"is no readable image ({_reason(error)})"
+        raise ValueError(
+            f"{path}: {what}: replace the file with an intact copy or remove it"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    # Pillow's message for an unknown format names a BytesIO object
+    return "unknown format" if "cannot identify" in str(error) else str(error) or repr(error)

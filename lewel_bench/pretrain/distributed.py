@@ -1,0 +1,80 @@
+"""The few things that differ between one process and many."""
+
+import os
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a job runs; nothing here may change a result.
+
+    `workers` is the number of loader processes, `micro_batch` the images of one forward pass on
+    this device (None: all of them), `save_every_s` the seconds between checkpoints.
+    """
+
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
+    micro_batch: int | None = None
+    compile: bool = False
+    save_every_s: float = 300.0
+
+
+def rank() -> int:
+    """This process's number, 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes work on this job."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def start() -> None:
+    """Join the process group that torchrun describes in the environment, if it does."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """`x` of every rank concatenated along dim 0 in rank order, without gradient."""
+    if world() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def average(tensors: list[Tensor]) -> None:
+    """Replace floating tensors by their mean over ranks, in place, with one reduction."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1).float() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= world()
+    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` holds on any rank; every rank must ask at the same point."""
+    if world() == 1:
+        return flag
+    answer = torch.tensor(int(flag), device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
+
+
+def broadcast_text(text: str) -> str:
+    """Rank 0's `text` on every rank."""
+    if world() == 1:
+        return text
+    box: list[object] = [text]
+    dist.broadcast_object_list(box, src=0)
+    return cast(str, box[0])

@@ -1,0 +1,156 @@
+"""Worker processes that decode and crop images into batches of bytes.
+
+A batch is cut into pieces that all workers share, so the first one is there soon and memory stays
+small; a piece is written straight into shared memory, and no float exists before the device.
+Shapes: V views, B images of this rank, n of a piece, S pixels a side, P colour parameters.
+"""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lewel_bench.pretrain.colour import PARAMS, Params
+from lewel_bench.pretrain.decode import Pixels, decode
+from lewel_bench.pretrain.folder import Images, Indices
+
+_PIECE = 32  # images; 10 MB for two views of 224 px
+Plan = Iterator[tuple[int, Indices]]  # of each batch: the epoch, and the images of this rank
+Piece = tuple[Tensor, Params]  # pixels (V, n, S, S, 3), parameters (V, n, P)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step on this rank, on the host (page-locked where there is a GPU)."""
+
+    pixels: Tensor  # uint8 (2, B, S, S, 3) for two views, or (B, S, S, 3)
+    params: Tensor  # float32 (2, B, P) for `distort`, or (B, 0)
+    labels: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,), places in the Images that were given
+
+
+class Cut(Protocol):
+    """Writes the views of an image into `out` (V, S, S, 3); returns the parameters of each, or
+    nothing where there are none."""
+
+    def __call__(
+        self, image: Pixels, rng: np.random.Generator, out: Tensor
+    ) -> Sequence[Params]: ...
+
+
+def stream(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
+    """Random bits that depend on these four numbers and nothing else."""
+    return np.random.Philox(key=[seed, epoch], counter=[0, index, purpose, 0])
+
+
+class Source(Dataset[Any]):
+    """What a worker does: decode the images of a piece once each and cut their views."""
+
+    def __init__(
+        self, images: Images, seed: int, purpose: int, size: int, views: int, cut: Cut
+    ) -> None:
+        # An array of bytes is shared with forked workers; a tuple of str would be copied into each
+        # of them page by page, as its reference counts change.
+        self.files = np.array([file.encode() for file in images.files])
+        self.labels = torch.from_numpy(images.labels)
+        self.root, self.seed, self.purpose = images.root, seed, purpose
+        self.size, self.views, self.cut = size, views, cut
+
+    def __getitems__(self, piece: tuple[int, Indices]) -> Piece | ValueError:
+        """A user's mistake comes back as a value: the loader would add a worker's traceback."""
+        try:
+            return self._cut_all(*piece)
+        except ValueError as error:
+            return error
+
+    def _cut_all(self, epoch: int, index: Indices) -> Piece:
+        pixels = _shared(self.views, len(index), self.size, self.size, 3)
+        params = np.empty((self.views, len(index), PARAMS if self.views > 1 else 0), np.float32)
+        for place, i in enumerate(index.tolist()):
+            image = decode(self.root / self.files[i].decode())
+            rng = np.random.Generator(stream(self.seed, epoch, self.purpose, i))
+            for view, row in enumerate(self.cut(image, rng, pixels[:, place])):
+                params[view, place] = row
+        return pixels, params
+
+
+def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
+    """The batches of `plan`, in order, prepared about one batch ahead by `workers` processes."""
+    ahead: deque[Indices] = deque()  # of the batches that workers have begun
+    first = next(plan, None)
+    if first is None:
+        return
+    per_batch = math.ceil(len(first[1]) / _PIECE)
+
+    def pieces() -> Plan:
+        for epoch, index in _chain(first, plan):
+            ahead.append(index)
+            for start in range(0, max(1, len(index)), _PIECE):
+                yield epoch, index[start : start + _PIECE]
+
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_sampler=pieces(),  # type: ignore[arg-type]  # any iterable will do
+        num_workers=workers,
+        prefetch_factor=2 + math.ceil(per_batch / workers) if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
+        generator=torch.Generator(),  # the global one belongs to the run, and is resumed
+    )
+    ready = iter(loader)
+    for piece in ready:
+        yield _assemble(source, piece, ready, ahead.popleft())
+
+
+def _assemble(
+    source: Source, piece: Piece | ValueError, ready: Iterator[Any], index: Indices
+) -> Batch:
+    """One batch from its first `piece` and those that follow it."""
+    shape = (source.views, len(index), source.size, source.size, 3)
+    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    params = []
+    start = 0
+    while True:
+        if isinstance(piece, ValueError):
+            raise piece
+        stop = start + piece[0].shape[1]
+        pixels[:, start:stop] = piece[0]
+        params.append(piece[1])
+        if stop >= len(index):
+            break
+        start, piece = stop, next(ready)
+    rows = torch.from_numpy(np.concatenate(params, axis=1))
+    one = source.views == 1
+    at = torch.from_numpy(np.array(index))
+    return Batch(pixels[0] if one else pixels, rows[0] if one else rows, source.labels[at], at)
+
+
+def _shared(*shape: int) -> Tensor:
+    """An uninitialised uint8 tensor that a worker can hand over without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # as torch's default_collate does; share_memory_() would copy
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _leave_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's signals reach every process: the main one saves and then ends these
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece
+
+
+def _chain(first: tuple[int, Indices], rest: Plan) -> Plan:
+    yield first
+    yield from rest

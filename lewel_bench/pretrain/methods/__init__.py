@@ -1,0 +1,99 @@
+"""The pre-training methods by name, one file each; importing this does not import torch."""
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from lewel_bench.pretrain.recipe import Positive, Recipe, unknown
+
+if TYPE_CHECKING:
+    from lewel_bench.pretrain.method import Method
+
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+METHODS: dict[str, str] = {
+    "byol": "BYOL: predict the momentum network's embedding of the other view",
+    "lewel_b": "LewelB: LEWEL on BYOL, aligned embeddings without negatives",
+    "lewel_m": "LewelM: LEWEL on MoCo v2, aligned embeddings with InfoNCE",
+    "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
+}
+
+_TYPES = {"Positive": Positive, "Temperature": Temperature, "Weight": Weight, "Literal": Literal}
+
+
+def build(recipe: Recipe, seed: int) -> "Method":
+    """The method of `recipe`, initialised from `seed` alone (the same on every rank).
+
+    Raises ValueError as `check` does.
+    """
+    import torch
+
+    from lewel_bench.pretrain import backbone
+    from lewel_bench.pretrain.norm import BatchNorm, TokenNorm
+
+    check(recipe)
+    module = importlib.import_module(f"{__name__}.{recipe.method}")
+    method_class = getattr(module, METHODS[recipe.method].split(":")[0])
+    group = recipe.bn_group
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        method: Method = method_class(
+            lambda: backbone.build(recipe.backbone, lambda n: BatchNorm(n, group)),
+            lambda n: TokenNorm(n, group),
+            ema=recipe.ema,
+            seed=seed,
+            **recipe.args,
+        )
+    return method
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError where `recipe` asks for a method, an argument or a value that cannot be.
+
+    Reads the method's source and not its module, so that planning stays quick.
+    """
+    if recipe.method not in METHODS:
+        raise ValueError(unknown("method", recipe.method, METHODS))
+    known = arguments(recipe.method)
+    for name, value in recipe.args.items():
+        if name not in known:
+            raise ValueError(unknown(f"argument of {recipe.method}", name, known))
+        try:
+            TypeAdapter(known[name][0]).validate_python(value, strict=True)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            where = f"argument {name} of {recipe.method}"
+            raise ValueError(f"{where}: {message} (got {value!r})") from None
+    settings = {name: default for name, (_, default) in known.items()} | recipe.args
+    if "queue" in settings and settings["queue"] < recipe.batch:
+        raise ValueError(
+            f"argument queue of {recipe.method}: {settings['queue']} is smaller than the batch "
+            f"{recipe.batch}; set args.queue to at least that"
+        )
+    if "h" in settings:
+        h, d = settings["h"], settings["d"]
+        spec = recipe.backbone
+        channels = spec.width * (8 if spec.arch in ("resnet18", "resnet34") else 32)
+        if d % h or channels % h:
+            raise ValueError(
+                f"argument h of {recipe.method}: {h} must divide d {d} and the {channels} "
+                f"channels of {spec.arch}"
+            )
+
+
+def arguments(method: str) -> dict[str, tuple[Any, Any]]:
+    """The arguments that a recipe may give `method`: name -> (type, default)."""
+    name = METHODS[method].split(":")[0]
+    tree = ast.parse((Path(__file__).parent / f"{method}.py").read_text("utf-8"))
+    (body,) = (x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name)
+    (init,) = (x for x in body if isinstance(x, ast.FunctionDef) and x.name == "__init__")
+    found = {}
+    for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
+        if argument.annotation is not None and default is not None:
+            annotation = eval(ast.unparse(argument.annotation), dict(_TYPES))
+            found[argument.arg] = (annotation, ast.literal_eval(default))
+    return found

@@ -1,0 +1,68 @@
+"""BYOL: predict the momentum network's embedding of the other view.
+
+Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv 2006.07733. With `ema.buffers` the
+target normalises with averaged statistics: EMAN, Cai et al., CVPR 2021, arXiv 2101.08482.
+
+B images, D channels of f, d = dim. Notation: f encoder, g projector, q predictor; θ online, ξ
+target.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lewel_bench.pretrain.backbone import Norm, ResNet
+from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.parts.diagnostics import feature_std
+from lewel_bench.pretrain.parts.encoder import Encoder
+from lewel_bench.pretrain.parts.heads import mlp
+from lewel_bench.pretrain.parts.losses import mse
+from lewel_bench.pretrain.parts.momentum import Momentum
+from lewel_bench.pretrain.recipe import Ema, Positive
+
+
+class BYOL(Method):
+    """BYOL with the heads of EMAN's code, or with the original's.
+
+    `bias` False: no Linear has a bias (EMAN, and so LEWEL's reproduction). True: the first Linear
+    of a head has one, and heads start as in the original's framework, Haiku.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], ResNet],
+        norm: Norm,
+        *,
+        ema: Ema,
+        seed: int,
+        dim: Positive = 256,
+        hidden: Positive = 4096,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        f = backbone()
+        biases = (bias, False)
+        g = mlp(f.channels, hidden, dim, norm, bias=biases, init="haiku" if bias else "kaiming")
+        self.online = Encoder(f, g)
+        # The original starts ξ from another seed; EMAN and most others start at ξ = θ.
+        self.target = Momentum(self.online, ema)
+        self.q = mlp(dim, hidden, dim, norm, bias=biases, init="haiku" if bias else "normal")
+
+    @property
+    def backbone(self) -> ResNet:
+        return self.online.backbone
+
+    def keys(self, views: Views, step: int) -> None:
+        return None  # images are compared with themselves only
+
+    def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        x1, x2 = views
+        z1, y1 = self.online(x1)  # (B, d), (B, D)
+        z2, _ = self.online(x2)
+        t1, _ = self.target(x1)  # (B, d)
+        t2, _ = self.target(x2)
+        loss = mse(self.q(z1), t2) + mse(self.q(z2), t1)
+        return loss, {"feature_std": feature_std(y1)}
+
+    def after_step(self, keys: None, step: int, steps: int) -> None:
+        self.target.update(self.online, step, steps)

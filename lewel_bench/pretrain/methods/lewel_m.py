@@ -1,0 +1,93 @@
+"""LEWEL_M: MoCo, and the same on embeddings of the regions that its own projector points at.
+
+Lang Huang et al., "Learning Where to Learn in Cross-View Self-Supervised Learning", CVPR 2022,
+arXiv 2203.14898, Sections 3.2 and 3.3, Eq. 3 and 4. No code was released for this variant; what
+the text leaves open follows MoCo v2 and the released LEWEL_B.
+
+B images of this process, G of all, D channels of f, d maps, h groups, n = d/h aligned embeddings
+of dimension c, K = queue. Notation: f encoder, g projector and maps, p semantic projector.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from lewel_bench.pretrain.backbone import Norm, ResNet
+from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods import Temperature, Weight
+from lewel_bench.pretrain.parts.aligned import AlignedEncoder
+from lewel_bench.pretrain.parts.diagnostics import alignment, feature_std
+from lewel_bench.pretrain.parts.losses import (
+    info_nce,
+    info_nce_other_images,
+    info_nce_same_index,
+    unit,
+)
+from lewel_bench.pretrain.parts.momentum import Momentum
+from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.recipe import Ema, Positive
+
+Keys = tuple[Tensor, Tensor]
+
+
+class LewelM(Method):
+    """LEWEL with InfoNCE; the first view is the query, the second the key.
+
+    `negatives` of the aligned loss are the aligned embeddings of the other images of the batch: all
+    n ("other_images": "the quantity is sufficiently large", and Section 4.4 has their number depend
+    on d and h) or the one of the same index.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], ResNet],
+        norm: Norm,
+        *,
+        ema: Ema,
+        seed: int,
+        h: Positive = 4,
+        d: Positive = 128,
+        c: Positive | None = None,
+        hidden: Positive = 2048,
+        tau: Temperature = 0.2,
+        queue: Positive = 65536,
+        beta: Weight = 0.5,
+        negatives: Literal["other_images", "same_index"] = "other_images",
+    ) -> None:
+        super().__init__()
+        self.seed, self.tau, self.beta = seed, tau, beta
+        self.online = AlignedEncoder(backbone(), norm, h=h, d=d, c=c or d, hidden=hidden)
+        self.target = Momentum(self.online, ema)
+        self.queue = Queue(queue, d)
+        self.aligned_loss = (
+            info_nce_other_images if negatives == "other_images" else info_nce_same_index
+        )
+
+    @property
+    def backbone(self) -> ResNet:
+        return self.online.backbone
+
+    def keys(self, views: Views, step: int) -> Keys:
+        def encode(x: Tensor) -> Keys:
+            z, z_k, *_ = self.target(x)
+            return unit(z), unit(z_k)
+
+        _, x2 = views
+        z, z_k = shuffled(encode, x2, self.seed, step)
+        return z, z_k  # (G, d), (G, n, c)
+
+    def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        x1, _ = views
+        z_key, z_k_key = keys
+        at = own(z_key, rows)
+        q = self.online(x1)
+        L_g = info_nce(unit(q.z), z_key[at], self.queue.keys, self.tau)
+        L_a = self.aligned_loss(unit(q.z_k), z_k_key, at, self.tau)
+        loss = (1 - self.beta) * L_g + self.beta * L_a  # Eq. 3
+        return loss, {"feature_std": feature_std(q.y), **alignment(q)}
+
+    def after_step(self, keys: Keys, step: int, steps: int) -> None:
+        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        self.target.update(self.online, step, steps)
+        self.queue.push(keys[0], step)

@@ -1,0 +1,149 @@
+"""What a pre-training run is: frozen values that name everything that determines its result."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Value(BaseModel):
+    """A frozen value; an unknown field is an error that names the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for field in data:
+                if field not in cls.model_fields:
+                    raise ValueError(unknown(f"{cls.__name__} field", field, cls.model_fields))
+        return data
+
+
+class Backbone(Value):
+    """A torchvision-style ResNet. `cifar` is the 3x3 stride-1 stem without max-pooling; `small` is
+    the 3x3 stride-2 stem without max-pooling (64 px in, 4x4 features out); width is the number of
+    channels of the stem (64 in the literature)."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    stem: Literal["imagenet", "cifar", "small"] = "imagenet"
+    width: Positive = 64
+
+
+class Optimizer(Value):
+    """`lr` is absolute, at the recipe's batch. `exclude` names the parameters without weight decay
+    and without LARS adaptation: `bias_and_norm` is every 1-D parameter; `log` leaves the gains of
+    the heads' norms in the decayed group, as the published LEWEL_B log did."""
+
+    name: Literal["sgd", "lars"]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    momentum: Rate = 0.9
+    weight_decay: Rate = 0.0
+    trust: Rate = 0.001
+    exclude: Literal["none", "bias_and_norm", "log"] = "none"
+
+
+class Schedule(Value):
+    """Linear warm-up per step, then cosine to zero, updated once per `cosine_per`."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    cosine_per: Literal["epoch", "step"] = "epoch"
+
+
+class Ema(Value):
+    """The momentum network: m is `start` throughout, or rises to 1 on a cosine. With `buffers` it
+    averages the batch-norm statistics too and normalises with them (EMAN, arXiv 2101.08482)."""
+
+    start: Annotated[float, Field(ge=0, le=1)]
+    schedule: Literal["constant", "cosine"] = "constant"
+    buffers: bool = False
+
+
+class Recipe(Value):
+    """One pre-training recipe. `name`, `label` and `source` are not part of its identity.
+
+    `batch` is the global batch; `bn_group` the number of images whose statistics one batch norm
+    shares (None: the whole global batch), so both mean the same on 1 device or 8.
+    """
+
+    name: str
+    label: str
+    source: str
+    method: str
+    args: dict[str, bool | int | float | str] = {}
+    backbone: Backbone = Backbone()
+    data: str = "imagenet"
+    image_size: Positive = 224
+    epochs: Positive
+    batch: Positive
+    bn_group: Positive | None = None
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    ema: Ema
+    augment: str
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    revision: Positive = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bn_group and self.batch % self.bn_group:
+            raise ValueError(
+                f"batch {self.batch} is not divisible by bn_group {self.bn_group}: choose a batch "
+                f"that is a multiple of {self.bn_group}, or set bn_group"
+            )
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves nothing of "
+                f"{self.epochs} epochs: set schedule.warmup_epochs below epochs"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the result of the recipe, as plain data."""
+        return self.model_dump(exclude={"name", "label", "source"})
+
+
+def unknown(what: str, name: object, known: Mapping[str, Any] | list[str]) -> str:
+    """The message for a name that does not exist: nearest known name, then all of them."""
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
+
+
+def change(value: Value, settings: Mapping[str, Any]) -> Any:
+    """`value` with dotted settings replaced (`optimizer.lr`), validated as if it were new.
+
+    Raises ValueError naming the field, what was wrong and the nearest known field.
+    """
+    data = value.model_dump()
+    for dotted, new in settings.items():
+        node, parts = data, dotted.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(node, dict) or (part not in node and parts[0] != "args"):
+                known = node if isinstance(node, dict) else {}
+                where = ".".join(parts[:depth]) or type(value).__name__.lower()
+                raise ValueError(unknown(f"field of {where}", part, known))
+            if depth < len(parts) - 1:
+                node = node[part]
+        node[parts[-1]] = new
+    try:
+        return type(value).model_validate(data)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line a person can act on."""
+    lines = []
+    for one in error.errors():
+        where = ".".join(map(str, one["loc"]))
+        message = one["msg"].removeprefix("Value error, ")
+        got = f" (got {one['input']!r})" if where else ""
+        lines.append(f"{where}: {message}{got}" if where else message)
+    return "; ".join(lines)

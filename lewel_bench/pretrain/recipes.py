@@ -1,0 +1,217 @@
+"""Every pre-training recipe, a value with its source.
+
+A family (`lewel_b`) is a method with its settings; a recipe is a family at a number of epochs on a
+data set: `lewel_b_200ep` on ImageNet-1K, `lewel_b_in100_240ep` on ImageNet-100. Where the paper's
+text and the released code disagree, both exist by name; `lewel-bench ls conflicts` says which one
+is the default and why. Learning rates are absolute, at the listed batch.
+"""
+
+from typing import Any
+
+from lewel_bench.pretrain.recipe import Ema, Optimizer, Recipe, Schedule
+
+LEWEL = "LEWEL, CVPR 2022 (arXiv 2203.14898)"
+CODE = "LayneH/LEWEL @4ee47eb"
+MOCO = "facebookresearch/moco @7397dfe main_moco.py; arXiv 2003.04297"
+BYOL = "arXiv 2006.07733; google-deepmind/deepmind-research @f5de0ed byol/configs"
+EMAN = "arXiv 2101.08482; EMAN @f79248b README"
+
+MOMENTUM_999 = Ema(start=0.999)
+EMAN_98 = Ema(start=0.98, schedule="cosine", buffers=True)
+WARM_EPOCH = Schedule(warmup_epochs=10, cosine_per="epoch")
+
+
+def _sgd(lr: float, weight_decay: float = 1e-4) -> Optimizer:
+    return Optimizer(name="sgd", lr=lr, weight_decay=weight_decay)
+
+
+def _lars(lr: float, weight_decay: float = 1e-6, exclude: str = "bias_and_norm") -> Optimizer:
+    return Optimizer.model_validate(
+        {"name": "lars", "lr": lr, "weight_decay": weight_decay, "exclude": exclude}
+    )
+
+
+# MoCo's batch norm sees 256/8 = 32 images a GPU; EMAN's and LEWEL_B's 1024/8 = 128.
+_MOCO_SETTING: dict[str, Any] = {
+    "batch": 256,
+    "bn_group": 32,
+    "ema": MOMENTUM_999,
+    "augment": "moco_v2",
+}
+_EMAN_SETTING: dict[str, Any] = {
+    "batch": 1024,
+    "bn_group": 128,
+    "optimizer": _lars(3.6),
+    "schedule": WARM_EPOCH,
+    "ema": EMAN_98,
+    "augment": "byol_eman",
+    "precision": "fp16",
+}
+# Section 3.3: SyncBN at 400 epochs; the numbers are those of scripts/srun_lewelb.sh
+_SYNC_SETTING: dict[str, Any] = {
+    **_EMAN_SETTING,
+    "batch": 4096,
+    "bn_group": None,
+    "optimizer": _lars(7.2),
+    "ema": Ema(start=0.996, schedule="cosine"),
+}
+_LEWEL_M: dict[str, Any] = {
+    "method": "lewel_m",
+    **_MOCO_SETTING,
+    "optimizer": _sgd(0.06),
+    "precision": "fp16",
+}
+_MOCO_V2: dict[str, Any] = {"method": "moco_v2", **_MOCO_SETTING, "optimizer": _sgd(0.03)}
+_BN_HEAD: dict[str, Any] = {**_MOCO_V2, "args": {"head_norm": True}, "optimizer": _sgd(0.06)}
+_LEWEL_B: dict[str, Any] = {"method": "lewel_b", **_EMAN_SETTING}
+_BYOL: dict[str, Any] = {"method": "byol", **_EMAN_SETTING}
+_BYOL_ORIGINAL: dict[str, Any] = {
+    "method": "byol",
+    "args": {"bias": True},
+    "batch": 4096,
+    "schedule": Schedule(warmup_epochs=10, cosine_per="step"),
+    "ema": Ema(start=0.99, schedule="cosine"),
+    "augment": "byol_paper",
+}
+_B512: dict[str, Any] = {"batch": 512, "bn_group": 64}
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def _add(
+    family: str,
+    label: str,
+    epochs: tuple[int, ...],
+    source: str,
+    setting: dict[str, Any],
+    **over: Any,
+) -> None:
+    for e in epochs:
+        name = f"{family}_{e}ep"
+        fields = {**setting, **over, "name": name, "label": label, "source": source, "epochs": e}
+        RECIPES[name] = Recipe(**fields)
+
+
+_add("moco_v2", "MoCo v2", (100, 200), f"{MOCO}; {LEWEL} Table 1", _MOCO_V2)
+_add("moco_v2", "MoCo v2", (400, 800), f"{MOCO}; 400 epochs are not in the paper", _MOCO_V2)
+_add(
+    "moco_v2_bn_head",
+    "MoCo v2, BN head, lr .06",
+    (100, 200),
+    "control: LEWEL_M's lr and head norm without its aligned branch",
+    _BN_HEAD,
+)
+_add("lewel_m", "LEWEL_M", (100, 200), f"{LEWEL} Sections 3.3, 4.1", _LEWEL_M)
+_add("lewel_m", "LEWEL_M", (400,), f"{LEWEL} Section 3.3; 400 epochs not in the paper", _LEWEL_M)
+_add(
+    "lewel_m_h1",
+    "LEWEL_M, h=1",
+    (100, 200),
+    f"{LEWEL} Section 3.4 (h=1)",
+    _LEWEL_M,
+    args={"h": 1},
+)
+_add("byol", "BYOL (EMAN)", (100, 200), f"{LEWEL} Table 1 (BYOL*); {EMAN}", _BYOL)
+_add(
+    "byol",
+    "BYOL (SyncBN)",
+    (400,),
+    f"LEWEL_B's 400-epoch setting without the aligned branch; {CODE} scripts/srun_lewelb.sh",
+    {"method": "byol", **_SYNC_SETTING},
+)
+_add(
+    "byol_eman",
+    "BYOL-EMAN, batch 512",
+    (100, 200),
+    EMAN,
+    _BYOL,
+    **_B512,
+    optimizer=_lars(1.8),
+)
+_add("byol_original", "BYOL (original)", (100,), BYOL, _BYOL_ORIGINAL, optimizer=_lars(0.45 * 16))
+_add(
+    "byol_original",
+    "BYOL (original)",
+    (200, 300, 400),
+    f"{BYOL}: its 300-epoch preset, lr .3 x 4096/256",
+    _BYOL_ORIGINAL,
+    optimizer=_lars(0.3 * 16),
+)
+_add(
+    "lewel_b",
+    "LEWEL_B",
+    (100, 200),
+    f"{LEWEL}; {CODE} pretrain_logs/LEWEL_B-100ep.txt (lr 3.6, batch 1024, wd 1e-6)",
+    _LEWEL_B,
+)
+_add(
+    "lewel_b",
+    "LEWEL_B",
+    (400,),
+    f"{LEWEL} Section 3.3 (SyncBN); {CODE} scripts/srun_lewelb.sh",
+    {"method": "lewel_b", **_SYNC_SETTING},
+)
+_add(
+    "lewel_b_script",
+    "LEWEL_B, wd 1.5e-6",
+    (100, 200),
+    f"{CODE} scripts/srun_lewelb_eman.sh (wd 1.5e-6)",
+    _LEWEL_B,
+    optimizer=_lars(3.6, 1.5e-6),
+)
+_add(
+    "lewel_b_log",
+    "LEWEL_B, head gains decayed",
+    (100, 200),
+    f"{CODE} pretrain_logs/LEWEL_B-100ep.txt: the gains of the heads' norms are in the decayed, "
+    "LARS-adapted group",
+    _LEWEL_B,
+    optimizer=_lars(3.6, exclude="log"),
+)
+_add(
+    "lewel_b_b512",
+    "LEWEL_B, batch 512",
+    (100, 200),
+    f"{LEWEL} Section 3.3 (lr 1.8, batch 512, wd 1e-6), with LARS as the code",
+    _LEWEL_B,
+    **_B512,
+    optimizer=_lars(1.8),
+)
+_add(
+    "lewel_b_paper_text",
+    "LEWEL_B, SGD",
+    (100, 200),
+    f"{LEWEL} Section 3.3 to the letter: SGD, lr 1.8, batch 512, no warm-up",
+    _LEWEL_B,
+    **_B512,
+    optimizer=Optimizer(name="sgd", lr=1.8, weight_decay=1e-6, exclude="bias_and_norm"),
+    schedule=Schedule(),
+)
+
+# ImageNet-100, 240 epochs, doubled lr (Section 3.3, for LEWEL; ours for the baselines too)
+_IN100: dict[str, Any] = {"data": "imagenet100"}
+for _family, _label, _setting, _optimizer in (
+    ("moco_v2", "MoCo v2", _MOCO_V2, _sgd(0.06)),
+    ("lewel_m", "LEWEL_M", _LEWEL_M, _sgd(0.12)),
+    ("byol", "BYOL (EMAN)", _BYOL, _lars(7.2)),
+    ("lewel_b", "LEWEL_B", _LEWEL_B, _lars(7.2)),
+):
+    _add(
+        f"{_family}_in100",
+        _label,
+        (240,),
+        f"{LEWEL} Section 3.3: ImageNet-100, doubled lr, 240 epochs",
+        _setting,
+        **_IN100,
+        optimizer=_optimizer,
+    )
+
+
+def family(name: str) -> str:
+    """The family of a recipe's name: `lewel_b` of `lewel_b_200ep`."""
+    return name.rsplit("_", 1)[0]
+
+
+FAMILIES: dict[str, list[str]] = {}
+for _name in RECIPES:
+    FAMILIES.setdefault(family(_name), []).append(_name)

@@ -1,0 +1,335 @@
+"""The one pre-training loop: every method, one process or many, resumable at any step.
+
+A run is determined by (recipe, seed, images). All randomness is drawn from (seed, step) or (seed,
+epoch, image), so a run that was killed goes on bit for bit where its last checkpoint stands.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lewel_bench.pretrain import checkpoint, distributed, methods, optim
+from lewel_bench.pretrain.augment import distort
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.data import Batch, Images, view_batches
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.method import Method
+from lewel_bench.pretrain.norm import RunningStatistics
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
+from lewel_bench.pretrain.schedule import lr_at
+from lewel_bench.pretrain.views import AUGMENTS
+
+Monitor = Callable[[ResNet], dict[str, float]]
+LOG_EVERY_S = 1.0  # how often losses are fetched from the device
+
+
+@dataclass
+class Window:
+    """What happened since the last log."""
+
+    start: int  # the first step of the window
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a pre-training: the backbone's file, what was measured, and seconds spent."""
+
+    backbone: Path
+    metrics: dict[str, float]
+    seconds: float
+
+
+def run(
+    recipe: Recipe,
+    *,
+    seed: int,
+    images: Images,
+    folder: Path,
+    machine: Machine,
+    report: Report,
+    stop: Stop,
+    monitor: Monitor | None = None,
+    monitor_every: int = 10,
+) -> Trained:
+    """Pre-train `recipe` on `images` and write `folder/backbone.safetensors`.
+
+    Goes on from the newest intact checkpoint in `folder`. `monitor` is called every
+    `monitor_every` epochs with the backbone and returns named numbers. Raises Stopped after saving
+    when `stop()` turns true, Diverged when a loss is not finite, ValueError when the images or the
+    number of processes do not fit the recipe.
+    """
+    loop = Loop(recipe, seed, images, folder, machine, report)
+    for epoch in range(loop.step // loop.per_epoch, recipe.epochs):
+        loop.train_epoch(epoch, stop)
+        if monitor and ((epoch + 1) % monitor_every == 0 or epoch + 1 == recipe.epochs):
+            loop.observe(epoch + 1, monitor)
+        if epoch + 1 < recipe.epochs:
+            loop.save_if_due(stop)
+    return loop.finish()
+
+
+class Loop:
+    """The state of one pre-training between two steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        images: Images,
+        folder: Path,
+        machine: Machine,
+        report: Report,
+    ) -> None:
+        self.recipe, self.seed, self.folder, self.machine = recipe, seed, folder, machine
+        self.report = report
+        self.local, self.micro = _batches(recipe, machine, len(images))
+        self.per_epoch = len(images) // recipe.batch
+        self.steps = self.per_epoch * recipe.epochs
+        torch.manual_seed(seed)
+        self.method: Method = methods.build(recipe, seed)
+        self.method.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method.train()
+        self.optimizer = optim.build(recipe.optimizer, self.method)
+        self.running = RunningStatistics(self.method)
+        on = machine.device.type
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
+        self.scaler = torch.amp.GradScaler(on, enabled=recipe.precision == "fp16")
+        self.step, self.metrics = 0, dict[str, float]()
+        self.seconds = 0.0  # of training, over all attempts
+        self.diagnostics: dict[str, Tensor] = {}
+        # losses of the current epoch: on the device until a log asks for them
+        self.losses = torch.zeros(self.per_epoch, device=machine.device)
+        self._resume()
+        self.forward = self._parallel()
+        self.batches = view_batches(
+            images,
+            AUGMENTS[recipe.augment],
+            recipe.image_size,
+            batch=recipe.batch,
+            seed=seed,
+            start_step=self.step,
+            steps=self.steps,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            workers=machine.workers,
+        )
+        self.saved_at = time.perf_counter()
+        self.window = Window(self.step)
+
+    def train_epoch(self, epoch: int, stop: Stop) -> None:
+        """All remaining steps of `epoch`; the last log of an epoch is at its end."""
+        batches: Iterator[Batch] = iter(self.batches)
+        while self.step < (epoch + 1) * self.per_epoch:
+            began = time.perf_counter()
+            batch = next(batches)
+            self.window.waited += time.perf_counter() - began
+            self.losses[self.step % self.per_epoch] = self.train_step(batch)
+            self.step += 1
+            if self.step % self.per_epoch == 0:
+                self._log()
+            elif distributed.world() == 1 or self.step % 20 == 0:  # asking every rank costs
+                if time.perf_counter() - self.window.since > LOG_EVERY_S:
+                    self._log()
+                self.save_if_due(stop)
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One optimizer step on the local part of a global batch; returns its mean loss."""
+        device, recipe = self.machine.device, self.recipe
+        lr = lr_at(recipe.optimizer.lr, recipe.schedule, self.step, self.per_epoch, recipe.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x1, x2 = (distort(batch.pixels[v], batch.params[v], device) for v in (0, 1))
+        with self._autocast():
+            keys = self.method.keys((x1, x2), self.step)
+        total = torch.zeros((), device=device)
+        share = self.micro / self.local
+        self.running.start()
+        for first in range(0, self.local, self.micro):
+            rows = slice(first, first + self.micro)
+            last = first + self.micro >= self.local
+            with self._sync_gradients(last):
+                with self._autocast():
+                    loss, diagnostics = self.forward((x1[rows], x2[rows]), keys, rows)
+                torch.autograd.backward(self.scaler.scale(loss * share))
+            self.running.add(share)
+            total += loss.detach() * share
+        self.running.finish()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        distributed.average(self.running.values)
+        self.method.after_step(keys, self.step, self.steps)
+        self.diagnostics = diagnostics
+        return total
+
+    def observe(self, epoch: int, monitor: Monitor) -> None:
+        """Call the monitor on the backbone as evaluations see it, and report what it found."""
+        self.method.eval()
+        found = monitor(self.method.backbone)
+        self.method.train()
+        self.metrics.update(found)
+        self.report("monitor", epoch=epoch, step=self.step, **found)
+        self.window = Window(self.step)
+
+    def finish(self) -> Trained:
+        """Write the backbone; on every rank, but rank 0's file counts."""
+        path = self.folder / "backbone.safetensors"
+        spec = self.recipe.backbone
+        if distributed.rank() == 0:
+            header = {"arch": spec.arch, "stem": spec.stem, "width": str(spec.width)}
+            checkpoint.write_backbone(path, self.method.backbone.state_dict(), header)
+        return Trained(path, dict(self.metrics), self.seconds)
+
+    def _log(self) -> None:
+        window, now = self.window, time.perf_counter()
+        first = window.start % self.per_epoch
+        all_losses = self.losses[: (self.step - 1) % self.per_epoch + 1].tolist()
+        losses = all_losses[first:]
+        spent = now - window.since
+        self.seconds += spent
+        self.window = Window(self.step)
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise Diverged(self._diverged(window.start + i, loss))
+        named = {name: float(value) for name, value in self.diagnostics.items()}
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        if self.step % self.per_epoch == 0:
+            self.metrics.update({"loss": sum(all_losses) / len(all_losses), **named})
+        self.report(
+            "step",
+            step=self.step,
+            steps=self.steps,
+            epoch=round(self.step / self.per_epoch, 3),
+            loss=round(sum(losses) / len(losses), 6),
+            lr=lr,
+            images_per_s=round(len(losses) * self.recipe.batch / spent, 1),
+            data_wait=round(window.waited / spent, 4),
+            **{name: round(value, 6) for name, value in named.items()},
+        )
+
+    def _diverged(self, step: int, loss: float) -> str:
+        recipe = self.recipe
+        lr = lr_at(recipe.optimizer.lr, recipe.schedule, step, self.per_epoch, recipe.epochs)
+        last = checkpoint.newest(self.folder)
+        return (
+            f"the loss is {loss} at step {step} of {self.steps} (lr {lr:.6g}). "
+            f"Last good checkpoint: {last or 'none'}. "
+            f"Try a lower rate, such as --set optimizer.lr={recipe.optimizer.lr / 2:g}"
+        )
+
+    def save_if_due(self, stop: Stop) -> None:
+        """Save when it is time to, or when a stop was asked for (then raise Stopped)."""
+        device = self.machine.device
+        stopping = distributed.any_rank(stop(), device)
+        due = time.perf_counter() - self.saved_at >= self.machine.save_every_s
+        if not (stopping or distributed.any_rank(due, device)):
+            return
+        if self.window.start < self.step:
+            self._log()  # a state behind a loss that is not finite is never saved
+        self.save()
+        if stopping:
+            raise Stopped(f"saved at step {self.step} of {self.steps}")
+
+    def save(self) -> None:
+        """Write a complete checkpoint (rank 0; every rank must call it)."""
+        states = _rng_of_every_rank(self.machine.device)
+        self.saved_at = time.perf_counter()
+        if distributed.rank() != 0:
+            return
+        path = checkpoint.save(
+            self.folder,
+            self.step,
+            {
+                "step": self.step,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "rng": states,
+                "losses": self.losses,
+                "metrics": self.metrics,
+                "seconds": self.seconds,
+            },
+        )
+        self.report("checkpoint", step=self.step, file=path.name)
+
+    def _resume(self) -> None:
+        def warn(message: str) -> None:
+            self.report("warning", message=message)
+
+        state = checkpoint.load(self.folder, self.machine.device, warn)
+        if state is None:
+            return
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.metrics, self.seconds = state["step"], state["metrics"], state["seconds"]
+        self.losses.copy_(state["losses"])
+        own = state["rng"][distributed.rank() % len(state["rng"])]
+        torch.set_rng_state(own["cpu"].cpu())
+        if "cuda" in own and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"].cpu(), self.machine.device)
+        self.report("resumed", step=self.step, steps=self.steps)
+
+    def _parallel(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        model: nn.Module = self.method
+        if self.machine.compile:
+            model.compile()
+        if distributed.world() > 1:
+            # our own averaging keeps batch-norm statistics equal, see train_step
+            model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        return model
+
+    def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.forward, nn.parallel.DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.machine.device.type, dtype=self.dtype, enabled=self.dtype is not None
+        )
+
+
+def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:
+    """Images per step and per forward pass on this rank, checked against the recipe."""
+    world = distributed.world()
+    if recipe.batch % world:
+        raise ValueError(
+            f"batch {recipe.batch} is not divisible by {world} processes: "
+            f"use a number of processes that divides it"
+        )
+    if count < recipe.batch:
+        raise ValueError(
+            f"{count} training images are fewer than one batch of {recipe.batch}: "
+            f"set a smaller batch, such as --set batch={max(1, count // 4)}"
+        )
+    local = recipe.batch // world
+    micro = machine.micro_batch or local
+    group = recipe.bn_group or recipe.batch
+    if local % micro or (micro < local and micro % group):
+        raise ValueError(
+            f"micro-batch {micro} does not split the {local} images of a process into whole "
+            f"batch-norm groups of {group}: choose a multiple of {group} that divides {local}"
+        )
+    return local, micro
+
+
+def _rng_of_every_rank(device: torch.device) -> list[dict[str, Tensor]]:
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    if distributed.world() == 1:
+        return [own]
+    everyone: list[Any] = [None] * distributed.world()
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone

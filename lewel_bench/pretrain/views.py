@@ -1,0 +1,85 @@
+"""How the two views of an image are drawn: values with their source, no torch.
+
+The operations run in the order crop, jitter, grey, blur, solarize, flip; a flip commutes with all
+of them, so recipes that flip first are drawn alike.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lewel_bench.pretrain.recipe import Positive, Rate, Value
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+Span = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class ViewSpec(Value):
+    """One view. `brightness`, `contrast` and `saturation` are drawn from 1 ± the value and `hue`
+    from ± the value (of a turn), in a random order, together with chance `jitter`.
+
+    `blur_kernel` "pillow" is `ImageFilter.GaussianBlur(sigma)`, three box blurs; "tenth" is a
+    Gaussian cut to an odd number of taps near a tenth of the image side (23 at 224). `blur_sigma`
+    is the range of sigma in pixels of the view; solarize inverts the levels from 128 up.
+    """
+
+    source: str
+    scale: Span
+    ratio: Span = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    jitter: Chance = 0.8
+    brightness: Chance = 0.4
+    contrast: Chance = 0.4
+    saturation: Chance
+    hue: Annotated[Rate, Field(le=0.5)] = 0.1
+    grey: Chance = 0.2
+    blur: Chance
+    blur_sigma: Span = (0.1, 2.0)
+    blur_kernel: Literal["pillow", "tenth"] = "pillow"
+    solarize: Chance = 0.0
+    flip: Chance = 0.5
+
+    def taps(self, size: Positive) -> int:
+        """Taps of the blur at `size` pixels; 0 is Pillow's blur, which has no kernel size."""
+        return 0 if self.blur_kernel == "pillow" else 2 * (size // 20) + 1
+
+
+_MOCO_V2 = ViewSpec(
+    source="arXiv 2003.04297; facebookresearch/moco main_moco.py @7397dfe",
+    scale=(0.2, 1.0),
+    saturation=0.4,
+    blur=0.5,
+)
+_EMAN_1 = ViewSpec(
+    source="arXiv 2101.08482; LEWEL and EMAN code: RRC(.2, 1) bilinear, Pillow blur and solarize",
+    scale=(0.2, 1.0),
+    saturation=0.2,
+    blur=1.0,
+)
+# The published JAX code adds its brightness, takes the contrast's mean per channel and pads its
+# blur with zeros; these are torchvision's operations, as in every PyTorch reproduction.
+_BYOL_1 = ViewSpec(
+    source="arXiv 2006.07733 app. B; deepmind-research byol/utils/augmentations.py @923ad3c",
+    scale=(0.08, 1.0),
+    interpolation="bicubic",
+    saturation=0.2,
+    blur=1.0,
+    blur_kernel="tenth",
+)
+_SECOND = {"blur": 0.1, "solarize": 0.2}
+
+_PAIRS: dict[str, tuple[ViewSpec, ViewSpec]] = {
+    "moco_v2": (_MOCO_V2, _MOCO_V2),
+    "byol_eman": (_EMAN_1, _EMAN_1.model_copy(update=_SECOND)),
+    "byol_paper": (_BYOL_1, _BYOL_1.model_copy(update=_SECOND)),
+}
+
+
+def _no_blur(spec: ViewSpec) -> ViewSpec:
+    # For images of 32 to 64 px: MoCo's CIFAR-10 notebook, and SimSiam (arXiv 2011.10566 app. D).
+    return spec.model_copy(update={"blur": 0.0, "source": f"{spec.source}; no blur at 32-64 px"})
+
+
+AUGMENTS: dict[str, tuple[ViewSpec, ViewSpec]] = _PAIRS | {
+    f"{name}_no_blur": (_no_blur(one), _no_blur(two)) for name, (one, two) in _PAIRS.items()
+}

@@ -1,0 +1,209 @@
+"""The measured side of a table: every cell's records beside its published value."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from lewel_bench.results.table import Column, Row, Table
+from lewel_bench.results.value import unknown
+from lewel_bench.results.verdict import Verdict, verdict
+
+State = Literal["done", "running", "queued", "failed", "missing", "stale"]
+# What a cell with several seeds says about those that are not done: the first that is true.
+URGENCY: tuple[State, ...] = ("failed", "running", "queued", "stale", "missing", "done")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One seed of a cell: the key of its record and the state of its job. `needs` are the jobs
+    that come first, as text ("pretrain 3f2a9c01b7de missing"); `command` fills the slot."""
+
+    key: str
+    seed: int
+    state: State
+    reason: str = ""
+    command: str = ""
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.state not in get_args(State):
+            raise ValueError(unknown("state", self.state, get_args(State)))
+
+
+class Measured(Protocol):
+    """What `fill` reads of a record."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One filled cell, in the column's unit. `n` of `wanted` seeds are in the mean; `std` is the
+    sample standard deviation (n - 1), None for fewer than two. `delta` is mean - published.
+    `keys` are the records behind the mean. `state` is None where no run can fill the cell."""
+
+    row: str
+    column: str
+    published: float | None
+    origin: str
+    mean: float | None
+    std: float | None
+    n: int
+    wanted: int
+    delta: float | None
+    state: State | None
+    verdict: Verdict
+    keys: tuple[str, ...]
+    note: str
+    reasons: tuple[str, ...]
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table with its entries by (row id, column id); blank cells of the paper have none.
+    Without `comparable` the published values are for orientation only."""
+
+    table: Table
+    suite: str
+    comparable: bool
+    entries: Mapping[tuple[str, str], Entry]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell that lacks seeds: its names, and the slots that are not done with what they need."""
+
+    cell: str
+    label: str
+    column: str
+    n: int
+    wanted: int
+    state: State
+    slots: tuple[Slot, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The commands that fill the cell, each once."""
+        return tuple(dict.fromkeys(slot.command for slot in self.slots if slot.command))
+
+
+def fill(
+    table: Table,
+    slots: Mapping[tuple[str, str], Sequence[Slot]],
+    records: Mapping[str, Measured],
+    suite: str,
+    comparable: bool,
+) -> Filled:
+    """`table` with what `records` hold for its `slots`, which are by (row id, column id).
+
+    Every number comes from a record: a slot that is done without a record counts as missing, one
+    whose record lacks the column's metric as failed, both with a reason. Raises ValueError for a
+    slot of a row or column that the table does not have.
+    """
+    for row_id, column_id in slots:
+        table.row(row_id)
+        table.column(column_id)
+    entries = {}
+    for row in table.rows:
+        for column in table.columns:
+            cell = slots.get((row.id, column.id), ())
+            if cell or column.id in row.values:
+                entry = _entry(row, column, cell, records, comparable)
+                entries[row.id, column.id] = entry
+    return Filled(table, suite, comparable, entries)
+
+
+def missing(filled: Filled) -> list[Missing]:
+    """The cells that lack some or all of their seeds, in reading order."""
+    lacking = []
+    for (row_id, column_id), entry in filled.entries.items():
+        if entry.state is None or entry.state == "done":
+            continue
+        lacking.append(
+            Missing(
+                cell=f"table{filled.table.id}:{row_id}:{column_id}",
+                label=filled.table.row(row_id).label,
+                column=filled.table.column(column_id).label,
+                n=entry.n,
+                wanted=entry.wanted,
+                state=entry.state,
+                slots=tuple(slot for slot in entry.slots if slot.state != "done"),
+                reasons=entry.reasons,
+            )
+        )
+    return lacking
+
+
+def _entry(
+    row: Row,
+    column: Column,
+    slots: Sequence[Slot],
+    records: Mapping[str, Measured],
+    comparable: bool,
+) -> Entry:
+    # By key: the same run listed twice is one measurement.
+    checked = {slot.key: _checked(slot, column, records) for slot in slots}
+    values = {
+        key: records[key].metrics[column.metric]
+        for key, slot in checked.items()
+        if slot.state == "done"
+    }
+    published = row.values.get(column.id)
+    mean = statistics.fmean(values.values()) if values else None
+    states = {slot.state for slot in checked.values()}
+    state = next((one for one in URGENCY if one in states), "missing" if row.recipe else None)
+    reasons = [slot.reason for slot in checked.values() if slot.reason and slot.state != "done"]
+    if row.recipe and not slots:
+        reasons = [f"no run of {row.recipe} is planned for this cell"]
+    return Entry(
+        row=row.id,
+        column=column.id,
+        published=published,
+        origin=row.origin,
+        mean=mean,
+        std=statistics.stdev(values.values()) if len(values) > 1 else None,
+        n=len(values),
+        wanted=len(checked),
+        delta=None if mean is None or published is None else mean - published,
+        state=state,
+        verdict=_verdict(list(values.values()), published, column.noise, state, comparable),
+        keys=tuple(values),
+        note=row.notes.get(column.id, ""),
+        reasons=tuple(dict.fromkeys(reasons)),
+        slots=tuple(checked.values()),
+    )
+
+
+def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slot:
+    if slot.state != "done":
+        return slot
+    if slot.key not in records:
+        return _with(slot, "missing", f"{slot.key} is said to be done, but has no record")
+    metrics = records[slot.key].metrics
+    if column.metric not in metrics:
+        has = ", ".join(sorted(metrics)) or "none"
+        return _with(slot, "failed", f"record {slot.key} has no {column.metric} (it has: {has})")
+    return slot
+
+
+def _with(slot: Slot, state: State, reason: str) -> Slot:
+    return Slot(slot.key, slot.seed, state, reason, slot.command, slot.needs)
+
+
+def _verdict(
+    values: list[float],
+    published: float | None,
+    noise: float,
+    state: State | None,
+    comparable: bool,
+) -> Verdict:
+    if not values:
+        # A cell with no value is never "done": _checked has seen to it.
+        return "published only" if state is None or state == "done" else state
+    if published is None:
+        return "nothing published"
+    return verdict(values, published, noise) if comparable else "not comparable"

@@ -1,0 +1,215 @@
+"""One measured result on disk: its identity, its schema, and the write that the first writer wins.
+
+A record is `<root>/<key>/record.json`, written once and never changed. It holds no host name.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic_core
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lewel_bench.results.value import explain
+
+NAME = "record.json"
+SCHEMA: Literal[1] = 1
+FOREIGN = "foreign: not a record of lewel-bench (it has no field 'schema')"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class BadRecord(ValueError):
+    """A file that is not a whole record of ours; `path` and `reason` say which and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _Frozen(BaseModel):
+    # Not value.Value: thousands are read for one table, and its nearest-name check costs as much
+    # time again as reading them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="null", serialize_by_alias=True
+    )
+
+
+class Data(_Frozen):
+    """The images that played one role: their name, fingerprint and number."""
+
+    name: str
+    fingerprint: str
+    images: Annotated[int, Field(ge=0)]
+
+
+class Checkpoint(_Frozen):
+    """The weights that a run left or used: a file name inside the run's folder, and its hash."""
+
+    file: str
+    sha256: Sha256
+
+
+class Record(_Frozen):
+    """What came out of one job. `spec` is everything that determines it: `key(spec) == key`.
+
+    `metrics` are what tables show (percent unless the table's column says otherwise). `outcome` is
+    free JSON (grids, selection gap, curves); JSON has no NaN, so a non-finite number in it is
+    stored as null. `data` maps a role ("train", "select", "report") to the images that played it.
+    """
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    key: str
+    kind: Literal["pretrain", "search", "final"]
+    name: str
+    spec: dict[str, Any]
+    seed: int
+    upstream: tuple[str, ...] = ()
+    metrics: dict[str, Finite]
+    outcome: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+    data: dict[str, Data] = {}
+    commit: str
+    dirty: bool
+    version: str
+    environment: dict[str, str] = {}
+    command: str
+    started: AwareDatetime
+    finished: AwareDatetime
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    checkpoint: Checkpoint | None = None
+
+    @model_validator(mode="after")
+    def _key_of_spec(self) -> Self:
+        if (expected := key(self.spec)) != self.key:
+            raise ValueError(f"key {self.key!r} is not the hash of its spec, which is {expected!r}")
+        return self
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """12 hex digits that name `identity`: the SHA-256 of its canonical JSON.
+
+    The order of fields does not matter; every value does. Numbers that are equal share a key, so
+    `1` and `1.0` (`--set optimizer.lr=1`) are the same run; `true` is not 1, and a tuple is a list.
+    Raises ValueError for NaN and infinities, TypeError for what JSON cannot hold.
+    """
+    text = json.dumps(_canonical(identity), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    # Exact types first: this runs for every value of every record that is read.
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is float:
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"field {name!r} of an identity is not a string")
+        return {name: _canonical(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(one) for one in value]
+    raise TypeError(f"{value!r} ({kind.__name__}) cannot be part of an identity: use JSON types")
+
+
+def commit(folder: Path, record: Record) -> Record:
+    """Write `record` to `folder/record.json` unless one is there; the record that is there now.
+
+    The first writer wins, whatever the number of processes, and readers see a whole file or none.
+    Raises OSError (with errno, the file and what to do) when it cannot be written, for instance
+    on a full disk, and then leaves nothing behind; BadRecord when a corrupt record is in the way
+    (see `set_aside`); TypeError for an outcome that JSON cannot hold.
+    """
+    path = folder / NAME
+    try:
+        text = record.model_dump_json(indent=1) + "\n"
+    except pydantic_core.PydanticSerializationError as error:
+        raise TypeError(f"the record of {record.name} ({record.key}): {error}") from None
+    temporary = folder / f".{NAME}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(temporary, text)
+        _link(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the record of {record.name} ({record.key}) was not written: {error.strerror}. "
+            "Nothing half-written was left; make room or choose another --root, and run again",
+            str(path),
+        ) from error
+    finally:
+        # Where even the folder could not be made there is nothing to remove.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+    return read(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(temporary: Path, path: Path) -> None:
+    # A hard link, not a rename: it fails when the name is taken, so a later writer cannot replace
+    # the record that somebody may already have read.
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> Record:
+    """The record in the file `path`. Raises BadRecord naming the file and what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise BadRecord(path, f"cannot be read: {error.strerror}") from None
+    try:
+        record = Record.model_validate_json(text)
+    except (ValidationError, TypeError) as error:
+        raise BadRecord(path, _reason(text, error)) from None
+    if "schema_" not in record.model_fields_set:
+        raise BadRecord(path, FOREIGN)
+    return record
+
+
+def _reason(text: bytes, error: ValidationError | TypeError) -> str:
+    try:
+        data = pydantic_core.from_json(text)
+    except ValueError as broken:
+        return f"half-written or not JSON: {broken}"
+    if not isinstance(data, dict) or "schema" not in data:
+        return FOREIGN
+    if data["schema"] != SCHEMA:
+        return f"schema {data['schema']!r}, but this version reads schema {SCHEMA}"
+    return explain(error) if isinstance(error, ValidationError) else str(error)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a bad record so that its job can be computed again; where it is kept now.
+
+    Raises FileNotFoundError when another process was first.
+    """
+    kept = path.with_name(f"{NAME}.bad-{secrets.token_hex(4)}")
+    os.rename(path, kept)
+    return kept

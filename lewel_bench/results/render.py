@@ -1,0 +1,163 @@
+"""A filled table as Markdown, CSV, LaTeX or JSON; CSV and JSON hold unrounded numbers."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.sheet import sheet
+from lewel_bench.results.table import ORIGINS, Column, Row, epochs
+from lewel_bench.results.value import unknown
+
+
+def markdown(filled: Filled) -> str:
+    """A GitHub-flavoured Markdown table with its notes."""
+    drawn = sheet(filled)
+    width = len(drawn.header) - len(filled.table.columns)
+    rule = ["---"] * width + ["---:"] * len(filled.table.columns)
+    lines = [f"**{_md(drawn.title)}**", "", _md(drawn.caption), ""]
+    lines += [_md_row(drawn.header), f"| {' | '.join(rule)} |"]
+    lines += [_md_row(texts) for block in drawn.blocks for texts in block.texts()]
+    for texts in (drawn.remarks, drawn.problems):
+        lines += ["", *(f"- {_md(text)}" for text in texts)] if texts else []
+    if drawn.notes:
+        lines += ["", *(f"{i}. {_md(note)}" for i, note in enumerate(drawn.notes, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def _md_row(texts: tuple[str, ...]) -> str:
+    return f"| {' | '.join(_md(text) for text in texts)} |"
+
+
+def _md(text: str) -> str:
+    for special in "\\`*_|<~":
+        text = text.replace(special, "\\" + special)
+    return text.replace("\n", " ")
+
+
+LATEX = {
+    **{special: "\\" + special for special in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", '"': "''", "`": r"\textasciigrave{}"},
+    **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "†": r"$^\dagger$"},
+    **{"β": r"$\beta$", "τ": r"$\tau$", "≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$"},
+    **{"[": "{[}", "]": "{]}", "\n": " "},  # a row that begins with [ would be read as \\[length]
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def latex(filled: Filled) -> str:
+    """A LaTeX table for the booktabs package; every text is escaped."""
+    drawn = sheet(filled)
+    columns = len(filled.table.columns)
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(drawn.title)}. {_tex(drawn.caption)}}}",
+        rf"\begin{{tabular}}{{{'l' * (len(drawn.header) - columns)}{'r' * columns}}}",
+        r"\toprule",
+        _tex_row(drawn.header),
+    ]
+    for block in drawn.blocks:
+        lines += [r"\midrule", *(_tex_row(texts) for texts in block.texts())]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = [f"[{i}] {note}" for i, note in enumerate(drawn.notes, 1)]
+    below = [*drawn.remarks, *drawn.problems, *notes]
+    lines += [rf"\par{{\footnotesize {_tex(text)}\par}}" for text in below]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _tex_row(texts: tuple[str, ...]) -> str:
+    return " & ".join(_tex(text) for text in texts) + r" \\"
+
+
+def as_csv(filled: Filled) -> str:
+    """One line a cell, with a header; numbers unrounded, lists joined by spaces (reasons: "; ")."""
+    lines = []
+    for (row_id, column_id), entry in filled.entries.items():
+        row, column = filled.table.row(row_id), filled.table.column(column_id)
+        place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
+        names = {"row": row.id, "label": row.label, "recipe": row.recipe, "column": column.id}
+        cell = _cell(row, column, entry)
+        cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
+        lines.append(place | names | cell)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def as_dict(filled: Filled) -> dict[str, Any]:
+    """What `--format json` prints, as plain data (several tables make a list of these).
+
+    With "comparable" false, published values and deltas are for orientation only.
+    """
+    rows = []
+    for row in filled.table.rows:
+        cells = {
+            column.id: _cell(row, column, filled.entries[row.id, column.id])
+            for column in filled.table.columns
+            if (row.id, column.id) in filled.entries
+        }
+        rows.append({"id": row.id, "label": row.label, "recipe": row.recipe, "cells": cells})
+    drawn = sheet(filled)
+    return {
+        "table": filled.table.id,
+        "suite": filled.suite,
+        "comparable": filled.comparable,
+        "title": filled.table.title,
+        "caption": filled.table.caption,
+        "source": filled.table.source,
+        "origins": ORIGINS,
+        "remarks": list(drawn.remarks),
+        "rows": rows,
+    }
+
+
+def as_json(filled: Filled) -> str:
+    """`as_dict` as JSON text."""
+    return json.dumps(as_dict(filled), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _cell(row: Row, column: Column, entry: Entry) -> dict[str, Any]:
+    return {
+        "published": entry.published,
+        "origin": entry.origin,
+        "mean": entry.mean,
+        "std": entry.std,
+        "n": entry.n,
+        "wanted": entry.wanted,
+        "delta": entry.delta,
+        "state": entry.state,
+        "verdict": entry.verdict,
+        "keys": list(entry.keys),
+        "epochs": epochs(row, column),
+        "eval": column.eval,
+        "protocol": row.protocols.get(column.eval),
+        "metric": column.metric,
+        "unit": column.unit,
+        "note": entry.note,
+        "reasons": list(entry.reasons),
+    }
+
+
+FORMATS: dict[str, Callable[[Filled], str]] = {
+    "md": markdown,
+    "csv": as_csv,
+    "latex": latex,
+    "json": as_json,
+}
+
+
+def render(filled: Filled, format: str) -> str:
+    """`filled` as text in one of FORMATS. Raises ValueError naming the nearest format."""
+    if format not in FORMATS:
+        raise ValueError(unknown("format", format, FORMATS))
+    return FORMATS[format](filled)

@@ -1,0 +1,151 @@
+"""The paper's tables as quotations: what each cell says, where the value is from, what it needs."""
+
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from lewel_bench.results.value import Value, explain, unknown
+
+FOLDER = Path(__file__).parent / "tables"
+TABLES = tuple(sorted((file.stem for file in FOLDER.glob("*.toml")), key=lambda id: (len(id), id)))
+
+Positive = Annotated[int, Field(gt=0)]
+
+ORIGINS = {
+    "cited": "cited from the method's own paper or repository",
+    "ref9": "cited from SimSiam's paper (the paper's †)",
+    "repro": "the LEWEL authors' reproduction (the paper's *)",
+    "own": "the LEWEL authors' own method",
+}
+
+
+class Column(Value):
+    """One quantity. `noise` is the protocol's noise floor, in `unit`: a difference this small is
+    no difference. `epochs` is the pre-training length where the column, not the row, says it."""
+
+    id: str
+    label: str
+    epochs: Positive | None = None
+    eval: str
+    metric: str
+    unit: str = "%"
+    digits: Annotated[int, Field(ge=0)] = 1
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    noise_source: str
+
+
+class Row(Value):
+    """One line of the paper. `recipe` is the family that fills it (absent: published only);
+    `protocols` names the protocol of each column's `eval`. `values` and `notes` are by column id;
+    a column without a value is blank in the paper."""
+
+    id: str
+    label: str
+    recipe: str | None = None
+    epochs: Positive | None = None
+    origin: Literal["cited", "ref9", "repro", "own"]
+    protocols: dict[str, str] = {}
+    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    notes: dict[str, str] = {}
+
+
+class Table(Value):
+    """One table of the paper. `remarks` hold for the whole of it."""
+
+    id: str
+    title: str
+    caption: str
+    source: str
+    remarks: tuple[str, ...] = ()
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, ids in (("row", _ids(self.rows)), ("column", _ids(self.columns))):
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"table {self.id} has two {what}s with the same id: {ids}")
+        if len({id.count(":") for id in _ids(self.rows)}) > 1:
+            raise ValueError(f"row ids of table {self.id} differ in their number of parts")
+        evals = {column.eval for column in self.columns}
+        for row in self.rows:
+            for named in row.protocols:
+                if named not in evals:
+                    raise ValueError(unknown(f"eval in row {row.id}", named, evals))
+            for named in (*row.values, *row.notes):
+                column = self.column(named)
+                if (row.epochs is None) == (column.epochs is None):
+                    raise ValueError(f"{row.id}, {named}: give epochs in the row or in the column")
+                if row.recipe and column.eval not in row.protocols:
+                    raise ValueError(f"row {row.id} has a recipe but no protocol for {column.eval}")
+        return self
+
+    def row(self, id: str) -> Row:
+        """The row `id`. Raises ValueError naming the nearest one."""
+        return _find(self.rows, id, f"row of table {self.id}")
+
+    def column(self, id: str) -> Column:
+        """The column `id`. Raises ValueError naming the nearest one."""
+        return _find(self.columns, id, f"column of table {self.id}")
+
+    def cells(self) -> Iterator[tuple[Row, Column]]:
+        """The cells that a run can fill, in reading order: a published value and a recipe."""
+        for row in self.rows:
+            for column in self.columns:
+                if row.recipe and column.id in row.values:
+                    yield row, column
+
+
+Item = TypeVar("Item", Row, Column)
+
+
+def epochs(row: Row, column: Column) -> int:
+    """The pre-training epochs of one cell; the row or the column says it."""
+    known = row.epochs or column.epochs
+    assert known is not None, "checked when the table was loaded"
+    return known
+
+
+@cache
+def load(id: str) -> Table:
+    """Table `id` ("1"). Raises ValueError: no such table (nearest named), or a file that is bad."""
+    if id not in TABLES:
+        raise ValueError(unknown("table", id, TABLES))
+    return parse(FOLDER / f"{id}.toml")
+
+
+def parse(file: Path) -> Table:
+    """The table quoted in `file`. Raises ValueError naming the file and what is wrong."""
+    try:
+        return Table.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ValueError(f"{file}: {explain(error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def parse_cell(text: str) -> tuple[str, str, str]:
+    """Table, row and column id of a cell such as "table1:lewel_m:200:top1" or
+    "table2:lewel_m:200:1pct:top1". Raises ValueError naming what is unknown and the nearest."""
+    head, *parts = text.split(":")
+    if not head.startswith("table") or not parts:
+        raise ValueError(f"{text!r} is not a cell. Write table:row:column: table1:lewel_m:200:top1")
+    table = load(head.removeprefix("table"))
+    depth = 1 + table.rows[0].id.count(":")
+    row = table.row(":".join(parts[:depth]))
+    return table.id, row.id, table.column(":".join(parts[depth:])).id
+
+
+def _ids(items: tuple[Item, ...]) -> list[str]:
+    return [item.id for item in items]
+
+
+def _find(items: tuple[Item, ...], id: str, what: str) -> Item:
+    for item in items:
+        if item.id == id:
+            return item
+    raise ValueError(unknown(what, id, _ids(items)))

@@ -1,0 +1,45 @@
+"""The frozen base of the types of this folder, and the message for a name that does not exist."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+
+class Value(BaseModel):
+    """A frozen value; an unknown field is an error that names the nearest known one.
+
+    Like `pretrain.recipe.Value`; written again because this folder imports no other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for field in data:
+                if field not in cls.model_fields:
+                    raise ValueError(unknown(f"{cls.__name__} field", field, cls.model_fields))
+        return data
+
+
+def unknown(what: str, name: object, known: Iterable[object]) -> str:
+    """The message for a name that does not exist: nearest known name, then all of them."""
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line a person can act on; long inputs are cut at 80 characters."""
+    lines = []
+    for one in error.errors():
+        where = ".".join(map(str, one["loc"]))
+        message = one["msg"].removeprefix("Value error, ")
+        got = repr(one["input"])
+        got = got if len(got) <= 80 else got[:77] + "..."
+        lines.append(f"{where}: {message} (got {got})" if where else message)
+    return "; ".join(lines)

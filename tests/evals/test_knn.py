@@ -1,0 +1,78 @@
+"""kNN against a loop written as the definition reads."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lewel_bench.evals import knn
+from lewel_bench.evals.protocol import Knn
+from lewel_bench.pretrain.report import never, silent
+
+BANK, QUERIES, FEATURES, CLASSES = 200, 40, 16, 7
+
+
+@pytest.fixture
+def clouds():
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES, FEATURES, generator=rng)
+
+    def sample(count):
+        labels = torch.randint(CLASSES, (count,), generator=rng)
+        return centres[labels] + 1.5 * torch.randn(count, FEATURES, generator=rng), labels
+
+    return sample(BANK), sample(QUERIES)
+
+
+def naive(bank, query, k, temperature):
+    """Votes of one query, in double precision."""
+    cosines = []
+    for x, label in zip(bank[0].double().tolist(), bank[1].tolist(), strict=True):
+        dot = sum(a * b for a, b in zip(x, query, strict=True))
+        norms = math.sqrt(sum(a * a for a in x)) * math.sqrt(sum(b * b for b in query))
+        cosines.append((dot / norms, label))
+    votes = [0.0] * CLASSES
+    for cosine, label in sorted(cosines, reverse=True)[:k]:
+        votes[label] += math.exp(cosine / temperature)
+    return votes
+
+
+@pytest.mark.parametrize("k, temperature", [(1, 0.07), (20, 0.07), (50, 0.1), (BANK, 1.0)])
+def test_votes_equal_the_loop(clouds, monkeypatch, k, temperature):
+    bank, queries = clouds
+    monkeypatch.setattr(knn, "SIMILARITIES", 7 * BANK)  # several chunks, the last one short
+    votes = knn.vote(bank, queries[0], k, temperature, CLASSES)
+    expected = torch.tensor([naive(bank, q, k, temperature) for q in queries[0].tolist()])
+    torch.testing.assert_close(votes, expected, rtol=2e-5, atol=1e-6)
+    found, warnings = knn.measure(bank, queries, [k, 5], temperature, CLASSES)
+    hits = (expected.argmax(1) == queries[1]).double().mean()
+    assert found["top1"] == pytest.approx(100 * float(hits))
+    assert set(found) == {"top1", "top5", "top1_k5"} and not warnings
+
+
+def test_a_bank_smaller_than_k_is_said(clouds):
+    bank, queries = clouds
+    found, warnings = knn.measure(bank, queries, [500], 0.07, CLASSES)
+    assert found == knn.measure(bank, queries, [BANK], 0.07, CLASSES)[0]
+    assert warnings == ["kNN: k 500 is more than the 200 images of the bank: all"]
+
+
+def test_run(splits, backbone_file, machine, tmp_path):
+    protocol = Knn(name="x", label="x", source="x", image_size=32, resize=36, ks=(5, 1))
+    outcome = knn.run(
+        protocol,
+        backbone=backbone_file,
+        splits=splits,
+        seed=0,
+        folder=tmp_path,
+        machine=machine,
+        report=silent,
+        stop=never,
+    )
+    assert outcome.metrics["top1"] > 100 / 6 + 15
+    saved = np.load(tmp_path / "predictions.npz")
+    assert list(saved["files"]) == list(splits.report.files)
+    hits = saved["top5"] == saved["label"][:, None]
+    assert 100 * hits[:, 0].mean() == pytest.approx(outcome.metrics["top1"])
+    assert 100 * hits.any(1).mean() == pytest.approx(outcome.metrics["top5"])

@@ -1,0 +1,58 @@
+"""Two processes measure what one does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+from lewel_bench.evals import features, linear, semi
+from lewel_bench.pretrain.recipe import change
+from lewel_bench.pretrain.report import never, silent
+from tests.evals.test_linear import SGD
+from tests.evals.test_semi import TINY
+
+LINEAR = change(SGD, {"epochs": 3, "milestones": (2,), "batch": 24})
+SEMI = change(TINY, {"epochs": 2, "milestones": (1,)})
+
+
+def both(backbone, splits, folder, machine):
+    place = {"backbone": backbone, "splits": splits, "seed": 0, "machine": machine}
+    place |= {"report": silent, "stop": never}
+    return (
+        linear.run(LINEAR, folder=folder / "linear", **place),
+        semi.run(SEMI, lr=(0.01, 0.1), folder=folder / "semi", **place),
+    )
+
+
+def work(rank, backbone, splits, folder, machine):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    odd = splits.report.take(range(35))
+    x, y = features.extract(
+        features.load(backbone, machine), odd, size=32, resize=36, machine=machine
+    )
+    torch.save((both(backbone, splits, folder, machine), x, y), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_measure_what_one_does(splits, backbone_file, machine, tmp_path):
+    # a group of 16 spans both processes, one of 8 lies within each
+    machine = replace(machine, save_every_s=0)
+    two = tmp_path / "two"
+    two.mkdir()
+    multiprocessing.spawn(work, (backbone_file, splits, two, machine), nprocs=2)
+    mine = both(backbone_file, splits, tmp_path / "one", machine)
+    odd = splits.report.take(range(35))
+    net = features.load(backbone_file, machine)
+    x, y = features.extract(net, odd, size=32, resize=36, machine=machine)
+    for rank in (0, 1):
+        theirs, x2, y2 = torch.load(two / f"{rank}.pt", weights_only=False)
+        torch.testing.assert_close(x2, x)
+        assert torch.equal(y2, y)
+        for one, other in zip(mine, theirs, strict=True):
+            assert other.chosen == one.chosen
+            assert other.extra["select"] == pytest.approx(one.extra["select"], rel=1e-4)
+    assert (two / "linear/predictions.npz").exists()

@@ -1,0 +1,56 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.harness.choose import choose
+from lewel_bench.results.record import Record, key
+
+PROTOCOL = Semi(
+    name="s", label="s", source="s", fraction=0.1, backbone_lrs=(0.1, 0.2, 0.3), head_lrs=(1.0,)
+)
+
+
+def _candidate(lr: float, select: float | None, report: float, seen: float) -> Record:
+    spec = {"lr": lr}
+    now = datetime.now(UTC)
+    outcome = {
+        "extra": {"select": {} if select is None else {"top1": select, "top5": 90.0, "loss": 1.0}},
+        "chosen": {"backbone_lr": lr, "head_lr": 1.0},
+        "paper_rule": {"top1": seen, "top5": 95.0, "epoch": 5},
+    }
+    return Record(
+        key=key(spec), kind="search", name=f"lr {lr}", spec=spec, seed=0,
+        metrics={} if select is None else {"top1": report, "top5": 90.0}, outcome=outcome,
+        commit="c", dirty=False, version="0", command="", started=now, finished=now, seconds=1.0,
+        warnings=() if select is not None else (f"diverged at {lr}",),
+    )  # fmt: skip
+
+
+def test_the_select_split_decides_and_the_report_split_does_not() -> None:
+    found = choose(
+        PROTOCOL,
+        [_candidate(0.1, 50, 80, 81), _candidate(0.2, 60, 70, 75), _candidate(0.3, 55, 75, 90)],
+    )
+    assert found.chosen == {"backbone_lr": 0.2, "head_lr": 1.0}
+    assert found.metrics["top1"] == 70
+    assert found.paper_rule["top1"] == 90 and found.paper_rule["backbone_lr"] == 0.3
+    assert found.selection_gap["top1"] == 20
+    assert len(found.grid) == 3 and not found.warnings
+
+
+def test_best_at_the_edge_warns() -> None:
+    found = choose(PROTOCOL, [_candidate(lr, 40 + lr, 50, 50) for lr in (0.1, 0.2, 0.3)])
+    assert any("backbone lr 0.3 is the largest" in w for w in found.warnings)
+
+
+def test_a_diverged_candidate_loses_and_is_named() -> None:
+    found = choose(PROTOCOL, [_candidate(0.1, 30, 40, 41), _candidate(0.2, None, 0, 99)])
+    assert found.chosen["backbone_lr"] == 0.1
+    assert "diverged at 0.2" in found.warnings
+    assert len(found.grid) == 2
+
+
+def test_all_diverged() -> None:
+    with pytest.raises(ValueError, match="every candidate"):
+        choose(PROTOCOL, [_candidate(0.1, None, 0, 0)])

@@ -1,0 +1,151 @@
+"""The command line as a user types it: help, lists, mistakes, speed."""
+
+import json
+import resource
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from conftest import Bench, command, environment
+
+from lewel_bench.harness import plan, suites
+from lewel_bench.harness.plan import Dataset
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results import record
+from lewel_bench.results.record import Record
+
+RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--method", "lewelb", "--epochs", "200"], "Did you mean 'lewel_b'"),
+        (["run", "--method", "lewel_b", "--epochs", "200"], "--suite shapes"),
+        (["run", "--suite", "shape", "--table", "1"], "Did you mean 'shapes'"),
+        (["run", "--suite", "shapes", "--table", "99"], "unknown table '99'"),
+        ([*RUN[:-1], "0"], "at least 1"),
+        ([*RUN, "--set", "optimizer.lr=-0.1"], "optimizer.lr"),
+        ([*RUN, "--set", "optimiser.lr=0.1"], "Did you mean 'optimizer'"),
+        ([*RUN, "--set", "args.headz=2"], "unknown argument of lewel_m"),
+        ([*RUN, "--set", "lr"], "KEY=VALUE"),
+        ([*RUN, "--set", "batch=50"], "not divisible"),
+        ([*RUN, "--set", "epochs=0"], "epochs"),
+        ([*RUN, "--seeds", "x"], "--seeds"),
+        ([*RUN, "--evals", "linaer"], "Did you mean 'linear'"),
+        ([*RUN, "--data", "/does/not/exist"], "no folder"),
+        ([*RUN, "--data", "pretran=/tmp"], "Did you mean 'pretrain'"),
+        ([*RUN, "--processes", "0"], "processes"),
+        (["table", "1", "--suite", "shapes", "--format", "mdd"], "Did you mean 'md'"),
+        (["table", "seven"], "unknown table"),
+        (["explain", "table1:lewel_x:200:top1"], "Did you mean 'lewel_"),
+        (["explain", "table1:lewel_m:200:top2"], "200:top1"),
+        (["explain", "tabel1"], "is not a cell"),
+        (["explain", "table1:pcl:200:top1"], "quoted from the paper only"),
+        (["ls", "recipe"], "Did you mean 'recipes'"),
+        (["status", "--state", "don"], "Did you mean 'done'"),
+        (["data", "check", "/does/not/exist"], ""),
+        (["frobnicate"], "invalid choice"),
+    ],
+)
+def test_mistakes_exit_2_in_one_message(bench: Bench, arguments: list[str], message: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_site_file_mistakes(tmp_path: Path, bench: Bench) -> None:
+    (tmp_path / "lewel-bench.toml").write_text("rnus = 'x'")
+    done = bench("status")
+    assert done.returncode == 2 and "Did you mean 'runs'" in done.stderr
+    (tmp_path / "lewel-bench.toml").write_text("runs = ")
+    done = bench("status")
+    assert done.returncode == 2 and "not valid TOML" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "what", ["methods", "recipes", "protocols", "tables", "suites", "conflicts", "runs"]
+)
+def test_lists(bench: Bench, what: str) -> None:
+    done = bench("ls", what, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert rows or what == "runs"
+    assert bench("ls", what).returncode == 0
+
+
+def test_dry_run_starts_nothing(bench: Bench, tmp_path: Path) -> None:
+    done = bench(*RUN, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "lewel_m_200ep" in done.stdout and "jobs to do" in done.stdout
+    assert not list(tmp_path.glob("runs/*/spec.json"))
+
+
+def _seconds(arguments: list[str], cwd: Path) -> float:
+    """Processor seconds of a command (one thread: what a user waits on an idle machine)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command(*arguments), cwd=cwd, env=environment(), check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls", "methods"], ["ls", "recipes"], ["status"], ["table", "1"]],
+    ids=" ".join,
+)
+def test_starts_in_under_half_a_second(arguments: list[str], tmp_path: Path) -> None:
+    assert min(_seconds(arguments, tmp_path) for _ in range(3)) < 0.5
+
+
+def _many_records(root: Path, count: int) -> None:
+    """Finished Table 1 cells of the shapes suite, seed after seed."""
+    suite = suites.SUITES["shapes"]
+    now = datetime.now(UTC)
+    made = seed = 0
+
+    def dataset(name: str, role: str) -> Dataset:
+        from lewel_bench.harness.datasets import shapes_id
+
+        return Dataset(name=name, id=shapes_id(), root="")
+
+    while made < count:
+        for name in ("lewel_m_200ep", "moco_v2_200ep", "lewel_m_100ep", "moco_v2_100ep"):
+            for job in plan.chain(RECIPES[name], ["linear_lars"], seed, suite, dataset):
+                record.commit(
+                    root / job.key,
+                    Record(
+                        key=job.key,
+                        kind=job.kind,
+                        name=job.name,
+                        spec=job.identity(),
+                        seed=seed,
+                        metrics={"top1": 50 + seed / 100, "top5": 90.0},
+                        commit="c",
+                        dirty=False,
+                        version="0",
+                        command="",
+                        started=now,
+                        finished=now,
+                        seconds=1.0,
+                    ),
+                )
+                made += 1
+        seed += 1
+
+
+def test_five_thousand_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    root = tmp_path / "runs"
+    _many_records(root, 5000)
+    assert _seconds(["table", "all", "--suite", "shapes", "--root", str(root)], tmp_path) < 2
+    assert _seconds(["status", "--root", str(root), "--format", "json"], tmp_path) < 2
+    done = subprocess.run(
+        command("table", "1", "--suite", "shapes", "--root", str(root), "--format", "json"),
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (row,) = [r for r in json.loads(done.stdout)["rows"] if r["recipe"] == "lewel_m"]
+    cell = row["cells"]["200:top1"]
+    assert cell["n"] == 625 and cell["mean"] == pytest.approx(50 + 624 / 200)

@@ -1,0 +1,195 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness import plan, suites
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.plan import Dataset, Job, Selection
+from lewel_bench.harness.site import OwnSuite, Site
+from lewel_bench.harness.tables import Board
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.recipe import change
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.pretrain.views import AUGMENTS
+from lewel_bench.results import table
+
+SHAPES = suites.SUITES["shapes"]
+
+
+def _dataset(name: str, role: str) -> Dataset:
+    return Dataset(name=name, id=name, root="/data/" + name)
+
+
+def _plan(**fields: object) -> list[Job]:
+    return plan.plan(Selection(**fields), SHAPES, _dataset)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_possible_in_every_suite(suite: str, name: str) -> None:
+    recipe = suites.SUITES[suite].recipe(RECIPES[name])
+    methods.check(recipe)
+    assert recipe.augment in AUGMENTS
+    assert recipe.source and recipe.label
+    if suite == "paper":
+        assert recipe == RECIPES[name]
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_is_possible_in_every_suite(suite: str, name: str) -> None:
+    protocol = suites.SUITES[suite].protocol(name, PROTOCOLS[name])
+    assert protocol.source
+    if suite == "paper":
+        assert protocol == PROTOCOLS[name]
+
+
+@pytest.mark.parametrize("name", table.TABLES)
+def test_every_table_names_recipes_and_protocols_that_exist(name: str) -> None:
+    for row, column in table.load(name).cells():
+        assert row.recipe in FAMILIES
+        recipe = plan.recipe_name(row, column)
+        assert recipe is not None, f"table {name}: no recipe for {row.id}, {column.id}"
+        protocol = row.protocols[column.eval]
+        assert protocol in PROTOCOLS
+        if column.eval == "linear":  # `run --method` and `run --table` must mean the same
+            assert protocol == plan.probe(recipe)
+
+
+def test_what_is_not_part_of_a_key() -> None:
+    recipe = RECIPES["lewel_m_200ep"]
+    renamed = recipe.model_copy(update={"name": "x", "label": "y", "source": "z"})
+    keys = [plan.chain(r, [], 0, SHAPES, _dataset)[0].key for r in (recipe, renamed)]
+    assert keys[0] == keys[1]
+
+    def elsewhere(name: str, role: str) -> Dataset:
+        return Dataset(name="other", id=name, root="/elsewhere")
+
+    assert plan.chain(recipe, [], 0, SHAPES, elsewhere)[0].key == keys[0]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [("optimizer.lr", 0.5), ("epochs", 3), ("args.h", 1), ("revision", 2), ("bn_group", 32)],
+)
+def test_what_is_part_of_a_key(setting: tuple[str, object]) -> None:
+    recipe = RECIPES["lewel_m_200ep"]
+    before, after = (
+        plan.chain(recipe, [], 0, SHAPES, _dataset, settings)[0].key for settings in ([], [setting])
+    )
+    assert before != after
+
+
+@given(seed=st.integers(0, 2**31))
+def test_seed_and_data_are_part_of_a_key(seed: int) -> None:
+    recipe = RECIPES["byol_100ep"]
+    key = plan.chain(recipe, [], seed, SHAPES, _dataset)[0].key
+    assert key != plan.chain(recipe, [], seed + 1, SHAPES, _dataset)[0].key
+    other = plan.chain(recipe, [], seed, SHAPES, lambda n, r: Dataset(name=n, id="b", root=""))
+    assert key != other[0].key
+
+
+@pytest.mark.parametrize("protocol", ["linear_lars", "semi_1pct", "knn"])
+def test_a_table_looks_for_the_key_that_a_run_writes(protocol: str, tmp_path: Path) -> None:
+    datasets = Datasets(Site(), tmp_path, SHAPES, needed=False)
+    settings = [("optimizer.lr", 0.5), (f"{protocol}.revision", 3)]
+    board = Board(tmp_path, SHAPES, datasets, settings)
+    recipe = RECIPES["lewel_m_200ep"]
+    chain = plan.chain(recipe, [protocol], 0, SHAPES, datasets, settings)
+    assert board.final_key(recipe.name, protocol, 0) == chain[-1].key
+
+
+def test_order_needs_and_kinds() -> None:
+    jobs = _plan(methods=("lewel_m",), epochs=(200,))
+    kinds = [job.kind for job in jobs]
+    assert kinds == sorted(kinds, key=["pretrain", "search", "final"].index)
+    searches = [j for j in jobs if j.kind == "search"]
+    assert len(searches) == sum(len(_scaled(p).grid()) for p in ("semi_1pct", "semi_10pct"))
+    seen: set[str] = set()
+    for job in jobs:
+        assert set(job.needs) <= seen, "a job comes before what it needs"
+        seen.add(job.key)
+    finals = {j.name: j for j in jobs if j.kind == "final"}
+    assert set(finals) == {
+        f"{p} of lewel_m_200ep" for p in ("linear_lars", "semi_1pct", "semi_10pct")
+    }
+
+
+def _scaled(name: str):  # type: ignore[no-untyped-def]
+    return SHAPES.protocol(name, PROTOCOLS[name])
+
+
+def test_a_candidate_does_not_depend_on_the_rest_of_the_grid() -> None:
+    """Widening a grid must not run the candidates that are there again."""
+    select = {"methods": ("byol",), "epochs": (200,), "evals": ("semi_1pct",)}
+    before = _plan(**select)
+    wider = [*_scaled("semi_1pct").backbone_lrs, 0.5]
+    after = _plan(**select, settings=(("semi_1pct.backbone_lrs", wider),))
+    keys = [{j.key for j in jobs if j.kind == "search"} for jobs in (before, after)]
+    assert keys[0] < keys[1]
+    finals = [{j.key for j in jobs if j.kind == "final"} for jobs in (before, after)]
+    assert not finals[0] & finals[1]
+
+
+def test_one_run_serves_two_tables() -> None:
+    one = {j.key for j in _plan(tables=("1",)) if j.kind == "pretrain"}
+    both = [j.key for j in _plan(tables=("1", "2")) if j.kind == "pretrain"]
+    assert len(both) == len(set(both)) and one <= set(both)
+
+
+def test_a_job_survives_its_spec_file() -> None:
+    for job in _plan(methods=("lewel_b",), epochs=(200,), evals=("linear", "semi", "knn")):
+        again = Job.model_validate_json(job.model_dump_json())
+        assert again == job
+        assert plan._keyed(**{k: getattr(again, k) for k in Job.model_fields}).key == job.key
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"methods": ("lewelb",)}, "Did you mean 'lewel_b'"),
+        ({"methods": ("lewel_b_20ep",)}, "Did you mean 'lewel_b_200ep'"),
+        ({"methods": ("lewel_b",)}, "choose with --epochs"),
+        ({"methods": ("lewel_b",), "epochs": (7,)}, "Known: 100, 200, 400"),
+        ({"tables": ("12",)}, "unknown table '12'"),
+        ({"methods": ("lewel_b",), "epochs": (200,), "evals": ("liner",)}, "Did you mean 'linear'"),
+        ({}, "nothing is selected"),
+        (
+            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("epohs", 3),)},
+            "Did you mean 'epochs'",
+        ),
+        (
+            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("linear_lars.epochs", 3),)},
+            "linear_lars is not among the selected protocols",
+        ),
+        (
+            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("optimizer.lr", -1),)},
+            "greater than 0",
+        ),
+        (
+            {"methods": ("lewel_m",), "epochs": (200,), "settings": (("batch", 50),)},
+            "not divisible by bn_group",
+        ),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        _plan(**fields)
+    assert message in str(caught.value)
+
+
+def test_suite_of_the_user(tmp_path: Path) -> None:
+    site = Site(suites={"mine": OwnSuite(like="shapes", data=str(tmp_path))})
+    mine = suites.get("mine", site)
+    assert mine.recipe(RECIPES["byol_200ep"]).data == f"folder:{tmp_path}"
+    assert not mine.comparable
+    with pytest.raises(ValueError, match="Did you mean 'mine'"):
+        suites.get("mne", site)
+
+
+def test_change_names_the_nearest_field() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'lr'"):
+        change(RECIPES["byol_200ep"], {"optimizer.l": 1})

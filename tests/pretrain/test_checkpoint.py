@@ -1,0 +1,72 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lewel_bench.pretrain import checkpoint
+
+
+def _state(step: int) -> dict[str, object]:
+    return {"step": step, "weights": torch.full((3,), float(step)), "list": [1, {"a": 2.5}]}
+
+
+def test_newest_intact_of_two_is_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        checkpoint.save(tmp_path, step, _state(step))
+    assert len(list(tmp_path.glob("*.pt"))) == checkpoint.KEPT == 2
+    state = checkpoint.load(tmp_path)
+    assert state is not None and state["step"] == 15
+    assert torch.equal(state["weights"], torch.full((3,), 15.0))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_corrupt_file_falls_back_and_says_so(tmp_path: Path, damage: str) -> None:
+    checkpoint.save(tmp_path, 1, _state(1))
+    last = checkpoint.save(tmp_path, 2, _state(2))
+    data = bytearray(last.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+    else:
+        data = bytearray()
+    last.write_bytes(data)
+    said: list[str] = []
+    state = checkpoint.load(tmp_path, warn=said.append)
+    assert state is not None and state["step"] == 1
+    assert len(said) == 1 and str(last) in said[0] and "corrupt" in said[0]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_full_disk_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = checkpoint.save(tmp_path, 1, _state(1))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoint.save(tmp_path, 2, _state(2))
+    assert good.name in str(caught.value) and "step 2" in str(caught.value)
+    assert list(tmp_path.iterdir()) == [good]
+    state = checkpoint.load(tmp_path)
+    assert state is not None and state["step"] == 1
+
+
+def test_backbone_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    tensors = {"conv1.weight": torch.randn(2, 3), "bn1.num_batches_tracked": torch.tensor(7)}
+    checkpoint.write_backbone(path, tensors, {"arch": "resnet18"})
+    read, header = checkpoint.read_backbone(path)
+    assert header == {"arch": "resnet18"}
+    assert all(torch.equal(read[k], tensors[k]) for k in tensors)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"backbone\.safetensors"):
+        checkpoint.read_backbone(path)

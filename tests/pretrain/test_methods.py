@@ -1,0 +1,278 @@
+"""Every method against its contract, whatever it computes."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing, nn
+
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
+from lewel_bench.pretrain.parts.momentum import Momentum
+from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
+
+BATCH = 8
+VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
+    "byol": ("byol", {}, True),
+    "byol_original": ("byol", {"bias": True}, False),
+    "lewel_b": ("lewel_b", {"d": 16}, True),
+    "lewel_b_sync": ("lewel_b", {"d": 16, "c": 8, "h": 2}, False),
+    "lewel_m": ("lewel_m", {"d": 16, "queue": 12}, False),
+    "lewel_m_same_index": ("lewel_m", {"d": 16, "negatives": "same_index", "queue": 24}, False),
+    "moco_v2": ("moco_v2", {"queue": 16}, False),
+    "moco_v2_head_norm": ("moco_v2", {"queue": 16, "head_norm": True}, False),
+}
+
+
+def recipe_of(method, args, buffers, bn_group=4):
+    return Recipe(
+        name="test",
+        label="test",
+        source="test",
+        method=method,
+        args={"hidden": 32, **args},
+        backbone=Backbone(arch="resnet18", stem="small", width=8),
+        epochs=1,
+        batch=BATCH,
+        bn_group=bn_group,
+        optimizer=Optimizer(name="sgd", lr=0.1),
+        ema=Ema(start=0.9, buffers=buffers),
+        augment="none",
+    )
+
+
+def make(variant, bn_group=4):
+    method, args, buffers = VARIANTS[variant]
+    return methods.build(recipe_of(method, args, buffers, bn_group), seed=0).double().train()
+
+
+def views(step=0):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(BATCH, 3, 32, 32, dtype=torch.double, generator=generator)
+    noise = torch.randn(2, BATCH, 3, 32, 32, dtype=torch.double, generator=generator)
+    return x + 0.3 * noise[0], x + 0.3 * noise[1]
+
+
+def close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def floats(state):
+    return {k: v for k, v in state.items() if v.is_floating_point()}
+
+
+def gradients(method):
+    return {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_falls_and_only_the_online_network_has_gradients(variant):
+    method = make(variant)
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.03, momentum=0.9)
+    pair, losses = views(), []
+    keys = method.keys(pair, 0)
+    before = [p.clone() for p in method.target.parameters()]
+    for _ in range(12):  # towards a target that stands still
+        loss, diagnostics = method(pair, keys, slice(0, BATCH))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is None for p in method.target.parameters())
+        assert all(p.grad.abs().max() > 0 for p in trained)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.85 * losses[0], losses
+    assert {id(p) for p in method.backbone.parameters()} <= {id(p) for p in trained}
+    method.after_step(keys, 0, 100)
+    moved = [not torch.equal(a, b) for a, b in zip(before, method.target.parameters(), strict=True)]
+    assert all(moved)
+    assert all(not v.requires_grad and v.ndim == 0 for v in diagnostics.values())
+    assert 0 < diagnostics["feature_std"] < 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_micro_batches_have_the_gradients_of_the_whole_batch(variant):
+    found = []
+    for micro in (BATCH, 4):
+        method = make(variant)
+        for step in range(2):
+            pair = views(step)
+            keys = method.keys(pair, step)
+            running = RunningStatistics(method)
+            running.start()
+            for first in range(0, BATCH, micro):
+                rows = slice(first, first + micro)
+                loss, _ = method((pair[0][rows], pair[1][rows]), keys, rows)
+                (loss * micro / BATCH).backward()
+                running.add(micro / BATCH)
+            running.finish()
+            method.after_step(keys, step, 10)
+        found.append((gradients(method), method.state_dict()))
+    close(found[1], found[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
+    found = []
+    for enabled in (False, True):
+        method = make(variant).float()
+        pair = tuple(x.float() for x in views())
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, diagnostics = method(pair, method.keys(pair, 0), slice(0, BATCH))
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(
+            g.dtype == torch.float32 and g.isfinite().all() for g in gradients(method).values()
+        )
+        found.append(loss.item())
+    assert 0 < abs(found[1] - found[0]) < 0.03 * found[0]
+
+
+def one_step(method, pair, world=1, rank=0):
+    size = BATCH // world
+    mine = tuple(x[rank * size : (rank + 1) * size] for x in pair)
+    keys = method.keys(mine, 3)
+    loss, _ = method(mine, keys, slice(0, size))
+    loss.backward()
+    grads = {"loss": loss.detach(), **gradients(method)}
+    statistics = [b for m in method.modules() if isinstance(m, BatchNorm) for b in m.buffers()]
+    for x in [*grads.values(), *statistics] if world > 1 else []:
+        if x.is_floating_point():
+            dist.all_reduce(x)
+            x /= world
+    method.after_step(keys, 3, 10)
+    return grads, floats(method.state_dict())
+
+
+def worker(rank, world, folder):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+    torch.set_num_threads(1)
+    found = {
+        (v, g): one_step(make(v, g), views(), world, rank) for v in VARIANTS for g in (4, None)
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_like_one(tmp_path):
+    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(2)]
+    for (variant, group), found in ranks[0].items():
+        close(found, one_step(make(variant, group), views()))
+        close(ranks[1][variant, group], found)
+
+
+def test_shuffled_returns_everything_in_its_place():
+    seen = []
+
+    def encode(x):
+        seen.append(x)
+        return x * 2, x.view(-1, 1, 1) + torch.arange(3)
+
+    x = torch.arange(64.0)
+    for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        twice, more = shuffled(encode, x, seed, step)
+        assert torch.equal(twice, 2 * x)
+        assert torch.equal(more[:, 0, 1], x + 1)
+    assert all(sorted(s.tolist()) == x.tolist() and not torch.equal(s, x) for s in seen)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[0], seen[3])  # drawn from (seed, step) alone
+
+
+def test_shuffling_gives_keys_other_batch_statistics_than_queries():
+    method = make("moco_v2")
+    x, _ = views()
+    order = np.random.Generator(np.random.Philox(key=[0, 5])).permutation(BATCH)
+    expected = torch.empty(BATCH, 128, dtype=torch.double)
+    for group in order.reshape(2, 4):  # two groups of bn_group = 4 images
+        expected[group] = nn.functional.normalize(method.target(x[group]).z, dim=1)
+    keys = make("moco_v2").keys((x, x), 5)
+    close(keys, expected)
+    in_order = nn.functional.normalize(make("moco_v2").target(x).z, dim=1)
+    assert (keys - in_order).abs().max() > 1e-3
+
+
+def test_queue_is_first_in_first_out_over_its_end():
+    queue = Queue(10, 1)
+    assert queue.keys.norm(dim=1).allclose(torch.ones(10))
+    for step in range(5):
+        queue.push(torch.arange(4.0)[:, None] + 4 * step, step)
+    assert sorted(queue.keys.flatten().tolist()) == list(range(10, 20))
+    with pytest.raises(ValueError, match="queue 10 is smaller than the batch 11"):
+        queue.push(torch.zeros(11, 1), 0)
+
+
+def test_own_rows_of_one_process():
+    assert own(torch.zeros(8, 2), slice(2, 6)) == slice(2, 6)
+
+
+def test_momentum_follows_by_its_schedule():
+    online = nn.Linear(2, 1, bias=False)
+    for schedule, expected in (("constant", 0.9), ("cosine", 0.95)):
+        target = Momentum(online, Ema(start=0.9, schedule=schedule))
+        with torch.no_grad():
+            target.network.weight.zero_()
+            online.weight.fill_(1.0)
+        target.update(online, 5, 10)  # half-way: (0.9 + 1) / 2 on the cosine
+        assert target.network.weight.mean().item() == pytest.approx(1 - expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("buffers", [True, False])
+def test_eman_normalises_with_averages_while_training(buffers):
+    method = make("byol" if buffers else "byol_original")
+    method.train()
+    assert method.target.network.training is not buffers
+    assert method.online.training
+    method.eval()
+    assert not method.target.network.training
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_arguments_are_those_of_the_class(name):
+    module = __import__(f"lewel_bench.pretrain.methods.{name}", fromlist=["x"])
+    class_ = getattr(module, methods.METHODS[name].split(":")[0])
+    signature = inspect.signature(class_).parameters.values()
+    fixed = {"backbone", "norm", "ema", "seed"}
+    expected = {p.name: (p.annotation, p.default) for p in signature if p.name not in fixed}
+    assert methods.arguments(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "message"),
+    [
+        ("lewelb", {}, "unknown method 'lewelb'. Did you mean 'lewel_b'?"),
+        ("lewel_b", {"heads": 4}, "unknown argument of lewel_b 'heads'.*Known: beta, c, d, h"),
+        ("lewel_b", {"beta": 1.5}, "argument beta of lewel_b: .*less than or equal to 1"),
+        ("lewel_b", {"h": 2.5}, "argument h of lewel_b: .*integer"),
+        ("lewel_b", {"h": 3}, "h of lewel_b: 3 must divide d 256 and the 64 channels"),
+        ("lewel_m", {"negatives": "all"}, "'other_images' or 'same_index'"),
+        ("moco_v2", {"queue": 4}, "4 is smaller than the batch 8"),
+        ("moco_v2", {"head_norm": 1}, "argument head_norm of moco_v2: .*boolean"),
+    ],
+)
+def test_what_cannot_be_is_named_before_training(method, args, message):
+    with pytest.raises(ValueError, match=message):
+        methods.check(recipe_of(method, args, False))
+
+
+def test_checking_does_not_import_torch():
+    code = (
+        "import sys; from lewel_bench.pretrain import methods; "
+        "[methods.arguments(m) for m in methods.METHODS]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_depend_on_the_seed_alone():
+    recipe = recipe_of("moco_v2", {"queue": 16}, False)
+    torch.manual_seed(5)
+    states = [methods.build(recipe, seed).state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states[:2]), strict=True))
+    assert not torch.equal(states[0]["queue.keys"], states[2]["queue.keys"])

@@ -1,0 +1,41 @@
+import math
+
+import pytest
+
+from lewel_bench.pretrain.recipe import Schedule
+from lewel_bench.pretrain.schedule import cosine_momentum, lr_at, step_decay
+
+LEWEL_B = Schedule(warmup_epochs=10, cosine_per="epoch")
+STEPS = 1251  # of an epoch of ImageNet-1K at batch 1024, last incomplete batch dropped
+
+
+def test_lr_trace_of_the_published_log() -> None:
+    """methods.md D6h: lr 3.6, 100 epochs of 1251 steps."""
+    assert lr_at(3.6, LEWEL_B, 0, STEPS, 100) == pytest.approx(2.8777e-4, rel=1e-4)
+    assert lr_at(3.6, LEWEL_B, 10 * STEPS - 1, STEPS, 100) == pytest.approx(3.6)
+    assert lr_at(3.6, LEWEL_B, 10 * STEPS, STEPS, 100) == pytest.approx(3.6)
+    assert lr_at(3.6, LEWEL_B, 99 * STEPS, STEPS, 100) == pytest.approx(0.0010965, rel=1e-4)
+
+
+def test_momentum_trace_of_the_published_log() -> None:
+    assert cosine_momentum(0.98, 0, 100 * STEPS) == pytest.approx(0.98)
+    assert cosine_momentum(0.98, 1250, 100 * STEPS) == pytest.approx(0.980004926, abs=1e-9)
+    assert cosine_momentum(0.98, 100 * STEPS, 100 * STEPS) == 1.0
+
+
+def test_cosine_per_epoch_is_constant_within_an_epoch() -> None:
+    rates = {lr_at(0.03, Schedule(), 5 * 100 + i, 100, 200) for i in range(100)}
+    assert rates == {0.03 * 0.5 * (1 + math.cos(math.pi * 5 / 200))}
+
+
+def test_cosine_per_step_ends_at_zero() -> None:
+    schedule = Schedule(warmup_epochs=1, cosine_per="step")
+    rates = [lr_at(1.0, schedule, step, 10, 5) for step in range(51)]
+    assert rates[9] == 1.0 and rates[-1] == pytest.approx(0.0, abs=1e-15)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_step_decay() -> None:
+    assert [step_decay(0.4, epoch, (30, 40)) for epoch in (0, 29, 30, 39, 40, 49)] == (
+        pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+    )

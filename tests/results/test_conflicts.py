@@ -1,0 +1,91 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from lewel_bench.results import conflicts
+from lewel_bench.results.conflicts import find, load
+
+# What the fact sheet lists as different or open, by the part that lists it.
+LISTED = {
+    "paper text, code and scripts of LEWEL_B": (
+        "lewel_b.optimizer lewel_b.lr_batch_wd lewel_b.warmup lewel_b.400_epochs lewel_b.min_crop "
+        "lewel_b.loss_directions lewel.beta lewel_m.infonce lewel.softmax_positions lewel_b.groups "
+        "lewel_b.head_bias lewel.token_concat lewel_b.head_norm_decay lewel_b.schedule "
+        "lewel.in100_lr"
+    ),
+    "LEWEL_B's code in detail": (
+        "lewel.group_layout lewel_b.head_init lewel_b.embedding_dim lewel_b.target_statistics "
+        "lewel_b.momentum_start lewel_b.precision lewel_b.seed lewel_b.knn_monitor data.drop_last "
+        "bn.running_statistics lewel_b.evaluated_network"
+    ),
+    "gaps of LEWEL_M": (
+        "lewel_m.groups lewel_m.aligned_negatives lewel_m.key_gather lewel_m.symmetry "
+        "lewel_m.queue lewel_m.shuffle lewel_m.momentum_and_warmup lewel_m.head_bias"
+    ),
+    "baselines": (
+        "moco_v2.lr_and_head moco_v2.symmetry byol.setting byol_original.presets "
+        "byol_original.zero_init in100.classes"
+    ),
+    "evaluation": (
+        "linear.lars_lr linear.probe linear.selection linear.in100 semi.weight_decay semi.lr "
+        "semi.selection semi.classifier_init semi.batch_norm semi.subsets"
+    ),
+}
+
+
+def test_the_register_covers_everything_that_is_listed() -> None:
+    listed = {id for ids in LISTED.values() for id in ids.split()}
+    assert {one.id for one in load()} == listed
+
+
+def test_what_the_code_does_names_its_source() -> None:
+    """A file or paper; code read in a repository is pinned to a commit."""
+    for one in load():
+        assert re.search(r"@ [0-9a-f]{7}|^paper, ", one.where), one.id
+        for repository in re.findall(r"[\w.-]+/[\w.-]+ (?:\S+ )*?@ (\S+)", one.where):
+            assert re.match(r"[0-9a-f]{7}", repository), one.id
+
+
+def test_each_side_that_exists_by_name_is_listed_default_first() -> None:
+    def sides(id: str) -> list[str]:
+        return [*find(id).recipes, *find(id).protocols]
+
+    assert sides("lewel_b.optimizer") == ["lewel_b", "lewel_b_paper_text"]
+    assert sides("lewel_b.head_norm_decay") == ["lewel_b", "lewel_b_log"]
+    assert "lewel_b_b512" in sides("lewel_b.lr_batch_wd")
+    assert sides("lewel_m.groups") == ["lewel_m", "lewel_m_h1"]
+    assert sides("moco_v2.lr_and_head") == ["moco_v2", "moco_v2_bn_head"]
+    assert sides("byol.setting") == ["byol", "byol_eman", "byol_original"]
+    assert sides("linear.probe")[:2] == ["linear_lars", "linear_sgd"]
+
+
+def test_an_unknown_conflict_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"Did you mean 'lewel_b.groups'"):
+        find("lewel_b.group")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('topic = "Warm-up', 'topik = "Warm-up'), "Did you mean 'topic'"),
+        (('id = "lewel_b.warmup"', 'id = "lewel_b.optimizer"'), "same id: lewel_b.optimizer"),
+        (('topic = "', "topic = "), "conflicts.toml"),
+        (('topic = "Warm-up of LEWEL_B"', 'topic = ""'), "topic"),
+    ],
+)
+def test_a_wrong_register_names_the_file_and_the_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], message: str
+) -> None:
+    text = conflicts.FILE.read_text(encoding="utf-8")
+    assert change[0] in text
+    file = tmp_path / "conflicts.toml"
+    file.write_text(text.replace(*change, 1), encoding="utf-8")
+    monkeypatch.setattr(conflicts, "FILE", file)
+    load.cache_clear()
+    try:
+        with pytest.raises(ValueError) as caught:
+            load()
+    finally:
+        load.cache_clear()
+    assert str(file) in str(caught.value) and message in str(caught.value)

@@ -1,0 +1,135 @@
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lewel_bench.results.fill import Entry, Slot, fill, missing
+from lewel_bench.results.table import load
+
+CELL = ("lewel_m", "200:top1")  # 68.4 in the paper
+
+
+def slot(key: str, state: Any = "done", **fields: Any) -> Slot:
+    return Slot(key, seed=0, state=state, **fields)
+
+
+def entry(*slots: Slot, values: Any = (), comparable: bool = True, cell: Any = CELL) -> Entry:
+    records = {f"k{i}": SimpleNamespace(metrics={"top1": v}) for i, v in enumerate(values)}
+    return fill(load("1"), {cell: slots}, records, "paper", comparable).entries[cell]
+
+
+def test_mean_std_and_delta_are_of_the_records() -> None:
+    found = entry(slot("k0"), slot("k1"), slot("k2"), values=(68.0, 68.4, 69.4))
+    assert found.mean == pytest.approx(68.6, rel=1e-12)
+    assert found.std == pytest.approx(math.sqrt((0.36 + 0.04 + 0.64) / 2), rel=1e-12)
+    assert found.delta == pytest.approx(0.2, abs=1e-9)
+    assert (found.n, found.wanted, found.published, found.origin) == (3, 3, 68.4, "own")
+    assert found.keys == ("k0", "k1", "k2")
+    assert (found.state, found.verdict) == ("done", "reproduced")
+    assert "Table 8" in found.note
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((68.4,), "inconclusive (n=1)"),
+        ((68.3, 68.5), "reproduced"),
+        ((67.3, 69.3), "reproduced"),
+        ((67.0, 68.8), "within noise"),
+        ((60.0, 60.1, 60.2), "differs"),
+    ],
+)
+def test_verdict_of_the_paper_suite(values: tuple[float, ...], verdict: str) -> None:
+    assert entry(*(slot(f"k{i}") for i in range(len(values))), values=values).verdict == verdict
+
+
+def test_another_suite_is_not_comparable_but_has_a_delta() -> None:
+    found = entry(slot("k0"), slot("k1"), values=(40.4, 40.4), comparable=False)
+    assert found.verdict == "not comparable"
+    assert found.delta == pytest.approx(-28.0)
+
+
+@pytest.mark.parametrize("state", ["running", "queued", "failed", "missing", "stale"])
+@pytest.mark.parametrize("comparable", [True, False])
+def test_a_cell_without_a_value_has_its_state_as_verdict(state: Any, comparable: bool) -> None:
+    found = entry(slot("k0", state, reason="why"), values=(68.4,), comparable=comparable)
+    assert (found.state, found.verdict) == (state, state)
+    assert (found.mean, found.std, found.delta, found.n, found.keys) == (None, None, None, 0, ())
+    assert found.reasons == ("why",)
+
+
+def test_some_seeds_done_shows_them_and_what_the_rest_do() -> None:
+    slots = slot("k0"), slot("k1"), slot("x", "queued"), slot("y", "failed", reason="nan")
+    found = entry(*slots, values=(68.4, 68.4))
+    assert (found.n, found.wanted, found.state) == (2, 4, "failed")
+    assert found.verdict == "reproduced" and found.keys == ("k0", "k1")
+
+
+def test_the_same_run_listed_twice_is_one_measurement() -> None:
+    found = entry(slot("k0"), slot("k0"), values=(68.4,))
+    assert (found.n, found.wanted, found.verdict) == (1, 1, "inconclusive (n=1)")
+
+
+def test_done_without_a_record_is_missing_and_says_so() -> None:
+    found = entry(slot("gone"))
+    assert (found.state, found.mean) == ("missing", None)
+    assert found.reasons == ("gone is said to be done, but has no record",)
+
+
+def test_a_record_without_the_metric_is_failed_and_says_so() -> None:
+    found = entry(slot("k0"), values=(68.4,), cell=("lewel_m", "200:top5"))
+    assert (found.state, found.verdict, found.mean) == ("failed", "failed", None)
+    assert found.reasons == ("record k0 has no top5 (it has: top1)",)
+
+
+def test_a_cell_that_the_paper_left_blank() -> None:
+    cell = ("moco_v2", "400:top1")
+    assert cell not in fill(load("1"), {}, {}, "paper", True).entries
+    found = entry(slot("k0"), values=(71.0,), cell=cell)
+    assert (found.published, found.delta, found.mean) == (None, None, 71.0)
+    assert found.verdict == "nothing published"
+
+
+def test_without_runs_a_cell_is_missing_or_published_only() -> None:
+    entries = fill(load("1"), {}, {}, "paper", True).entries
+    assert len(entries) == 33  # the cells that the paper filled
+    assert (entries[CELL].state, entries[CELL].verdict) == ("missing", "missing")
+    assert entries[CELL].reasons == ("no run of lewel_m is planned for this cell",)
+    cited = entries["pcl", "200:top1"]
+    assert (cited.state, cited.verdict, cited.published) == (None, "published only", 67.6)
+
+
+def test_unknown_cells_and_states_are_errors() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown row of table 1 'lewel_n'. Did you mean 'lewel_m"
+    ):
+        fill(load("1"), {("lewel_n", "200:top1"): []}, {}, "paper", True)
+    with pytest.raises(ValueError, match="unknown column of table 1"):
+        fill(load("1"), {("lewel_m", "200"): []}, {}, "paper", True)
+    with pytest.raises(ValueError, match=r"unknown state 'don'. Did you mean 'done'"):
+        slot("k0", "don")
+
+
+def test_missing_lists_what_lacks_seeds_with_needs_and_command() -> None:
+    command = "lewel-bench run --method lewel_m_200ep --evals linear_lars"
+    needs = ("pretrain 3f2a9c01b7de missing",)
+    waits = slot("x", "queued", reason="waits", command=command, needs=needs)
+    slots = {
+        CELL: [slot("k0"), waits],
+        ("lewel_m", "200:top5"): [waits],
+        ("lewel_m", "100:top1"): [slot("k0")],
+    }
+    records = {"k0": SimpleNamespace(metrics={"top1": 68.4})}
+    lacking = missing(fill(load("1"), slots, records, "paper", True))
+    found = {one.cell: one for one in lacking}
+    assert "table1:lewel_m:100:top1" not in found  # done
+    assert "table1:pcl:200:top1" not in found  # nothing can fill it
+    assert "table1:moco_v2:400:top1" not in found  # blank in the paper
+    one = found["table1:lewel_m:200:top1"]
+    assert (one.label, one.column, one.n, one.wanted) == ("LEWEL_M", "200 ep top-1", 1, 2)
+    assert (one.state, one.slots, one.commands) == ("queued", (waits,), (command,))
+    assert one.slots[0].needs == needs and one.reasons == ("waits",)
+    assert found["table1:lewel_m:200:top5"].n == 0
+    assert found["table1:lewel_b:400:top1"].commands == ()
+    assert len(lacking) == 33 - 1 - 13  # all but the one done and the 13 cited cells

@@ -1,0 +1,233 @@
+import csv
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lewel_bench.results.table import (
+    FOLDER,
+    ORIGINS,
+    TABLES,
+    Table,
+    epochs,
+    load,
+    parse,
+    parse_cell,
+)
+
+METHODS = {
+    "instdisc": "InstDisc",
+    "pcl": "PCL",
+    "simclr": "SimCLR",
+    "simclr_ref9": "SimCLR",
+    "byol_original": "BYOL",
+    "swav": "SwAV",
+    "simsiam": "SimSiam",
+    "moco_v2": "MoCov2",
+    "byol": "BYOL",
+    "lewel_m": "LEWEL_M",
+    "lewel_b": "LEWEL_B",
+    "barlow_twins": "BarlowTwins",
+}
+SETTINGS = {"linear": "linear", "semi_1pct": "semi-1pct", "semi_10pct": "semi-10pct"}
+# What quotations() gives; a value that is edited by mistake must be edited here too.
+PRINTED = {
+    "1": (33, "c331b3a27d94"),
+    "2": (38, "099bdc540650"),
+}
+
+
+def quotations(table: Table) -> list[tuple[str, ...]]:
+    """Every published value as a line of the long-format list of the paper's tables."""
+    return sorted(
+        (
+            f"T{table.id}",
+            METHODS[row.id.split(":")[0]],
+            str(epochs(row, column)),
+            f"IN1K-{SETTINGS[column.eval]}",
+            column.metric.replace("top", "acc"),
+            f"{row.values[column.id]:.1f}",
+            row.origin,
+        )
+        for row in table.rows
+        for column in table.columns
+        if column.id in row.values
+    )
+
+
+@pytest.mark.parametrize("id", TABLES)
+def test_values_have_not_been_edited(id: str) -> None:
+    lines = quotations(load(id))
+    digest = hashlib.sha256("\n".join(",".join(line) for line in lines).encode()).hexdigest()
+    assert (len(lines), digest[:12]) == PRINTED[id]
+
+
+def _shared_list() -> Path | None:
+    roots = [Path(os.environ["LEWEL_BENCH_SHARED"])] if "LEWEL_BENCH_SHARED" in os.environ else []
+    roots += [parent / "shared" for parent in Path(__file__).resolve().parents]
+    files = (root / "reference" / "paper_tables.csv" for root in roots)
+    return next((file for file in files if file.is_file()), None)
+
+
+@pytest.mark.parametrize("id", TABLES)
+def test_values_equal_the_list_of_the_papers_tables(id: str) -> None:
+    file = _shared_list()
+    if file is None:
+        pytest.skip("shared/reference/paper_tables.csv is not here (set LEWEL_BENCH_SHARED)")
+    with open(file, encoding="utf-8", newline="") as lines:
+        listed = sorted(tuple(line) for line in csv.reader(lines) if line[0] == f"T{id}")
+    assert quotations(load(id)) == listed
+
+
+@pytest.mark.parametrize(
+    ("id", "row", "column", "value", "origin"),
+    [
+        ("1", "lewel_m", "200:top1", 68.4, "own"),
+        ("1", "lewel_b", "400:top1", 73.8, "own"),
+        ("1", "moco_v2", "100:top5", 86.1, "repro"),
+        ("1", "byol", "200:top1", 71.9, "repro"),
+        ("1", "byol_original", "200:top1", 70.6, "ref9"),
+        ("1", "simclr", "200:top1", 66.6, "cited"),
+        ("2", "lewel_m:200", "1pct:top5", 71.1, "own"),
+        ("2", "byol_original:800", "10pct:top1", 68.8, "cited"),
+        ("2", "lewel_b:400", "10pct:top5", 90.1, "own"),
+    ],
+)
+def test_cells_read_by_eye(id: str, row: str, column: str, value: float, origin: str) -> None:
+    found = load(id).row(row)
+    assert found.values[column] == value
+    assert found.origin == origin and origin in ORIGINS
+
+
+@pytest.mark.parametrize(
+    ("cell", "note"),
+    [
+        ("table1:simclr_ref9:400:top1", "800-epoch value"),
+        ("table1:lewel_m:200:top1", "Table 8 prints 68.1"),
+        ("table1:lewel_b:100:top1", "Table 9 prints 71.5"),
+        ("table1:lewel_b:400:top1", "Table 8 has 91.7"),
+        ("table1:moco_v2:100:top1", "Table 9"),
+        ("table1:lewel_m:100:top1", "Table 9"),
+        ("table1:byol:100:top1", "Table 9"),
+        ("table2:pcl:200:10pct:top5", "85.6"),
+        ("table2:byol_original:800:1pct:top1", "1000 epochs"),
+        ("table2:byol_original:800:10pct:top5", "1000 epochs"),
+        ("table2:lewel_m:200:1pct:top5", "1.2 below"),
+        ("table2:lewel_b:400:1pct:top1", "SyncBN for EMAN"),
+    ],
+)
+def test_a_doubtful_cell_has_a_note(cell: str, note: str) -> None:
+    table, row, column = parse_cell(cell)
+    assert note in load(table).row(row).notes[column]
+
+
+def test_the_arithmetic_of_the_notes() -> None:
+    rows = {row.id: row.values for row in load("2").rows}
+    ours, baseline = rows["lewel_m:200"], rows["moco_v2:200"]
+    assert round(ours["1pct:top5"] - baseline["1pct:top5"], 1) == -1.2
+    assert round(ours["1pct:top1"] - baseline["1pct:top1"], 1) == 1.3
+    for id in TABLES:
+        pairs = (("lewel_m", "moco_v2"), ("lewel_b", "byol"))
+        below = [
+            (row.id, column)
+            for row in load(id).rows
+            for mine, theirs in pairs
+            if row.id.split(":")[0] == mine
+            for column, value in row.values.items()
+            for other in load(id).rows
+            if other.id == row.id.replace(mine, theirs) and value < other.values.get(column, 0)
+        ]
+        assert below == ([("lewel_m:200", "1pct:top5")] if id == "2" else [])
+
+
+def test_cells_name_their_recipe_epochs_and_protocol() -> None:
+    cells = {(row.id, column.id): (row, column) for row, column in load("1").cells()}
+    row, column = cells["lewel_b", "400:top1"]
+    assert (row.recipe, epochs(row, column), row.protocols["linear"]) == (
+        "lewel_b",
+        400,
+        "linear_sgd",
+    )
+    assert ("simclr", "100:top1") not in cells  # nothing here can fill it
+    assert ("moco_v2", "400:top1") not in cells  # blank in the paper
+    row, column = {(r.id, c.id): (r, c) for r, c in load("2").cells()}["lewel_m:200", "1pct:top1"]
+    assert (row.recipe, epochs(row, column), row.protocols[column.eval]) == (
+        "lewel_m",
+        200,
+        "semi_1pct",
+    )
+
+
+# ---- looking up ----
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("table1:lewel_m:200:top1", ("1", "lewel_m", "200:top1")),
+        ("table2:lewel_m:200:1pct:top1", ("2", "lewel_m:200", "1pct:top1")),
+    ],
+)
+def test_parse_cell(cell: str, expected: tuple[str, str, str]) -> None:
+    assert parse_cell(cell) == expected
+
+
+def test_parse_cell_reads_every_cell_of_every_table() -> None:
+    for id in TABLES:
+        for row in load(id).rows:
+            for column in load(id).columns:
+                assert parse_cell(f"table{id}:{row.id}:{column.id}") == (id, row.id, column.id)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("lewel_m:200:top1", "is not a cell. Write table:row:column"),
+        ("table1", "is not a cell"),
+        ("", "is not a cell"),
+        ("table11:lewel_m:200:top1", "unknown table '11'. Did you mean '1'"),
+        ("table:lewel_m:200:top1", "unknown table ''"),
+        ("table1:lewelm:200:top1", "unknown row of table 1 'lewelm'. Did you mean 'lewel_m'"),
+        ("table1:lewel_m:200:top2", "unknown column of table 1 '200:top2'. Did you mean '200:top"),
+        ("table1:lewel_m", "unknown column of table 1 ''"),
+        ("table2:lewel_m:300:1pct:top1", "unknown row of table 2 'lewel_m:300'. Did you mean 'le"),
+        ("table2:lewel_m:200:1pct", "unknown column of table 2 '1pct'. Did you mean '1pct:top"),
+    ],
+)
+def test_parse_cell_names_what_is_wrong(cell: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_cell(cell)
+    assert message in str(caught.value)
+
+
+# ---- a table that is wrong ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('metric = "top1"', 'metrik = "top1"'), "Did you mean 'metric'"),
+        (('"100:top1" = 64.6', '"100:top-1" = 64.6'), "Did you mean '100:top1'"),
+        (('"100:top1" = 64.6', '"100:top1" = nan'), "finite"),
+        (('id = "simclr"', 'id = "pcl"'), "two rows with the same id"),
+        (('id = "100:top5"', 'id = "100:top1"'), "two columns with the same id"),
+        (('protocols = { linear = "linear_sgd" }', ""), "no protocol for linear"),
+        (("{ linear =", "{ liner ="), "unknown eval in row byol_original 'liner'"),
+        (('label = "PCL"', 'label = "PCL"\nepochs = 200'), "in the row or in the column"),
+        (('origin = "repro"', 'origin = "reproduced"'), "'cited', 'ref9', 'repro' or 'own'"),
+        (('id = "pcl"', 'id = "pcl:200"'), "differ in their number of parts"),
+        (("[[rows]]", "[[rows"), "1.toml"),
+    ],
+)
+def test_a_wrong_table_names_the_file_and_the_fault(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    text = (FOLDER / "1.toml").read_text(encoding="utf-8")
+    assert change[0] in text
+    file = tmp_path / "1.toml"
+    file.write_text(text.replace(*change), encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        parse(file)
+    assert str(file) in str(caught.value) and message in str(caught.value)

@@ -1,0 +1,80 @@
+"""Who may import whom, and what a command may load before it must."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lewel_bench
+
+PACKAGE = Path(lewel_bench.__file__).parent
+ALLOWED = {
+    "slurm": set(),
+    "results": set(),
+    "pretrain": set(),
+    "evals": {"pretrain"},
+    "harness": {"slurm", "results", "pretrain", "evals"},
+}
+NOT_FOR_EVALS = {"methods", "method", "parts", "train"}
+
+
+def _imports(path: Path) -> set[tuple[str, ...]]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {(*node.module.split("."), alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+    return {name[1:] for name in found if name[0] == "lewel_bench" and len(name) > 1}
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_import_rule(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
+        for name in _imports(path):
+            if name[0] in ALLOWED:
+                assert name[0] in ALLOWED[folder] | {folder}, f"{path} imports {'.'.join(name)}"
+            if folder == "evals" and name[0] == "pretrain":
+                assert name[1] not in NOT_FOR_EVALS, f"{path} imports {'.'.join(name)}"
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_root_shortcut_leads_to_the_code(folder: str) -> None:
+    link = PACKAGE.parent / folder
+    assert link.is_symlink() and link.resolve() == PACKAGE / folder
+
+
+def test_only_view_imports_rich() -> None:
+    users = [p for p in PACKAGE.rglob("*.py") if "rich" in p.read_text() and _uses_rich(p)]
+    assert users == [PACKAGE / "harness" / "view.py"]
+
+
+def _uses_rich(path: Path) -> bool:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "methods"],
+        ["ls", "recipes"],
+        ["ls", "protocols"],
+        ["ls", "conflicts"],
+        ["status"],
+        ["table", "all", "--suite", "shapes"],
+        ["table", "1", "--format", "json"],
+        ["run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200", "--dry-run"],
+    ],
+)
+def test_quick_commands_do_not_import_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from lewel_bench.harness.cli import main; "
+        f"code = main({arguments!r}); sys.exit(3 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
