@@ -96,7 +96,8 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     if distributed.rank() != 0:
         return result
     written = record.commit(folder, result)
-    checkpoint.clear(folder)
+    for used in (folder, folder / "refit"):
+        checkpoint.clear(used)
     log("done", **made.outcome.metrics)
     return written
 

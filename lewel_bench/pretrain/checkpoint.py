@@ -2,14 +2,14 @@
 
 import hashlib
 import io
-import os
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lewel_bench.pretrain.files import write_atomically
@@ -75,21 +75,25 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write torchvision ResNet keys and a small header of strings, atomically."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in state.items()}, beside, metadata=dict(header)
-    )
-    os.replace(beside, path)
+    """Write torchvision ResNet keys and a small header of strings, atomically.
+
+    Equal weights make equal bytes: safetensors writes several metadata entries in random order, so
+    the header is one entry of JSON.
+    """
+    metadata = {"backbone": json.dumps(dict(header), sort_keys=True)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    write_atomically(path, serialise(tensors, metadata=metadata))
 
 
 def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a backbone file. Raises ValueError naming a broken file."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            header = json.loads((file.metadata() or {})["backbone"])
+            return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118 (no dict)
+    except KeyError:
+        raise ValueError(f"{path} has no header of lewel-bench: it was not written here") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"cannot read the backbone {path}: {error}") from None
 
 

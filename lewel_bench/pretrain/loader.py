@@ -46,8 +46,9 @@ class Cut(Protocol):
 
 
 def stream(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
-    """Random bits that depend on these four numbers and nothing else."""
-    return np.random.Philox(key=[seed, epoch], counter=[0, index, purpose, 0])
+    """Random bits that depend on these four numbers, each in 0..2^64 - 1, and nothing else."""
+    key = np.array([seed, epoch], dtype=np.uint64)  # a list of large numbers would become floats
+    return np.random.Philox(key=key, counter=np.array([0, index, purpose, 0], dtype=np.uint64))
 
 
 class Source(Dataset[Any]):

@@ -80,7 +80,8 @@ def subset_from_list(images: Images, list_file: Path) -> Indices:
 
 def _shuffled(images: Images, seed: int, purpose: int) -> list[Indices]:
     """The indices of each class in an order that depends on the seed alone."""
-    draws = np.random.Philox(key=[seed, purpose]).random_raw(len(images))
+    key = np.array([seed, purpose], dtype=np.uint64)
+    draws = np.random.Philox(key=key).random_raw(len(images))
     order = np.lexsort((draws, images.labels))
     ends = np.cumsum(np.bincount(images.labels, minlength=len(images.classes)))
     return np.split(order, ends[:-1])

@@ -7,6 +7,7 @@ epoch, image), so a run that was killed goes on bit for bit where its last check
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,7 @@ class Loop:
         self.local, self.micro = _batches(recipe, machine, len(images))
         self.per_epoch = len(images) // recipe.batch
         self.steps = self.per_epoch * recipe.epochs
+        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         self.method: Method = methods.build(recipe, seed)
         self.method.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -286,7 +288,10 @@ class Loop:
             model.compile()
         if distributed.world() > 1:
             # our own averaging keeps batch-norm statistics equal, see train_step
-            model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # torch 2.15 renames the argument; torch 2.11 knows this name only
+                warnings.simplefilter("ignore", FutureWarning)
+                model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
         return model
 
     def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -63,9 +63,13 @@ def test_full_disk_names_the_last_good_checkpoint(
 def test_backbone_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "backbone.safetensors"
     tensors = {"conv1.weight": torch.randn(2, 3), "bn1.num_batches_tracked": torch.tensor(7)}
-    checkpoint.write_backbone(path, tensors, {"arch": "resnet18"})
-    read, header = checkpoint.read_backbone(path)
-    assert header == {"arch": "resnet18"}
+    header = {"arch": "resnet18", "stem": "small", "width": "24"}
+    checkpoint.write_backbone(path, tensors, header)
+    digest = checkpoint.sha256(path)
+    checkpoint.write_backbone(path, tensors, header)
+    assert checkpoint.sha256(path) == digest
+    read, found = checkpoint.read_backbone(path)
+    assert found == header
     assert all(torch.equal(read[k], tensors[k]) for k in tensors)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match=r"backbone\.safetensors"):

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
@@ -123,7 +124,7 @@ def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
         method = make(variant).float()
         pair = tuple(x.float() for x in views())
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, diagnostics = method(pair, method.keys(pair, 0), slice(0, BATCH))
+            loss, _ = method(pair, method.keys(pair, 0), slice(0, BATCH))
         loss.backward()
         assert loss.dtype == torch.float32
         assert all(
@@ -149,24 +150,16 @@ def one_step(method, pair, world=1, rank=0):
     return grads, floats(method.state_dict())
 
 
-def worker(rank, world, folder):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
-    )
-    torch.set_num_threads(1)
-    found = {
-        (v, g): one_step(make(v, g), views(), world, rank) for v in VARIANTS for g in (4, None)
-    }
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def on_rank(rank, world):
+    cases = [(v, g) for v in ("byol_original", "lewel_b", "lewel_m", "moco_v2") for g in (4, None)]
+    return {(v, g): one_step(make(v, g), views(), world, rank) for v, g in cases}
 
 
-def test_two_processes_train_like_one(tmp_path):
-    multiprocessing.spawn(worker, (2, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(2)]
-    for (variant, group), found in ranks[0].items():
+def test_two_processes_train_like_one():
+    first, second = ranks.run(on_rank, 2)
+    for (variant, group), found in first.items():
         close(found, one_step(make(variant, group), views()))
-        close(ranks[1][variant, group], found)
+        close(second[variant, group], found)
 
 
 def test_shuffled_returns_everything_in_its_place():

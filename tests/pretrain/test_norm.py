@@ -1,9 +1,9 @@
 """Batch norm over groups of images: against torch's on every group, and over processes."""
 
 import pytest
+import ranks
 import torch
-from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics, TokenNorm
 
@@ -110,27 +110,21 @@ def measure(kind, group, x):
     }
 
 
-def worker(rank, world, folder):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
-    )
+def on_rank(rank, world):
     found = {}
     for name, (kind, group) in CASES.items():
         x = tokens() if kind is TokenNorm else images()
         found[name] = measure(kind, group, x.chunk(world)[rank])
     with pytest.raises(ValueError, match="does not fit"):
         BatchNorm(5, group=3)(images().chunk(world)[rank].float())
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
-def test_processes_that_share_statistics_equal_one(tmp_path):
-    world = 4  # "whole" spans all of them, "pair" two of four
-    multiprocessing.spawn(worker, (world, str(tmp_path)), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(world)]
+def test_processes_that_share_statistics_equal_one():
+    processes = ranks.run(on_rank, 4)  # "whole" spans all of them, "pair" two of four
     for name, (kind, group) in CASES.items():
         one = measure(kind, group, tokens() if kind is TokenNorm else images())
-        many = [r[name] for r in ranks]
+        many = [r[name] for r in processes]
         for key in ("y", "x"):
             tensor_test(torch.cat([m[key] for m in many]), one[key])
         for key in ("weight", "bias"):

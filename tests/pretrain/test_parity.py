@@ -1,6 +1,6 @@
 """The methods against the authors' own code: losses, gradients, one LARS step, the EMA, the queue.
 
-The first half imports it from $LEWEL_BENCH_REFERENCE (see golden/reference.py) and is skipped by
+The first half imports it from $LEWEL_BENCH_REFERENCE (see tests/official.py) and is skipped by
 name where that is absent; the second half compares with numbers that it gave (golden/*.json).
 """
 
@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import official
 import pytest
+import ranks
 import torch
-from golden import reference
-from torch import multiprocessing, nn
+from torch import nn
 
 from lewel_bench.pretrain import methods, optim
 from lewel_bench.pretrain.recipe import Backbone, Optimizer
@@ -21,8 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def need(repository):
-    if reference.folder(repository) is None:
-        pytest.skip(f"no official code: ${reference.VARIABLE}/{repository} is absent")
+    if official.folder(repository) is None:
+        pytest.skip(f"no official code: ${official.VARIABLE}/{repository} is absent")
 
 
 def worst(actual, expected):
@@ -43,17 +44,17 @@ def worst(actual, expected):
 BOUNDS = {torch.float64: (2, 1e-12, 1e-10), torch.float32: (1, 1e-6, 5e-5)}
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", official.CASES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_training_steps_equal_the_official_code(case, dtype):
-    setting = reference.CASES[case]
+    setting = official.CASES[case]
     need(setting.repository)
     steps, loss_bound, bound = BOUNDS[dtype]
-    model = reference.official(setting)
+    model = official.build(setting)
     start = {k: v.clone() for k, v in model.state_dict().items()}
-    ours = reference.run_ours(setting, reference.ours(setting.repository, start), dtype, steps)
-    with reference.on_cpu() if case == "moco_v2" else contextlib.nullcontext():
-        theirs = reference.run_official(setting, model, dtype, steps)
+    ours = official.run_ours(setting, official.ours(setting.repository, start), dtype, steps)
+    with official.on_cpu() if case == "moco_v2" else contextlib.nullcontext():
+        theirs = official.run_official(setting, model, dtype, steps)
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         loss = abs(a.loss - b.loss).item() / abs(b.loss).item()
         gradient, state = worst(a.gradient, b.gradient), worst(a.state, b.state)
@@ -63,52 +64,50 @@ def test_training_steps_equal_the_official_code(case, dtype):
         assert state < bound  # online after the optimizer, target after the EMA, the queue
 
 
-def official_rank(rank, world, folder):
+def official_rank(rank, world):
     """MoCo's own code as one of several processes, with our permutation in place of its own."""
-    torch.set_num_threads(1)
-    setting = reference.CASES["moco_v2"]
-    with reference.on_cpu(world, rank, f"{folder}/rendezvous"):
-        model = reference.official(setting)
-        random = np.random.Generator(np.random.Philox(key=[reference.SEED, 0]))
+    setting = official.CASES["moco_v2"]
+    with official.on_cpu():
+        model = official.build(setting)
+        random = np.random.Generator(np.random.Philox(key=[official.SEED, 0]))
         torch.randperm = lambda count: torch.from_numpy(random.permutation(count))
-        x1, x2 = (x.chunk(world)[rank] for x in reference.views(reference.SIZE, reference.BATCH))
+        x1, x2 = (x.chunk(world)[rank] for x in official.views(official.SIZE, official.BATCH))
         loss = nn.functional.cross_entropy(*model(x1, x2))
-        loss.backward()
-        gradient = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-        gradient["queue"] = model.queue
-        torch.save((loss.detach(), reference.ours("moco", gradient)), f"{folder}/{rank}.pt")
+    loss.backward()
+    gradient = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    gradient["queue"] = model.queue
+    return loss.detach(), official.ours("moco", gradient)
 
 
-def test_shuffled_groups_equal_mocos_processes(tmp_path):
+def test_shuffled_groups_equal_mocos_processes():
     need("moco")
-    setting, world = reference.CASES["moco_v2"], 2
-    multiprocessing.spawn(official_rank, (world, str(tmp_path)), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{r}.pt") for r in range(world)]
-    expected = {k: sum(g[k] for _, g in ranks) / world for k in ranks[0][1]}
+    setting, world = official.CASES["moco_v2"], 2
+    processes = ranks.run(official_rank, world)
+    expected = {k: sum(g[k] for _, g in processes) / world for k in processes[0][1]}
 
     method = methods.build(
-        reference.recipe(setting, bn_group=reference.BATCH // world), reference.SEED
+        official.recipe(setting, bn_group=official.BATCH // world), official.SEED
     )
-    method.double().train().load_state_dict(reference.weights(setting))
-    pair = reference.views(reference.SIZE, reference.BATCH)
+    method.double().train().load_state_dict(official.weights(setting))
+    pair = official.views(official.SIZE, official.BATCH)
     keys = method.keys(pair, 0)
-    loss, _ = method(pair, keys, slice(0, reference.BATCH))
+    loss, _ = method(pair, keys, slice(0, official.BATCH))
     loss.backward()
     method.after_step(keys, 0, 10)
     found = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
     found["queue.keys"] = method.queue.keys
     print(f"moco in {world} processes: grad {worst(found, expected):.1e}")
-    assert loss.item() == pytest.approx(sum(v.item() for v, _ in ranks) / world, rel=1e-12)
+    assert loss.item() == pytest.approx(sum(v.item() for v, _ in processes) / world, rel=1e-12)
     assert worst(found, expected) < 1e-10
 
 
 def test_resnet50_has_the_official_tensors():
     need("lewel")
-    lewel, resnet = reference.load("lewel", "models.lewel", "backbone.resnet")
+    lewel, resnet = official.load("lewel", "models.lewel", "backbone.resnet")
     with torch.device("meta"):
         model = lewel.LEWELB_EMAN(resnet.resnet50_encoder, num_heads=4)
-        theirs = reference.ours("lewel", model.state_dict())
-        setting = reference.recipe(reference.CASES["lewel_b_eman"])
+        theirs = official.ours("lewel", model.state_dict())
+        setting = official.recipe(official.CASES["lewel_b_eman"])
         backbone = Backbone(arch="resnet50")
         ours = methods.build(setting.model_copy(update={"args": {}, "backbone": backbone}), 0)
     assert {k: v.shape for k, v in theirs.items()} == {
@@ -131,30 +130,30 @@ def test_resnet50_has_the_official_tensors():
     ],
 )
 def test_names_map(repository, theirs, ours):
-    assert reference.name(repository, theirs) == ours
+    assert official.name(repository, theirs) == ours
     with pytest.raises(ValueError, match="that we know"):
-        reference.name(repository, "something.else")
+        official.name(repository, "something.else")
 
 
 def test_conv1d_weights_and_queue_map():
     weight, queue = torch.rand(3, 4, 1), torch.rand(5, 7)
-    (found,) = reference.ours("lewel", {"predictor.mlp.0.weight": weight}).values()
+    (found,) = official.ours("lewel", {"predictor.mlp.0.weight": weight}).values()
     assert torch.equal(found, weight[..., 0])
     theirs = {"queue": queue, "queue_ptr": torch.zeros(1)}
-    assert torch.equal(reference.ours("moco", theirs)["queue.keys"], queue.T)
+    assert torch.equal(official.ours("moco", theirs)["queue.keys"], queue.T)
 
 
 @pytest.mark.parametrize(("rule", "head_gains"), [("bias_and_norm", True), ("log", False)])
 def test_parameter_groups_are_those_of_the_official_script(rule, head_gains):
     """`collect_params` of LEWEL's main.py; `mlp.1` is excluded for the EMAN archs alone."""
     theirs = {"online.g": "mlp", "online.p": "mlp", "q": "mlp", "s": "mlp"}
-    method = methods.build(reference.recipe(reference.CASES["lewel_b_eman"]), 0)
+    method = methods.build(official.recipe(official.CASES["lewel_b_eman"]), 0)
     marks = ["bn", "downsample.1", "bias", *(["mlp.1"] if head_gains else [])]
     expected = set()
     for key, p in method.named_parameters():
         head = next((h for h in theirs if key.startswith(f"{h}.")), "")
-        official = theirs[head] + key[len(head) :] if head else key
-        if p.requires_grad and any(m in official for m in marks):
+        their_name = theirs[head] + key[len(head) :] if head else key
+        if p.requires_grad and any(m in their_name for m in marks):
             expected.add(key)
     spec = Optimizer(name="lars", lr=1.0, weight_decay=1e-6, exclude=rule)
     groups = optim.build(spec, method).param_groups
@@ -165,7 +164,7 @@ def test_parameter_groups_are_those_of_the_official_script(rule, head_gains):
 def test_lars_is_timms_where_they_are_defined_alike():
     """timm applies the learning rate after the momentum: the same while the rate is constant."""
     timm_optim = pytest.importorskip("timm.optim")
-    weights = [reference.noise(f"w{i}", 6, 5) for i in range(3)]
+    weights = [official.noise(f"w{i}", 6, 5) for i in range(3)]
     a, b = ([nn.Parameter(w.clone()) for w in weights] for _ in range(2))
     ours = optim.LARS([{"params": a, "adapt": True}], lr=0.5, momentum=0.9, weight_decay=0.01)
     theirs = timm_optim.Lars(
@@ -173,7 +172,7 @@ def test_lars_is_timms_where_they_are_defined_alike():
     )
     for step in range(4):
         for i, (p, q) in enumerate(zip(a, b, strict=True)):
-            p.grad = reference.noise(f"g{i}{step}", 6, 5)
+            p.grad = official.noise(f"g{i}{step}", 6, 5)
             q.grad = p.grad.clone()
         ours.step()
         theirs.step()
@@ -182,12 +181,12 @@ def test_lars_is_timms_where_they_are_defined_alike():
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", reference.CASES)
+@pytest.mark.parametrize("case", official.CASES)
 def test_golden_numbers_of_the_official_code(case):
-    setting = reference.CASES[case]
+    setting = official.CASES[case]
     expected = json.loads((GOLDEN / f"{case}.json").read_text())
-    trace = reference.run_ours(setting, reference.weights(setting), torch.float64)
-    found = reference.summary(trace)
+    trace = official.run_ours(setting, official.weights(setting), torch.float64)
+    found = official.summary(trace)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for kind in ("gradient", "state"):
         assert found[kind].keys() == expected[kind].keys()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("LEWEL_BENCH_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

@@ -230,7 +230,7 @@ def run_ours(
     return trace
 
 
-def official(case: Case) -> nn.Module:
+def build(case: Case) -> nn.Module:
     """The official model with weights by formula, in training mode, in double precision."""
     if case.repository == "moco":
         (builder,) = load("moco", "moco.builder")
@@ -306,18 +306,20 @@ def _official_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
 
 
 @contextlib.contextmanager
-def on_cpu(world: int = 1, rank: int = 0, meeting: str | None = None) -> Iterator[None]:
-    """Lets MoCo's code run on CPU processes: a gloo group, and `.cuda()` that stays where it is."""
-    cuda = torch.Tensor.cuda
+def on_cpu() -> Iterator[None]:
+    """Lets MoCo's code run on the CPU: in a gloo group, its `.cuda()` staying where it is."""
+    cuda, alone = torch.Tensor.cuda, not dist.is_initialized()
     with tempfile.TemporaryDirectory() as scratch:
-        where = meeting or f"{scratch}/rendezvous"
-        dist.init_process_group("gloo", init_method=f"file://{where}", rank=rank, world_size=world)
+        if alone:
+            where = f"file://{scratch}/rendezvous"
+            dist.init_process_group("gloo", init_method=where, rank=0, world_size=1)
         torch.Tensor.cuda = lambda self, *_, **__: self
         try:
             yield
         finally:
             torch.Tensor.cuda = cuda
-            dist.destroy_process_group()
+            if alone:
+                dist.destroy_process_group()
 
 
 def weights(case: Case) -> dict[str, Tensor]:

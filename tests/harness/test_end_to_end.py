@@ -1,0 +1,316 @@
+"""The main job through the real command line, in processes of their own, at a tiny scale."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Bench, command, environment
+
+TINY = {
+    "image_size": 32, "backbone.width": 8, "epochs": 3, "batch": 16, "bn_group": 8,
+    "schedule.warmup_epochs": 1, "args.hidden": 16,
+}  # fmt: skip
+EVALUATION = {"image_size": 32, "resize": 36, "batch": 16, "held_out": 6}
+PROTOCOLS = {
+    "linear_lars": {**EVALUATION, "epochs": 3},
+    "linear_sgd": {**EVALUATION, "epochs": 3, "milestones": [2]},
+    "semi_1pct": {**EVALUATION, "epochs": 2, "milestones": [1], "head_lrs": [0.1]},
+    "semi_10pct": {**EVALUATION, "epochs": 2, "milestones": [1], "head_lrs": [0.1]},
+}
+METHODS = {
+    "lewel_m": {"args.queue": 64, "args.d": 16},
+    "moco_v2": {"args.queue": 64, "args.dim": 16},
+    "lewel_b": {"args.d": 16},
+    "byol": {"args.dim": 16},
+}
+
+
+def arguments(images: Path, method: str, evals: tuple[str, ...], **more: Any) -> list[str]:
+    """`run` at the tiny scale."""
+    settings = {**TINY, **METHODS[method], **more}
+    for name in evals:
+        settings |= {f"{name}.{k}": v for k, v in PROTOCOLS[name].items()}
+    words = ["--suite", "shapes", "--data", str(images)]
+    for name, value in settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return [
+        "run", "--method", method, "--epochs", "200", "--evals", ",".join(evals) or "none",
+        "--workers", "1", *words,
+    ]  # fmt: skip
+
+
+def records(root: Path) -> dict[str, dict[str, Any]]:
+    """The records under a root, by name of the job."""
+    found = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
+    return {f"{one['name']}/{one['key']}": one for one in found}
+
+
+def results(root: Path) -> dict[str, Any]:
+    """What must not depend on how a run went: metrics, outcomes and hashes of checkpoints."""
+    return {
+        name: (one["metrics"], one["outcome"], one["checkpoint"])
+        for name, one in records(root).items()
+    }
+
+
+def events(root: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of the one job of a kind."""
+    for folder in root.glob("*/spec.json"):
+        if json.loads(folder.read_text())["kind"] == kind:
+            path = folder.parent / "events.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            return [json.loads(line) for line in lines if line.endswith("}")]
+    return []
+
+
+def start(cwd: Path, words: list[str]) -> subprocess.Popen[str]:
+    """The command, in a process group of its own."""
+    return subprocess.Popen(
+        command(*words), cwd=cwd, env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def stop_at(process: subprocess.Popen[str], root: Path, kind: str, step: int, how: int) -> None:
+    """Send a signal once the job of a kind has saved a checkpoint at `step` or later."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        if any(e["event"] == "checkpoint" and e["step"] >= step for e in events(root, kind)):
+            os.killpg(process.pid, how)
+            process.wait(timeout=60)
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint at step {step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of every method, computed without interruption."""
+    found = {}
+    for method in METHODS:
+        cwd = tmp_path_factory.mktemp(method)
+        evals = ("linear_lars",) if method == "lewel_m" else ()
+        done = subprocess.run(
+            command(*arguments(images, method, evals)),
+            cwd=cwd, env=environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[method] = results(cwd / "runs")
+        assert found[method]
+    return found
+
+
+@pytest.mark.parametrize(("method", "step"), list(zip(METHODS, (2, 3, 5, 7), strict=True)))
+def test_killed_pretraining_resumes_bit_for_bit(
+    method: str, step: int, images: Path, tmp_path: Path, undisturbed: dict[str, Any], bench: Bench
+) -> None:
+    evals = ("linear_lars",) if method == "lewel_m" else ()
+    words = [*arguments(images, method, evals), "--save-every", "0.001"]
+    stop_at(start(tmp_path, words), tmp_path / "runs", "pretrain", step, signal.SIGKILL)
+    assert not records(tmp_path / "runs")
+    status = json.loads(bench("status", "--format", "json").stdout)["jobs"]
+    (job,) = [j for j in status if j["kind"] == "pretrain"]
+    assert job["state"] == "missing" and "interrupted at step" in job["reason"]
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert any(e["event"] == "resumed" for e in events(tmp_path / "runs", "pretrain"))
+    assert results(tmp_path / "runs") == undisturbed[method]
+
+
+def test_killed_linear_evaluation_resumes_bit_for_bit(
+    images: Path, tmp_path: Path, undisturbed: dict[str, Any], bench: Bench
+) -> None:
+    words = [*arguments(images, "lewel_m", ("linear_lars",)), "--save-every", "0.001"]
+    process = start(tmp_path, words)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("*/checkpoint-*")) or not events(
+        tmp_path / "runs", "final"
+    ):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    folder = next(
+        p.parent for p in (tmp_path / "runs").glob("*/spec.json") if '"final"' in p.read_text()
+    )
+    while not list(folder.glob("checkpoint-*")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "runs") == undisturbed["lewel_m"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_save_and_say_how_to_go_on(
+    how: signal.Signals, images: Path, tmp_path: Path, undisturbed: dict[str, Any], bench: Bench
+) -> None:
+    words = [*arguments(images, "moco_v2", ()), "--save-every", "1000"]
+    process = start(tmp_path, words)
+    until = time.monotonic() + 120
+    while not any(e["event"] == "start" for e in events(tmp_path / "runs", "pretrain")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, how)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + how, out + err
+    assert "Run the same command again to go on" in err and "Traceback" not in err
+    assert list((tmp_path / "runs").glob("*/checkpoint-*"))
+    assert bench(*words).returncode == 0
+    assert results(tmp_path / "runs") == undisturbed["moco_v2"]
+
+
+def test_two_runs_at_once_compute_each_key_once(
+    images: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    words = arguments(images, "lewel_m", ("linear_lars",))
+    both = [start(tmp_path, words) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, out + err
+    for kind in ("pretrain", "final"):
+        assert [e["event"] for e in events(tmp_path / "runs", kind)].count("start") == 1
+    assert results(tmp_path / "runs") == undisturbed["lewel_m"]
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which lewel_m with all its evaluations has run, and the words that ran it."""
+    cwd = tmp_path_factory.mktemp("finished")
+    words = arguments(images, "lewel_m", ("linear_lars", "semi_1pct", "semi_10pct"))
+    done = subprocess.run(
+        command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return cwd, words
+
+
+def _in(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def _where(words: list[str], *protocols: str) -> list[str]:
+    """The part of `run`'s words that a table needs to find the same keys."""
+    return words[words.index("--suite") :]
+
+
+def test_running_again_does_nothing(finished: tuple[Path, list[str]]) -> None:
+    cwd, words = finished
+    before = {p: p.stat().st_mtime_ns for p in cwd.glob("runs/*/record.json")}
+    done = _in(cwd, *words)
+    assert done.returncode == 0 and "nothing to do" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in cwd.glob("runs/*/record.json")} == before
+
+
+def test_tables_explain_and_status(finished: tuple[Path, list[str]]) -> None:
+    cwd, words = finished
+    where = _where(words)
+    for number, row, column in (("1", "lewel_m", "200:top1"), ("2", "lewel_m:200", "10pct:top5")):
+        done = _in(cwd, "table", number, *where, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        rows = {r["id"]: r for r in json.loads(done.stdout)["rows"]}
+        cell = rows[row]["cells"][column]
+        assert cell["n"] == 1 and cell["state"] == "done" and cell["mean"] is not None
+        assert cell["verdict"] == "not comparable"
+        (key,) = cell["keys"]
+        record = json.loads((cwd / "runs" / key / "record.json").read_text())
+        assert record["metrics"][column.split(":")[1]] == cell["mean"]
+        assert cell["delta"] == pytest.approx(cell["mean"] - cell["published"])
+
+        done = _in(cwd, "explain", f"table{number}:{row}:{column}", *where, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        (seed,) = json.loads(done.stdout)["seeds"]
+        assert seed["key"] == key and seed["value"] == cell["mean"]
+        (pretrain,) = [u for u in seed["upstream"] if u.get("kind") == "pretrain"]
+        assert Path(pretrain["checkpoint"]["file"]).exists() and pretrain["spec"]["recipe"]
+        assert seed["commit"] and seed["ran"].startswith("lewel-bench run")
+        assert set(seed["data"]) == {"train", "select", "report"}
+    done = _in(cwd, "status", "--format", "json")
+    states = {job["state"] for job in json.loads(done.stdout)["jobs"]}
+    assert states == {"done"}
+    done = _in(cwd, "table", "1", *where, "--missing")
+    assert "table1:lewel_b:200:top1: missing" in done.stdout
+    assert "fill with: lewel-bench run" in done.stdout
+
+
+def test_predictions_are_stored_for_every_reported_image(finished: tuple[Path, list[str]]) -> None:
+    import numpy as np
+
+    cwd, _ = finished
+    files = list(cwd.glob("runs/*/predictions.npz"))
+    assert files
+    for path in files:
+        record = json.loads((path.parent / "record.json").read_text())
+        with np.load(path) as stored:
+            right = stored["top5"][:, 0] == stored["label"]
+            assert len(right) == record["data"]["report"]["images"]
+            assert 100 * right.mean() == pytest.approx(record["metrics"]["top1"])
+
+
+def test_corrupt_record_is_named_and_computed_again_only_when_asked(
+    images: Path, tmp_path: Path, bench: Bench, undisturbed: dict[str, Any]
+) -> None:
+    words = arguments(images, "byol", ())
+    assert bench(*words).returncode == 0
+    (path,) = (tmp_path / "runs").glob("*/record.json")
+    path.write_text(path.read_text()[:100])
+    done = bench(*words)
+    assert done.returncode == 2 and str(path) in done.stderr and "--replace-corrupt" in done.stderr
+    assert path.read_text()
+    assert "corrupt record" in bench("status").stderr
+    done = bench(*words, "--replace-corrupt")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "runs") == undisturbed["byol"]
+
+
+def test_corrupt_checkpoint_falls_back_and_says_so(
+    images: Path, tmp_path: Path, bench: Bench, undisturbed: dict[str, Any]
+) -> None:
+    words = [*arguments(images, "moco_v2", ()), "--save-every", "0.001"]
+    stop_at(start(tmp_path, words), tmp_path / "runs", "pretrain", 4, signal.SIGKILL)
+    newest = sorted((tmp_path / "runs").glob("*/checkpoint-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert str(newest) in done.stderr and "using the one before" in done.stderr
+    assert results(tmp_path / "runs") == undisturbed["moco_v2"]
+
+
+def test_loss_that_is_not_finite_stops_and_names_step_and_rate(
+    images: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = arguments(images, "moco_v2", (), **{"optimizer.lr": 1e30})
+    done = bench(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the loss is" in done.stderr and "at step" in done.stderr and "lr" in done.stderr
+    assert "Traceback" not in done.stderr and not records(tmp_path / "runs")
+    (job,) = json.loads(bench("status", "--format", "json").stdout)["jobs"]
+    assert job["state"] == "failed" and "the loss is" in job["reason"]
+
+
+def test_full_disk_while_saving(images: Path, tmp_path: Path, bench: Bench) -> None:
+    """A small file system of its own, where one can be mounted."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        words = [*arguments(images, "moco_v2", ()), "--root", str(small / "runs")]
+        done = bench(*words, "--save-every", "0.001")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "No space left" in done.stderr and "Traceback" not in done.stderr
+        assert not records(small / "runs")
+        assert not list(small.glob("runs/*/.*.pt.*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,105 @@
+"""The loop: how the work is split changes nothing but the last bits."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+from lewel_bench.pretrain import checkpoint, train
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.folder import read_folder
+from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe, Schedule
+from lewel_bench.pretrain.report import never, silent
+
+METHODS = {
+    "lewel_m": {"queue": 64, "d": 16},
+    "moco_v2": {"queue": 64, "dim": 16},
+    "lewel_b": {"d": 16},
+    "byol": {"dim": 16},
+}
+
+
+def recipe(method: str, **more: object) -> Recipe:
+    fields = {
+        "name": "tiny", "label": "tiny", "source": "test", "method": method, "image_size": 32,
+        "args": {**METHODS[method], "hidden": 16}, "epochs": 1, "batch": 48, "bn_group": 12,
+        "backbone": Backbone(arch="resnet18", stem="small", width=8), "augment": "moco_v2_no_blur",
+        "optimizer": Optimizer(name="sgd", lr=0.001), "schedule": Schedule(),
+        "ema": Ema(start=0.9, buffers=method in ("lewel_b", "byol")), **more,
+    }  # fmt: skip
+    return Recipe.model_validate(fields)
+
+
+def run(spec: Recipe, images: Path, folder: Path, **machine: object) -> train.Trained:
+    """One pre-training."""
+    return train.run(
+        spec, seed=0, images=read_folder(images, "train"), folder=folder,
+        machine=Machine(**machine),  # type: ignore[arg-type]
+        report=silent, stop=never,
+    )  # fmt: skip
+
+
+def trained(spec: Recipe, images: Path, folder: Path, **machine: object) -> dict[str, torch.Tensor]:
+    """The backbone's weights after training."""
+    return checkpoint.read_backbone(run(spec, images, folder, **machine).backbone)[0]
+
+
+def difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """The largest difference, relative to the largest value of its tensor."""
+    return max(
+        float((one[k].double() - two[k].double()).abs().max() / two[k].double().abs().max())
+        for k in one
+        if one[k].is_floating_point() and two[k].abs().max() > 0
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_accumulation_is_exact(method: str, images: Path, tmp_path: Path) -> None:
+    whole = trained(recipe(method), images, tmp_path / "whole")
+    parts = trained(recipe(method), images, tmp_path / "parts", micro_batch=12)
+    assert difference(whole, parts) < 1e-4
+
+
+def _rank(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    images = Path(os.environ["TEST_IMAGES"])
+    with tempfile.TemporaryDirectory() as folder:
+        done = {m: run(recipe(m), images, Path(folder) / m).backbone for m in METHODS}
+        # the file is rank 0's to write
+        return {m: checkpoint.read_backbone(done[m])[0] for m in METHODS} if rank == 0 else {}
+
+
+def test_two_processes_train_as_one(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_IMAGES", str(images))
+    two, _ = ranks.run(_rank, 2)
+    for method in METHODS:
+        assert difference(trained(recipe(method), images, tmp_path / method), two[method]) < 1e-4
+
+
+def test_mixed_precision_trains(images: Path, tmp_path: Path) -> None:
+    exact = run(recipe("byol"), images, tmp_path / "fp32").metrics["loss"]
+    rounded = run(recipe("byol", precision="bf16"), images, tmp_path / "bf16").metrics["loss"]
+    assert rounded != exact and abs(rounded / exact - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("fields", "machine", "message"),
+    [
+        ({"batch": 96}, {}, "fewer than one batch"),
+        ({}, {"micro_batch": 8}, "whole batch-norm groups"),
+        ({"bn_group": None}, {"micro_batch": 24}, "whole batch-norm groups"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(
+    fields: dict[str, object],
+    machine: dict[str, object],
+    message: str,
+    images: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trained(recipe("byol", **fields), images, tmp_path, **machine)
