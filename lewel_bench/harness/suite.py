@@ -46,9 +46,8 @@ class Suite(Value):
             "backbone": (self.backbone or recipe.backbone).model_dump(),
             "epochs": max(1, round(recipe.epochs * self.epochs)),
             "batch": batch,
-            # a group stays the share of the batch that it is in the recipe, but of 16 or more
-            "bn_group": recipe.bn_group
-            and min(batch, max(16, recipe.bn_group * batch // recipe.batch)),
+            # as many images share statistics as in the recipe, or the whole of a smaller batch
+            "bn_group": recipe.bn_group and min(batch, recipe.bn_group),
             "optimizer.lr": float(f"{lr:.6g}"),
             "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
             "precision": "fp32",
