@@ -17,16 +17,24 @@ _MOCO_SCALE = {"augment": NO_BLUR, "args.queue": 1024, "args.hidden": 128, "ema.
 _BYOL_SCALE = {"augment": NO_BLUR, "args.hidden": 256, "ema.start": 0.95}
 _DIM = 128  # of embeddings: the heads' share of the work stays what it is at the paper's scale
 _EYE = {"image_size": 64, "resize": 72}
+_SEMI = {
+    **_EYE,
+    "epochs": 20,
+    "milestones": [12, 16],
+    "eval_every": 10,
+    "bn_group": None,
+    "held_out": 360,
+}
 
 SHAPES = Suite(
     name="shapes",
-    label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 12 epochs for 200",
+    label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 10 epochs for 200",
     source="scaled by hand on held-out training images; queue, momentum and no blur as in "
     "facebookresearch/moco's CIFAR-10 notebook",
     data={"imagenet": "shapes", "imagenet100": "shapes"},
     backbone=Backbone(arch="resnet18", stem="small", width=16),
     image_size=64,
-    epochs=0.06,
+    epochs=0.05,
     batch=64,
     lr={"moco_v2": 8, "lewel_m": 4, "byol": 9, "lewel_b": 9},
     recipes={
@@ -36,17 +44,17 @@ SHAPES = Suite(
         "lewel_b": {**_BYOL_SCALE, "args.d": _DIM},
     },
     protocols={
-        "linear_lars": {**_EYE, "batch": 256, "epochs": 15, "held_out": 360},
+        "linear_lars": {**_EYE, "batch": 64, "epochs": 15, "held_out": 360},
         "linear_sgd": {
             **_EYE,
-            "batch": 256,
+            "batch": 64,
             "epochs": 15,
             "milestones": [9, 12],
             "held_out": 360,
         },
         "knn": _EYE,
-        "semi_1pct": {**_EYE, "batch": 32, "bn_group": None, "held_out": 360},
-        "semi_10pct": {**_EYE, "batch": 64, "bn_group": None, "held_out": 360},
+        "semi_1pct": {**_SEMI, "batch": 24, "backbone_lrs": [1e-3, 1e-2], "head_lrs": [0.1, 1.0]},
+        "semi_10pct": {**_SEMI, "batch": 54, "backbone_lrs": [1e-2, 1e-1], "head_lrs": [0.1, 1.0]},
     },
 )
 

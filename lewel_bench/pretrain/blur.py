@@ -1,9 +1,9 @@
 """Gaussian blur of square images as Pillow and torchvision define it, in batches.
 
 Pillow's GaussianBlur is three box blurs of fractional radius along rows, then three along columns,
-each rounded to bytes: six passes of a few taps, as cheap as products with one S x S matrix and exact
-but for ties. A true Gaussian has many taps, so rows and columns are one matrix product each. Shapes: B images, S
-pixels a side, R pixels reached by one pass.
+each rounded to bytes: six passes of a few taps, which cost no more than products with an S x S
+matrix and are exact but for ties. A true Gaussian has many taps, so rows and columns are one matrix
+product each. Shapes: B images, S pixels a side.
 """
 
 import torch
