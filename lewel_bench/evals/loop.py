@@ -190,6 +190,7 @@ class _Saver:
         if stopping or distributed.any_rank(due, at.machine.device):
             self.save(epoch, step, history)
         if stopping:
+            distributed.wait()  # a rank that leaves early has the others killed before they saved
             raise Stopped(f"saved at step {done} of {self.total}")
 
     def save(self, epoch: int, step: int, history: History) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lewel_bench.pretrain.recipe import Positive, Rate, Value
+from lewel_bench.pretrain.recipe import Positive, Rate
+from lewel_bench.value import Value
 
 Lr = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Lr, ...], Field(min_length=1)]

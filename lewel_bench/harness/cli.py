@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lewel_bench import __version__
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.tables import Board
 
 SITUATION = 2  # exit code of a user's mistake
 FAILED = 1
@@ -91,6 +94,12 @@ def _where(parser: argparse.ArgumentParser) -> None:
         "(semi_1pct.epochs=20)",
     )
 
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="linear: train the chosen head once more, on the held-out images too",
+    )
+
 
 def _run_parser(verbs: Any) -> None:
     run = _verb(verbs, "run", run_jobs, "Pre-train and evaluate; does only what has no record yet.")
@@ -102,7 +111,6 @@ def _run_parser(verbs: Any) -> None:
         "--seeds", default="1", help="how many (3: seeds 0, 1, 2), or which (0,2,5); default 1"
     )
     _where(run)
-    run.add_argument("--refit", action="store_true", help="linear: train again on the held-out too")
     run.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
     run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
     run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -156,6 +164,7 @@ class Context:
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
+        self.refit = getattr(arguments, "refit", False)
         own = dict(_role(text) for text in getattr(arguments, "data", []))
         self.datasets = Datasets(self.site, self.root, self.suite, own, needed=needed)
 
@@ -169,17 +178,16 @@ def run_jobs(arguments: argparse.Namespace) -> int:
 
 def show_table(arguments: argparse.Namespace) -> int:
     """`lewel-bench table`."""
-    from lewel_bench.harness.tables import Board
     from lewel_bench.results import fill, render
     from lewel_bench.results.table import TABLES, load
-    from lewel_bench.results.value import unknown
+    from lewel_bench.value import unknown
 
     formats = ["rich", *render.FORMATS]
     if arguments.format not in formats:
         raise ValueError(unknown("format", arguments.format, formats))
     names = TABLES if arguments.table == "all" else (load(arguments.table).id,)
     context = Context(arguments)
-    board = Board(context.root, context.suite, context.datasets, context.settings)
+    board = _board(context)
     filled = [board.filled(name) for name in names]
     _warn_corrupt(board.store.bad)
     if arguments.missing:
@@ -195,6 +203,16 @@ def show_table(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(render.render(one, arguments.format) for one in filled), end="")
     return 0
+
+
+def _board(context: Context) -> "Board":
+    from lewel_bench.evals.protocols import PROTOCOLS
+    from lewel_bench.harness.plan import refit
+    from lewel_bench.harness.tables import Board
+
+    linear = [name for name in PROTOCOLS if name.startswith("linear")] if context.refit else []
+    settings = [*context.settings, *refit(linear)]
+    return Board(context.root, context.suite, context.datasets, settings)
 
 
 def _show_missing(lacking: list[Any], form: str) -> int:
@@ -226,10 +244,10 @@ def _show_missing(lacking: list[Any], form: str) -> int:
 
 def explain_cell(arguments: argparse.Namespace) -> int:
     """`lewel-bench explain`."""
-    from lewel_bench.harness.tables import Board, provenance
+    from lewel_bench.harness.tables import provenance
 
     context = Context(arguments)
-    board = Board(context.root, context.suite, context.datasets, context.settings)
+    board = _board(context)
     found = provenance(board, arguments.cell)
     if arguments.format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -262,7 +280,7 @@ def show_status(arguments: argparse.Namespace) -> int:
 
     from lewel_bench.harness.status import ORDER, survey
     from lewel_bench.results.store import Store
-    from lewel_bench.results.value import unknown
+    from lewel_bench.value import unknown
 
     for state in arguments.state:
         if state not in ORDER:
@@ -322,7 +340,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     """`lewel-bench doctor`."""
     from lewel_bench.harness.doctor import doctor
 
-    return doctor(Context(arguments))
+    return doctor(Context(arguments, needed=True))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -341,7 +359,7 @@ def _role(text: str) -> tuple[str, Path]:
         return "", Path(text)
     roles = ("pretrain", "linear", "semi", "knn")
     if role not in roles:
-        from lewel_bench.results.value import unknown
+        from lewel_bench.value import unknown
 
         raise ValueError(unknown("data role", role, roles))
     return role, Path(path)

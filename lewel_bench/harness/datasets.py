@@ -1,5 +1,6 @@
 """Where data sets are, what stands for them in a key, and what to say when one is missing."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,18 @@ from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.files import write_atomically
 
 NAMED = ("imagenet", "imagenet100", "cifar10", "shapes")
-LISTS = {"semi_1pct": "imagenet_1pct", "semi_10pct": "imagenet_10pct"}  # of google-research/simclr
+# Labelled subsets of google-research/simclr @383d414 imagenet_subsets, with their sha256
+LISTS = {
+    "semi_1pct": (
+        "imagenet_1pct",
+        "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17",
+    ),
+    "semi_10pct": (
+        "imagenet_10pct",
+        "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
+    ),
+}
+IN100_MD5 = "9974508e5d4cc0098b70e8b6a0fe6067"  # of HobbitLong/CMC @7b227be imagenet100.txt
 HOW = f"""\
   in {FILE} (here or in a parent folder):
       [data]
@@ -60,9 +72,9 @@ class Datasets:
             root = self.site.resolve(self.site.data[name]) if name in self.site.data else None
             folder = root or self.root / "data" / shapes_id()
             return Dataset(name=name, id=shapes_id(), root=str(folder / "imagenet"))
-        return self._named(name) if self.needed else Dataset(name=name, id=name, root="")
+        return self._named(name, role) if self.needed else Dataset(name=name, id=name, root="")
 
-    def _named(self, name: str) -> Dataset:
+    def _named(self, name: str, role: str) -> Dataset:
         configured = self.site.data
         classes = configured.get(f"{name}_classes")
         root = configured.get(name) or (configured.get("imagenet") if classes else None)
@@ -77,18 +89,42 @@ class Datasets:
             raise MissingData(
                 f"the data set {name} is not at {folder}: correct it\n{HOW}".format(name=name)
             )
-        lists = {
-            protocol: str(self.site.resolve(configured[key]))
-            for protocol, key in LISTS.items()
-            if name == "imagenet" and key in configured
-        }
         return Dataset(
             name=name,
             id=name,
             root=str(folder),
-            classes=str(self.site.resolve(classes)) if classes else None,
-            lists=lists,
+            classes=str(self._listed(classes, IN100_MD5, "md5")) if classes else None,
+            lists=self._lists(name, role),
         )
+
+    def _lists(self, name: str, role: str) -> dict[str, str]:
+        """The published labelled subsets of ImageNet; nothing else stands for its 1 % and 10 %."""
+        if name != "imagenet" or role != "semi":
+            return {}
+        found = {}
+        for protocol, (key, digest) in LISTS.items():
+            if key not in self.site.data:
+                raise MissingData(
+                    f"the 1 % and 10 % subsets of ImageNet are published lists: name {key} in "
+                    f"{FILE}, section [data] (`lewel-bench data make subsets` downloads them)"
+                )
+            found[protocol] = str(self._listed(self.site.data[key], digest, "sha256"))
+        return found
+
+    def _listed(self, text: str, digest: str, kind: str) -> Path:
+        """The path of a published list, whose content is checked: a key relies on it."""
+        path = self.site.resolve(text)
+        try:
+            content = path.read_bytes().replace(b"\r\n", b"\n")
+        except OSError as error:
+            raise MissingData(f"cannot read the list {path}: {error.strerror}") from None
+        found = hashlib.new(kind, content).hexdigest()
+        if found != digest:
+            raise MissingData(
+                f"{path} is not the published list ({kind} {found}, published {digest}). For a "
+                "list of your own, make class folders of it and name them with --data"
+            )
+        return path
 
     def _folder(self, path: Path) -> Dataset:
         folder = path.expanduser().resolve()

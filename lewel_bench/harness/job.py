@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -20,17 +20,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from lewel_bench import __version__
 from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.outcome import Outcome, Splits
 from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import signals, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import EVENTS, FAILURE, SPEC
-from lewel_bench.pretrain import checkpoint, distributed, shapes, train
+from lewel_bench.harness.status import EVENTS, FAILURE, SPEC, WORK
+from lewel_bench.pretrain import checkpoint, distributed, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.check import fingerprint
 from lewel_bench.pretrain.distributed import Machine
@@ -43,7 +45,6 @@ from lewel_bench.results.record import Checkpoint, Data, Record
 
 SPLIT_SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
 MONITORS = 5  # kNN accuracies in the course of a pre-training
-SAVED = 75  # exit code under torchrun: saved, run again (EX_TEMPFAIL)
 BANK, QUERIES = 50, 20  # images a class for these
 
 
@@ -66,7 +67,8 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     started = datetime.now(UTC)
     log("start", kind=job.kind, name=job.name, seed=job.seed)
     try:
-        (folder / FAILURE).unlink(missing_ok=True)
+        if distributed.world() == 1:
+            (folder / FAILURE).unlink(missing_ok=True)
         made = _compute(job, root, machine(settings), log, stop)
     except Stopped as stopped:
         log("stopped", message=str(stopped))
@@ -95,6 +97,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     )
     if distributed.rank() != 0:
         return result
+    log.close()
     written = record.commit(folder, result)
     for used in (folder, folder / "refit"):
         checkpoint.clear(used)
@@ -120,6 +123,11 @@ class Log:
                 if isinstance(value, int | float) and name not in ("step", "steps"):
                     self.tensorboard.add_scalar(f"{event}/{name}", value, fields["step"])
         self.onward(event, **fields)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -182,7 +190,7 @@ def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
     size = job.recipe.image_size
     classes = len(images.classes)
     bank = _few(images, BANK * classes)
-    queries = _few(read(job.data, "val", images.classes), QUERIES * classes)
+    queries = _few(read(job.data, "val"), QUERIES * classes)
 
     def look(net: ResNet) -> dict[str, float]:
         known, asked = (
@@ -243,7 +251,7 @@ def split(job: Job) -> Splits:
     """The images that train, that choose the learning rate, and that are reported."""
     assert job.protocol is not None
     everything = read(job.data, "train")
-    reported = read(job.data, "val", everything.classes)
+    reported = read(job.data, "val")
     if job.protocol.runner == "knn":
         return Splits(everything, reported, reported)
     rest, held = holdout(everything, job.protocol.held_out, SPLIT_SEED)
@@ -257,24 +265,41 @@ def split(job: Job) -> Splits:
 
 def _labelled(data: Dataset, protocol: Semi, images: Images) -> Images:
     if protocol.name in data.lists:
+        published = PROTOCOLS[protocol.name]
+        if isinstance(published, Semi) and protocol.fraction != published.fraction:
+            raise ValueError(
+                f"{protocol.name}.fraction {protocol.fraction:g}: {data.name} has a published list "
+                f"for {published.fraction:g} only"
+            )
         return images.take(subset_from_list(images, Path(data.lists[protocol.name])))
     return images.take(subset(images, protocol.fraction, SPLIT_SEED))
 
 
-def read(
-    data: Dataset, which: Literal["train", "val"], classes: Sequence[str] | Path | None = None
-) -> Images:
-    """One split of a data set; `shapes` is made first where it is not there yet."""
-    root = Path(data.root)
-    if data.name == "shapes":
-        shapes.make(root.parent)
-    if classes is None and data.classes:
-        classes = Path(data.classes)
-    return read_folder(root, which, classes)
+@cache
+def _listed(root: Path, which: Literal["train", "val"], classes: str | None) -> Images:
+    """One listing a process: an ImageNet has more than a million files."""
+    return read_folder(root, which, Path(classes) if classes else None)
+
+
+def read(data: Dataset, which: Literal["train", "val"]) -> Images:
+    """One split of a data set."""
+    return _listed(Path(data.root), which, data.classes)
 
 
 def _described(data: Dataset, images: Images) -> Data:
-    return Data(name=data.name, fingerprint=fingerprint(images), images=len(images))
+    # only rank 0 writes a record, and a fingerprint asks for the size of every file
+    digest = _fingerprint(images) if distributed.rank() == 0 else ""
+    return Data(name=data.name, fingerprint=digest, images=len(images))
+
+
+def _fingerprint(images: Images) -> str:
+    known = (images.root, hash(images.files))
+    if known not in _FINGERPRINTS:
+        _FINGERPRINTS[known] = fingerprint(images)
+    return _FINGERPRINTS[known]
+
+
+_FINGERPRINTS: dict[tuple[Path, int], str] = {}
 
 
 def machine(settings: MachineSettings) -> Machine:
@@ -312,6 +337,7 @@ def environment(settings: MachineSettings) -> dict[str, str]:
         "device": device,
         "processes": str(distributed.world()),
         "threads": str(torch.get_num_threads()),
+        "tf32_convolutions": str(on_gpu and torch.backends.cudnn.allow_tf32).lower(),
     }
 
 
@@ -329,9 +355,11 @@ def provenance() -> dict[str, Any]:
             return ""  # installed from a wheel: the version stands for the commit
         return done.stdout.strip()
 
+    # installed inside somebody's own repository, that one's commit says nothing
+    ours = bool(git("ls-files", "--error-unmatch", str(Path(__file__))))
     return {
-        "commit": git("rev-parse", "HEAD") or f"version {__version__}",
-        "dirty": bool(git("status", "--porcelain")),
+        "commit": (ours and git("rev-parse", "HEAD")) or f"version {__version__}",
+        "dirty": ours and bool(git("status", "--porcelain")),
         "version": __version__,
         "command": os.environ.get("LEWEL_BENCH_COMMAND")
         or shlex.join(["lewel-bench", *sys.argv[1:]]),
@@ -339,15 +367,28 @@ def provenance() -> dict[str, Any]:
 
 
 def _write_failure(folder: Path, error: Exception) -> None:
+    """Write why a job failed; of several ranks the first says it, the others follow from it."""
+    kind = type(error).__name__
     content = {
-        "message": f"{type(error).__name__}: {error}",
+        "message": str(error) if isinstance(error, ValueError | OSError) else f"{kind}: {error}",
+        "mistake": isinstance(error, ValueError | OSError),
         "time": datetime.now(UTC).isoformat(),
         "traceback": traceback.format_exc(),
     }
     try:
-        write_atomically(folder / FAILURE, json.dumps(content, indent=1))
+        if distributed.world() == 1 or not (folder / FAILURE).exists():
+            write_atomically(folder / FAILURE, json.dumps(content, indent=1))
     except OSError:
         print(f"cannot write {folder / FAILURE}: {content['message']}", file=sys.stderr)
+
+
+def failure(folder: Path) -> Exception | None:
+    """What `failure.json` says, as the exception that it was."""
+    try:
+        content = json.loads((folder / FAILURE).read_text())
+    except (OSError, ValueError):
+        return None
+    return (ValueError if content["mistake"] else RuntimeError)(content["message"])
 
 
 def main() -> int:
@@ -355,12 +396,12 @@ def main() -> int:
     folder = Path(sys.argv[1])
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
-    distributed.start()
+    distributed.start(machine(settings).device)
     job = Job.model_validate_json((folder / SPEC).read_text())
-    try:
+    alone = FileLock(folder / WORK, timeout=0) if distributed.rank() == 0 else nullcontext()
+    # the parent reads what happened in the folder: an exit code is torchrun's
+    with alone, suppress(Stopped, ValueError, OSError):
         run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
-    except Stopped:
-        return SAVED
     return 0
 
 

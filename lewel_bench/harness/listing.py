@@ -9,10 +9,10 @@ from lewel_bench.harness import suites
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
-from lewel_bench.pretrain.recipe import unknown
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import conflicts, table
 from lewel_bench.results.store import Store
+from lewel_bench.value import unknown
 
 Listing = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 

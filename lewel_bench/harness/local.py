@@ -5,6 +5,7 @@ it, and a lock goes with its process, so a kill leaves nothing behind.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import FAILURE, LOCK, queue
+from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail
 from lewel_bench.pretrain.report import Report, Stopped
 from lewel_bench.results.record import NAME
 
@@ -93,6 +94,8 @@ class Runner:
             raise Stopped("nothing was running")
         try:
             with FileLock(self.root / job.key / LOCK, timeout=0):
+                if is_held(self.root / job.key / WORK):
+                    return False  # its parent was killed, its processes go on
                 if not self._done(job.key):
                     self._compute(job)
                     self.computed.append(job.key)
@@ -120,11 +123,18 @@ class Runner:
         command += [str(self.root / job.key), self.settings.model_dump_json()]
         command_line = jobs.provenance()["command"]
         environment = {**os.environ, "LEWEL_BENCH_COMMAND": command_line, "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, env=environment, check=False)
-        if signals.asked_to_stop():
-            raise Stopped("every process saved")
-        if done.returncode or not self._done(job.key):
-            raise RuntimeError(f"torchrun ended with exit code {done.returncode}")
+        (self.root / job.key / FAILURE).unlink(missing_ok=True)
+        began = time.time()
+        code = _watched(command, environment)
+        if self._done(job.key):
+            return
+        failure = jobs.failure(self.root / job.key)
+        if failure is not None:
+            raise failure
+        last = tail(self.root / job.key / EVENTS)[-1:]
+        if last and last[0]["event"] == "stopped" and last[0]["time"] >= began:
+            raise Stopped(last[0]["message"])
+        raise RuntimeError(f"torchrun ended with exit code {code} before the job saved")
 
     def _wait(self, job: Job) -> None:
         if signals.asked_to_stop():
@@ -133,6 +143,19 @@ class Runner:
             self.say(f"another process computes {job.name} ({job.key}): waiting for its record")
             self.waiting_for = job.key
         time.sleep(POLL_S)
+
+
+def _watched(command: list[str], environment: dict[str, str]) -> int:
+    """The exit code of torchrun. The first signal that comes here is passed on, once: torchrun
+    sends it to every process, and each saves."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    told = False
+    while (code := process.poll()) is None:
+        if signals.asked_to_stop() and not told:
+            process.send_signal(signal.SIGTERM)
+            told = True
+        time.sleep(0.2)
+    return code
 
 
 def _devices(settings: MachineSettings) -> int:

@@ -11,19 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lewel_bench.harness.datasets import stamp
+from lewel_bench.harness.datasets import LISTS, NAMED, stamp
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
+    from lewel_bench.pretrain.check import DataReport
 
 # google-research/simclr @383d414: the labelled 1 % and 10 % of ImageNet (12,811 and 128,116 files)
 SUBSETS_URL = "https://raw.githubusercontent.com/google-research/simclr/383d4143/imagenet_subsets"
-SUBSETS = {
-    "1percent.txt": "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17",
-    "10percent.txt": "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
-}
+SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
 
 def prepare(todo: Sequence[Job], context: "Context") -> None:
@@ -59,7 +58,7 @@ def _check_once(data: Dataset, root: Path) -> None:
     if sound.get(data.root) == now:
         return
     print(f"checking {data.name} at {data.root}", file=sys.stderr)
-    report = check(Path(data.root))
+    report = check(Path(data.root), classes=Path(data.classes) if data.classes else None)
     if report.problems:
         listed = "\n".join(f"  {one}" for one in report.problems)
         raise ValueError(
@@ -123,17 +122,32 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
     """`lewel-bench data check`: exit code 2 when there are problems."""
     from lewel_bench.pretrain.check import check as check_folder
 
-    path = Path(arguments.what).expanduser()
-    if path.is_dir():
-        root = path
-    else:
+    root, classes = Path(arguments.what).expanduser(), None
+    named = (*NAMED, *context.site.data)
+    if not root.is_dir() and arguments.what not in named:
+        raise ValueError(unknown("folder or data set", arguments.what, named))
+    if not root.is_dir():
         data = context.datasets(arguments.what, "")
-        root = Path(data.root)
+        root, classes = Path(data.root), Path(data.classes) if data.classes else None
         if data.name == "shapes":
             _make_shapes(root.parent)
-    report = check_folder(root, full=arguments.full)
+    report = check_folder(root, classes=classes, full=arguments.full)
     if arguments.format == "json":
         print(json.dumps(asdict(report), indent=2, default=str))
     else:
-        print(report)
+        _print(report)
     return 2 if report.problems else 0
+
+
+def _print(report: "DataReport") -> None:
+    for name, split in report.splits.items():
+        fewest, most = min(split.per_class.values()), max(split.per_class.values())
+        print(
+            f"{name}: {split.images:,} images of {len(split.per_class)} classes ({fewest:,} to "
+            f"{most:,} a class), {split.decoded:,} decoded, fingerprint {split.fingerprint}"
+        )
+    for note in report.notes:
+        print(f"note: {note}")
+    for problem in report.problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    print(f"{report.root}: {f'{len(report.problems)} problems' if report.problems else 'sound'}")

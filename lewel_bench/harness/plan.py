@@ -12,10 +12,13 @@ from typing import Any, Literal
 from lewel_bench.evals.protocol import Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.recipe import Recipe, Value, change, unknown
+from lewel_bench.pretrain.methods import arguments, check
+from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
 from lewel_bench.results.table import Column, Row, epochs, load
+from lewel_bench.value import Value, unknown
 
 # Section 4.1: LEWEL_M is probed with LARS, LEWEL_B with SGD; each baseline as its LEWEL, but the
 # original BYOL as SimSiam's paper, which the table cites, probed it. By family, else by method.
@@ -66,9 +69,17 @@ class Job(Value):
 
 
 def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """A recipe's part of an identity; the id of the data stands for its name."""
+    """A recipe's part of an identity; the id of the data stands for its name.
+
+    Defaults of the method count as if they were written, and the views with what they do, so a
+    default that changes is another run and one that is written out is not.
+    """
     settings = recipe.identity()
     settings.pop("data")
+    defaults = {name: default for name, (_, default) in arguments(recipe.method).items()}
+    settings["args"] = {**defaults, **recipe.args}
+    views = AUGMENTS[recipe.augment]
+    settings["augment"] = [view.model_dump(exclude={"source"}) for view in views]
     return {"recipe": settings, "data": data.id}
 
 
@@ -138,10 +149,16 @@ def chain(
     return jobs
 
 
+def refit(linear: Iterable[str]) -> list[tuple[str, Any]]:
+    """The settings that `--refit` stands for."""
+    return [(f"{name}.refit", True) for name in linear]
+
+
 def scale_recipe(recipe: Recipe, suite: Suite, settings: Iterable[tuple[str, Any]]) -> Recipe:
     """`recipe` at the suite's scale, with the settings that are its own."""
     own = {k: v for k, v in settings if k.split(".")[0] not in PROTOCOLS}
     scaled: Recipe = change(suite.recipe(recipe), own)
+    check(scaled)
     return scaled
 
 
@@ -158,11 +175,16 @@ def protocols(selection: Selection) -> list[str]:
     return list(dict.fromkeys(name for _, evals in _cells(selection) for name in evals))
 
 
+NAMES = ("name", "label", "source", "published_lr")  # what no result depends on
+
+
 def _used(settings: Iterable[tuple[str, Any]], protocols: set[str]) -> None:
     """Raise ValueError for a setting that nothing selected would read."""
     for dotted, _ in settings:
         first, _, rest = dotted.partition(".")
-        if first in PROTOCOLS and rest and first not in protocols:
+        if (rest if first in PROTOCOLS else first) in ("", *NAMES):
+            raise ValueError(f"--set {dotted}: name a field that a result depends on")
+        if first in PROTOCOLS and first not in protocols:
             raise ValueError(
                 f"--set {dotted}: {first} is not among the selected protocols "
                 f"({', '.join(sorted(protocols)) or 'none'})"
@@ -207,6 +229,7 @@ def _cells(selection: Selection) -> list[tuple[Recipe, tuple[str, ...]]]:
     """Recipes in the order asked for, each with the protocols to run on it."""
     wanted: dict[str, list[str]] = {}
     if selection.tables:
+        _lengths(selection.epochs)
         allowed = set(_allowed(selection.methods)) if selection.methods else None
         for table in map(load, selection.tables):
             for row, column in table.cells():
@@ -237,7 +260,7 @@ def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
     for method in methods:
         names = _allowed([method])
         here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
-        if not here:
+        if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
             known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
             raise ValueError(
                 f"{method} has no recipe of {', '.join(map(str, lengths))} epochs. "
@@ -249,6 +272,14 @@ def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
             raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
         found += [RECIPES[n] for n in here]
     return found
+
+
+def _lengths(asked: Sequence[int]) -> None:
+    known = sorted({recipe.epochs for recipe in RECIPES.values()})
+    for one in asked:
+        if one not in known:
+            shown = ", ".join(map(str, known))
+            raise ValueError(f"no recipe has {one} epochs. Known: {shown}")
 
 
 def _allowed(methods: Sequence[str]) -> list[str]:

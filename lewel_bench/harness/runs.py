@@ -1,18 +1,21 @@
 """`lewel-bench run`: from the command line to jobs, checked before anything starts."""
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from lewel_bench.harness import plan
 from lewel_bench.harness.plan import Job, Selection
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.pretrain import methods
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
+from lewel_bench.value import explain
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -22,9 +25,6 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
     selection = select(arguments, context.settings)
     jobs = plan.plan(selection, context.suite, context.datasets)
-    for job in jobs:
-        if job.recipe:
-            methods.check(job.recipe)
     settings = _machine(arguments, context.site.machine)
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
@@ -87,7 +87,7 @@ def select(arguments: argparse.Namespace, settings: Sequence[tuple[str, Any]]) -
     if not arguments.refit:
         return asked
     linear = [name for name in plan.protocols(asked) if name.startswith("linear")]
-    return replace(asked, settings=(*settings, *((f"{name}.refit", True) for name in linear)))
+    return replace(asked, settings=(*settings, *plan.refit(linear)))
 
 
 def _split(texts: Sequence[str]) -> tuple[str, ...]:
@@ -118,7 +118,10 @@ def _machine(arguments: argparse.Namespace, site: MachineSettings) -> MachineSet
     }
     if arguments.save_every is not None:
         given["save_every_s"] = arguments.save_every
-    return MachineSettings.model_validate({**site.model_dump(), **given})
+    try:
+        return MachineSettings.model_validate({**site.model_dump(), **given})
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
 
 
 def _corrupt(jobs: Sequence[Job], store: Store, replace: bool) -> None:
@@ -159,7 +162,8 @@ def _hint(arguments: argparse.Namespace) -> str:
     tables = [t.removeprefix("table") for t in _split(arguments.table)] or ["1"]
     more = [] if arguments.suite == "paper" else ["--suite", arguments.suite]
     more += ["--root", arguments.root] if arguments.root else []
+    more += ["--refit"] if arguments.refit else []
     for option, values in (("--data", arguments.data), ("--set", arguments.settings)):
         for value in values:
             more += [option, value]
-    return "See: " + ", ".join(" ".join(["lewel-bench table", t, *more]) for t in tables)
+    return "See: " + ", ".join(shlex.join(["lewel-bench", "table", t, *more]) for t in tables)

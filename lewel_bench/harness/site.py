@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from lewel_bench.pretrain.recipe import Value, explain
+from lewel_bench.value import Value, explain
 
 FILE = "lewel-bench.toml"
 EXAMPLE = """\

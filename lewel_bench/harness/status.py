@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from filelock import FileLock, Timeout
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.store import Store
 
-SPEC, FAILURE, LOCK, EVENTS = "spec.json", "failure.json", ".lock", "events.jsonl"
+SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
+LOCK = ".lock"  # held by the `run` that computes a job
+WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
 ORDER = ("running", "queued", "failed", "missing", "stale", "done")
 
@@ -105,7 +107,11 @@ def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a live process works in `folder`."""
-    path = folder / LOCK
+    return is_held(folder / LOCK) or is_held(folder / WORK)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live process holds a lock."""
     if not path.exists():
         return False
     try:
@@ -113,6 +119,8 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except PermissionError:  # somebody else's root: only they can tell
+        return False
 
 
 @contextmanager
@@ -140,7 +148,10 @@ def _queued(root: Path) -> set[str]:
                 path.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
         except Timeout:
-            keys |= set(json.loads(path.read_text()))
+            with suppress(FileNotFoundError):  # that `run` has just ended
+                keys |= set(json.loads(path.read_text()))
+        except PermissionError:
+            continue
     return keys
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lewel_bench.evals.protocol import Protocol
-from lewel_bench.pretrain.recipe import Backbone, Recipe, Value, change
+from lewel_bench.pretrain.recipe import Backbone, Recipe, change
+from lewel_bench.value import Value
 
 NO_BLUR = "without blur"  # the same views, blur off: the practice for images of 32 to 64 px
 

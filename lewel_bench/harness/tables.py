@@ -1,5 +1,6 @@
 """A table of the paper with what is on disk: which records fill which cell, and what is missing."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,9 @@ class Board:
         for role, path in self.datasets.own.items():
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
-            words += ["--set", f"{name}={value}"]
+            text = value if isinstance(value, str) else json.dumps(value)
+            if not name.startswith("linear") or name.split(".")[0] == final.protocol.name:
+                words += ["--set", f"{name}={text}"]
         return shlex.join([*words, "--root", str(self.root)])
 
 

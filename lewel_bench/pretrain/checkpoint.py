@@ -39,7 +39,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
             f"Last good checkpoint: {last.name if last else 'none'}. "
             "Make room, then run the same command again",
         ) from error
-    for old in _files(folder)[:-KEPT]:
+    for old in (*_files(folder)[:-KEPT], *_torn(folder)):
         old.unlink(missing_ok=True)
     return path
 
@@ -51,7 +51,12 @@ def load(
     for path in reversed(_files(folder)):
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
-            warn(f"checkpoint {path} is corrupt (its hash does not match): using the one before")
+            path.rename(path.with_suffix(".corrupt"))
+            before = newest(folder)
+            then = (
+                f"using the one before, {before.name}" if before else "none is left, starting over"
+            )
+            warn(f"checkpoint {path} is corrupt (its hash does not match): {then}")
             continue
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         return state
@@ -65,9 +70,13 @@ def newest(folder: Path) -> Path | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of a finished job."""
-    for path in _files(folder):
+    """Remove the checkpoints of a finished job, and what killed writes left."""
+    for path in (*_files(folder), *folder.glob("checkpoint-*.corrupt"), *_torn(folder)):
         path.unlink(missing_ok=True)
+
+
+def _torn(folder: Path) -> list[Path]:
+    return list(folder.glob(".checkpoint-*.pt.*"))
 
 
 def _files(folder: Path) -> list[Path]:

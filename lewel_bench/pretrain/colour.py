@@ -232,9 +232,15 @@ def _blur(x: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    std = torch.tensor(STD, device=x.device)[:, None, None]
-    mean = torch.tensor(MEAN, device=x.device)[:, None, None]
+    mean, std = _moments(x.device)
     return (x - 255 * mean) / (255 * std)
+
+
+@functools.cache
+def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std (3, 1, 1); sent once, as sending a host tensor waits for the device."""
+    mean, std = (torch.tensor(values).to(device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
 
 
 def _kinds(column: Tensor) -> list[int]:

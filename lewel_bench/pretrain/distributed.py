@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,10 +33,16 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def start() -> None:
+def start(device: torch.device) -> None:
     """Join the process group that torchrun describes in the environment, if it does."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def wait() -> None:
+    """Return when every rank is here."""
+    if world() > 1:
+        dist.barrier()
 
 
 @torch.no_grad()
@@ -69,12 +74,3 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     answer = torch.tensor(int(flag), device=device)
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
     return bool(answer)
-
-
-def broadcast_text(text: str) -> str:
-    """Rank 0's `text` on every rank."""
-    if world() == 1:
-        return text
-    box: list[object] = [text]
-    dist.broadcast_object_list(box, src=0)
-    return cast(str, box[0])

@@ -5,8 +5,10 @@ small; a piece is written straight into shared memory, and no float exists befor
 Shapes: V views, B images of this rank, n of a piece, S pixels a side, P colour parameters.
 """
 
+import atexit
 import math
 import signal
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,8 +108,12 @@ def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),  # the global one belongs to the run, and is resumed
     )
     ready = iter(loader)
-    for piece in ready:
-        yield _assemble(source, piece, ready, ahead.popleft())
+    _open.add(ready)
+    try:
+        for piece in ready:
+            yield _assemble(source, piece, ready, ahead.popleft())
+    finally:
+        _end(ready)
 
 
 def _assemble(
@@ -140,6 +146,24 @@ def _shared(*shape: int) -> Tensor:
     # as torch's default_collate does; share_memory_() would copy
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders whose workers may be running
+
+
+def _end(ready: Any) -> None:
+    """Ends the workers now. torch does so when the loader is collected, which an exception's
+    traceback puts off, and else by SIGTERM at exit, which these workers ignore."""
+    if ready in _open and get_worker_info() is None:  # a forked worker holds a copy
+        _open.discard(ready)
+        if hasattr(ready, "_shutdown_workers"):  # not where there are none
+            ready._shutdown_workers()
+
+
+@atexit.register
+def _end_all() -> None:
+    for ready in list(_open):
+        _end(ready)
 
 
 def _leave_signals(worker: int) -> None:

@@ -126,14 +126,22 @@ def build(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     for group in groups:
         del group["adapt"]
     on_device = next(model.parameters()).is_cuda
-    return torch.optim.SGD(
-        groups,
-        lr=spec.lr,
-        momentum=spec.momentum,
-        # fused steps skip infinite gradients on the device, so a GradScaler needs no sync
-        fused=on_device or None,
-        foreach=None if on_device else True,
-    )
+    # fused steps skip infinite gradients on the device, so a GradScaler needs no sync
+    return sgd(groups, spec, fused=on_device)
+
+
+def sgd(groups: list[dict[str, Any]], spec: Optimizer, *, fused: bool) -> torch.optim.SGD:
+    """torch's SGD, multi-tensor or fused, with momentum that starts at zero.
+
+    torch 2.15 leaves the buffers of a fused first step uninitialised when that step is skipped for
+    infinite gradients, and the second step then reads them.
+    """
+    kind = {"fused": True} if fused else {"foreach": True}
+    optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, **kind)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def _is_excluded(rule: str, name: str, p: Tensor) -> bool:

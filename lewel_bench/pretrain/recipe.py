@@ -1,28 +1,14 @@
 """What a pre-training run is: frozen values that name everything that determines its result."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from lewel_bench.value import Value, explain, unknown
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Value(BaseModel):
-    """A frozen value; an unknown field is an error that names the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for field in data:
-                if field not in cls.model_fields:
-                    raise ValueError(unknown(f"{cls.__name__} field", field, cls.model_fields))
-        return data
 
 
 class Backbone(Value):
@@ -108,14 +94,6 @@ class Recipe(Value):
         return self.model_dump(exclude={"name", "label", "source"})
 
 
-def unknown(what: str, name: object, known: Mapping[str, Any] | list[str]) -> str:
-    """The message for a name that does not exist: nearest known name, then all of them."""
-    names = sorted(map(str, known))
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
-
-
 def change(value: Value, settings: Mapping[str, Any]) -> Any:
     """`value` with dotted settings replaced (`optimizer.lr`), validated as if it were new.
 
@@ -125,7 +103,8 @@ def change(value: Value, settings: Mapping[str, Any]) -> Any:
     for dotted, new in settings.items():
         node, parts = data, dotted.split(".")
         for depth, part in enumerate(parts):
-            if not isinstance(node, dict) or (part not in node and parts[0] != "args"):
+            free = parts[0] == "args" and depth == 1 and len(parts) == 2  # checked by the method
+            if not isinstance(node, dict) or (part not in node and not free):
                 known = node if isinstance(node, dict) else {}
                 where = ".".join(parts[:depth]) or type(value).__name__.lower()
                 raise ValueError(unknown(f"field of {where}", part, known))
@@ -136,14 +115,3 @@ def change(value: Value, settings: Mapping[str, Any]) -> Any:
         return type(value).model_validate(data)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """A pydantic error as one line a person can act on."""
-    lines = []
-    for one in error.errors():
-        where = ".".join(map(str, one["loc"]))
-        message = one["msg"].removeprefix("Value error, ")
-        got = f" (got {one['input']!r})" if where else ""
-        lines.append(f"{where}: {message}{got}" if where else message)
-    return "; ".join(lines)

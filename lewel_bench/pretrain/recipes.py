@@ -62,7 +62,7 @@ _LEWEL_M: dict[str, Any] = {
     "precision": "fp16",
 }
 _MOCO_V2: dict[str, Any] = {"method": "moco_v2", **_MOCO_SETTING, "optimizer": _sgd(0.03)}
-_BN_HEAD: dict[str, Any] = {**_MOCO_V2, "args": {"head_norm": True}, "optimizer": _sgd(0.06)}
+_BN_HEAD: dict[str, Any] = {**_LEWEL_M, "method": "moco_v2", "args": {"head_norm": True}}
 _LEWEL_B: dict[str, Any] = {"method": "lewel_b", **_EMAN_SETTING}
 _BYOL: dict[str, Any] = {"method": "byol", **_EMAN_SETTING}
 _BYOL_ORIGINAL: dict[str, Any] = {

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from lewel_bench.pretrain.recipe import Positive, Value
+from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.pretrain.shapes_labels import Coco, Voc, jpeg
 from lewel_bench.pretrain.shapes_scene import CLASSES, Rng, Scene, Thing, draw, spread
+from lewel_bench.value import Value
 
 REVISION = 3  # of the scenes: raise it when a byte of any file changes
 MARKER = "shapes.json"

@@ -150,7 +150,10 @@ class Loop:
         lr = lr_at(recipe.optimizer.lr, recipe.schedule, self.step, self.per_epoch, recipe.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x1, x2 = (distort(batch.pixels[v], batch.params[v], device) for v in (0, 1))
+        x1, x2 = (
+            distort(batch.pixels[v], batch.params[v], device, compile=self.machine.compile)
+            for v in (0, 1)
+        )
         with self._autocast():
             keys = self.method.keys((x1, x2), self.step)
         total = torch.zeros((), device=device)
@@ -194,6 +197,8 @@ class Loop:
 
     def _log(self) -> None:
         window, now = self.window, time.perf_counter()
+        if self.step % self.per_epoch == 0:
+            distributed.average([self.losses])  # every rank is here
         first = window.start % self.per_epoch
         all_losses = self.losses[: (self.step - 1) % self.per_epoch + 1].tolist()
         losses = all_losses[first:]
@@ -240,6 +245,7 @@ class Loop:
             self._log()  # a state behind a loss that is not finite is never saved
         self.save()
         if stopping:
+            distributed.wait()  # a rank that leaves early has the others killed before they saved
             raise Stopped(f"saved at step {self.step} of {self.steps}")
 
     def save(self) -> None:

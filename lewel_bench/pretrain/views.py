@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lewel_bench.pretrain.recipe import Positive, Rate, Value
+from lewel_bench.pretrain.recipe import Positive, Rate
+from lewel_bench.value import Value
 
 Chance = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from lewel_bench.results.value import Value, explain, unknown
+from lewel_bench.value import Value, explain, unknown
 
 FILE = Path(__file__).with_name("conflicts.toml")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from lewel_bench.results.table import Column, Row, Table
-from lewel_bench.results.value import unknown
 from lewel_bench.results.verdict import Verdict, verdict
+from lewel_bench.value import unknown
 
 State = Literal["done", "running", "queued", "failed", "missing", "stale"]
 # What a cell with several seeds says about those that are not done: the first that is true.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic_core
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lewel_bench.results.value import explain
+from lewel_bench.value import explain
 
 NAME = "record.json"
 SCHEMA: Literal[1] = 1

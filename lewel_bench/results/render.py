@@ -9,7 +9,7 @@ from typing import Any
 from lewel_bench.results.fill import Entry, Filled
 from lewel_bench.results.sheet import sheet
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
-from lewel_bench.results.value import unknown
+from lewel_bench.value import unknown
 
 
 def markdown(filled: Filled) -> str:

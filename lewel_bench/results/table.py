@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from lewel_bench.results.value import Value, explain, unknown
+from lewel_bench.value import Value, explain, unknown
 
 FOLDER = Path(__file__).parent / "tables"
 TABLES = tuple(sorted((file.stem for file in FOLDER.glob("*.toml")), key=lambda id: (len(id), id)))

@@ -14,7 +14,7 @@ from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.pretrain.views import AUGMENTS
-from lewel_bench.results import table
+from lewel_bench.results import conflicts, table
 
 SHAPES = suites.SUITES["shapes"]
 
@@ -193,3 +193,9 @@ def test_suite_of_the_user(tmp_path: Path) -> None:
 def test_change_names_the_nearest_field() -> None:
     with pytest.raises(ValueError, match="Did you mean 'lr'"):
         change(RECIPES["byol_200ep"], {"optimizer.l": 1})
+
+
+def test_conflicts_name_recipes_and_protocols_that_exist() -> None:
+    for one in conflicts.load():
+        assert set(one.recipes) <= set(FAMILIES), one.id
+        assert set(one.protocols) <= set(PROTOCOLS), one.id

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lewel_bench.pretrain.optim import LARS, build
+from lewel_bench.pretrain.optim import LARS, build, sgd
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
 SHAPES = [(8, 4), (8,), (3, 5, 2), (1,)]
@@ -154,6 +154,25 @@ def test_excluded_parameters(exclude: str, excluded_heads: bool) -> None:
     assert names["online.backbone.bn1.weight"] is (exclude == "none")
     assert names["online.g.1.weight"] is not excluded_heads
     assert names["online.g.1.bias"] is (exclude == "none")
+
+
+def test_sgd_whose_first_step_is_skipped_goes_on_as_if_it_never_was() -> None:
+    spec = Optimizer(name="sgd", lr=0.1)
+    skipped, plain = _params(4, torch.float32), _params(4, torch.float32)
+    one = sgd([{"params": skipped}], spec, fused=True)
+    two = sgd([{"params": plain}], spec, fused=False)
+    for p in skipped:
+        p.grad = torch.full_like(p, torch.inf)
+    one.grad_scale, one.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    one.step()
+    one.grad_scale, one.found_inf = torch.tensor(1.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+    for step in range(3):
+        _gradients(skipped, step)
+        _gradients(plain, step)
+        one.step()
+        two.step()
+    for a, b in zip(skipped, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_negative_lr_is_named() -> None:

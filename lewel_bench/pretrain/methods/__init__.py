@@ -2,12 +2,15 @@
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lewel_bench.pretrain.recipe import Positive, Recipe, unknown
+from lewel_bench.pretrain.recipe import Positive, Recipe
+from lewel_bench.pretrain.views import AUGMENTS
+from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
     from lewel_bench.pretrain.method import Method
@@ -58,6 +61,8 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.method not in METHODS:
         raise ValueError(unknown("method", recipe.method, METHODS))
+    if recipe.augment not in AUGMENTS:
+        raise ValueError(unknown("augment", recipe.augment, AUGMENTS))
     known = arguments(recipe.method)
     for name, value in recipe.args.items():
         if name not in known:
@@ -85,6 +90,7 @@ def check(recipe: Recipe) -> None:
             )
 
 
+@cache
 def arguments(method: str) -> dict[str, tuple[Any, Any]]:
     """The arguments that a recipe may give `method`: name -> (type, default)."""
     name = METHODS[method].split(":")[0]

@@ -1,4 +1,4 @@
-"""The frozen base of the types of this folder, and the message for a name that does not exist."""
+"""The frozen base of every type, and what to say about a name or a value that cannot be."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,10 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 
 class Value(BaseModel):
-    """A frozen value; an unknown field is an error that names the nearest known one.
-
-    Like `pretrain.recipe.Value`; written again because this folder imports no other.
-    """
+    """A frozen value; an unknown field is an error that names the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
