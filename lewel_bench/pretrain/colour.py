@@ -49,7 +49,7 @@ def distort(
 def normalise(pixels: Tensor, device: torch.device) -> Tensor:
     """Images uint8 (B, S, S, 3) as ImageNet-normalised float32 (B, 3, S, S), channels_last."""
     x = _send(pixels, device).permute(0, 3, 1, 2).float()
-    return _normalised(x).contiguous(memory_format=torch.channels_last)
+    return _normalised(x, _moments(device)).contiguous(memory_format=torch.channels_last)
 
 
 # On a CPU: views that share an order of operations go through the chain together.
@@ -60,7 +60,7 @@ def _indexed(pixels: Tensor, params: Tensor) -> Tensor:
     out = torch.empty(count, 3, size, size).contiguous(memory_format=torch.channels_last)
     for rows in _groups(params[:, ORDER].numpy(), max(1, _GROUP // (3 * size * size))):
         x = pixels[rows].permute(0, 3, 1, 2).contiguous().float()  # (b, 3, S, S)
-        out[rows] = _normalised(_chain(x, params[rows]))
+        out[rows] = _normalised(_chain(x, params[rows]), _moments(x.device))
     return out
 
 
@@ -109,6 +109,7 @@ def masked(
             _send(pixels, device),
             steps,
             _send(params, device),
+            _moments(device),
             _kernel(params),
             bool((params[:, SOLARIZE] > 0).any()),
         )
@@ -136,7 +137,12 @@ def _steps(params: Tensor) -> Tensor:
 
 
 def _program(
-    pixels: Tensor, steps: Tensor, params: Tensor, kernel: tuple[int, int] | None, solarize: bool
+    pixels: Tensor,
+    steps: Tensor,
+    params: Tensor,
+    moments: tuple[Tensor, Tensor],
+    kernel: tuple[int, int] | None,
+    solarize: bool,
 ) -> Tensor:
     x = pixels.permute(0, 3, 1, 2).float()  # (B, 3, S, S)
     wide = params[:, :, None, None, None]  # (B, PARAMS, 1, 1, 1)
@@ -152,7 +158,7 @@ def _program(
     if solarize:
         x = torch.where(wide[:, SOLARIZE] > 0, _solarize(x), x)
     x = torch.where(wide[:, FLIP] > 0, x.flip(-1), x)
-    return _normalised(x).contiguous(memory_format=torch.channels_last)
+    return _normalised(x, moments).contiguous(memory_format=torch.channels_last)
 
 
 # The operations, each on x (b, 3, S, S) of whole levels.
@@ -231,8 +237,8 @@ def _blur(x: Tensor, sigma: Tensor, kernel: tuple[int, int]) -> Tensor:
     return blur.gaussian(x, sigma, taps) if taps else blur.pillow(x, sigma, reach)
 
 
-def _normalised(x: Tensor) -> Tensor:
-    mean, std = _moments(x.device)
+def _normalised(x: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+    mean, std = moments
     return (x - 255 * mean) / (255 * std)
 
 

@@ -314,3 +314,59 @@ def test_full_disk_while_saving(images: Path, tmp_path: Path, bench: Bench) -> N
         assert not list(small.glob("runs/*/.*.pt.*"))
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_two_processes_under_torchrun(
+    images: Path, tmp_path: Path, bench: Bench, undisturbed: dict[str, Any]
+) -> None:
+    words = [*arguments(images, "moco_v2", ()), "--processes", "2", "--device", "cpu"]
+    process = start(tmp_path, [*words, "--save-every", "1000"])
+    until = time.monotonic() + 120
+    while not any(e["event"] == "start" for e in events(tmp_path / "runs", "pretrain")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # to the parent alone: it passes it on
+    out, err = process.communicate(timeout=90)
+    if process.returncode == 128 + signal.SIGTERM:  # else it had finished before
+        assert "Run the same command again to go on" in err
+        assert list((tmp_path / "runs").glob("*/checkpoint-*"))
+    done = bench(*words)
+    assert done.returncode == 0, out + err + done.stderr
+    (one,) = records(tmp_path / "runs").values()
+    assert one["environment"]["processes"] == "2"
+    (alone,) = undisturbed["moco_v2"].values()
+    assert one["metrics"]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-3)
+
+
+def test_mistake_in_two_processes_is_told_as_in_one(
+    images: Path, tmp_path: Path, bench: Bench
+) -> None:
+    words = arguments(images, "moco_v2", (), **{"optimizer.lr": 1e30})
+    done = bench(*words, "--processes", "2", "--device", "cpu")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "the loss is" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_refit_is_another_number_and_its_table_shows_it(
+    finished: tuple[Path, list[str]],
+) -> None:
+    cwd, words = finished
+    linear = list(words)
+    linear[linear.index("--evals") + 1] = "linear_lars"
+    kept = []
+    for i, word in enumerate(linear):  # settings of protocols that this run does not have
+        if word == "--set" and linear[i + 1].startswith("semi"):
+            continue
+        if word.startswith("semi"):
+            continue
+        kept.append(word)
+    done = _in(cwd, *kept, "--refit")
+    assert done.returncode == 0, done.stderr
+    assert "--refit" in done.stdout
+    where = [*_where(words), "--format", "json"]
+    cells = []
+    for more in ([], ["--refit"]):
+        rows = json.loads(_in(cwd, "table", "1", *where, *more).stdout)["rows"]
+        (row,) = [r for r in rows if r["id"] == "lewel_m"]
+        cells.append(row["cells"]["200:top1"])
+    assert cells[0]["n"] == cells[1]["n"] == 1 and cells[0]["keys"] != cells[1]["keys"]

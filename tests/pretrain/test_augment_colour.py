@@ -243,6 +243,8 @@ def test_views_without_any_operation_are_only_normalised() -> None:
 def test_a_gpu_gives_the_batch_of_the_cpu(compiled: bool, pictures: list[Path]) -> None:
     for name in ("moco_v2", "byol_eman", "byol_paper"):
         pixels, params, _ = views(name, 1, pictures, SIZE)
+        # the first call sends constants and compiles
+        distort(pixels, params, torch.device("cuda"), compile=compiled)
         torch.cuda.set_sync_debug_mode("error")
         try:
             got = distort(pixels.pin_memory(), params, torch.device("cuda"), compile=compiled)

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+from conftest import write_images
+
+from lewel_bench.harness import datasets, suites
+from lewel_bench.harness.datasets import Datasets, MissingData
+from lewel_bench.harness.site import Site
+
+PAPER = suites.SUITES["paper"]
+
+
+def _datasets(tmp_path: Path, **data: str) -> Datasets:
+    return Datasets(Site(data=data), tmp_path / "runs", PAPER)
+
+
+def test_missing_imagenet_says_how_to_configure_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingData) as caught:
+        _datasets(tmp_path)("imagenet", "pretrain")
+    for words in ("lewel-bench.toml", "[data]", "--data", "--suite shapes"):
+        assert words in str(caught.value)
+
+
+def test_labelled_subsets_of_imagenet_are_the_published_lists(tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "mine.txt").write_text("n01440764_10026.JPEG\n")
+    where = {"imagenet": str(tmp_path / "imagenet")}
+    assert _datasets(tmp_path, **where)("imagenet", "linear").lists == {}
+    with pytest.raises(MissingData, match="imagenet_1pct"):
+        _datasets(tmp_path, **where)("imagenet", "semi")
+    with pytest.raises(MissingData, match="not the published list"):
+        mine = str(tmp_path / "mine.txt")
+        _datasets(tmp_path, **where, imagenet_1pct=mine, imagenet_10pct=mine)("imagenet", "semi")
+
+
+def test_class_list_of_imagenet100_is_the_published_one(tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "classes.txt").write_text("n02869837\n")
+    data = {"imagenet": str(tmp_path / "imagenet"), "imagenet100_classes": "classes.txt"}
+    site = Site(data=data, path=tmp_path / "lewel-bench.toml")
+    with pytest.raises(MissingData, match="not the published list"):
+        Datasets(site, tmp_path, PAPER)("imagenet100", "pretrain")
+
+
+def test_a_folder_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> None:
+    first = write_images(tmp_path / "a" / "pictures")
+    second = write_images(tmp_path / "b" / "photos")
+    found = [
+        Datasets(Site(), tmp_path / "runs", PAPER, {"": root})("imagenet", "linear")
+        for root in (first, second)
+    ]
+    assert found[0].id == found[1].id and found[0].id.startswith("folder-")
+    (second / "val" / "class0" / "000.jpg").unlink()
+    changed = Datasets(Site(), tmp_path / "runs", PAPER, {"": second})("imagenet", "linear")
+    assert changed.id != found[0].id
+
+
+def test_one_role_of_ones_own(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "mine")
+    own = Datasets(Site(), tmp_path / "runs", suites.SUITES["shapes"], {"linear": root})
+    assert own("shapes", "linear").name == "mine"
+    assert own("shapes", "pretrain").id == datasets.shapes_id()
