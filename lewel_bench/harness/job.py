@@ -317,7 +317,9 @@ def machine(settings: MachineSettings) -> Machine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    workers = settings.workers if settings.workers is not None else min(8, max(1, cores - 1))
+    # where the cores compute, a loader on one of them stalls them all
+    spare = cores - 1 if name != "cpu" else cores // 4
+    workers = settings.workers if settings.workers is not None else min(8, spare)
     return Machine(
         device=torch.device(name),
         workers=workers,

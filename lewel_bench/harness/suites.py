@@ -12,8 +12,8 @@ PAPER = Suite(
     comparable=True,
 )
 
-# MoCo's CIFAR-10 notebook for queue, temperature and momentum; no blur on small images. A run has a few hundred
-# steps, not 10^5: the target of BYOL follows faster, and its rate per image is higher.
+# MoCo's CIFAR-10 notebook for queue, temperature and momentum; no blur on small images. A run has
+# a few hundred steps, not 10^5: the target of BYOL follows faster, and all rates are higher.
 _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
@@ -38,7 +38,7 @@ _SEMI = {
 SHAPES = Suite(
     name="shapes",
     label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 12 epochs for 200",
-    source="scaled by hand on held-out training images; queue, temperature, momentum and no blur as in "
+    source="scaled by hand; queue, temperature, momentum and no blur as in "
     "facebookresearch/moco's CIFAR-10 notebook",
     data={"imagenet": "shapes", "imagenet100": "shapes"},
     backbone=Backbone(arch="resnet18", stem="small", width=16),
