@@ -3,14 +3,9 @@
 `python -m lewel_bench.harness.job FOLDER` runs the job of a folder, alone or under torchrun.
 """
 
-import json
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
-import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,16 +17,17 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from lewel_bench import __version__
 from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.outcome import Outcome, Splits
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import signals, view
 from lewel_bench.harness.choose import choose
+from lewel_bench.harness.log import Log, write_failure
 from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import EVENTS, FAILURE, SPEC, WORK
+from lewel_bench.harness.status import FAILURE, SPEC, WORK
 from lewel_bench.pretrain import checkpoint, distributed, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.check import fingerprint
@@ -74,7 +70,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
         log("stopped", message=str(stopped))
         raise
     except Exception as error:
-        _write_failure(folder, error)
+        write_failure(folder, error)
         log("failed", message=str(error))
         raise
     result = Record(
@@ -103,39 +99,6 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
         checkpoint.clear(used)
     log("done", **made.outcome.metrics)
     return written
-
-
-class Log:
-    """Writes every event to `events.jsonl` and passes it on; other ranks than 0 are silent."""
-
-    def __init__(self, folder: Path, onward: Report) -> None:
-        self.path, self.onward = folder / EVENTS, onward
-        self.tensorboard = _tensorboard(folder)
-
-    def __call__(self, event: str, /, **fields: Any) -> None:
-        if distributed.rank() != 0:
-            return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        if self.tensorboard and "step" in fields:
-            for name, value in fields.items():
-                if isinstance(value, int | float) and name not in ("step", "steps"):
-                    self.tensorboard.add_scalar(f"{event}/{name}", value, fields["step"])
-        self.onward(event, **fields)
-
-    def close(self) -> None:
-        """Write what TensorBoard still holds."""
-        if self.tensorboard:
-            self.tensorboard.close()
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # it is optional; events.jsonl holds the same
-        return None
-    return SummaryWriter(str(folder / "tensorboard")) if distributed.rank() == 0 else None
 
 
 class Made:
@@ -327,70 +290,6 @@ def machine(settings: MachineSettings) -> Machine:
         compile=settings.compile,
         save_every_s=settings.save_every_s,
     )
-
-
-def environment(settings: MachineSettings) -> dict[str, str]:
-    """Versions and hardware, for the record."""
-    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
-    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "processes": str(distributed.world()),
-        "threads": str(torch.get_num_threads()),
-        "tf32_convolutions": str(on_gpu and torch.backends.cudnn.allow_tf32).lower(),
-    }
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """Commit, whether it was changed, version, and the command line."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return ""  # installed from a wheel: the version stands for the commit
-        return done.stdout.strip()
-
-    # installed inside somebody's own repository, that one's commit says nothing
-    ours = bool(git("ls-files", "--error-unmatch", str(Path(__file__))))
-    return {
-        "commit": (ours and git("rev-parse", "HEAD")) or f"version {__version__}",
-        "dirty": ours and bool(git("status", "--porcelain")),
-        "version": __version__,
-        "command": os.environ.get("LEWEL_BENCH_COMMAND")
-        or shlex.join(["lewel-bench", *sys.argv[1:]]),
-    }
-
-
-def _write_failure(folder: Path, error: Exception) -> None:
-    """Write why a job failed; of several ranks the first says it, the others follow from it."""
-    kind = type(error).__name__
-    content = {
-        "message": str(error) if isinstance(error, ValueError | OSError) else f"{kind}: {error}",
-        "mistake": isinstance(error, ValueError | OSError),
-        "time": datetime.now(UTC).isoformat(),
-        "traceback": traceback.format_exc(),
-    }
-    try:
-        if distributed.world() == 1 or not (folder / FAILURE).exists():
-            write_atomically(folder / FAILURE, json.dumps(content, indent=1))
-    except OSError:
-        print(f"cannot write {folder / FAILURE}: {content['message']}", file=sys.stderr)
-
-
-def failure(folder: Path) -> Exception | None:
-    """What `failure.json` says, as the exception that it was."""
-    try:
-        content = json.loads((folder / FAILURE).read_text())
-    except (OSError, ValueError):
-        return None
-    return (ValueError if content["mistake"] else RuntimeError)(content["message"])
 
 
 def main() -> int:

@@ -16,7 +16,9 @@ from filelock import FileLock, Timeout
 
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
+from lewel_bench.harness.log import failure
 from lewel_bench.harness.plan import Job
+from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail
 from lewel_bench.pretrain.report import Report, Stopped
@@ -121,16 +123,16 @@ class Runner:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={processes}", "-m", "lewel_bench.harness.job"]
         command += [str(self.root / job.key), self.settings.model_dump_json()]
-        command_line = jobs.provenance()["command"]
+        command_line = provenance()["command"]
         environment = {**os.environ, "LEWEL_BENCH_COMMAND": command_line, "PYTHONSAFEPATH": "1"}
         (self.root / job.key / FAILURE).unlink(missing_ok=True)
         began = time.time()
         code = _watched(command, environment)
         if self._done(job.key):
             return
-        failure = jobs.failure(self.root / job.key)
-        if failure is not None:
-            raise failure
+        reason = failure(self.root / job.key)
+        if reason is not None:
+            raise reason
         last = tail(self.root / job.key / EVENTS)[-1:]
         if last and last[0]["event"] == "stopped" and last[0]["time"] >= began:
             raise Stopped(last[0]["message"])

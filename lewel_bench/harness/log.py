@@ -1,0 +1,72 @@
+"""What a job writes while it runs: its events, and why it failed."""
+
+import json
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.harness.status import EVENTS, FAILURE
+from lewel_bench.pretrain import distributed
+from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.report import Report
+
+
+class Log:
+    """Writes every event to `events.jsonl` and passes it on; other ranks than 0 are silent."""
+
+    def __init__(self, folder: Path, onward: Report) -> None:
+        self.path, self.onward = folder / EVENTS, onward
+        self.tensorboard = _tensorboard(folder)
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        if distributed.rank() != 0:
+            return
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if self.tensorboard and "step" in fields:
+            for name, value in fields.items():
+                if isinstance(value, int | float) and name not in ("step", "steps"):
+                    self.tensorboard.add_scalar(f"{event}/{name}", value, fields["step"])
+        self.onward(event, **fields)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        if self.tensorboard:
+            self.tensorboard.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # it is optional; events.jsonl holds the same
+        return None
+    return SummaryWriter(str(folder / "tensorboard")) if distributed.rank() == 0 else None
+
+
+def write_failure(folder: Path, error: Exception) -> None:
+    """Write why a job failed; of several ranks the first says it, the others follow from it."""
+    kind = type(error).__name__
+    content = {
+        "message": str(error) if isinstance(error, ValueError | OSError) else f"{kind}: {error}",
+        "mistake": isinstance(error, ValueError | OSError),
+        "time": datetime.now(UTC).isoformat(),
+        "traceback": traceback.format_exc(),
+    }
+    try:
+        if distributed.world() == 1 or not (folder / FAILURE).exists():
+            write_atomically(folder / FAILURE, json.dumps(content, indent=1))
+    except OSError:
+        print(f"cannot write {folder / FAILURE}: {content['message']}", file=sys.stderr)
+
+
+def failure(folder: Path) -> Exception | None:
+    """What `failure.json` says, as the exception that it was."""
+    try:
+        content = json.loads((folder / FAILURE).read_text())
+    except (OSError, ValueError):
+        return None
+    return (ValueError if content["mistake"] else RuntimeError)(content["message"])

@@ -1,0 +1,122 @@
+"""The options of the command `lewel-bench`."""
+
+import argparse
+from typing import Any
+
+from lewel_bench import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `verb` of what it parses names the function of `cli` that answers."""
+    top = argparse.ArgumentParser(
+        prog="lewel-bench",
+        description="Pre-train LEWEL and its baselines, evaluate them under the paper's protocols, "
+        "and print the paper's tables with the measured numbers beside the published ones.",
+        epilog="First steps without a GPU: lewel-bench run --suite shapes --method lewel_m "
+        "--epochs 200, then lewel-bench table 1 --suite shapes",
+    )
+    top.add_argument("--version", action="version", version=f"lewel-bench {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB", dest="verb_name")
+    _run_parser(verbs)
+    _table_parser(verbs)
+    explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
+    explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
+    explain.add_argument("--format", choices=("text", "json"), default="text")
+    _where(explain)
+    status = _verb(verbs, "status", "status", "What every job under the run root is doing.")
+    status.add_argument("--format", choices=("rich", "json"), default="rich")
+    status.add_argument("--state", action="append", default=[], help="only jobs in this state")
+    status.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    ls = _verb(verbs, "ls", "ls", "List what there is.")
+    ls.add_argument("what", help="methods, recipes, protocols, tables, suites, conflicts or runs")
+    ls.add_argument("--format", choices=("rich", "json"), default="rich")
+    ls.add_argument("--root", help="run root, for runs")
+    _data_parser(verbs)
+    doctor = _verb(verbs, "doctor", "doctor", "Check this installation, machine and site file.")
+    doctor.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    return top
+
+
+def _verb(verbs: Any, name: str, verb: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", default="paper", help="scale (see `ls suites`; default: paper)")
+    parser.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[ROLE=]PATH",
+        help="your own class folders (train/CLASS/*, val/CLASS/*) for all roles, or for one of "
+        "pretrain, linear, semi, knn",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change a field: of the recipe (optimizer.lr=0.1, args.h=1) or of a protocol "
+        "(semi_1pct.epochs=20)",
+    )
+
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="linear: train the chosen head once more, on the held-out images too",
+    )
+
+
+def _run_parser(verbs: Any) -> None:
+    run = _verb(verbs, "run", "run", "Pre-train and evaluate; does only what has no record yet.")
+    run.add_argument("--method", action="append", default=[], help="method or recipe; repeatable")
+    run.add_argument("--epochs", action="append", default=[], help="the paper's epochs, as 100,200")
+    run.add_argument("--table", action="append", default=[], help="all that a table needs")
+    run.add_argument("--evals", help="linear, semi, knn, none or protocols, as linear,semi_1pct")
+    run.add_argument(
+        "--seeds", default="1", help="how many (3: seeds 0, 1, 2), or which (0,2,5); default 1"
+    )
+    _where(run)
+    run.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
+    run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
+    run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    run.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
+    run.add_argument("--workers", type=int, help="loader processes of each")
+    run.add_argument("--micro-batch", type=int, help="images of one forward pass of a process")
+    run.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
+    run.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints")
+
+
+def _table_parser(verbs: Any) -> None:
+    table = _verb(
+        verbs, "table", "table", "Published, measured, difference and verdict of each cell."
+    )
+    table.add_argument("table", help="a table's number, or all")
+    table.add_argument("--format", default="rich", help="rich, md, csv, latex or json")
+    table.add_argument(
+        "--missing", action="store_true", help="list empty cells and what fills them"
+    )
+    _where(table)
+
+
+def _data_parser(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="Make or check data.", description="Make or check data.")
+    actions = data.add_subparsers(required=True, metavar="ACTION", dest="action")
+    make = _verb(
+        actions,
+        "make",
+        "data make",
+        "Write the generated data set of the shapes suite, or "
+        "download the labelled subsets of ImageNet.",
+    )
+    make.add_argument("what", choices=("shapes", "subsets"))
+    make.add_argument("--root", help="run root, under whose data/ it is written")
+    check = _verb(actions, "check", "data check", "Check class folders before anything is queued.")
+    check.add_argument("what", help="a folder, or a data set of the site file")
+    check.add_argument("--full", action="store_true", help="decode every file")
+    check.add_argument("--format", choices=("text", "json"), default="text")
+    check.add_argument("--root", help="run root, for shapes")

@@ -1,0 +1,55 @@
+"""Where a number comes from: commit, version, command line, software and hardware."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lewel_bench import __version__
+from lewel_bench.harness.site import MachineSettings
+from lewel_bench.pretrain import distributed
+
+
+def environment(settings: MachineSettings) -> dict[str, str]:
+    """Versions and hardware, for the record."""
+    on_gpu = torch.cuda.is_available() and settings.device != "cpu"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "processes": str(distributed.world()),
+        "threads": str(torch.get_num_threads()),
+        "tf32_convolutions": str(on_gpu and torch.backends.cudnn.allow_tf32).lower(),
+    }
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Commit, whether it was changed, version, and the command line."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return ""  # installed from a wheel: the version stands for the commit
+        return done.stdout.strip()
+
+    # installed inside somebody's own repository, that one's commit says nothing
+    ours = bool(git("ls-files", "--error-unmatch", str(Path(__file__))))
+    return {
+        "commit": (ours and git("rev-parse", "HEAD")) or f"version {__version__}",
+        "dirty": ours and bool(git("status", "--porcelain")),
+        "version": __version__,
+        "command": os.environ.get("LEWEL_BENCH_COMMAND")
+        or shlex.join(["lewel-bench", *sys.argv[1:]]),
+    }
