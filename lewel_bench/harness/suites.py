@@ -21,7 +21,12 @@ _MOCO_SCALE = {
     "args.tau": 0.1,
     "ema.start": 0.99,
 }
-_BYOL_SCALE = {"augment": NO_BLUR, "args.hidden": 256, "ema.start": 0.95}
+_BYOL_SCALE = {
+    "augment": NO_BLUR,
+    "args.hidden": 256,
+    "ema.start": 0.97,
+    "schedule.warmup_epochs": 2,
+}
 _DIM = 128  # of embeddings: the heads' share of the work stays what it is at the paper's scale
 _EYE = {"image_size": 64, "resize": 72}
 # with some 200 images a class, 200 neighbours would reach into other classes
@@ -45,7 +50,7 @@ SHAPES = Suite(
     image_size=64,
     epochs=0.06,
     batch=64,
-    lr={"moco_v2": 12, "lewel_m": 12, "byol": 9, "lewel_b": 9},
+    lr={"moco_v2": 12, "lewel_m": 12, "byol": 5, "lewel_b": 5},
     recipes={
         "moco_v2": _MOCO_SCALE,
         "lewel_m": _MOCO_SCALE,

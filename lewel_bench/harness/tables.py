@@ -11,6 +11,7 @@ from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.harness.suite import Suite
+from lewel_bench.pretrain.methods import arguments
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import fill, record, table
 from lewel_bench.results.fill import Filled, Slot
@@ -46,9 +47,18 @@ class Board:
         slots = {
             (row.id, column.id): self.slots(row, column)
             for row, column in quoted.cells()
-            if plan.recipe_name(row, column)
+            if self._takes_settings(plan.recipe_name(row, column))
         }
         return fill.fill(quoted, slots, self.store.records, self.suite.name, self.suite.comparable)
+
+    def _takes_settings(self, recipe: str | None) -> bool:
+        """Whether the method of a recipe has the arguments that `--set args.X` names; a table with
+        such a setting shows the rows that can have it."""
+        if recipe is None:
+            return False
+        known = arguments(RECIPES[recipe].method)
+        asked = [name.split(".")[1] for name, _ in self.settings if name.startswith("args.")]
+        return all(name in known for name in asked)
 
     def slots(self, row: Row, column: Column) -> list[Slot]:
         """One slot a seed: seed 0, and any other whose cell was planned."""
@@ -119,7 +129,7 @@ class Board:
         )
 
     def _state(self, key: str) -> JobState:
-        return self.states.get(key) or JobState(key, "", "", 0, "", "missing", "not started")
+        return self.states.get(key) or JobState(key, "", "", 0, "", "missing")
 
     def command(self, recipe: str, final: Job, seed: int) -> str:
         """The command that computes a cell."""
