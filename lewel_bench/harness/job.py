@@ -97,6 +97,8 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     written = record.commit(folder, result)
     for used in (folder, folder / "refit"):
         checkpoint.clear(used)
+    for warning in made.outcome.warnings:
+        log("warning", message=warning)
     log("done", **made.outcome.metrics)
     return written
 

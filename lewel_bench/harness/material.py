@@ -62,7 +62,7 @@ def _check_once(data: Dataset, root: Path) -> None:
     if report.problems:
         listed = "\n".join(f"  {one}" for one in report.problems)
         raise ValueError(
-            f"the data set {data.name} at {data.root} has {len(report.problems)} problems:\n"
+            f"the data set {data.name} at {data.root} cannot be used as it is:\n"
             f"{listed}\nCorrect or remove these files (`lewel-bench data check` lists them again)"
         )
     remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -150,4 +150,5 @@ def _print(report: "DataReport") -> None:
         print(f"note: {note}")
     for problem in report.problems:
         print(f"problem: {problem}", file=sys.stderr)
-    print(f"{report.root}: {f'{len(report.problems)} problems' if report.problems else 'sound'}")
+    count = len(report.problems)
+    print(f"{report.root}: " + (f"{count} problem{'s' if count > 1 else ''}" if count else "sound"))

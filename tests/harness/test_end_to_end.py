@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench, command, environment
+from conftest import Bench, command, environment, write_images
+from PIL import Image
 
 TINY = {
     "image_size": 32, "backbone.width": 8, "epochs": 3, "batch": 16, "bn_group": 8,
@@ -294,6 +295,19 @@ def test_loss_that_is_not_finite_stops_and_names_step_and_rate(
     assert "Traceback" not in done.stderr and not records(tmp_path / "runs")
     (job,) = json.loads(bench("status", "--format", "json").stdout)["jobs"]
     assert job["state"] == "failed" and "the loss is" in job["reason"]
+
+
+def test_bad_images_are_named_before_anything_runs(tmp_path: Path, bench: Bench) -> None:
+    root = write_images(tmp_path / "bad", train=8)
+    whole = (root / "train" / "class0" / "000.jpg").read_bytes()
+    (root / "train" / "class0" / "000.jpg").write_bytes(whole[:200])
+    (root / "train" / "class1" / "001.jpg").write_text("no image")
+    Image.new("RGB", (1, 1)).save(root / "train" / "class2" / "002.jpg")
+    done = bench(*arguments(root, "moco_v2", ()))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for name in ("class0/000.jpg", "class1/001.jpg", "class2/002.jpg"):
+        assert name in done.stderr
+    assert not list((tmp_path / "runs").glob("*/events.jsonl"))
 
 
 def test_full_disk_while_saving(images: Path, tmp_path: Path, bench: Bench) -> None:
