@@ -204,7 +204,7 @@ def recipe(case: Case, bn_group: int | None = None) -> Recipe:
         bn_group=bn_group,
         optimizer=case.optimizer,
         ema=case.ema,
-        augment="none",
+        augment="moco_v2",
     )
 
 

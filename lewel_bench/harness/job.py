@@ -79,7 +79,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
         name=job.name,
         spec=job.identity(),
         seed=job.seed,
-        upstream=tuple(filter(None, (job.upstream, *job.needs))) if job.kind != "pretrain" else (),
+        upstream=tuple(dict.fromkeys(filter(None, (job.upstream, *job.needs)))),
         metrics=made.outcome.metrics,
         outcome={k: v for k, v in asdict(made.outcome).items() if k not in ("metrics", "warnings")},
         warnings=tuple(made.outcome.warnings),

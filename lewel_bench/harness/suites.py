@@ -30,7 +30,14 @@ _BYOL_SCALE = {
 _DIM = 128  # of embeddings: the heads' share of the work stays what it is at the paper's scale
 _EYE = {"image_size": 64, "resize": 72}
 # with some 200 images a class, 200 neighbours would reach into other classes
-_PROBE = {**_EYE, "batch": 64, "epochs": 15, "held_out": 360, "knn_k": 20}
+_PROBE = {
+    **_EYE,
+    "crop_scale": [0.3, 1.0],  # a twelfth of such a small image shows less than one object
+    "batch": 64,
+    "epochs": 15,
+    "held_out": 360,
+    "knn_k": 20,
+}
 _SEMI = {
     **_EYE,
     "epochs": 20,

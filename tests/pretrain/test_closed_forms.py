@@ -33,7 +33,7 @@ def method_of(name, *, ema=None, bn_group=None, backbone=None, **args):
         bn_group=bn_group,
         optimizer=Optimizer(name="sgd", lr=0.1),
         ema=ema or Ema(start=0.9),
-        augment="none",
+        augment="moco_v2",
     )
     return methods.build(recipe, seed=0).double().train()
 

@@ -43,7 +43,7 @@ def recipe_of(method, args, buffers, bn_group=4):
         bn_group=bn_group,
         optimizer=Optimizer(name="sgd", lr=0.1),
         ema=Ema(start=0.9, buffers=buffers),
-        augment="none",
+        augment="moco_v2",
     )
 
 
