@@ -4,6 +4,7 @@ from typing import Any
 
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.pretrain.recipe import Backbone, Recipe, change
+from lewel_bench.pretrain.recipes import family
 from lewel_bench.value import Value
 
 NO_BLUR = "without blur"  # the same views, blur off: the practice for images of 32 to 64 px
@@ -14,8 +15,8 @@ class Suite(Value):
 
     `data` maps the paper's data sets to the suite's. `epochs` multiplies the epochs of a
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
-    linearly, times `lr` of the method. `recipes` (by method) and `protocols` (by name) are further
-    settings. `comparable` says whether its numbers can be held against the paper's.
+    linearly, times `lr`. `lr` and `recipes` are by family, or else by method; `recipes` and
+    `protocols` (by name) are further settings. `comparable` says whether its numbers can be held against the paper's.
     """
 
     name: str
@@ -40,7 +41,8 @@ class Suite(Value):
         if self.comparable:
             return recipe
         batch = self.batch or recipe.batch
-        lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(recipe.method, 1.0)
+        own = family(recipe.name) if family(recipe.name) in self.recipes else recipe.method
+        lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(own, 1.0)
         settings: dict[str, Any] = {
             "data": self.dataset(recipe.data),
             "image_size": self.image_size or recipe.image_size,
@@ -53,7 +55,7 @@ class Suite(Value):
             "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
             "precision": "fp32",
         }
-        for dotted, value in self.recipes.get(recipe.method, {}).items():
+        for dotted, value in self.recipes.get(own, {}).items():
             settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value
         scaled: Recipe = change(recipe, settings)
         return scaled

@@ -18,7 +18,6 @@ _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
     "args.hidden": 128,
-    "args.tau": 0.1,
     "ema.start": 0.99,
 }
 _BYOL_SCALE = {
@@ -57,9 +56,10 @@ SHAPES = Suite(
     image_size=64,
     epochs=0.06,
     batch=64,
-    lr={"moco_v2": 12, "lewel_m": 12, "byol": 5, "lewel_b": 5},
+    lr={"moco_v2": 12, "moco_v2_bn_head": 4, "lewel_m": 4, "byol": 5, "lewel_b": 5},
     recipes={
-        "moco_v2": _MOCO_SCALE,
+        "moco_v2": {**_MOCO_SCALE, "args.tau": 0.1},
+        "moco_v2_bn_head": _MOCO_SCALE,  # as LEWEL_M, whose control it is
         "lewel_m": _MOCO_SCALE,
         "byol": {**_BYOL_SCALE, "args.dim": _DIM},
         "lewel_b": {**_BYOL_SCALE, "args.d": _DIM},
