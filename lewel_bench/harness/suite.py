@@ -16,7 +16,8 @@ class Suite(Value):
     `data` maps the paper's data sets to the suite's. `epochs` multiplies the epochs of a
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
     linearly, times `lr`. `lr` and `recipes` are by family, or else by method; `recipes` and
-    `protocols` (by name) are further settings. `comparable` says whether its numbers can be held against the paper's.
+    `protocols` (by name) are further settings. `comparable` says whether its numbers can be held
+    against the paper's.
     """
 
     name: str
