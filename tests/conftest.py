@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# one thread: the tests share the machine, and equal thread counts make results comparable
+# one thread: the tests share the machine, and equal thread counts make results comparable; set
+# before anything imports torch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ.update(ENVIRONMENT)
 
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 
