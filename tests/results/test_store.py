@@ -66,8 +66,9 @@ def test_a_record_without_permission_is_named(tmp_path: Path) -> None:
     assert Store(tmp_path).bad[0].reason == "cannot be read: Permission denied"
 
 
-def test_5000_records_fill_both_tables_in_two_seconds(tmp_path: Path) -> None:
-    """Measured: 0.5 s of processor time for the records, 0.01 s for the tables."""
+def test_5000_records_fill_both_tables_quickly(tmp_path: Path) -> None:
+    """Measured: 0.5 s of processor time for the records, 0.01 s for the tables; 6 s leaves room
+    for a slow machine."""
     for seed in range(5000):
         record = making.record(seed)
         folder = tmp_path / record.key
@@ -85,4 +86,4 @@ def test_5000_records_fill_both_tables_in_two_seconds(tmp_path: Path) -> None:
         assert all(filled.entries[cell].n == 5 for cell in slots)
     seconds = time.process_time() - start
     assert len(store.records) == 5000 and not store.bad
-    assert seconds < 2, f"{seconds:.2f} s"
+    assert seconds < 6, f"{seconds:.2f} s"
