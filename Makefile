@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BENCH) table 2 $(SUITE)
 
 test: $(VENV)/.installed-dev lint
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/python -m pytest -q
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
