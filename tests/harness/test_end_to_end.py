@@ -237,8 +237,8 @@ def test_tables_explain_and_status(finished: tuple[Path, list[str]]) -> None:
     done = _in(cwd, "status", "--format", "json")
     states = {job["state"] for job in json.loads(done.stdout)["jobs"]}
     assert states == {"done"}
-    done = _in(cwd, "table", "1", *where, "--missing")
-    assert "table1:lewel_m:100:top1: missing" in done.stdout
+    done = _in(cwd, "table", "1", "--suite", "shapes", "--missing")
+    assert "table1:lewel_b:200:top1: missing" in done.stdout
     assert "fill with: lewel-bench run" in done.stdout
 
 
