@@ -23,6 +23,7 @@ from lewel_bench.pretrain.colour import PARAMS, Params
 from lewel_bench.pretrain.decode import Pixels, decode
 from lewel_bench.pretrain.folder import Images, Indices
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PIECE = 32  # images; 10 MB for two views of 224 px
 Plan = Iterator[tuple[int, Indices]]  # of each batch: the epoch, and the images of this rank
 Piece = tuple[Tensor, Params]  # pixels (V, n, S, S, 3), parameters (V, n, P)
@@ -107,7 +108,12 @@ def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the global one belongs to the run, and is resumed
     )
-    ready = iter(loader)
+    # held back while workers start: one that is new does not ignore them yet
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        ready = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _open.add(ready)
     try:
         for piece in ready:
@@ -168,7 +174,7 @@ def _end_all() -> None:
 
 def _leave_signals(worker: int) -> None:
     # Ctrl-C and a scheduler's signals reach every process: the main one saves and then ends these
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for name in _SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 
