@@ -213,8 +213,7 @@ def _evaluation(protocol: Protocol, pretrain: Job, suite: Suite, data: Dataset) 
             lr=(backbone, head),
             **common,
         )
-        for backbone in protocol.backbone_lrs
-        for head in protocol.head_lrs
+        for backbone, head in protocol.grid()
     ]
     needs = tuple(job.key for job in searches)
     return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
@@ -260,15 +259,14 @@ def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
     for method in methods:
         names = _allowed([method])
         here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
+        known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
         if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
-            known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
             raise ValueError(
                 f"{method} has no recipe of {', '.join(map(str, lengths))} epochs. "
                 f"Known: {known_epochs}. For another length take the nearest and add "
                 f"--set epochs=N"
             )
         if not lengths and method in FAMILIES and len(here) > 1:
-            known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
             raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
         found += [RECIPES[n] for n in here]
     return found
