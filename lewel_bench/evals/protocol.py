@@ -1,17 +1,14 @@
 """What an evaluation is: frozen values that name everything that determines its number."""
 
-from collections.abc import Sequence
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
 from lewel_bench.pretrain.recipe import Positive, Rate
 from lewel_bench.value import Value
-
-Lr = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Grid = Annotated[tuple[Lr, ...], Field(min_length=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 NOT_IDENTITY = {"name", "label", "source", "published_lr"}
 
@@ -36,7 +33,7 @@ class Linear(Value):
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     optimizer: Literal["sgd", "lars"]
     lrs: Grid
-    weight_decays: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0.0,)
+    weight_decays: Decays = (0.0,)
     published_lr: Lr | None = None
     momentum: Rate = 0.9
     trust: Rate = 0.001
@@ -53,9 +50,9 @@ class Linear(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_grid("lrs", self.lrs)
-        _check_grid("weight_decays", self.weight_decays)
-        _check_milestones(self.milestones, self.epochs)
+        check_grid("lrs", self.lrs)
+        check_grid("weight_decays", self.weight_decays)
+        check_milestones(self.milestones, self.epochs, "epochs")
         return self
 
     def grid(self) -> list[tuple[float, float]]:
@@ -118,9 +115,9 @@ class Semi(Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_grid("backbone_lrs", self.backbone_lrs)
-        _check_grid("head_lrs", self.head_lrs)
-        _check_milestones(self.milestones, self.epochs)
+        check_grid("backbone_lrs", self.backbone_lrs)
+        check_grid("head_lrs", self.head_lrs)
+        check_milestones(self.milestones, self.epochs, "epochs")
         if self.bn_group and self.batch % self.bn_group:
             raise ValueError(
                 f"batch {self.batch} is not divisible by bn_group {self.bn_group}: choose a batch "
@@ -141,27 +138,4 @@ class Semi(Value):
         return own
 
 
-Protocol = Annotated[Linear | Knn | Semi, Field(discriminator="runner")]
-
-
-def edge_warning(what: str, best: float, candidates: Sequence[float]) -> str | None:
-    """A warning when `best` is the smallest or largest of at least three candidates."""
-    values = sorted(set(candidates))
-    if len(values) < 3 or best not in (values[0], values[-1]):
-        return None
-    side = "smallest" if best == values[0] else "largest"
-    shown = ", ".join(f"{v:g}" for v in values)
-    return f"the best {what} {best:g} is the {side} of the grid ({shown}): widen the grid"
-
-
-def _check_grid(field: str, values: Sequence[float]) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{field} names a value twice: {', '.join(f'{v:g}' for v in values)}")
-
-
-def _check_milestones(milestones: tuple[int, ...], epochs: int) -> None:
-    if list(milestones) != sorted(set(milestones)) or any(m >= epochs for m in milestones):
-        raise ValueError(
-            f"milestones {milestones} must rise and stay below epochs {epochs}: "
-            "scale them together with epochs"
-        )
+Protocol = Annotated[Linear | Knn | Semi | Detection | Segmentation, Field(discriminator="runner")]

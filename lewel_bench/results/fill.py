@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 from lewel_bench.results.table import Column, Row, Table
@@ -64,12 +64,14 @@ class Entry:
 @dataclass(frozen=True)
 class Filled:
     """A table with its entries by (row id, column id); blank cells of the paper have none.
-    Without `comparable` the published values are for orientation only."""
+    Without `comparable` the published values are for orientation only. `engines` are those of the
+    protocols that have one."""
 
     table: Table
     suite: str
     comparable: bool
     entries: Mapping[tuple[str, str], Entry]
+    engines: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def fill(
     records: Mapping[str, Measured],
     suite: str,
     comparable: bool,
+    engines: Mapping[str, str] | None = None,
 ) -> Filled:
     """`table` with what `records` hold for its `slots`, which are by (row id, column id).
 
@@ -114,7 +117,7 @@ def fill(
             if cell or column.id in row.values:
                 entry = _entry(row, column, cell, records, comparable)
                 entries[row.id, column.id] = entry
-    return Filled(table, suite, comparable, entries)
+    return Filled(table, suite, comparable, entries, engines or {})
 
 
 def missing(filled: Filled) -> list[Missing]:
@@ -163,7 +166,7 @@ def _entry(
         row=row.id,
         column=column.id,
         published=published,
-        origin=row.origin,
+        origin=row.origin_of(column.id),
         mean=mean,
         std=statistics.stdev(values.values()) if len(values) > 1 else None,
         n=len(values),

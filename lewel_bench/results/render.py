@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.fill import Filled
 from lewel_bench.results.sheet import sheet
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
 from lewel_bench.value import unknown
@@ -84,7 +84,7 @@ def as_csv(filled: Filled) -> str:
         row, column = filled.table.row(row_id), filled.table.column(column_id)
         place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
         names = {"row": row.id, "label": row.label, "recipe": row.recipe, "column": column.id}
-        cell = _cell(row, column, entry)
+        cell = _cell(filled, row, column)
         cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
         lines.append(place | names | cell)
     text = io.StringIO()
@@ -102,7 +102,7 @@ def as_dict(filled: Filled) -> dict[str, Any]:
     rows = []
     for row in filled.table.rows:
         cells = {
-            column.id: _cell(row, column, filled.entries[row.id, column.id])
+            column.id: _cell(filled, row, column)
             for column in filled.table.columns
             if (row.id, column.id) in filled.entries
         }
@@ -126,7 +126,8 @@ def as_json(filled: Filled) -> str:
     return json.dumps(as_dict(filled), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cell(row: Row, column: Column, entry: Entry) -> dict[str, Any]:
+def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
+    entry, protocol = filled.entries[row.id, column.id], row.protocols.get(column.eval)
     return {
         "published": entry.published,
         "origin": entry.origin,
@@ -140,7 +141,8 @@ def _cell(row: Row, column: Column, entry: Entry) -> dict[str, Any]:
         "keys": list(entry.keys),
         "epochs": epochs(row, column),
         "eval": column.eval,
-        "protocol": row.protocols.get(column.eval),
+        "protocol": protocol,
+        "engine": filled.engines.get(protocol or ""),
         "metric": column.metric,
         "unit": column.unit,
         "note": entry.note,

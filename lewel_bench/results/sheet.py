@@ -66,7 +66,14 @@ def sheet(filled: Filled) -> Sheet:
         caption=table.caption,
         header=(*lead, "", *(f"{column.label} ({column.unit})" for column in table.columns)),
         blocks=tuple(_block(filled, row, by_row, notes) for row in table.rows),
-        remarks=(*(() if filled.comparable else orientation), *table.remarks),
+        remarks=(
+            *(() if filled.comparable else orientation),
+            *(
+                f"{name} was measured with the engine {one}."
+                for name, one in filled.engines.items()
+            ),
+            *table.remarks,
+        ),
         notes=tuple(notes),
         problems=_problems(filled),
     )

@@ -15,7 +15,8 @@ TABLES = tuple(sorted((file.stem for file in FOLDER.glob("*.toml")), key=lambda 
 
 Positive = Annotated[int, Field(gt=0)]
 
-ORIGINS = {
+Origin = Literal["cited", "ref9", "repro", "own"]
+ORIGINS: dict[Origin, str] = {
     "cited": "cited from the method's own paper or repository",
     "ref9": "cited from SimSiam's paper (the paper's †)",
     "repro": "the LEWEL authors' reproduction (the paper's *)",
@@ -47,10 +48,15 @@ class Row(Value):
     label: str
     recipe: str | None = None
     epochs: Positive | None = None
-    origin: Literal["cited", "ref9", "repro", "own"]
+    origin: Origin
     protocols: dict[str, str] = {}
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    origins: dict[str, Origin] = {}  # of the columns whose value is from elsewhere
     notes: dict[str, str] = {}
+
+    def origin_of(self, column: str) -> Origin:
+        """Where the value of a column is from: one of ORIGINS."""
+        return self.origins.get(column, self.origin)
 
 
 class Table(Value):
@@ -76,7 +82,7 @@ class Table(Value):
             for named in row.protocols:
                 if named not in evals:
                     raise ValueError(unknown(f"eval in row {row.id}", named, evals))
-            for named in (*row.values, *row.notes):
+            for named in (*row.values, *row.origins, *row.notes):
                 column = self.column(named)
                 if (row.epochs is None) == (column.epochs is None):
                     raise ValueError(f"{row.id}, {named}: give epochs in the row or in the column")

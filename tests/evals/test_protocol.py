@@ -6,8 +6,9 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.loop import lr_factor
-from lewel_bench.evals.protocol import Linear, Protocol, Semi, edge_warning
+from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain.recipe import change
 

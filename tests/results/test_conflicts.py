@@ -31,6 +31,7 @@ LISTED = {
         "linear.lars_lr linear.probe linear.selection linear.in100 semi.weight_decay semi.lr "
         "semi.selection semi.classifier_init semi.batch_norm semi.subsets"
     ),
+    "dense transfer": ("voc.test_set dense.lr dense.norm voc.segmentation coco.fpn coco.configs"),
 }
 
 

@@ -33,6 +33,9 @@ def example(id: str, suite: str) -> Filled:
         key: Slot(key, int(key[1]), "done", command=f"lewel-bench run --suite {suite}")
         for key in values
     }
+    records["e0"] = SimpleNamespace(metrics={"box_ap": 57.1, "miou": 67.4})
+    done["e0"] = Slot("e0", 0, "done")
+    engines: dict[str, str] = {}
     failed = Slot("e1", 1, "failed", "loss is nan at step 31, lr 0.06 & 100 % of <heads>_diverged")
     states = {state: Slot(f"f_{state}", 0, state) for state in ("running", "queued", "stale")}
     if id == "1":
@@ -48,16 +51,19 @@ def example(id: str, suite: str) -> Filled:
             ("byol", "100:top1"): [states["stale"]],
             ("byol", "400:top1"): [done["c0"], done["d0"]],
         }
+    elif id == "3":
+        slots = {("lewel_m:200", "ap"): [done["e0"]], ("lewel_m:200", "miou"): [done["e0"]]}
+        engines = {"voc07_det_c4": "detectron2", "voc12_seg_fcn_d8": "native"}
     else:
         slots = {
             ("lewel_m:200", "1pct:top1"): [done["b0"], done["b1"]],
             ("lewel_m:200", "1pct:top5"): [done["c0"]],
             ("lewel_b:200", "10pct:top1"): [done["c0"], states["running"]],
         }
-    return fill(load(id), slots, records, suite, comparable=suite == "paper")
+    return fill(load(id), slots, records, suite, suite == "paper", engines)
 
 
-CASES = [("1", "paper"), ("2", "paper"), ("2", "shapes")]
+CASES = [("1", "paper"), ("2", "paper"), ("2", "shapes"), ("3", "paper")]
 
 
 @pytest.mark.parametrize("format", FORMATS)
