@@ -9,7 +9,7 @@ SHELL = /bin/bash
 .PHONY: demo test lint install clean
 
 demo: $(VENV)/.installed
-	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200
+	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi
 	$(BENCH) table 1 $(SUITE)
 	$(BENCH) table 2 $(SUITE)
 

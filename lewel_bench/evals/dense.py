@@ -123,8 +123,8 @@ class Segmentation(_Dense):
     Training images are resized to fit `scale` (long, short edge) times a ratio drawn from
     `ratios`, cropped to `crop` (again, up to ten times, while one class fills more than
     `max_class_share`), flipped, distorted in colour and padded; tested whole at `scale`. The rate
-    falls as (1 - step / steps) ^ `power` to `min_lr`. The heads have `head_width` channels, the
-    auxiliary one `aux_width` and a loss weight of `aux_weight`.
+    falls as (1 - step / (steps - 1)) ^ `power` to `min_lr`. The heads have `head_width` channels,
+    the auxiliary one `aux_width` and a loss weight of `aux_weight`.
     """
 
     runner: Literal["segmentation"] = "segmentation"

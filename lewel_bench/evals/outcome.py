@@ -1,11 +1,13 @@
 """What goes into an evaluation and what comes out of it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from lewel_bench.pretrain.data import Images
+
+DataT = TypeVar("DataT")  # the images and annotations of a dense task
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,31 @@ class Splits:
                 )
         if len(self.train.classes) < 2:
             raise ValueError(f"one class ({self.train.classes[0]}) leaves nothing to classify")
+
+
+@dataclass(frozen=True)
+class DenseSplits(Generic[DataT]):
+    """`train` fits, `select` (held out of the training set; None where nothing is left to choose)
+    chooses, `report` decides nothing."""
+
+    train: DataT
+    select: DataT | None
+    report: DataT
+
+    def check(self) -> None:
+        """Raise ValueError for an empty split or splits that disagree about the classes."""
+        for role in ("train", "select", "report"):
+            split: Any = getattr(self, role)
+            if split is None:
+                continue
+            if len(split) == 0:
+                raise ValueError(f"the {role} split has no images")
+            train: Any = self.train
+            if split.classes != train.classes:
+                raise ValueError(
+                    f"the {role} split has other classes than the train split "
+                    f"({len(split.classes)} and {len(train.classes)})"
+                )
 
 
 @dataclass(frozen=True)

@@ -3,35 +3,40 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.outcome import Outcome, gap
-from lewel_bench.evals.protocol import Semi, edge_warning
+from lewel_bench.evals.protocol import Semi
 from lewel_bench.results.record import Record
 
 
-def choose(protocol: Semi, candidates: Sequence[Record]) -> Outcome:
+def choose(protocol: Semi | Detection | Segmentation, candidates: Sequence[Record]) -> Outcome:
     """The outcome of a search: the candidate best on the select split, as the report split saw it.
 
-    Ties go to the lower select loss, then to the first. Beside it the paper's rule: best evaluated
-    epoch of any candidate on the report split. Raises ValueError when every candidate diverged.
+    Ties go to the lower select loss, then to the first. Beside it the paper's rule: the best of any
+    candidate (and evaluated epoch) on the report split. Raises ValueError when every candidate
+    diverged.
     """
+    score = "top1" if isinstance(protocol, Semi) else protocol.score
     alive = [r for r in candidates if r.outcome["extra"]["select"]]
     if not alive:
+        names = ", ".join(candidates[0].outcome["chosen"])
         rates = ", ".join(str(tuple(r.outcome["chosen"].values())) for r in candidates)
+        field = "head_lrs" if isinstance(protocol, Semi) else "lrs"
         raise ValueError(
-            f"every candidate of {protocol.name} diverged: (backbone lr, head lr) {rates}. "
-            f"Set lower rates, such as --set {protocol.name}.head_lrs=[0.01]"
+            f"every candidate of {protocol.name} diverged: ({names}) {rates}. "
+            f"Set lower rates, such as --set {protocol.name}.{field}=[0.001]"
         )
-    best = max(alive, key=_score)
-    seen = max(
-        (r for r in candidates if r.outcome["paper_rule"]),
-        key=lambda r: float(r.outcome["paper_rule"]["top1"]),
-    )
-    paper_rule = {**seen.outcome["paper_rule"], **seen.outcome["chosen"]}
+    best = max(alive, key=lambda r: _score(r, score))
+    # one that is evaluated but once has its metrics for a paper's rule
+    reported = [(r, r.outcome["paper_rule"] or r.metrics) for r in candidates]
+    seen, top = max((pair for pair in reported if pair[1]), key=lambda pair: float(pair[1][score]))
+    paper_rule = {**top, **seen.outcome["chosen"]}
     chosen: dict[str, float] = best.outcome["chosen"]
-    edges = (
-        edge_warning("backbone lr", chosen["backbone_lr"], protocol.backbone_lrs),
-        edge_warning("head lr", chosen["head_lr"], protocol.head_lrs),
-    )
+    edges = [  # "lr" is chosen from the field "lrs"
+        edge_warning(name.replace("_", " "), rate, getattr(protocol, f"{name}s"))
+        for name, rate in chosen.items()
+    ]
     gone = [w for r in candidates if r not in alive for w in r.warnings]
     return Outcome(
         metrics=dict(best.metrics),
@@ -44,9 +49,9 @@ def choose(protocol: Semi, candidates: Sequence[Record]) -> Outcome:
     )
 
 
-def _score(candidate: Record) -> tuple[float, float]:
+def _score(candidate: Record, metric: str) -> tuple[float, float]:
     select = candidate.outcome["extra"]["select"]
-    return select["top1"], -select["loss"]
+    return select[metric], -select.get("loss", 0.0)
 
 
 def _row(candidate: Record) -> dict[str, Any]:

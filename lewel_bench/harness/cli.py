@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,16 @@ class Context:
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
         self.refit = getattr(arguments, "refit", False)
+        self.lrs = _rates(getattr(arguments, "lrs", None))
+        self.engines = list(dict.fromkeys(getattr(arguments, "engine", [])))
         own = dict(_role(text) for text in getattr(arguments, "data", []))
         self.datasets = Datasets(self.site, self.root, self.suite, own, needed=needed)
+
+    def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:
+        """What --refit, --lrs and --engine mean for these protocols."""
+        from lewel_bench.harness import plan
+
+        return plan.choices(protocols, refit=self.refit, lrs=self.lrs, engines=self.engines)
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:
@@ -89,11 +97,9 @@ def show_table(arguments: argparse.Namespace) -> int:
 
 def _board(context: Context) -> "Board":
     from lewel_bench.evals.protocols import PROTOCOLS
-    from lewel_bench.harness.plan import refit
     from lewel_bench.harness.tables import Board
 
-    linear = [name for name in PROTOCOLS if name.startswith("linear")] if context.refit else []
-    settings = [*context.settings, *refit(linear)]
+    settings = [*context.settings, *context.choices(PROTOCOLS)]
     return Board(context.root, context.suite, context.datasets, settings)
 
 
@@ -235,11 +241,23 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value  # a bare word
 
 
+def _rates(text: str | None) -> list[float]:
+    if text is None:
+        return []
+    try:
+        rates = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        rates = []
+    if not rates:
+        raise ValueError(f"--lrs {text!r}: write learning rates with commas, as 0.01,0.02")
+    return rates
+
+
 def _role(text: str) -> tuple[str, Path]:
     role, equals, path = text.partition("=")
     if not equals:
         return "", Path(text)
-    roles = ("pretrain", "linear", "semi", "knn")
+    roles = ("pretrain", "linear", "semi", "knn", "voc", "coco")
     if role not in roles:
         from lewel_bench.value import unknown
 

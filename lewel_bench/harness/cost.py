@@ -36,7 +36,7 @@ class Estimator:
 
     def cost(self, job: Job) -> Cost:
         """The estimate for one job."""
-        if job.kind == "final" and job.upstream not in job.needs:
+        if job.reads_records:
             return Cost(0.0, "reads records")
         shape, units = _shape(job.kind, job.identity())
         if shape in self.seconds:
@@ -47,6 +47,13 @@ class Estimator:
             seconds = V100_SECONDS[recipe.method] * recipe.epochs
             return Cost(seconds * V100_GPUS / 3600, "Table 9, V100")
         return Cost(None, "unknown until one like it has run")
+
+
+# Fields of a protocol that its cost an epoch or a step depends on
+ALIKE = (
+    *("runner", "optimizer", "fraction", "image_size", "engine", "model", "masks", "metric"),
+    *("min_sizes", "scale", "crop", "batch", "rois"),
+)
 
 
 def _as_table_9(recipe: Recipe) -> bool:
@@ -62,6 +69,7 @@ def _shape(kind: str, spec: Mapping[str, Any]) -> tuple[Any, float]:
         same = ("method", "backbone", "image_size", "batch", "precision")
         return (kind, spec["data"], str([recipe[f] for f in same])), float(recipe["epochs"])
     protocol = spec["protocol"]
-    fields = tuple(f for f in ("runner", "optimizer", "fraction", "image_size") if f in protocol)
-    shape = (kind, spec["data"], str([protocol[f] for f in fields]))
-    return shape, float(protocol.get("epochs", 1))
+    shape = (spec["data"], str([protocol[f] for f in ALIKE if f in protocol]))
+    # a dense search and the training after it take the same steps
+    kind = "dense" if "steps" in protocol else kind
+    return (kind, *shape), float(protocol.get("epochs") or protocol.get("steps") or 1)

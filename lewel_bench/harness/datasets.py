@@ -6,12 +6,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lewel_bench.harness.plan import Dataset
+from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.files import write_atomically
 
-NAMED = ("imagenet", "imagenet100", "cifar10", "shapes")
+NAMED = ("imagenet", "imagenet100", "cifar10", "shapes", "voc", "coco")
+LAYOUTS: dict[str, Layout] = {
+    "voc": "voc",
+    "coco": "coco",
+    "shapes_voc": "voc",
+    "shapes_coco": "coco",
+}
 # Labelled subsets of google-research/simclr @383d414 imagenet_subsets, with their sha256
 LISTS = {
     "semi_1pct": (
@@ -24,12 +30,18 @@ LISTS = {
     ),
 }
 IN100_MD5 = "9974508e5d4cc0098b70e8b6a0fe6067"  # of HobbitLong/CMC @7b227be imagenet100.txt
-HOW = f"""\
-  in {FILE} (here or in a parent folder):
+SHAPES: dict[Layout, str] = {"folders": "imagenet", "voc": "VOCdevkit", "coco": "coco"}
+HOW = """\
+  in lewel-bench.toml (here or in a parent folder):
       [data]
-      {{name}} = "/path/to/{{name}}"      # holds train/CLASS/*.JPEG and val/CLASS/*.JPEG
-  or on the command line:  --data /path/to/{{name}}
+      {name} = "/path/to/{name}"      # holds {holds}
+  or on the command line:  --data {option}/path/to/{name}
   or try the CPU-sized suite, which makes its own images:  --suite shapes"""
+HOLDS = {
+    "folders": "train/CLASS/*.JPEG and val/CLASS/*.JPEG",
+    "voc": "VOC2007 and VOC2012, each with JPEGImages, Annotations, ImageSets",
+    "coco": "annotations, train2017, val2017",
+}
 
 
 class MissingData(ValueError):
@@ -39,8 +51,9 @@ class MissingData(ValueError):
 class Datasets:
     """The data sets of one command: the site's, replaced by those of the command line.
 
-    `own` maps a role ("pretrain", "linear", "semi", "knn", or "" for all) to a user's class
-    folders; such a data set is known by the fingerprint of its files.
+    `own` maps a role ("pretrain", "linear", "semi", "knn", or "" for all four) to a user's class
+    folders, "voc" and "coco" to a user's data in those layouts; such a data set is known by the
+    fingerprint of its files.
     """
 
     def __init__(
@@ -63,16 +76,21 @@ class Datasets:
         return self.known[name, role]
 
     def _find(self, name: str, role: str) -> Dataset:
-        own = self.own.get(role, self.own.get(""))
+        layout = LAYOUTS.get(name, "folders")
+        own = self.own.get(role, self.own.get("")) if layout == "folders" else self.own.get(layout)
         if own is not None:
-            return self._folder(own)
+            return self._folder(own, layout)
         if name.startswith("folder:"):  # a suite of the site file
             return self._folder(Path(name.removeprefix("folder:")))
-        if name == "shapes":
-            root = self.site.resolve(self.site.data[name]) if name in self.site.data else None
-            folder = root or self.root / "data" / shapes_id()
-            return Dataset(name=name, id=shapes_id(), root=str(folder / "imagenet"))
-        return self._named(name, role) if self.needed else Dataset(name=name, id=name, root="")
+        if name.startswith("shapes"):
+            root = (
+                self.site.resolve(self.site.data["shapes"]) if "shapes" in self.site.data else None
+            )
+            folder = (root or self.root / "data" / shapes_id()) / SHAPES[layout]
+            return Dataset(name=name, id=shapes_id(), root=str(folder), layout=layout)
+        if not self.needed:
+            return Dataset(name=name, id=name, root="", layout=layout)
+        return self._named(name, role)
 
     def _named(self, name: str, role: str) -> Dataset:
         configured = self.site.data
@@ -83,16 +101,15 @@ class Datasets:
             more = ""
             if name == "imagenet100":
                 more = '\n  (or imagenet together with imagenet100_classes = "imagenet100.txt")'
-            raise MissingData(what + HOW.format(name=name) + more)
+            raise MissingData(what + _how(name) + more)
         folder = self.site.resolve(root)
         if not folder.is_dir():
-            raise MissingData(
-                f"the data set {name} is not at {folder}: correct it\n{HOW}".format(name=name)
-            )
+            raise MissingData(f"the data set {name} is not at {folder}: correct it\n{_how(name)}")
         return Dataset(
             name=name,
             id=name,
             root=str(folder),
+            layout=LAYOUTS.get(name, "folders"),
             classes=str(self._listed(classes, IN100_MD5, "md5")) if classes else None,
             lists=self._lists(name, role),
         )
@@ -126,16 +143,16 @@ class Datasets:
             )
         return path
 
-    def _folder(self, path: Path) -> Dataset:
+    def _folder(self, path: Path, layout: Layout = "folders") -> Dataset:
         folder = path.expanduser().resolve()
         if not folder.is_dir():
             raise MissingData(
-                f"there is no folder {folder}: --data takes class folders with train/CLASS/* and "
-                "val/CLASS/*"
+                f"there is no folder {folder}: --data takes a folder that holds {HOLDS[layout]}"
             )
-        return Dataset(name=folder.name, id=f"folder-{self._fingerprint(folder)}", root=str(folder))
+        mark = self._fingerprint(folder, layout)
+        return Dataset(name=folder.name, id=f"folder-{mark}", root=str(folder), layout=layout)
 
-    def _fingerprint(self, folder: Path) -> str:
+    def _fingerprint(self, folder: Path, layout: Layout) -> str:
         """Of the names and sizes of all files, remembered until a class folder changes."""
         remembered = self.root / "data" / "fingerprints.json"
         try:
@@ -146,14 +163,31 @@ class Datasets:
         entry = known.get(str(folder))
         if entry and entry["stamp"] == now:
             return str(entry["fingerprint"])
+        known[str(folder)] = {"stamp": now, "fingerprint": _measure(folder, layout)}
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(remembered, json.dumps(known, indent=1))
+        return str(known[str(folder)]["fingerprint"])
+
+
+def _how(name: str) -> str:
+    layout = LAYOUTS.get(name, "folders")
+    option = "" if layout == "folders" else f"{layout}="
+    return HOW.format(name=name, holds=HOLDS[layout], option=option)
+
+
+def _measure(folder: Path, layout: Layout) -> str:
+    if layout == "folders":
         from lewel_bench.pretrain.check import fingerprint
         from lewel_bench.pretrain.data import read_folder
 
         both = [fingerprint(read_folder(folder, split)) for split in ("train", "val")]
-        known[str(folder)] = {"stamp": now, "fingerprint": "".join(f[:6] for f in both)}
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(remembered, json.dumps(known, indent=1))
-        return str(known[str(folder)]["fingerprint"])
+        return "".join(mark[:6] for mark in both)
+    digest = hashlib.sha256()
+    for place, _, files in sorted(os.walk(folder)):
+        for file in sorted(files):
+            path = Path(place, file)
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def shapes_id() -> str:
@@ -168,6 +202,10 @@ def stamp(folder: Path) -> list[int]:
     times = []
     for split in os.scandir(folder):
         if split.is_dir():
+            inside = list(os.scandir(split))
             times += [split.stat().st_mtime_ns]
-            times += [c.stat().st_mtime_ns for c in os.scandir(split) if c.is_dir()]
+            # COCO's annotations are single files, which an editor may write in place
+            times += [
+                c.stat().st_mtime_ns for c in inside if c.is_dir() or c.name.endswith(".json")
+            ]
     return [len(times), max(times, default=0), sum(t % 1_000_003 for t in times)]

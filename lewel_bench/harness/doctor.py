@@ -21,7 +21,7 @@ Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 def doctor(context: "Context") -> int:
     """Print every check; 2 when one of them is a problem."""
-    found = [*_software(), *_machine(), *_places(context)]
+    found = [*_software(), *_engines(context), *_machine(), *_places(context)]
     width = max(len(what) for what, _, _ in found)
     for what, state, finding in found:
         print(f"{state:8} {what:{width}}  {finding}")
@@ -51,6 +51,19 @@ def _software() -> Iterator[Check]:
         yield "tensorboard", "ok", "not installed (optional): pip install lewel-bench[tensorboard]"
     else:
         yield "tensorboard", "ok", importlib.metadata.version("tensorboard")
+
+
+def _engines(context: "Context") -> Iterator[Check]:
+    from lewel_bench.evals import engines
+
+    for found in engines.survey(context.site.pythons):
+        # the paper's engines are optional, unless the site file names where they are
+        needed = found.engine == "native" or found.engine in context.site.pythons
+        state = "ok" if found.works else "problem" if needed else "warning"
+        advice = f": {found.advice}" if found.advice else ""
+        yield f"engine {found.engine}", state, found.text + advice
+        for note in found.notes:
+            yield f"engine {found.engine}", "warning", note
 
 
 def _machine() -> Iterator[Check]:

@@ -9,37 +9,32 @@ import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
 
 from lewel_bench.evals import features, knn, linear, semi
-from lewel_bench.evals.outcome import Outcome, Splits
+from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import signals, view
+from lewel_bench.harness import signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.log import Log, write_failure
-from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
-from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.site import Engines, MachineSettings
 from lewel_bench.harness.status import FAILURE, SPEC, WORK
 from lewel_bench.pretrain import checkpoint, distributed, train
 from lewel_bench.pretrain.backbone import ResNet
-from lewel_bench.pretrain.check import fingerprint
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.files import write_atomically
-from lewel_bench.pretrain.folder import Images, read_folder
+from lewel_bench.pretrain.folder import Images
 from lewel_bench.pretrain.report import Report, Stop, Stopped
-from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
+from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Data, Record
 
-SPLIT_SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
 MONITORS = 5  # kNN accuracies in the course of a pre-training
 BANK, QUERIES = 50, 20  # images a class for these
 
@@ -65,7 +60,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     try:
         if distributed.world() == 1:
             (folder / FAILURE).unlink(missing_ok=True)
-        made = _compute(job, root, machine(settings), log, stop)
+        made = _compute(job, root, settings, log, stop)
     except Stopped as stopped:
         log("stopped", message=str(stopped))
         raise
@@ -117,18 +112,20 @@ class Made:
         self.checkpoint = checkpoint
 
 
-def _compute(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Made:
+def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop: Stop) -> Made:
+    on = machine(settings)
     if job.kind == "pretrain":
         return _pretrain(job, root / job.key, on, log, stop)
-    if job.kind == "final" and isinstance(job.protocol, Semi):
+    if job.reads_records:
+        assert isinstance(job.protocol, Searched)
         records = [record.read(root / key / record.NAME) for key in job.needs]
         return Made(choose(job.protocol, records), dict(records[0].data), 0.0)
-    return _evaluate(job, root, on, log, stop)
+    return _evaluate(job, root, on, settings.engines, log, stop)
 
 
 def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> Made:
     assert job.recipe is not None
-    images = read(job.data, "train")
+    images = splits.read(job.data, "train")
     trained = train.run(
         job.recipe,
         seed=job.seed,
@@ -155,7 +152,7 @@ def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
     size = job.recipe.image_size
     classes = len(images.classes)
     bank = _few(images, BANK * classes)
-    queries = _few(read(job.data, "val"), QUERIES * classes)
+    queries = _few(splits.read(job.data, "val"), QUERIES * classes)
 
     def look(net: ResNet) -> dict[str, float]:
         known, asked = (
@@ -170,10 +167,10 @@ def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
 def _few(images: Images, count: int) -> Images:
     if len(images) <= count:
         return images
-    return images.take(holdout(images, count, SPLIT_SEED)[1])
+    return images.take(holdout(images, count, splits.SEED)[1])
 
 
-def _evaluate(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Made:
+def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, stop: Stop) -> Made:
     assert job.protocol is not None and job.upstream is not None
     upstream = record.read(root / job.upstream / record.NAME)
     assert upstream.checkpoint is not None
@@ -183,18 +180,22 @@ def _evaluate(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Mad
             f"{backbone} is not the file that its record names (its hash differs): remove "
             f"{backbone.parent} to pre-train it again"
         )
-    splits = split(job)
+    found = splits.of(job)
     began = time.perf_counter()
     arguments: dict[str, Any] = {
         "backbone": backbone,
-        "splits": splits,
+        "splits": found,
         "seed": job.seed,
         "folder": root / job.key,
         "machine": on,
         "report": log,
         "stop": stop,
     }
-    if isinstance(job.protocol, Semi):
+    if isinstance(job.protocol, Dense):
+        del arguments["seed"]  # its own, by trial
+        python = getattr(engines, job.protocol.engine, None)
+        outcome = transfer.run(job, root, python=python, **arguments)
+    elif isinstance(job.protocol, Semi):
         assert job.lr is not None
         outcome = semi.run(job.protocol, lr=job.lr, **arguments)
     elif job.protocol.runner == "knn":
@@ -202,7 +203,9 @@ def _evaluate(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Mad
     else:
         outcome = linear.run(job.protocol, **arguments)
     data = {
-        role: _described(job.data, getattr(splits, role)) for role in ("train", "select", "report")
+        role: _described(job.data, part)
+        for role in ("train", "select", "report")
+        if (part := getattr(found, role)) is not None
     }
     return Made(
         outcome,
@@ -212,59 +215,10 @@ def _evaluate(job: Job, root: Path, on: Machine, log: Report, stop: Stop) -> Mad
     )
 
 
-def split(job: Job) -> Splits:
-    """The images that train, that choose the learning rate, and that are reported."""
-    assert job.protocol is not None
-    everything = read(job.data, "train")
-    reported = read(job.data, "val")
-    if job.protocol.runner == "knn":
-        return Splits(everything, reported, reported)
-    rest, held = holdout(everything, job.protocol.held_out, SPLIT_SEED)
-    if not isinstance(job.protocol, Semi):
-        return Splits(everything.take(rest), everything.take(held), reported)
-    labelled = _labelled(job.data, job.protocol, everything)
-    inside = set(labelled.files)
-    outside = np.array([i for i in held if everything.files[i] not in inside], dtype=np.int64)
-    return Splits(labelled, everything.take(outside), reported)
-
-
-def _labelled(data: Dataset, protocol: Semi, images: Images) -> Images:
-    if protocol.name in data.lists:
-        published = PROTOCOLS[protocol.name]
-        if isinstance(published, Semi) and protocol.fraction != published.fraction:
-            raise ValueError(
-                f"{protocol.name}.fraction {protocol.fraction:g}: {data.name} has a published list "
-                f"for {published.fraction:g} only"
-            )
-        return images.take(subset_from_list(images, Path(data.lists[protocol.name])))
-    return images.take(subset(images, protocol.fraction, SPLIT_SEED))
-
-
-@cache
-def _listed(root: Path, which: Literal["train", "val"], classes: str | None) -> Images:
-    """One listing a process: an ImageNet has more than a million files."""
-    return read_folder(root, which, Path(classes) if classes else None)
-
-
-def read(data: Dataset, which: Literal["train", "val"]) -> Images:
-    """One split of a data set."""
-    return _listed(Path(data.root), which, data.classes)
-
-
-def _described(data: Dataset, images: Images) -> Data:
+def _described(data: Dataset, part: Any) -> Data:
     # only rank 0 writes a record, and a fingerprint asks for the size of every file
-    digest = _fingerprint(images) if distributed.rank() == 0 else ""
-    return Data(name=data.name, fingerprint=digest, images=len(images))
-
-
-def _fingerprint(images: Images) -> str:
-    known = (images.root, hash(images.files))
-    if known not in _FINGERPRINTS:
-        _FINGERPRINTS[known] = fingerprint(images)
-    return _FINGERPRINTS[known]
-
-
-_FINGERPRINTS: dict[tuple[Path, int], str] = {}
+    digest = splits.fingerprint(part) if distributed.rank() == 0 else ""
+    return Data(name=data.name, fingerprint=digest, images=len(part))
 
 
 def machine(settings: MachineSettings) -> Machine:

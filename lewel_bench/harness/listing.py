@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lewel_bench.evals.protocol import Linear, Semi
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import suites
 from lewel_bench.harness.site import Site
@@ -62,18 +63,34 @@ def _recipes() -> Listing:
 def _protocols() -> Listing:
     rows = []
     for p in PROTOCOLS.values():
-        if isinstance(p, Linear):
-            grid = "lr " + ", ".join(f"{lr:g}" for lr in p.lrs)
-            setting = f"{p.optimizer}, batch {p.batch}, {p.epochs} epochs"
-        elif isinstance(p, Semi):
-            backbone = ", ".join(f"{lr:g}" for lr in p.backbone_lrs)
-            grid = f"backbone {backbone}; head {', '.join(f'{lr:g}' for lr in p.head_lrs)}"
-            setting = f"{p.fraction:.0%} of the labels, batch {p.batch}, {p.epochs} epochs"
-        else:
-            grid, setting = "–", f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}"
+        setting, grid = _setting(p)
         held = "–" if p.runner == "knn" else f"{p.held_out} held-out training images"
         rows.append((p.name, p.label, setting, grid, held, p.source))
     return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
+
+
+def _setting(p: Protocol) -> tuple[str, str]:
+    """What is done, and over which rates."""
+    if isinstance(p, Linear):
+        setting, grid = f"{p.optimizer}, batch {p.batch}, {p.epochs} epochs", f"lr {_rates(p.lrs)}"
+    elif isinstance(p, Semi):
+        setting = f"{p.fraction:.0%} of the labels, batch {p.batch}, {p.epochs} epochs"
+        grid = f"backbone {_rates(p.backbone_lrs)}; head {_rates(p.head_lrs)}"
+    elif isinstance(p, Detection):
+        task = "boxes and masks" if p.masks else "boxes"
+        setting = f"{task}, batch {p.batch}, {p.steps} steps, warm-up {p.warmup}, "
+        setting += f"edge {min(p.min_sizes)} to {max(p.min_sizes)}, PreciseBN {p.precise_bn}"
+        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
+    elif isinstance(p, Segmentation):
+        setting = f"crop {p.crop}, batch {p.batch}, {p.steps} steps, poly {p.power:g}"
+        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
+    else:
+        setting, grid = f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}", "–"
+    return setting, grid
+
+
+def _rates(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _tables() -> Listing:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
 from lewel_bench.harness.log import failure
-from lewel_bench.harness.plan import Job
+from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail
@@ -116,8 +116,7 @@ class Runner:
 
     def _compute(self, job: Job) -> None:
         processes = self.settings.processes or _devices(self.settings)
-        reads_records = job.kind == "final" and job.upstream not in job.needs
-        if processes == 1 or reads_records:
+        if processes == 1 or job.reads_records or self._alone(job):
             jobs.run(job, self.root, self.settings, self.watch(job), signals.asked_to_stop)
             return
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -137,6 +136,15 @@ class Runner:
         if last and last[0]["event"] == "stopped" and last[0]["time"] >= began:
             raise Stopped(last[0]["message"])
         raise RuntimeError(f"torchrun ended with exit code {code} before the job saved")
+
+    def _alone(self, job: Job) -> bool:
+        """Whether one process does a job whatever was asked for: batch norm of a detector needs
+        every image of a batch, which processes on a CPU cannot share; an engine of another
+        environment is one process of its own."""
+        if not isinstance(job.protocol, Dense):
+            return False
+        elsewhere = getattr(self.settings.engines, job.protocol.engine, None)
+        return elsewhere is not None or jobs.machine(self.settings).device.type == "cpu"
 
     def _wait(self, job: Job) -> None:
         if signals.asked_to_stop():

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lewel_bench.evals.engines import require
 from lewel_bench.harness.datasets import LISTS, NAMED, stamp
-from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.value import unknown
 
@@ -22,16 +23,23 @@ if TYPE_CHECKING:
 
 # google-research/simclr @383d414: the labelled 1 % and 10 % of ImageNet (12,811 and 128,116 files)
 SUBSETS_URL = "https://raw.githubusercontent.com/google-research/simclr/383d4143/imagenet_subsets"
+SHOWN = 20  # problems of one data set
 SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
 
 def prepare(todo: Sequence[Job], context: "Context") -> None:
-    """Make or check the data of the jobs. Raises ValueError that names every problem found."""
-    for data in {job.data.root: job.data for job in todo}.values():
-        if data.name == "shapes":
-            _make_shapes(Path(data.root).parent)
+    """Make or check the data of the jobs, and find the engines that they run on.
+
+    Raises ValueError that names every problem found.
+    """
+    engines = {j.protocol.engine for j in todo if isinstance(j.protocol, Dense)}
+    for engine in sorted(engines - {"native"}):
+        require(engine, context.site.pythons)
+    for job in {(j.data.root, _task(j)): j for j in todo}.values():
+        if job.data.name.startswith("shapes"):
+            _make_shapes(Path(job.data.root).parent)
         else:
-            _check_once(data, context.root)
+            _check_once(job.data, _task(job), context.root)
     # one job of each kind: seeds and candidates ask for the same images
     for job in {
         (j.data.root, j.recipe_name, j.protocol and j.protocol.name): j for j in todo
@@ -45,43 +53,74 @@ def _make_shapes(folder: Path) -> None:
     shapes.make(folder)
 
 
-def _check_once(data: Dataset, root: Path) -> None:
-    """Check a data set, unless it was found sound and has not changed since."""
-    from lewel_bench.pretrain.check import check
+def _task(job: Job) -> str:
+    """What a job reads of its data."""
+    return job.protocol.runner if job.protocol and job.data.layout != "folders" else "images"
 
+
+def _check_once(data: Dataset, task: str, root: Path) -> None:
+    """Check a data set, unless it was found sound and has not changed since."""
     remembered = root / "data" / "checked.json"
     try:
         sound = json.loads(remembered.read_text())
     except (OSError, ValueError):
         sound = {}
     now = stamp(Path(data.root))
-    if sound.get(data.root) == now:
+    place = data.root if task == "images" else f"{data.root} {task}"
+    if sound.get(place) == now:
         return
     print(f"checking {data.name} at {data.root}", file=sys.stderr)
-    report = check(Path(data.root), classes=Path(data.classes) if data.classes else None)
-    if report.problems:
-        listed = "\n".join(f"  {one}" for one in report.problems)
+    problems = _problems(data, task)
+    if problems:
+        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        listed = "\n".join(f"  {one}" for one in [*problems[:SHOWN], *more])
         raise ValueError(
             f"the data set {data.name} at {data.root} cannot be used as it is:\n"
             f"{listed}\nCorrect or remove these files (`lewel-bench data check` lists them again)"
         )
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(remembered, json.dumps({**sound, data.root: now}))
+    write_atomically(remembered, json.dumps({**sound, place: now}))
+
+
+def _problems(data: Dataset, task: str) -> list[str]:
+    root = Path(data.root)
+    if data.layout == "folders":
+        from lewel_bench.pretrain.check import check
+
+        return check(root, classes=Path(data.classes) if data.classes else None).problems
+    return _annotations(root, data.layout, [task])[0]
+
+
+def _annotations(root: Path, layout: str, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Problems and notes of every annotation that detection, and mask that segmentation reads."""
+    from lewel_bench.evals.detection import check as boxes
+    from lewel_bench.evals.segmentation import check as masks
+
+    problems: list[str] = []
+    notes: list[str] = []
+    for task in tasks:
+        if task == "segmentation":
+            found = masks.problems(root)
+        else:
+            found = boxes.problems(root, "coco" if layout == "coco" else "voc")
+        problems += found[0]
+        notes += found[1]
+    return problems, notes
 
 
 def _fits(job: Job, data: Dataset) -> None:
     """Raise ValueError where a job asks for more images than there are."""
-    from lewel_bench.harness.job import read, split
+    from lewel_bench.harness import splits
 
     if job.recipe:
-        count = len(read(data, "train"))
+        count = len(splits.read(data, "train"))
         if count < job.recipe.batch:
             raise ValueError(
                 f"{job.name}: batch {job.recipe.batch} is more than the {count} training images of "
                 f"{data.name}: set a smaller one, such as --set batch={max(1, count // 4)}"
             )
     else:
-        split(job).check()
+        splits.of(job).check()
 
 
 def make(what: str, context: "Context") -> int:
@@ -131,12 +170,40 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
         root, classes = Path(data.root), Path(data.classes) if data.classes else None
         if data.name == "shapes":
             _make_shapes(root.parent)
+    if layout := _layout(root):
+        return _check_annotations(root, layout, arguments.format)
     report = check_folder(root, classes=classes, full=arguments.full)
     if arguments.format == "json":
         print(json.dumps(asdict(report), indent=2, default=str))
     else:
         _print(report)
     return 2 if report.problems else 0
+
+
+def _layout(root: Path) -> str | None:
+    """voc or coco where a folder looks like it; None for class folders."""
+    if any(root.glob("VOC[0-9][0-9][0-9][0-9]")):
+        return "voc"
+    return "coco" if (root / "annotations").is_dir() else None
+
+
+def _check_annotations(root: Path, layout: str, form: str) -> int:
+    tasks = ["detection"]
+    if layout == "voc" and any(root.glob("VOC*/ImageSets/Segmentation")):
+        tasks.append("segmentation")
+    problems, notes = _annotations(root, layout, tasks)
+    if form == "json":
+        print(
+            json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})
+        )
+        return 2 if problems else 0
+    for note in notes:
+        print(f"note: {note}")
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    read = " and ".join(tasks)
+    print(f"{root} ({layout}, {read}): " + (f"{len(problems)} problems" if problems else "sound"))
+    return 2 if problems else 0
 
 
 def _print(report: "DataReport") -> None:

@@ -52,7 +52,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[ROLE=]PATH",
         help="your own class folders (train/CLASS/*, val/CLASS/*) for all roles, or for one of "
-        "pretrain, linear, semi, knn",
+        "pretrain, linear, semi, knn; voc=VOCDEVKIT and coco=COCO take data in those layouts",
     )
     parser.add_argument(
         "--set",
@@ -67,7 +67,15 @@ def _where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="linear: train the chosen head once more, on the held-out images too",
+        help="linear, detection, segmentation: train the chosen candidate once more, on the "
+        "held-out images too",
+    )
+    parser.add_argument("--lrs", help="rates that detection and segmentation search, as 0.01,0.02")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        help="what detection and segmentation run on: native (default), detectron2 or mmseg",
     )
 
 
@@ -76,7 +84,11 @@ def _run_parser(verbs: Any) -> None:
     run.add_argument("--method", action="append", default=[], help="method or recipe; repeatable")
     run.add_argument("--epochs", action="append", default=[], help="the paper's epochs, as 100,200")
     run.add_argument("--table", action="append", default=[], help="all that a table needs")
-    run.add_argument("--evals", help="linear, semi, knn, none or protocols, as linear,semi_1pct")
+    run.add_argument(
+        "--evals",
+        help="linear, semi, voc, coco, knn, none or protocols, as linear,semi_1pct (default: those "
+        "of the paper's tables)",
+    )
     run.add_argument(
         "--seeds", default="1", help="how many (3: seeds 0, 1, 2), or which (0,2,5); default 1"
     )
@@ -115,8 +127,15 @@ def _data_parser(verbs: Any) -> None:
     )
     make.add_argument("what", choices=("shapes", "subsets"))
     make.add_argument("--root", help="run root, under whose data/ it is written")
-    check = _verb(actions, "check", "data check", "Check class folders before anything is queued.")
-    check.add_argument("what", help="a folder, or a data set of the site file")
+    check = _verb(
+        actions,
+        "check",
+        "data check",
+        "Check class folders, VOC or COCO data before anything is queued.",
+    )
+    check.add_argument(
+        "what", help="a folder in any of the three layouts, or a name (voc, imagenet)"
+    )
     check.add_argument("--full", action="store_true", help="decode every file")
     check.add_argument("--format", choices=("text", "json"), default="text")
     check.add_argument("--root", help="run root, for shapes")

@@ -1,36 +1,33 @@
 """From a selection of methods and tables to jobs with keys; pure, no I/O.
 
-A cell of a table needs a recipe and a protocol. A cell becomes jobs: `pretrain`, then for a
-protocol that searches its learning rate in one pass a `final`, else one `search` a candidate and a
-`final` that chooses among them. Jobs with the same key are the same job.
+A cell becomes jobs: `pretrain`, then for a protocol that searches its learning rate in one pass a
+`final`, else one `search` a candidate and a `final` that chooses among them. A dense protocol with
+`refit` has one `final` a trial, which trains the chosen candidate again; where there is but one
+candidate, nothing is searched. Jobs with the same key are the same job.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from lewel_bench.evals.protocol import Protocol, Semi
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.cells import Selection, cells
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.methods import arguments, check
 from lewel_bench.pretrain.recipe import Recipe, change
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
-from lewel_bench.results.table import Column, Row, epochs, load
 from lewel_bench.value import Value, unknown
 
-# Section 4.1: LEWEL_M is probed with LARS, LEWEL_B with SGD; each baseline as its LEWEL, but the
-# original BYOL as SimSiam's paper, which the table cites, probed it. By family, else by method.
-PROBES = {
-    "byol_original": "linear_lars",
-    "lewel_m": "linear_lars",
-    "moco_v2": "linear_lars",
-    "lewel_b": "linear_sgd",
-    "byol": "linear_sgd",
+Dense = Detection | Segmentation
+Layout = Literal["folders", "voc", "coco"]
+Searched = Semi | Dense  # one job a candidate
+ENGINES: dict[str, tuple[type, ...]] = {
+    "native": (Detection, Segmentation),
+    "detectron2": (Detection,),
+    "mmseg": (Segmentation,),
 }
-EVALS = {"semi": ("semi_1pct", "semi_10pct"), "none": ()}
-DEFAULT_EVALS = ("linear", "semi")
 
 
 class Dataset(Value):
@@ -39,6 +36,7 @@ class Dataset(Value):
     name: str
     id: str
     root: str
+    layout: Layout = "folders"
     classes: str | None = None  # a file that lists the classes to use, one a line
     lists: dict[str, str] = {}  # protocol name -> file that lists its labelled subset
 
@@ -56,7 +54,8 @@ class Job(Value):
     protocol: Protocol | None = None
     upstream: str | None = None  # key of the pre-training that is evaluated
     needs: tuple[str, ...] = ()
-    lr: tuple[float, float] | None = None  # of a search: backbone and head
+    lr: tuple[float, float] | None = None  # of a search: backbone and head, or lr and weight decay
+    trial: int = 0  # of a final that trains: fine-tunings of one backbone
     key: str = ""
 
     def identity(self) -> dict[str, Any]:
@@ -64,8 +63,13 @@ class Job(Value):
         if self.recipe:
             return {"kind": self.kind, "seed": self.seed, **of_recipe(self.recipe, self.data)}
         assert self.protocol is not None
-        what = of_protocol(self.protocol, self.data, self.lr)
+        what = of_protocol(self.protocol, self.data, self.lr, self.trial)
         return {"kind": self.kind, "seed": self.seed, "upstream": self.upstream, **what}
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether nothing is computed: the number is that of a candidate."""
+        return self.kind == "final" and self.upstream not in self.needs
 
 
 def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
@@ -84,24 +88,18 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
 
 
 def of_protocol(
-    protocol: Protocol, data: Dataset, lr: tuple[float, float] | None = None
+    protocol: Protocol, data: Dataset, lr: tuple[float, float] | None = None, trial: int = 0
 ) -> dict[str, Any]:
     """A protocol's part of an identity; that of one candidate does not depend on the others."""
-    settings = protocol.identity(lr) if isinstance(protocol, Semi) else protocol.identity()
+    settings = protocol.identity(lr) if isinstance(protocol, Searched) else protocol.identity()
     settings.pop("data")
-    return {"protocol": settings, "data": data.id}
+    again = {"trial": trial} if trial else {}
+    return {"protocol": settings, "data": data.id, **again}
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What a command line asks for; empty means no restriction."""
-
-    methods: tuple[str, ...] = ()
-    epochs: tuple[int, ...] = ()
-    tables: tuple[str, ...] = ()
-    evals: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    settings: tuple[tuple[str, Any], ...] = ()
+def trials(protocol: Protocol) -> int:
+    """How many runs of one backbone a cell asks for."""
+    return protocol.trials if isinstance(protocol, Dense) and protocol.refit else 1
 
 
 def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Dataset]) -> list[Job]:
@@ -110,9 +108,9 @@ def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Datas
     Raises ValueError for names that do not exist and settings that are not allowed.
     """
     jobs: dict[str, Job] = {}
-    cells = _cells(selection)
-    _used(selection.settings, {name for _, evals in cells for name in evals})
-    for recipe, evals in cells:
+    wanted = cells(selection)
+    _used(selection.settings, {name for _, evals in wanted for name in evals})
+    for recipe, evals in wanted:
         for seed in selection.seeds:
             for job in chain(recipe, evals, seed, suite, dataset, selection.settings):
                 jobs.setdefault(job.key, job)
@@ -149,9 +147,32 @@ def chain(
     return jobs
 
 
-def refit(linear: Iterable[str]) -> list[tuple[str, Any]]:
-    """The settings that `--refit` stands for."""
-    return [(f"{name}.refit", True) for name in linear]
+def choices(
+    protocols: Iterable[str],
+    *,
+    refit: bool = False,
+    lrs: Sequence[float] = (),
+    engines: Sequence[str] = (),
+) -> list[tuple[str, Any]]:
+    """The settings that --refit, --lrs and --engine stand for. Raises ValueError for an engine
+    that none of the protocols has, and for rates where nothing is searched with them."""
+    chosen: list[tuple[str, Any]] = []
+    known = {name: PROTOCOLS[name] for name in protocols}
+    dense = {name: one for name, one in known.items() if isinstance(one, Dense)}
+    if refit:
+        chosen += [(f"{n}.refit", True) for n, p in known.items() if isinstance(p, Linear | Dense)]
+    if lrs:
+        if not dense:
+            raise ValueError("--lrs: no detection or segmentation is selected that would use them")
+        chosen += [(f"{name}.lrs", list(lrs)) for name in dense]
+    for engine in engines:
+        if engine not in ENGINES:
+            raise ValueError(unknown("engine", engine, ENGINES))
+        having = [n for n, one in dense.items() if isinstance(one, ENGINES[engine])]
+        if not having:
+            raise ValueError(f"--engine {engine}: no selected evaluation runs on it")
+        chosen += [(f"{name}.engine", engine) for name in having]
+    return chosen
 
 
 def scale_recipe(recipe: Recipe, suite: Suite, settings: Iterable[tuple[str, Any]]) -> Recipe:
@@ -168,11 +189,6 @@ def scale_protocol(name: str, suite: Suite, settings: Iterable[tuple[str, Any]])
     own = {k.removeprefix(prefix): v for k, v in settings if k.startswith(prefix)}
     scaled: Protocol = change(suite.protocol(name, PROTOCOLS[name]), own)
     return scaled
-
-
-def protocols(selection: Selection) -> list[str]:
-    """The protocols that a selection runs."""
-    return list(dict.fromkeys(name for _, evals in _cells(selection) for name in evals))
 
 
 NAMES = ("name", "label", "source", "published_lr")  # what no result depends on
@@ -203,115 +219,36 @@ def _evaluation(protocol: Protocol, pretrain: Job, suite: Suite, data: Dataset) 
         "upstream": pretrain.key,
     }
     name = f"{protocol.name} of {pretrain.recipe_name}"
-    if not isinstance(protocol, Semi):
+    if not isinstance(protocol, Searched):
         return [_keyed(kind="final", name=name, needs=(pretrain.key,), **common)]
+    again = isinstance(protocol, Dense) and protocol.refit
+    searched = protocol.grid() if not again or len(protocol.grid()) > 1 else []
     searches = [
         _keyed(
             kind="search",
-            name=f"{name}, lr {backbone:g}/{head:g}",
+            name=f"{name}, lr {one[0]:g}/{one[1]:g}",
             needs=(pretrain.key,),
-            lr=(backbone, head),
+            lr=one,
             **common,
         )
-        for backbone, head in protocol.grid()
+        for one in searched
     ]
     needs = tuple(job.key for job in searches)
-    return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
+    if not again:
+        return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
+    finals = [
+        _keyed(
+            kind="final",
+            name=name if trial == 0 else f"{name}, trial {trial}",
+            needs=(*needs, pretrain.key),
+            trial=trial,
+            **common,
+        )
+        for trial in range(trials(protocol))
+    ]
+    return [*searches, *finals]
 
 
 def _keyed(**fields: Any) -> Job:
     job = Job(**fields)
     return job.model_copy(update={"key": record.key(job.identity())})
-
-
-def _cells(selection: Selection) -> list[tuple[Recipe, tuple[str, ...]]]:
-    """Recipes in the order asked for, each with the protocols to run on it."""
-    wanted: dict[str, list[str]] = {}
-    if selection.tables:
-        _lengths(selection.epochs)
-        allowed = set(_allowed(selection.methods)) if selection.methods else None
-        for table in map(load, selection.tables):
-            for row, column in table.cells():
-                name = recipe_name(row, column)
-                if name is None or (allowed is not None and name not in allowed):
-                    continue
-                if selection.epochs and RECIPES[name].epochs not in selection.epochs:
-                    continue
-                protocols = wanted.setdefault(name, [])
-                if row.protocols[column.eval] not in protocols:
-                    protocols.append(row.protocols[column.eval])
-        if selection.evals:
-            wanted = {n: _protocols(n, selection.evals) for n in wanted}
-    else:
-        for recipe in _recipes(selection.methods, selection.epochs):
-            evals = selection.evals or DEFAULT_EVALS
-            wanted[recipe.name] = _protocols(recipe.name, evals)
-    if not wanted:
-        raise ValueError(
-            "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
-            "(--table 1), and see `lewel-bench ls recipes`"
-        )
-    return [(RECIPES[name], tuple(protocols)) for name, protocols in wanted.items()]
-
-
-def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
-    found = []
-    for method in methods:
-        names = _allowed([method])
-        here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
-        known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
-        if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
-            raise ValueError(
-                f"{method} has no recipe of {', '.join(map(str, lengths))} epochs. "
-                f"Known: {known_epochs}. For another length take the nearest and add "
-                f"--set epochs=N"
-            )
-        if not lengths and method in FAMILIES and len(here) > 1:
-            raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
-        found += [RECIPES[n] for n in here]
-    return found
-
-
-def _lengths(asked: Sequence[int]) -> None:
-    known = sorted({recipe.epochs for recipe in RECIPES.values()})
-    for one in asked:
-        if one not in known:
-            shown = ", ".join(map(str, known))
-            raise ValueError(f"no recipe has {one} epochs. Known: {shown}")
-
-
-def _allowed(methods: Sequence[str]) -> list[str]:
-    """The recipes of families or single recipes, whatever their length."""
-    return [name for m in methods for name in FAMILIES.get(_known(m), [m])]
-
-
-def _known(method: str) -> str:
-    if method not in FAMILIES and method not in RECIPES:
-        known = {**FAMILIES, **RECIPES} if method.endswith("ep") else FAMILIES
-        raise ValueError(unknown("method", method, list(known)))
-    return method
-
-
-def probe(recipe: str) -> str:
-    """The linear protocol that the paper reads a recipe with."""
-    return PROBES.get(family(recipe)) or PROBES[RECIPES[recipe].method]
-
-
-def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:
-    names: list[str] = []
-    for one in evals:
-        if one == "linear":
-            names.append(probe(recipe))
-        elif one in EVALS:
-            names += EVALS[one]
-        elif one in PROTOCOLS:
-            names.append(one)
-        else:
-            raise ValueError(unknown("evaluation", one, ["linear", *EVALS, *PROTOCOLS]))
-    return list(dict.fromkeys(names))
-
-
-def recipe_name(row: Row, column: Column) -> str | None:
-    """The recipe that fills a cell, or None where nothing can."""
-    name = f"{row.recipe}_{epochs(row, column)}ep"
-    return name if name in RECIPES else None

@@ -6,15 +6,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from lewel_bench.harness import plan
-from lewel_bench.harness.plan import Job, Selection
-from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness import cells, plan
+from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
+from lewel_bench.results.table import TABLES, load
 from lewel_bench.value import explain
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
-    selection = select(arguments, context.settings)
+    selection = select(arguments, context)
     jobs = plan.plan(selection, context.suite, context.datasets)
-    settings = _machine(arguments, context.site.machine)
+    settings = _machine(arguments, context.site)
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
@@ -33,15 +35,15 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
         _show(jobs, todo, store)
         return 0
     if not todo:
-        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(arguments)}")
+        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0
-    return _compute(context, todo, len(jobs) - len(todo), settings, arguments)
+    return _compute(context, jobs, todo, settings, arguments)
 
 
 def _compute(
     context: "Context",
+    jobs: Sequence[Job],
     todo: Sequence[Job],
-    there: int,
     settings: MachineSettings,
     arguments: argparse.Namespace,
 ) -> int:
@@ -51,6 +53,7 @@ def _compute(
 
     material.prepare(todo, context)
     signals.listen()
+    there = len(jobs) - len(todo)
     print(f"{len(todo)} jobs to do, {there} already done; records go to {context.root}")
 
     def say(message: str) -> None:
@@ -66,11 +69,11 @@ def _compute(
     except local.Unfinished as unfinished:
         say(f"lewel-bench: {unfinished}\nRun the same command again to try once more.")
         return 2 if unfinished.mistakes else 1
-    print(f"done: {len(computed)} jobs computed here. {_hint(arguments)}")
+    print(f"done: {len(computed)} jobs computed here. {_hint(jobs, arguments)}")
     return 0
 
 
-def select(arguments: argparse.Namespace, settings: Sequence[tuple[str, Any]]) -> Selection:
+def select(arguments: argparse.Namespace, context: "Context") -> Selection:
     """The selection of a command line. Raises ValueError for what cannot be meant."""
     methods_ = _split(arguments.method)
     tables = tuple(t.removeprefix("table") for t in _split(arguments.table))
@@ -82,12 +85,10 @@ def select(arguments: argparse.Namespace, settings: Sequence[tuple[str, Any]]) -
         tables=tables,
         evals=evals,
         seeds=_seeds(arguments.seeds),
-        settings=tuple(settings),
+        settings=tuple(context.settings),
     )
-    if not arguments.refit:
-        return asked
-    linear = [name for name in plan.protocols(asked) if name.startswith("linear")]
-    return replace(asked, settings=(*settings, *plan.refit(linear)))
+    choices = context.choices(cells.protocols(asked))
+    return replace(asked, settings=(*context.settings, *choices))
 
 
 def _split(texts: Sequence[str]) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _machine(arguments: argparse.Namespace, site: MachineSettings) -> MachineSettings:
+def _machine(arguments: argparse.Namespace, site: Site) -> MachineSettings:
     given = {
         name: value
         for name in ("device", "processes", "workers", "micro_batch", "compile")
@@ -119,7 +120,8 @@ def _machine(arguments: argparse.Namespace, site: MachineSettings) -> MachineSet
     if arguments.save_every is not None:
         given["save_every_s"] = arguments.save_every
     try:
-        return MachineSettings.model_validate({**site.model_dump(), **given})
+        elsewhere = {"engines": site.pythons}
+        return MachineSettings.model_validate({**site.machine.model_dump(), **elsewhere, **given})
     except ValidationError as error:
         raise ValueError(explain(error)) from None
 
@@ -158,12 +160,24 @@ def _show(jobs: Sequence[Job], todo: Sequence[Job], store: Store) -> None:
     print(f"{len(todo)} of {len(jobs)} jobs to do: {total:.3g} device-hours{more}")
 
 
-def _hint(arguments: argparse.Namespace) -> str:
-    tables = [t.removeprefix("table") for t in _split(arguments.table)] or ["1"]
+def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
+    """The commands that show the tables whose cells the jobs fill."""
+    fills = {(job.recipe_name, job.protocol.name) for job in jobs if job.protocol}
+    tables = [
+        name
+        for name in TABLES
+        for quoted in [load(name)]
+        if any((cells.recipe_name(r, c), r.protocols[c.eval]) in fills for r, c in quoted.cells())
+    ]
+    if not tables:
+        return "See: lewel-bench ls runs"
     more = [] if arguments.suite == "paper" else ["--suite", arguments.suite]
     more += ["--root", arguments.root] if arguments.root else []
     more += ["--refit"] if arguments.refit else []
-    for option, values in (("--data", arguments.data), ("--set", arguments.settings)):
-        for value in values:
-            more += [option, value]
+    more += ["--lrs", arguments.lrs] if arguments.lrs else []
+    repeated = ("data", "set", "engine")
+    for option, values in zip(
+        repeated, (arguments.data, arguments.settings, arguments.engine), strict=True
+    ):
+        more += [word for value in values for word in (f"--{option}", value)]
     return "See: " + ", ".join(shlex.join(["lewel-bench", "table", t, *more]) for t in tables)

@@ -24,6 +24,9 @@ cifar10 = "/data/cifar10"
 like = "shapes"
 data = "/data/clothing10"
 
+[engines]                                # interpreters of engines that live elsewhere
+detectron2 = "/opt/detectron2/bin/python"
+
 [machine]
 workers = 8
 """
@@ -36,6 +39,13 @@ class OwnSuite(Value):
     data: str
 
 
+class Engines(Value):
+    """The interpreters of engines that live in another environment."""
+
+    detectron2: str | None = None
+    mmseg: str | None = None
+
+
 class MachineSettings(Value):
     """How jobs run here; never part of a number's identity."""
 
@@ -46,6 +56,7 @@ class MachineSettings(Value):
     compile: bool = False
     threads: Annotated[int, Field(gt=0)] | None = None
     save_every_s: Annotated[float, Field(gt=0)] = 300.0
+    engines: Engines = Engines()
 
 
 class Site(Value):
@@ -54,13 +65,24 @@ class Site(Value):
     runs: str = "runs"
     data: dict[str, str] = {}
     suites: dict[str, OwnSuite] = {}
+    engines: Engines = Engines()
     machine: MachineSettings = MachineSettings()
     path: Path | None = None  # the file it was read from; paths in it are relative to its folder
 
+    @property
+    def pythons(self) -> dict[str, str]:
+        """The interpreter of each engine that lives elsewhere, as an absolute path."""
+        named = self.engines.model_dump(exclude_none=True)
+        # not resolved: a virtual environment's python is a link, and must be called by its name
+        return {name: os.path.abspath(self._place(path)) for name, path in named.items()}
+
     def resolve(self, path: str) -> Path:
         """`path` of the site file as an absolute path."""
+        return self._place(path).resolve()
+
+    def _place(self, path: str) -> Path:
         base = self.path.parent if self.path else Path.cwd()
-        return (base / Path(path).expanduser()).resolve()
+        return base / Path(path).expanduser()
 
 
 def find() -> Path | None:

@@ -46,12 +46,54 @@ _SEMI = {
     "held_out": 360,
 }
 
+# The images are a fifth of COCO's: edges, anchors, RoIs, crops and steps shrink alike. The number
+# is that of the candidate itself: training once more would cost half as much again.
+_DENSE = {"batch": 4, "held_out": 20, "refit": False}
+_DETECTION = {
+    **_DENSE,
+    "min_sizes": [160],
+    "test_size": 160,
+    "max_size": 320,
+    "warmup": 10,
+    "warmup_factor": 0.1,
+    "rpn_samples": 64,
+    "post_nms": [60, 30],
+    "precise_bn": 15,
+}
+_C4 = {
+    **_DETECTION,
+    "steps": 240,
+    "milestones": [180, 220],
+    "anchors": [24, 48, 96],
+    "rois": 12,
+    "pre_nms": [200, 100],
+    "head_width": 32,
+    "lrs": [0.02, 0.04],
+}
+_FPN = {
+    **_DETECTION,
+    "steps": 600,
+    "milestones": [470, 560],
+    "anchors": [12, 24, 48, 96, 144],
+    "rois": 32,
+    "pre_nms": [60, 40],
+    "head_width": 32,
+    "fc_width": 1024,
+    "lrs": [0.025, 0.05],
+}
+_COCO = {"weight_decays": [1e-4]}
+
 SHAPES = Suite(
     name="shapes",
     label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 12 epochs for 200",
     source="scaled by hand; queue, temperature, momentum and no blur as in "
     "facebookresearch/moco's CIFAR-10 notebook",
-    data={"imagenet": "shapes", "imagenet100": "shapes"},
+    data={
+        "imagenet": "shapes",
+        "imagenet100": "shapes",
+        "voc": "shapes_voc",
+        "coco": "shapes_coco",
+    },
     backbone=Backbone(arch="resnet18", stem="small", width=16),
     image_size=64,
     epochs=0.06,
@@ -71,6 +113,21 @@ SHAPES = Suite(
         "knn": {**_EYE, "ks": [20]},
         "semi_1pct": {**_SEMI, "batch": 24, "backbone_lrs": [1e-3, 1e-2], "head_lrs": [0.1, 1.0]},
         "semi_10pct": {**_SEMI, "batch": 54, "backbone_lrs": [1e-2, 1e-1], "head_lrs": [0.1, 1.0]},
+        "voc07_det_c4": {**_C4, "held_out": 40},
+        "voc12_seg_fcn_d8": {
+            **_DENSE,
+            "steps": 1800,
+            "scale": [256, 128],
+            "ratios": [0.9, 1.5],  # half the size would leave nothing of a texture
+            "crop": 64,
+            "head_width": 64,
+            "aux_width": 32,
+            "lrs": [0.1, 0.2],
+        },
+        "coco_c4_1x": {**_C4, **_COCO},
+        "coco_c4_2x": {**_C4, **_COCO, "steps": 480, "milestones": [360, 440]},
+        "coco_fpn_1x": {**_FPN, **_COCO},
+        "coco_fpn_2x": {**_FPN, **_COCO, "steps": 1200, "milestones": [940, 1120]},
     },
 )
 
@@ -128,6 +185,6 @@ def get(name: str, site: Site) -> Suite:
             "label": f"as {own.like}, on {own.data}",
             "source": f"site file {site.path}",
             "comparable": False,
-            "data": {"imagenet": folder, "imagenet100": folder},
+            "data": {**like.data, "imagenet": folder, "imagenet100": folder},
         }
     )

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.harness import plan
+from lewel_bench.evals.protocol import Protocol
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness import cells, plan
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.status import JobState, survey
@@ -37,9 +39,10 @@ class Board:
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
         self.recipes: dict[str, dict[str, Any]] = {}
-        self.protocols: dict[str, dict[str, Any]] = {}
+        self.scaled: dict[str, Protocol] = {}
+        self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
         self.pretrain_keys: dict[tuple[str, int], str] = {}
-        self.final_keys: dict[tuple[str, str, int], str] = {}
+        self.final_keys: dict[tuple[str, str, int, int], str] = {}
 
     def filled(self, table_id: str) -> Filled:
         """Table `table_id` with its measured values."""
@@ -47,9 +50,16 @@ class Board:
         slots = {
             (row.id, column.id): self.slots(row, column)
             for row, column in quoted.cells()
-            if self._takes_settings(plan.recipe_name(row, column))
+            if self._takes_settings(cells.recipe_name(row, column))
         }
-        return fill.fill(quoted, slots, self.store.records, self.suite.name, self.suite.comparable)
+        records, suite = self.store.records, self.suite
+        engines = self._engines(quoted)
+        return fill.fill(quoted, slots, records, suite.name, suite.comparable, engines)
+
+    def _engines(self, quoted: table.Table) -> dict[str, str]:
+        names = dict.fromkeys(row.protocols[column.eval] for row, column in quoted.cells())
+        scaled = {name: self._protocol(name) for name in names}
+        return {name: one.engine for name, one in scaled.items() if isinstance(one, plan.Dense)}
 
     def _takes_settings(self, recipe: str | None) -> bool:
         """Whether the method of a recipe has the arguments that `--set args.X` names; a table with
@@ -61,20 +71,29 @@ class Board:
         return all(name in known for name in asked)
 
     def slots(self, row: Row, column: Column) -> list[Slot]:
-        """One slot a seed: seed 0, and any other whose cell was planned."""
-        name = plan.recipe_name(row, column)
+        """One slot a seed and trial: those of seed 0, and any other whose cell was planned."""
+        name = cells.recipe_name(row, column)
         assert name is not None
         protocol = row.protocols[column.eval]
         slots = []
         for seed in self.seeds:
-            key = self.final_key(name, protocol, seed)
-            if key in self.store.records and self._state(key).state == "done":
-                slots.append(Slot(key=key, seed=seed, state="done"))
-            elif seed == 0 or key in self.states:
-                slots.append(self._slot(self._chain(name, protocol, seed), seed))
+            for trial in range(self._trials(protocol)):
+                key = self.final_key(name, protocol, seed, trial)
+                if key in self.store.records and self._state(key).state == "done":
+                    slots.append(Slot(key=key, seed=seed, state="done"))
+                elif seed == 0 or key in self.states:
+                    slots.append(self._slot(self._chain(name, protocol, seed), seed, key))
         return slots
 
-    def final_key(self, recipe: str, protocol: str, seed: int) -> str:
+    def _trials(self, protocol: str) -> int:
+        return plan.trials(self._protocol(protocol))
+
+    def _protocol(self, name: str) -> Protocol:
+        if name not in self.scaled:
+            self.scaled[name] = plan.scale_protocol(name, self.suite, self.settings)
+        return self.scaled[name]
+
+    def final_key(self, recipe: str, protocol: str, seed: int, trial: int = 0) -> str:
         """The key of the job that fills a cell; empty where its pre-training was never planned.
 
         As `plan.chain` has it, without making the jobs: a table asks for thousands.
@@ -82,13 +101,14 @@ class Board:
         upstream = self._pretrain_key(recipe, seed)
         if seed and upstream not in self.states:
             return ""
-        known = (recipe, protocol, seed)
+        known = (recipe, protocol, seed, trial)
         if known not in self.final_keys:
-            if protocol not in self.protocols:
-                scaled = plan.scale_protocol(protocol, self.suite, self.settings)
+            if (protocol, trial) not in self.protocols:
+                scaled = self._protocol(protocol)
                 data = self.datasets(scaled.data, scaled.runner)
-                self.protocols[protocol] = plan.of_protocol(scaled, data)
-            what = {"kind": "final", "seed": seed, "upstream": upstream, **self.protocols[protocol]}
+                self.protocols[protocol, trial] = plan.of_protocol(scaled, data, trial=trial)
+            own = self.protocols[protocol, trial]
+            what = {"kind": "final", "seed": seed, "upstream": upstream, **own}
             self.final_keys[known] = record.key(what)
         return self.final_keys[known]
 
@@ -108,10 +128,10 @@ class Board:
             RECIPES[recipe], [protocol], seed, self.suite, self.datasets, self.settings
         )
 
-    def _slot(self, jobs: list[Job], seed: int) -> Slot:
-        final = jobs[-1]
-        state = self._state(final.key)
-        needs = [(job, self._state(job.key)) for job in jobs[:-1]]
+    def _slot(self, jobs: list[Job], seed: int, key: str) -> Slot:
+        final = next(job for job in jobs if job.key == key)
+        state = self._state(key)
+        needs = [(job, self._state(job.key)) for job in jobs if job.kind != "final"]
         waiting = [(job, s) for job, s in needs if s.state != "done"]
         reason = state.reason
         for job, need in waiting:
@@ -141,7 +161,8 @@ class Board:
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
             text = value if isinstance(value, str) else json.dumps(value)
-            if not name.startswith("linear") or name.split(".")[0] == final.protocol.name:
+            first = name.split(".")[0]
+            if first not in PROTOCOLS or first == final.protocol.name:
                 words += ["--set", f"{name}={text}"]
         return shlex.join([*words, "--root", str(self.root)])
 
@@ -154,7 +175,7 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
     table_id, row_id, column_id = table.parse_cell(cell)
     quoted = table.load(table_id)
     row, column = quoted.row(row_id), quoted.column(column_id)
-    if plan.recipe_name(row, column) is None:
+    if cells.recipe_name(row, column) is None:
         raise ValueError(
             f"{cell} is quoted from the paper only: no recipe fills {row.label} at {column.label}"
         )
@@ -165,7 +186,7 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
         "row": row.label,
         "column": column.label,
         "published": row.values.get(column_id),
-        "origin": table.ORIGINS[row.origin],
+        "origin": table.ORIGINS[row.origin_of(column_id)],
         "mean": entry.mean if entry else None,
         "n": entry.n if entry else 0,
         "verdict": entry.verdict if entry else "missing",

@@ -5,25 +5,23 @@ small; a piece is written straight into shared memory, and no float exists befor
 Shapes: V views, B images of this rank, n of a piece, S pixels a side, P colour parameters.
 """
 
-import atexit
 import math
-import signal
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from lewel_bench.pretrain.colour import PARAMS, Params
 from lewel_bench.pretrain.decode import Pixels, decode
 from lewel_bench.pretrain.folder import Images, Indices
+from lewel_bench.pretrain.workers import in_order
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PIECE = 32  # images; 10 MB for two views of 224 px
 Plan = Iterator[tuple[int, Indices]]  # of each batch: the epoch, and the images of this rank
 Piece = tuple[Tensor, Params]  # pixels (V, n, S, S, 3), parameters (V, n, P)
@@ -54,7 +52,7 @@ def stream(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
     return np.random.Philox(key=key, counter=np.array([0, index, purpose, 0], dtype=np.uint64))
 
 
-class Source(Dataset[Any]):
+class Source:
     """What a worker does: decode the images of a piece once each and cut their views."""
 
     def __init__(
@@ -67,14 +65,9 @@ class Source(Dataset[Any]):
         self.root, self.seed, self.purpose = images.root, seed, purpose
         self.size, self.views, self.cut = size, views, cut
 
-    def __getitems__(self, piece: tuple[int, Indices]) -> Piece | ValueError:
-        """A user's mistake comes back as a value: the loader would add a worker's traceback."""
-        try:
-            return self._cut_all(*piece)
-        except ValueError as error:
-            return error
-
-    def _cut_all(self, epoch: int, index: Indices) -> Piece:
+    def cut_all(self, piece: tuple[int, Indices]) -> Piece:
+        """The views of the images of a piece, which is of an epoch."""
+        epoch, index = piece
         pixels = _shared(self.views, len(index), self.size, self.size, 3)
         params = np.empty((self.views, len(index), PARAMS if self.views > 1 else 0), np.float32)
         for place, i in enumerate(index.tolist()):
@@ -99,40 +92,19 @@ def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
             for start in range(0, max(1, len(index)), _PIECE):
                 yield epoch, index[start : start + _PIECE]
 
-    loader: DataLoader[Any] = DataLoader(
-        source,
-        batch_sampler=pieces(),  # type: ignore[arg-type]  # any iterable will do
-        num_workers=workers,
-        prefetch_factor=2 + math.ceil(per_batch / workers) if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals,
-        generator=torch.Generator(),  # the global one belongs to the run, and is resumed
-    )
-    # held back while workers start: one that is new does not ignore them yet
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        ready = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _open.add(ready)
-    try:
+    ready = in_order(source.cut_all, pieces(), workers, per_batch + 2 * workers)
+    with closing(ready):
         for piece in ready:
             yield _assemble(source, piece, ready, ahead.popleft())
-    finally:
-        _end(ready)
 
 
-def _assemble(
-    source: Source, piece: Piece | ValueError, ready: Iterator[Any], index: Indices
-) -> Batch:
+def _assemble(source: Source, piece: Piece, ready: Iterator[Piece], index: Indices) -> Batch:
     """One batch from its first `piece` and those that follow it."""
     shape = (source.views, len(index), source.size, source.size, 3)
     pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
     params = []
     start = 0
     while True:
-        if isinstance(piece, ValueError):
-            raise piece
         stop = start + piece[0].shape[1]
         pixels[:, start:stop] = piece[0]
         params.append(piece[1])
@@ -152,34 +124,6 @@ def _shared(*shape: int) -> Tensor:
     # as torch's default_collate does; share_memory_() would copy
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-_open: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders whose workers may be running
-
-
-def _end(ready: Any) -> None:
-    """Ends the workers now. torch does so when the loader is collected, which an exception's
-    traceback puts off, and else by SIGTERM at exit, which these workers ignore."""
-    if ready in _open and get_worker_info() is None:  # a forked worker holds a copy
-        _open.discard(ready)
-        if hasattr(ready, "_shutdown_workers"):  # not where there are none
-            ready._shutdown_workers()
-
-
-@atexit.register
-def _end_all() -> None:
-    for ready in list(_open):
-        _end(ready)
-
-
-def _leave_signals(worker: int) -> None:
-    # Ctrl-C and a scheduler's signals reach every process: the main one saves and then ends these
-    for name in _SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
-
-
-def _as_it_is(piece: Any) -> Any:
-    return piece
 
 
 def _chain(first: tuple[int, Indices], rest: Plan) -> Plan:

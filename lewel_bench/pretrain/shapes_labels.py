@@ -79,7 +79,7 @@ class Voc:
         void = _borders(scene.instances) | ((scene.instances > 0) & (by_object == 0))
         for kind, values in (("Class", by_class), ("Object", by_object)):
             image = Image.fromarray(np.where(void, VOID, values).astype(np.uint8), mode="P")
-            image.putpalette(_palette())
+            image.putpalette(palette())
             image.save(self.root / f"Segmentation{kind}" / f"{name}.png")
 
     def finish(self) -> None:
@@ -236,7 +236,7 @@ def _borders(instances: NDArray[np.uint8]) -> Mask:
     return border
 
 
-def _palette() -> list[int]:
+def palette() -> list[int]:
     """PASCAL VOC's colour map: the bits of the label, three at a time, from the top bit down."""
     colours = np.zeros((256, 3), np.int64)
     for bit in range(8):

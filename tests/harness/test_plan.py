@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import plan, suites
+from lewel_bench.harness import cells, plan, suites
+from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Dataset, Job, Selection
+from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.site import OwnSuite, Site
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain import methods
@@ -51,12 +52,13 @@ def test_every_protocol_is_possible_in_every_suite(suite: str, name: str) -> Non
 def test_every_table_names_recipes_and_protocols_that_exist(name: str) -> None:
     for row, column in table.load(name).cells():
         assert row.recipe in FAMILIES
-        recipe = plan.recipe_name(row, column)
+        recipe = cells.recipe_name(row, column)
         assert recipe is not None, f"table {name}: no recipe for {row.id}, {column.id}"
         protocol = row.protocols[column.eval]
         assert protocol in PROTOCOLS
         if column.eval == "linear":  # `run --method` and `run --table` must mean the same
-            assert protocol == plan.probe(recipe)
+            assert protocol == cells.probe(recipe)
+        assert protocol in cells.of_paper(recipe)
 
 
 def test_what_is_not_part_of_a_key() -> None:
@@ -92,7 +94,9 @@ def test_seed_and_data_are_part_of_a_key(seed: int) -> None:
     assert key != other[0].key
 
 
-@pytest.mark.parametrize("protocol", ["linear_lars", "semi_1pct", "knn"])
+@pytest.mark.parametrize(
+    "protocol", ["linear_lars", "semi_1pct", "knn", "voc12_seg_fcn_d8", "coco_fpn_1x"]
+)
 def test_a_table_looks_for_the_key_that_a_run_writes(protocol: str, tmp_path: Path) -> None:
     datasets = Datasets(Site(), tmp_path, SHAPES, needed=False)
     settings = [("optimizer.lr", 0.5), (f"{protocol}.revision", 3)]
@@ -102,8 +106,64 @@ def test_a_table_looks_for_the_key_that_a_run_writes(protocol: str, tmp_path: Pa
     assert board.final_key(recipe.name, protocol, 0) == chain[-1].key
 
 
+def test_a_run_without_evals_does_those_of_the_papers_tables() -> None:
+    names = {j.protocol.name for j in _plan(methods=("lewel_m",), epochs=(200,)) if j.protocol}
+    assert names == {
+        *("linear_lars", "semi_1pct", "semi_10pct", "voc07_det_c4", "voc12_seg_fcn_d8"),
+        *("coco_c4_1x", "coco_fpn_1x"),
+    }
+
+
+def _dense(**settings: object) -> list[Job]:
+    return plan.plan(
+        Selection(
+            methods=("lewel_m",),
+            epochs=(200,),
+            evals=("voc07_det_c4",),
+            settings=tuple((f"voc07_det_c4.{name}", value) for name, value in settings.items()),
+        ),
+        suites.PAPER,
+        _dataset,
+    )
+
+
+def test_a_dense_search_ends_in_one_training_a_trial() -> None:
+    jobs = _dense(trials=3)
+    searches = [j for j in jobs if j.kind == "search"]
+    finals = [j for j in jobs if j.kind == "final"]
+    assert [j.lr for j in searches] == PROTOCOLS["voc07_det_c4"].grid()  # type: ignore[union-attr]
+    assert [j.trial for j in finals] == [0, 1, 2] and len({j.key for j in finals}) == 3
+    assert not any(j.reads_records for j in finals)
+    assert {j.key for j in _dense(trials=2) if j.kind == "final"} < {j.key for j in finals}
+    (final,) = [j for j in _dense(refit=False) if j.kind == "final"]
+    assert final.reads_records
+
+
+def test_one_candidate_is_not_searched() -> None:
+    jobs = _dense(lrs=[0.02], trials=1)
+    assert [j.kind for j in jobs] == ["pretrain", "final"]
+    assert jobs[1].needs == (jobs[0].key,)
+
+
+def test_what_lrs_and_engine_stand_for() -> None:
+    both = ("voc07_det_c4", "voc12_seg_fcn_d8", "linear_lars")
+    assert plan.choices(both, lrs=[0.1]) == [
+        ("voc07_det_c4.lrs", [0.1]),
+        ("voc12_seg_fcn_d8.lrs", [0.1]),
+    ]
+    assert plan.choices(both, engines=["mmseg"]) == [("voc12_seg_fcn_d8.engine", "mmseg")]
+    with pytest.raises(ValueError, match="Did you mean 'detectron2'"):
+        plan.choices(both, engines=["detectron"])
+    with pytest.raises(ValueError, match="no selected evaluation runs on it"):
+        plan.choices(["linear_lars"], engines=["mmseg"])
+    with pytest.raises(ValueError, match="no detection or segmentation"):
+        plan.choices(["linear_lars"], lrs=[0.1])
+    keys = [_dense(engine=engine)[-1].key for engine in ("native", "detectron2")]
+    assert keys[0] != keys[1]
+
+
 def test_order_needs_and_kinds() -> None:
-    jobs = _plan(methods=("lewel_m",), epochs=(200,))
+    jobs = _plan(methods=("lewel_m",), epochs=(200,), evals=("linear", "semi"))
     kinds = [job.kind for job in jobs]
     assert kinds == sorted(kinds, key=["pretrain", "search", "final"].index)
     searches = [j for j in jobs if j.kind == "search"]

@@ -1,0 +1,155 @@
+"""Is a detection data set fit for training? Everything wrong with it, before a job is queued."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lewel_bench.evals.detection import coco, voc
+from lewel_bench.evals.detection.views import upright_size
+
+Layout = Literal["voc", "coco"]
+_Expected = tuple[str, int, int]  # the annotation's name for errors, height, width
+
+
+@dataclass
+class Report:
+    """`problems` stop a run; `notes` say what was left out. `images` and `objects` were looked at;
+    `classes` are of the training split."""
+
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)  # split -> count
+    objects: dict[str, int] = field(default_factory=dict)  # split -> sound ones
+    classes: tuple[str, ...] = ()
+
+
+def problems(root: Path, layout: Layout) -> tuple[list[str], list[str]]:
+    """What stops a run on this data set, and notes; a sentence each, naming file and object."""
+    found = check(root, layout)
+    return found.problems, found.notes
+
+
+def check(root: Path, layout: Layout) -> Report:
+    """What is in a VOCdevkit or a COCO folder and what is wrong with it.
+
+    Every annotation is parsed and the size of every image compared. Nothing is raised: a folder
+    that cannot be read at all is a problem too.
+    """
+    report = Report(Path(root))
+    (_voc if layout == "voc" else _coco)(report)
+    for split, count in report.objects.items():
+        if not count and report.images.get(split):
+            report.problems.append(
+                f"{root}: no image of {split} has an object: there is nothing to learn or measure"
+            )
+    return report
+
+
+def _voc(report: Report) -> None:
+    root = report.root
+    try:
+        train, test = voc.splits(root)
+    except ValueError as error:
+        report.problems.append(str(error))
+        return
+    classes: set[str] | None = None
+    seen: dict[tuple[int, str], str] = {}
+    for sets in (train, test):
+        split = "+".join(f"{year} {name}" for year, name in sets)
+        annotations, expected = _voc_split(report, sets, split, seen)
+        if classes is None:
+            own = voc.classes(root, train)
+            classes = set(own or voc.complete({n for a in annotations for n in a.names}))
+            report.classes = tuple(sorted(classes))
+        for annotation in annotations:
+            report.problems += annotation.problems
+            report.problems += [
+                f"{annotation.path}: object {number} has the unknown class {name!r}: known are "
+                f"{', '.join(sorted(classes))}"
+                for number, name in zip(annotation.numbers, annotation.names, strict=True)
+                if name not in classes
+            ]
+        report.images[split] = len(annotations)
+        report.objects[split] = sum(len(a.names) for a in annotations)
+        report.problems += _sizes(expected)
+
+
+def _voc_split(
+    report: Report, sets: voc.Sets, split: str, seen: dict[tuple[int, str], str]
+) -> tuple[list[voc.Annotation], dict[Path, _Expected]]:
+    names = []
+    for year, name in sets:
+        listed, problems = voc.listed(report.root, year, name)
+        report.problems += problems
+        names += [(year, image) for image in listed]
+    both = [key for key in names if key in seen]
+    if both:
+        report.problems.append(
+            f"{report.root}: {len(both)} images of {split} are in {seen[both[0]]} too, first "
+            f"{both[0][1]!r}: an image belongs to one split"
+        )
+    seen.update(dict.fromkeys(names, split))
+    annotations = voc.parse_all(report.root, names)
+    files = {
+        report.root / f"VOC{year}" / "JPEGImages" / f"{image}.jpg": (
+            str(found.path),
+            found.height,
+            found.width,
+        )
+        for (year, image), found in zip(names, annotations, strict=True)
+    }
+    return annotations, files
+
+
+def _coco(report: Report) -> None:
+    for split in ("train2017", "val2017"):
+        found = coco.parse(report.root, split)
+        report.problems += found.problems
+        report.notes += found.notes
+        report.images[split] = len(found.images)
+        report.objects[split] = sum(
+            not record.get("iscrowd") for records in found.objects.values() for record in records
+        )
+        names = tuple(category["name"] for category in found.categories)
+        if split == "train2017":
+            report.classes = names
+        elif names and report.classes and names != report.classes:
+            report.problems.append(
+                f"{found.path}: has other categories than the training split, "
+                f"{len(names)} and {len(report.classes)}: give both the same"
+            )
+        report.problems += _sizes(
+            {
+                report.root / split / image["file_name"]: (
+                    f"{found.path}: image {image['id']}",
+                    image["height"],
+                    image["width"],
+                )
+                for image in found.images
+            }
+        )
+
+
+def _sizes(expected: dict[Path, _Expected]) -> list[str]:
+    """Images that are missing, unreadable or of another size than expected."""
+
+    def look(item: tuple[Path, _Expected]) -> str | None:
+        path, (where, height, width) = item
+        try:
+            size = upright_size(path)
+        except FileNotFoundError:
+            return f"{path}: missing, but {where} describes it: add the file or remove the entry"
+        # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, …
+        except Exception as error:
+            return f"{path}: is no readable image ({error}): replace the file"
+        if height and size != (height, width):
+            return (
+                f"{path}: the image is {size[1]}x{size[0]} px, but {where} says {width}x{height}: "
+                f"correct the annotation or replace the image"
+            )
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return [problem for problem in pool.map(look, expected.items()) if problem]

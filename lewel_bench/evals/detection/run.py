@@ -1,0 +1,211 @@
+"""Detection: fine-tuning a detector on a backbone and measuring its boxes and masks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lewel_bench.evals import finetune
+from lewel_bench.evals.dense import Detection
+from lewel_bench.evals.detection import loader, metrics, precise
+from lewel_bench.evals.detection.metrics import Prediction
+from lewel_bench.evals.detection.model import Detector, Target, parameter_groups
+from lewel_bench.evals.detection.scenes import Objects, Scenes
+from lewel_bench.evals.detection.views import Example
+from lewel_bench.evals.finetune import Role
+from lewel_bench.evals.loop import Place
+from lewel_bench.evals.outcome import DenseSplits, Outcome
+from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.distributed import Machine, rank, world
+from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.pretrain.report import Report, Stop
+from lewel_bench.pretrain.schedule import step_decay
+
+
+def run(
+    protocol: Detection,
+    *,
+    candidate: tuple[float, float],
+    backbone: Path,
+    splits: DenseSplits[Scenes],
+    seed: int,
+    folder: Path,
+    machine: Machine,
+    report: Report,
+    stop: Stop,
+    rivals: Sequence[float] = (),
+    python: str | None = None,
+) -> Outcome:
+    """Fine-tune at `candidate` = (lr, weight decay) with the protocol's engine; see finetune.run.
+
+    `metrics` are box_ap, box_ap50, box_ap75, and with masks mask_ap, mask_ap50, mask_ap75, on the
+    report split, whose detections are written to `folder/predictions.json` in COCO's format.
+    `python` is the interpreter of an engine that lives in another environment.
+    """
+    if protocol.engine == "detectron2":
+        from lewel_bench.evals.detection import detectron
+
+        return detectron.run(
+            protocol,
+            candidate=candidate,
+            backbone=backbone,
+            splits=splits,
+            seed=seed,
+            folder=folder,
+            machine=machine,
+            report=report,
+            stop=stop,
+            rivals=rivals,
+            python=python,
+        )
+    _check(protocol, splits, machine)
+    at = Place(seed, folder, machine, report, stop)
+    learner = _Detection(protocol, candidate, backbone, splits, at)
+    factor = partial(lr_factor, protocol)
+    outcome = finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
+    if machine.micro_batch and machine.micro_batch < protocol.batch // world():
+        said = f"micro-batch {machine.micro_batch} is not used: batch norm needs the whole batch"
+        return replace(outcome, warnings=[*outcome.warnings, said])
+    return outcome
+
+
+def lr_factor(protocol: Detection, step: int) -> float:
+    """What the rate is multiplied by at `step` (0-based)."""
+    start = 1.0
+    if step < protocol.warmup:
+        done = step / protocol.warmup
+        start = protocol.warmup_factor * (1 - done) + done
+    return step_decay(start, step, protocol.milestones)
+
+
+def _check(protocol: Detection, splits: DenseSplits[Scenes], machine: Machine) -> None:
+    splits.check()
+    for role in ("select", "report"):
+        scenes: Scenes | None = getattr(splits, role)
+        if scenes is not None and not any(_counts(s.objects) for s in scenes.scenes):
+            raise ValueError(
+                f"no object in the {len(scenes)} images of the {role} split ({scenes.root}) "
+                "counts, for all are crowds or difficult: there is nothing to measure"
+            )
+    if protocol.batch % world():
+        raise ValueError(
+            f"a batch of {protocol.batch} cannot be shared by {world()} processes: "
+            "use a number of processes that divides it"
+        )
+    if machine.device.type == "cpu" and world() > 1:
+        raise ValueError(
+            f"{world()} processes on a CPU: batch norm over the images of several processes needs "
+            "CUDA devices; use one process"
+        )
+
+
+def _counts(objects: Objects) -> bool:
+    return bool((~(objects.crowd | objects.difficult)).any())
+
+
+def _spec(path: Path) -> Backbone:
+    _, header = checkpoint.read_backbone(path)
+    try:
+        return Backbone.model_validate(header)
+    except ValueError as error:
+        raise ValueError(f"{path} does not name a backbone in its header: {error}") from None
+
+
+class _Detection:
+    """The detector as what `finetune.run` trains."""
+
+    def __init__(
+        self,
+        protocol: Detection,
+        candidate: tuple[float, float],
+        backbone: Path,
+        splits: DenseSplits[Scenes],
+        at: Place,
+    ) -> None:
+        self.protocol, self.splits, self.at = protocol, splits, at
+        norm = nn.BatchNorm2d if world() == 1 else nn.SyncBatchNorm
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(at.seed)
+            classes = len(splits.train.classes)
+            model = Detector(protocol, _spec(backbone), classes, norm)
+        model.load_backbone(backbone)
+        self.model: Detector = model.to(  # type: ignore[call-overload]
+            device=at.machine.device, memory_format=torch.channels_last
+        )
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.model, *candidate), lr=candidate[0], momentum=protocol.momentum
+        )
+
+    def batches(self, start: int) -> Iterator[list[Example]]:
+        return loader.training_batches(
+            self.splits.train,
+            self.protocol,
+            seed=self.at.seed,
+            start=start,
+            workers=self.at.machine.workers,
+            rank=rank(),
+            world=world(),
+        )
+
+    def loss(self, forward: Callable[..., Any], batch: list[Example]) -> Tensor:
+        losses: dict[str, Tensor] = forward([e.image for e in batch], [_target(e) for e in batch])
+        return torch.stack(list(losses.values())).sum()
+
+    def settle(self) -> None:
+        """PreciseBN on the batches after those that train."""
+        if self.protocol.precise_bn:
+            batches = islice(self.batches(self.protocol.steps), self.protocol.precise_bn)
+            precise.measure(self.model, lambda batch: self.loss(self.model, batch), batches)
+
+    def evaluate(self, role: Role) -> finetune.Metrics:
+        scenes = self.splits.report if role == "report" else self.splits.select
+        assert scenes is not None
+        predictions = _gathered(scenes, self._detect(scenes, range(rank(), len(scenes), world())))
+        if role == "report" and rank() == 0:
+            metrics.write_predictions(self.at.folder / "predictions.json", predictions)
+        if self.protocol.metric == "coco":
+            found = metrics.coco_ap(scenes, predictions, self.protocol.masks)
+        else:
+            found = metrics.voc_ap(scenes, predictions, self.protocol.metric == "voc07")
+        per_class = {
+            metric: {name: None if isnan(ap) else ap for name, ap in of_class.items()}
+            for metric, of_class in found["per_class"].items()
+        }  # JSON has no NaN
+        return {**found, "per_class": per_class}
+
+    def _detect(self, scenes: Scenes, indices: Sequence[int]) -> list[Prediction]:
+        """Of one image after another, as padding would change the numbers."""
+        found: list[Prediction] = []
+        workers = self.at.machine.workers
+        for example in loader.test_batches(scenes, self.protocol, workers, indices):
+            (of_image,) = self.model.detect([example.image], [example.size])
+            found += metrics.as_predictions(
+                example.id,
+                scenes.category_ids,
+                of_image.boxes.cpu().numpy(),
+                of_image.scores.cpu().numpy(),
+                of_image.labels.cpu().numpy(),
+                None if of_image.masks is None else of_image.masks.cpu().numpy(),
+            )
+            finetune.leave_if_asked(self.at)
+        return found
+
+
+def _target(example: Example) -> Target:
+    return Target(example.boxes, example.labels, example.polygons)
+
+
+def _gathered(scenes: Scenes, own: list[Prediction]) -> list[Prediction]:
+    """The predictions of every rank, image by image."""
+    if world() == 1:
+        return own
+    everyone: list[list[Prediction]] = [[] for _ in range(world())]
+    torch.distributed.all_gather_object(everyone, own)
+    place = {scene.id: i for i, scene in enumerate(scenes.scenes)}
+    return sorted((p for of_rank in everyone for p in of_rank), key=lambda p: place[p["image_id"]])

@@ -1,0 +1,224 @@
+"""Images with objects: PASCAL VOC and COCO data sets in one form.
+
+Shapes: N objects of an image, k points of a polygon. Boxes are (left, top, right, bottom) in pixels
+from edge to edge.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lewel_bench.evals.detection import coco, voc
+
+VOC_CLASSES = voc.CLASSES
+Floats = NDArray[np.float64]
+Polygons = tuple[Floats, ...]  # each (2k,): x1, y1, x2, y2, …
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The ground truth of one image.
+
+    `boxes` are what detectron2 makes of the file's; `bbox` are the file's own in COCO's form (left,
+    top, width, height). `polygons` has a tuple an object (empty in VOC and for crowds), `rles` the
+    file's run lengths of crowds and else None. `ids` are the annotations' own.
+    """
+
+    boxes: Floats  # (N, 4)
+    labels: NDArray[np.int64]  # (N,), from 0
+    crowd: NDArray[np.bool_]  # (N,)
+    difficult: NDArray[np.bool_]  # (N,)
+    areas: Floats  # (N,), in pixels; of the mask in COCO, of the box in VOC
+    bbox: Floats  # (N, 4)
+    ids: NDArray[np.int64]  # (N,)
+    polygons: tuple[Polygons, ...]
+    rles: tuple[dict[str, Any] | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image: `file` is a path below the root of its data set with "/"; sizes in pixels."""
+
+    file: str
+    id: int
+    height: int
+    width: int
+    objects: Objects
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """A split of a data set; `category_ids` are the numbers of `classes` in prediction files."""
+
+    root: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    scenes: tuple[Scene, ...]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def take(self, indices: Iterable[int]) -> "Scenes":
+        """The scenes at `indices`, in that order, with the same classes."""
+        return replace(self, scenes=tuple(self.scenes[int(i)] for i in indices))
+
+    def coco_json(self) -> dict[str, Any]:
+        """The ground truth in COCO's format, with the files' own ids, boxes, areas and masks."""
+        images = [
+            {"id": s.id, "file_name": s.file, "height": s.height, "width": s.width}
+            for s in self.scenes
+        ]
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        objects = [record for scene in self.scenes for record in self._records(scene)]
+        return {"images": images, "annotations": objects, "categories": categories}
+
+    def _records(self, scene: Scene) -> list[dict[str, Any]]:
+        o = scene.objects
+        return [
+            {
+                "id": number,
+                "image_id": scene.id,
+                "category_id": self.category_ids[label],
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(crowd),
+                "segmentation": [p.tolist() for p in polygons] if rle is None else rle,
+            }
+            for number, label, bbox, area, crowd, polygons, rle in zip(
+                o.ids.tolist(), o.labels.tolist(), o.bbox.tolist(), o.areas.tolist(),
+                o.crowd.tolist(), o.polygons, o.rles, strict=True,
+            )
+        ]  # fmt: skip
+
+
+def voc_splits(root: Path) -> tuple[voc.Sets, voc.Sets]:
+    """The image sets (year, name) of a VOCdevkit to train on, and those to report on.
+
+    With 2007 and 2012: both trainvals, and 2007's test, as the papers do. With one year: trainval
+    and test where there is a test set, else train and val. Raises ValueError saying what is there.
+    """
+    return voc.splits(root)
+
+
+def read_voc(
+    root: Path, sets: Sequence[tuple[int, str]], classes: Sequence[str] | None = None
+) -> Scenes:
+    """The images of some image sets of a VOCdevkit, one after the other.
+
+    `classes`: VOC's twenty if the names are of them, else the sorted names that have lists of their
+    own (ImageSets/Main/CLASS_train.txt) or, without such lists, occur. Image ids are the digits of
+    the name, or places in the lists where names have no digits of their own. Raises ValueError
+    naming the file that is missing or broken, and why.
+    """
+    root = Path(root)
+    names: list[tuple[int, str]] = []
+    for year, name in sets:
+        found, problems = voc.listed(root, year, name)
+        _refuse(problems)
+        names += [(year, image) for image in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{root}: the sets {list(sets)} share images: name sets without overlap")
+    annotations = voc.parse_all(root, names)
+    for annotation in annotations:
+        _refuse(annotation.problems)
+    if classes is None:
+        classes = voc.classes(root, sets) or voc.complete({n for a in annotations for n in a.names})
+    number = {name: place for place, name in enumerate(classes)}
+    first, scenes = 1, []
+    for (year, image), key, found_ in zip(names, _image_ids(names), annotations, strict=True):
+        objects = _voc_objects(found_, number, first)
+        first += len(objects)
+        file = f"VOC{year}/JPEGImages/{image}.jpg"
+        scenes.append(Scene(file, key, found_.height, found_.width, objects))
+    return Scenes(root, tuple(classes), tuple(range(1, len(classes) + 1)), tuple(scenes))
+
+
+def read_coco(root: Path, split: str) -> Scenes:
+    """The images of `train2017` or `val2017` in the order of their ids, classes in that of theirs.
+
+    Polygons of fewer than 3 points are left out, as detectron2 does. Raises ValueError naming the
+    file, the object, and what is wrong with it.
+    """
+    root = Path(root)
+    found = coco.parse(root, split)
+    _refuse(found.problems)
+    numbers = tuple(category["id"] for category in found.categories)
+    place = {number: i for i, number in enumerate(numbers)}
+    scenes = tuple(
+        Scene(
+            f"{split}/{image['file_name']}",
+            image["id"],
+            image["height"],
+            image["width"],
+            _coco_objects(found.objects[image["id"]], place),
+        )
+        for image in found.images
+    )
+    return Scenes(root, tuple(c["name"] for c in found.categories), numbers, scenes)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise ValueError(problems[0] + more)
+
+
+def _voc_objects(found: voc.Annotation, number: dict[str, int], first: int) -> Objects:
+    unknown = [name for name in found.names if name not in number]
+    if unknown:
+        raise ValueError(
+            f"{found.path}: unknown class {unknown[0]!r}: known are {', '.join(sorted(number))}"
+        )
+    boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    n = len(boxes)
+    return Objects(
+        boxes,
+        np.array([number[name] for name in found.names], dtype=np.int64),
+        np.zeros(n, dtype=bool),
+        np.array(found.difficult, dtype=bool),
+        sides.prod(1),
+        np.concatenate([boxes[:, :2], sides], axis=1),
+        np.arange(first, first + n),
+        ((),) * n,
+        (None,) * n,
+    )
+
+
+def _coco_objects(records: Sequence[dict[str, Any]], place: dict[int, int]) -> Objects:
+    bbox = np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)
+    # detectron2 adds width and height in single precision (BoxMode.convert of a list)
+    single = bbox.astype(np.float32)
+    single[:, 2:] += single[:, :2]
+    shapes = [r["segmentation"] for r in records]
+    return Objects(
+        single.astype(np.float64),
+        np.array([place[r["category_id"]] for r in records], dtype=np.int64),
+        np.array([bool(r.get("iscrowd", 0)) for r in records], dtype=bool),
+        np.zeros(len(records), dtype=bool),
+        np.array([r["area"] for r in records], dtype=np.float64),
+        bbox,
+        np.array([r["id"] for r in records], dtype=np.int64),
+        tuple(tuple(s) if isinstance(s, list) else () for s in shapes),
+        tuple(s if isinstance(s, dict) else None for s in shapes),
+    )
+
+
+def _image_ids(names: Sequence[tuple[int, str]]) -> list[int]:
+    """2008_000002 becomes 2008000002; places from 1 where that is not one number an image."""
+    digits = [name.replace("_", "") for _, name in names]
+    if all(d.isdecimal() for d in digits):
+        ids = [int(d) for d in digits]
+        if len(set(ids)) == len(ids):
+            return ids
+    return list(range(1, len(names) + 1))

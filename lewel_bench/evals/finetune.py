@@ -1,0 +1,334 @@
+"""The steps of a fine-tuning, shared by detection and segmentation; resumable at any step.
+
+What is random is drawn from (seed, step) or from torch's generators, whose states are saved, so a
+run that was killed goes on bit for bit where its last checkpoint stands.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
+from lewel_bench.evals.outcome import DenseSplits, Outcome
+from lewel_bench.pretrain import checkpoint, distributed
+from lewel_bench.pretrain.report import Stopped
+
+Role = Literal["select", "report"]
+Factor = Callable[[int], float]  # of the learning rate, at a step (0-based)
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Metrics = dict[str, Any]  # floats in percent, and what goes with them
+
+
+class Learner(Protocol):
+    """What is fine-tuned."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """This rank's parts of the global batches from step `start` on."""
+
+    def loss(self, forward: Callable[..., Any], batch: Any) -> Tensor:
+        """The loss of a batch; `forward` is the model, wrapped where there are several ranks."""
+
+    def settle(self) -> None:
+        """Change what an evaluation needs changed, on the model in training mode (PreciseBN)."""
+
+    def evaluate(self, role: Role) -> Metrics:
+        """The metrics of a split with the model in eval mode, equal on every rank.
+
+        What is not a float goes beside the metrics. The report split's predictions stay in the
+        folder.
+        """
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside the model and the optimizer."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    half: Metrics | None = None
+    pruned: str | None = None
+    diverged: int | None = None  # a step (1-based); never saved
+
+
+def run(
+    learner: Learner,
+    protocol: Detection | Segmentation,
+    candidate: tuple[float, float],
+    splits: DenseSplits[Any],
+    factor: Factor,
+    at: Place,
+    rivals: Sequence[float] = (),
+) -> Outcome:
+    """Fine-tune at `candidate` = (lr, weight decay) and evaluate after the last step.
+
+    The rate of a step is lr * `factor(step)`. `metrics` are those of the report split;
+    `extra["select"]` holds what a choice among candidates reads, `extra["half"]` the same after
+    half of the steps where the protocol prunes (`rivals` are these scores of finished candidates).
+    A run whose loss is not finite, or that is pruned, ends with empty `metrics` and `select`, and
+    its step in `extra["diverged_at_step"]` or the reason in `extra["pruned"]`. Goes on from the
+    checkpoints in the folder; raises Stopped after saving.
+    """
+    loop = _Loop(learner, protocol, candidate[0], factor, at)
+    if protocol.prune and splits.select is not None:
+        loop.train(protocol.steps // 2)
+        loop.look(protocol.score, protocol.prune, rivals)
+    loop.train(protocol.steps)
+    state = loop.state
+    chosen = {"lr": candidate[0], "weight_decay": candidate[1]}
+    extra: dict[str, Any] = {"select": {}}
+    if state.half is not None:
+        extra["half"] = {"step": protocol.steps // 2, **state.half}
+    named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
+    if state.diverged is not None:
+        said = f"diverged at step {state.diverged} of {protocol.steps} at {named}"
+        extra["diverged_at_step"] = state.diverged
+        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
+    if state.pruned is not None:
+        extra["pruned"] = state.pruned
+        said = f"{named}: {state.pruned}"
+        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
+    found = loop.evaluate(("report",) if splits.select is None else ("select", "report"))
+    metrics, beside = _parted(found["report"])
+    extra |= {"train_loss": state.loss_sum / protocol.steps, **beside}
+    if "select" in found:
+        extra["select"] = _parted(found["select"])[0]
+    return Outcome(metrics=metrics, chosen=chosen, extra=extra)
+
+
+def leave_if_asked(at: Place) -> None:
+    """Raise Stopped within an evaluation, before which everything is saved.
+
+    Several ranks do not evaluate in step, so they finish it.
+    """
+    if distributed.world() == 1 and at.stop():
+        raise Stopped("saved before the evaluation")
+
+
+class _Loop:
+    """The state of one fine-tuning between two steps."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        protocol: Detection | Segmentation,
+        lr: float,
+        factor: Factor,
+        at: Place,
+    ) -> None:
+        self.learner, self.protocol, self.at = learner, protocol, at
+        self.lr, self.factor, self.device = lr, factor, at.machine.device
+        self.dtype = DTYPES[protocol.precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=protocol.precision == "fp16")
+        # the ranks draw different samples of their own images
+        torch.manual_seed(at.seed * distributed.world() + distributed.rank())
+        self.state = self._resumed()
+        self.saved = self.state.step if self.state.step else -1  # the step of the last checkpoint
+        learner.model.train()
+        self.forward: Callable[..., Any] = learner.model
+        if distributed.world() > 1:
+            self.forward = DistributedDataParallel(learner.model, broadcast_buffers=False)
+        self.pending: list[Tensor] = []  # losses of the last steps, on the device
+        # where looking costs nothing, every step is looked at
+        free = self.device.type == "cpu" and distributed.world() == 1
+        self.check_every = 1 if free else ASK_EVERY
+        self.saved_at = self.logged_at = time.perf_counter()
+        self.logged = self.state.step
+        self.recent: list[float] = []  # losses since the last log
+
+    def train(self, until: int) -> None:
+        """The steps up to `until`, unless the run has ended; saved there."""
+        state = self.state
+        if state.step >= until or self._ended():
+            return
+        self.logged_at, self.logged = time.perf_counter(), state.step
+        for batch in self.learner.batches(state.step):
+            try:
+                self.pending.append(self._step(batch))
+            except FloatingPointError:
+                # detectors refuse to go on with boxes that are not finite
+                self._check()
+                state.diverged = state.diverged or state.step + 1
+            else:
+                state.step += 1
+            if state.diverged is None:
+                self._after_step(until)
+            if state.step >= until or self._ended():
+                break
+        if state.diverged is None and not all(
+            bool(p.isfinite().all()) for p in self.learner.model.parameters()
+        ):
+            state.diverged = state.step
+        if state.diverged is None and self.saved != state.step:
+            self._save()
+
+    def look(self, score: str, share: float, rivals: Sequence[float]) -> None:
+        """Evaluate the select split half-way and end a run far below its rivals; leaves no trace
+        in what is trained."""
+        state, model = self.state, self.learner.model
+        if self._ended() or state.half is not None or state.step != self.protocol.steps // 2:
+            return
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        generators = _generators(self.device)
+        state.half, _ = _parted(self.evaluate(("select",))["select"])
+        _set_generators(generators, self.device)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        best = max(rivals, default=0.0)
+        if state.half[score] < share * best:
+            state.pruned = (
+                f"stopped after {state.step} of {self.protocol.steps} steps: select {score} "
+                f"{state.half[score]:.2f} is below {share:g} of the best candidate's {best:.2f}"
+            )
+        before = checkpoint.newest(self.at.folder)
+        self._save()
+        if distributed.rank() == 0 and before is not None:
+            before.unlink(missing_ok=True)  # of the same step, but without what was seen
+
+    def evaluate(self, roles: Sequence[Role]) -> dict[str, Metrics]:
+        """The metrics of splits with the present model, whose batch norms `settle` may change."""
+        self.learner.settle()
+        self.learner.model.eval()
+        found: dict[str, Metrics] = {}
+        for role in roles:
+            found[role] = self.learner.evaluate(role)
+            shown, _ = _parted(found[role])
+            self.at.report("evaluated", step=self.state.step, split=role, **shown)
+        self.learner.model.train()
+        return found
+
+    def _step(self, batch: Any) -> Tensor:
+        rate = self.lr * self.factor(self.state.step)
+        optimizer = self.learner.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            loss = self.learner.loss(self.forward, batch)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _after_step(self, until: int) -> None:
+        """Look at the losses, log, save and stop, each when it is time to."""
+        state, at, now = self.state, self.at, time.perf_counter()
+        logs = now - self.logged_at > LOG_EVERY_S
+        alone = distributed.world() == 1
+        if state.step == until or state.step % self.check_every == 0 or (alone and logs):
+            self._check()
+        elif not alone:
+            return  # ranks ask one another at fixed steps only
+        if state.diverged is not None:
+            return
+        if (logs or state.step == self.protocol.steps) and self.recent:
+            self._log(now)
+        stopping = distributed.any_rank(at.stop(), self.device)
+        due = now - self.saved_at >= at.machine.save_every_s
+        if stopping or distributed.any_rank(due, self.device):
+            self._check()  # a state behind a loss that is not finite is never saved
+            if state.diverged is not None:
+                return
+            self._save()
+        if stopping:
+            distributed.wait()  # a rank that leaves early has the others killed before they saved
+            raise Stopped(f"saved at step {state.step} of {self.protocol.steps}")
+
+    def _check(self) -> None:
+        """Fetch the losses that nobody has seen; the first that is not finite ends the run."""
+        if not self.pending:
+            return
+        losses = torch.stack(self.pending).float()
+        self.pending = []
+        distributed.average([losses])
+        first = self.state.step - len(losses) + 1  # 1-based
+        for step, loss in enumerate(losses.tolist(), first):
+            if not abs(loss) < float("inf"):
+                self.state.diverged = step
+                return
+            self.state.loss_sum += loss
+            self.recent.append(loss)
+
+    def _log(self, now: float) -> None:
+        step = self.state.step
+        images = (step - self.logged) * self.protocol.batch
+        self.at.report(
+            "step",
+            step=step,
+            steps=self.protocol.steps,
+            loss=round(sum(self.recent) / len(self.recent), 6),
+            lr=self.lr * self.factor(step - 1),
+            images_per_s=round(images / max(now - self.logged_at, 1e-9), 1),
+        )
+        self.recent, self.logged, self.logged_at = [], step, now
+
+    def _ended(self) -> bool:
+        return self.state.diverged is not None or self.state.pruned is not None
+
+    def _save(self) -> None:
+        """Write a complete checkpoint (rank 0; every rank must call it)."""
+        state, learner = self.state, self.learner
+        own = _generators(self.device)
+        everyone: list[Any] = [own] * distributed.world()
+        if distributed.world() > 1:
+            torch.distributed.all_gather_object(everyone, own)
+        self.saved_at, self.saved = time.perf_counter(), state.step
+        if distributed.rank() != 0:
+            return
+        content = {
+            "step": state.step,
+            "loss_sum": state.loss_sum,
+            "half": state.half,
+            "pruned": state.pruned,
+            "model": learner.model.state_dict(),
+            "optimizer": learner.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": everyone,
+        }
+        checkpoint.save(self.at.folder, state.step, content)
+
+    def _resumed(self) -> _State:
+        def warn(message: str) -> None:
+            self.at.report("warning", message=message)
+
+        saved = checkpoint.load(self.at.folder, self.device, warn)
+        if saved is None:
+            return _State()
+        self.learner.model.load_state_dict(saved["model"])
+        self.learner.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        generators = saved["generators"]
+        _set_generators(generators[distributed.rank() % len(generators)], self.device)
+        self.at.report("resumed", step=saved["step"], steps=self.protocol.steps)
+        return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
+
+
+def _parted(found: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a table shows, and what goes with it."""
+    metrics = {name: float(value) for name, value in found.items() if isinstance(value, float)}
+    return metrics, {name: value for name, value in found.items() if name not in metrics}
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

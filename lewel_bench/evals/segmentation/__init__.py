@@ -1,0 +1,1 @@
+"""Semantic segmentation with a fully convolutional network."""

@@ -1,0 +1,78 @@
+"""Pictures with a class for every pixel, in PASCAL VOC's layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lewel_bench.evals.segmentation import lists
+from lewel_bench.evals.segmentation.lists import Pairs
+from lewel_bench.evals.segmentation.masks import Pixels, check_size, image, mask
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images and masks of one split, in the order of its list."""
+
+    root: Path
+    classes: tuple[str, ...]
+    pairs: Pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> "Pictures":
+        """The pictures at `indices`, in that order, with the same classes."""
+        return replace(self, pairs=tuple(self.pairs[int(i)] for i in indices))
+
+    def names(self) -> list[str]:
+        """What the files of predictions are called: the mask's name, with its path where two masks
+        share one."""
+        names = [Path(mask).stem for _, mask in self.pairs]
+        if len(set(names)) == len(names):
+            return names
+        return [mask.rpartition(".")[0].replace("/", "_") for _, mask in self.pairs]
+
+
+def read(root: Path, augmented: bool | None = None) -> tuple[Pictures, Pictures]:
+    """The training and the reported pictures of a VOCdevkit.
+
+    See `lists.training_set` and `read_voc_seg` for which they are, and for what is raised.
+    """
+    year, name = lists.training_set(root, augmented)
+    names = lists.classes(root, year)
+    train = read_voc_seg(root, ((year, name),), names)
+    return train, read_voc_seg(root, ((year, "val"),), names)
+
+
+def read_voc_seg(
+    root: Path, sets: Sequence[tuple[int, str]], names: Sequence[str] | None = None
+) -> Pictures:
+    """The pictures of some image sets (year, name), one after the other.
+
+    `trainaug` is VOC's train set and SBD's further pictures, however they are listed: masks of
+    train are VOC's own, all others from SegmentationClassAug, as in mmseg's data set. `names` are
+    the classes, found with `lists.classes` if not given. Raises ValueError naming a list that is
+    missing, empty or names a picture twice, and the first missing file.
+    """
+    root = Path(root)
+    pairs: list[tuple[str, str]] = []
+    for year, name in sets:
+        found, problems = lists.listed(root, year, name)
+        if problems:
+            raise ValueError(problems[0])
+        pairs += found
+    missing = lists.absent(root, pairs)
+    if missing:
+        raise ValueError(missing[0] + (f" (and {len(missing) - 1} more)" if missing[1:] else ""))
+    return Pictures(root, tuple(names or lists.classes(root, sets[0][0])), tuple(pairs))
+
+
+def pair(pictures: Pictures, index: int) -> tuple[Pixels, Pixels]:
+    """Image (H, W, 3) and labels (H, W) of one picture. Raises ValueError naming the file."""
+    files = [pictures.root / file for file in pictures.pairs[index]]
+    pixels, labels = image(files[0]), mask(files[1], len(pictures.classes))
+    check_size(files[1], labels, pixels.shape[:2])
+    return pixels, labels

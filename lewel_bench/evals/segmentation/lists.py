@@ -1,0 +1,163 @@
+"""PASCAL VOC's image sets for segmentation, the augmented one among them, and the classes."""
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lewel_bench.evals.detection import voc
+from lewel_bench.evals.segmentation.masks import VOID, mask
+
+Pairs = tuple[tuple[str, str], ...]  # (image, mask), paths below the root with "/"
+
+CLASSES = ("background", *voc.CLASSES)
+AUGMENTED = "trainaug"  # VOC12's train set with the masks of SBD, under whichever name it is listed
+LAYOUT = "expected VOC2012 in it, with ImageSets/Segmentation, JPEGImages and SegmentationClass"
+_LISTS = ("SegmentationAug/train_aug", "Segmentation/trainaug", "Segmentation/train_aug")
+_VOC12 = (1464, 1449)  # pictures of VOC12's train and val
+
+
+def training_set(root: Path, augmented: bool | None = None) -> tuple[int, str]:
+    """The year and the image set to train on: train, or trainaug; val is reported on.
+
+    Of several years the last counts. With `augmented` None the augmented set is taken where it is
+    listed. Raises ValueError where VOC12's own train set comes without it: the paper's number is
+    that of train_aug. `augmented=False` trains on the plain set.
+    """
+    root = Path(root)
+    year = _year(root)
+    if augmented is None:
+        augmented = _lists_augmented(root, year)
+        sizes = tuple(len(read_list(_list(root, year, name))) for name in ("train", "val"))
+        if not augmented and sizes == _VOC12:
+            raise ValueError(
+                f"{root / f'VOC{year}'}: VOC12 without the masks of SBD, on which the paper "
+                f"trains: add SegmentationClassAug and ImageSets/Segmentation/aug.txt (made by "
+                f"mmsegmentation's tools/dataset_converters/voc_aug.py) or trainaug.txt"
+            )
+    return year, AUGMENTED if augmented else "train"
+
+
+def classes(root: Path, year: int) -> tuple[str, ...]:
+    """The names of the labels: `labels.txt` in the root or the year's folder (one a line, the
+    background first), else VOC's convention (the classes of ImageSets/Main, sorted, after the
+    background), else as many as the masks have labels. Raises ValueError where masks are broken."""
+    root = Path(root)
+    for folder in (root / f"VOC{year}", root):
+        if (folder / "labels.txt").is_file():
+            return tuple(read_list(folder / "labels.txt", whole=True))
+    named = voc.classes(root, ((year, "train"),))
+    if named is not None:
+        return ("background", *named)
+    masks = sorted((root / f"VOC{year}").glob("SegmentationClass*/*.png"))
+    with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly
+        highest = max(pool.map(_highest, masks, chunksize=64), default=0)
+    return ("background", *(f"label {i}" for i in range(1, highest + 1)))
+
+
+def listed(root: Path, year: int, name: str) -> tuple[Pairs, list[str]]:
+    """(image, mask) of each picture of a set, and what is wrong with the list."""
+    base = f"VOC{year}"
+    try:
+        if name != AUGMENTED:
+            path = _list(root, year, name)
+            lines = read_list(path)
+            return _once([_pair(base, line, "SegmentationClass") for line in lines], path)
+        own = read_list(_list(root, year, "train"))
+        pairs = [_pair(base, line, "SegmentationClass") for line in own]
+        path = _list(root, year, "aug")
+        if not path.is_file():
+            path = _augmented_list(root, year)
+            pairs = [p for p in pairs if p[0] in {_pair(base, r, "")[0] for r in read_list(path)}]
+        known = {image for image, _ in pairs}
+        rest = [_pair(base, line, "SegmentationClassAug") for line in read_list(path)]
+        extra, problems = _once(rest, path)
+    except ValueError as error:
+        return (), [str(error)]
+    return (*pairs, *(p for p in extra if p[0] not in known)), problems
+
+
+def absent(root: Path, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence for each file that is not there."""
+    files = [file for pair in pairs for file in pair]
+    with ThreadPoolExecutor(8) as pool:
+        there = list(pool.map(lambda file: (root / file).is_file(), files, chunksize=64))
+    return [
+        f"{root / file}: missing, but an image set lists it: add the file or remove the line"
+        for file, found in zip(files, there, strict=True)
+        if not found
+    ]
+
+
+def read_list(path: Path, whole: bool = False) -> list[str]:
+    """The lines of a list that are not empty; each is one class if `whole`, else a picture."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: list cannot be read: {reason}; {LAYOUT}") from None
+    found = [line for line in lines if line]
+    if not found:
+        raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'picture'} a line")
+    return found
+
+
+def _year(root: Path) -> int:
+    years = [
+        int(found[1])
+        for path in root.glob("VOC*")
+        if (found := re.fullmatch(r"VOC(\d{4})", path.name))
+        and (path / "ImageSets" / "Segmentation" / "train.txt").is_file()
+    ]
+    if not years:
+        raise ValueError(f"{root}: no VOC data set with segmentation; {LAYOUT}")
+    return max(years)
+
+
+def _list(root: Path, year: int, name: str) -> Path:
+    return Path(root) / f"VOC{year}" / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+def _augmented_list(root: Path, year: int) -> Path:
+    places = [Path(root) / f"VOC{year}" / "ImageSets" / f"{name}.txt" for name in _LISTS]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(
+        f"{_list(root, year, 'aug')}: missing, and so are {', '.join(map(str, places))}: the "
+        f"augmented set needs one of them, and SegmentationClassAug"
+    )
+
+
+def _lists_augmented(root: Path, year: int) -> bool:
+    try:
+        return _list(root, year, "aug").is_file() or bool(_augmented_list(root, year))
+    except ValueError:
+        return False
+
+
+def _pair(base: str, line: str, masks: str) -> tuple[str, str]:
+    """Of a line that names a picture, or its image and its mask (SBD's train_aug.txt)."""
+    words = line.split()
+    if len(words) == 2 and "/" in line:
+        return f"{base}/{words[0].lstrip('/')}", f"{base}/{words[1].lstrip('/')}"
+    return f"{base}/JPEGImages/{words[0]}.jpg", f"{base}/{masks}/{words[0]}.png"
+
+
+def _once(pairs: list[tuple[str, str]], path: Path) -> tuple[Pairs, list[str]]:
+    """The pairs without those of images that came before, and a sentence about these."""
+    unique = dict(reversed(pairs))
+    if len(unique) == len(pairs):
+        return tuple(pairs), []
+    images = [image for image, _ in pairs]
+    seen: set[str] = set()
+    twice = [i for i in images if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+    problem = (
+        f"{path}: lists {len(twice)} pictures twice, first {Path(twice[0]).stem!r}: list each once"
+    )
+    return tuple({i: (i, unique[i]) for i in images}.values()), [problem]
+
+
+def _highest(path: Path) -> int:
+    labels = mask(path)
+    return int(labels[labels != VOID].max(initial=0))

@@ -1,0 +1,149 @@
+"""What mmseg is given to run our protocols: a data set by lists of files, small stems, the mIoU
+without rounding, and a hook that saves, stops and looks at the loss. Importing this registers them.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmseg.datasets import BaseSegDataset
+from mmseg.evaluation import IoUMetric
+from mmseg.models.backbones import ResNet
+from mmseg.registry import DATASETS, METRICS, MODELS
+from torch import nn
+
+from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
+from lewel_bench.pretrain import distributed
+from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.report import Report, Stop, Stopped
+
+LAST = "last_checkpoint"  # the file in which mmengine looks for the path of the newest one
+
+
+class Diverged(Exception):
+    """A loss that is not finite, at a step (1-based)."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class Pruned(Exception):
+    """A run that ends half-way; the message says why."""
+
+
+@DATASETS.register_module()
+class LewelBenchPictures(BaseSegDataset):  # type: ignore[misc]
+    """Pairs of image and mask from a JSON file."""
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "img_path": image,
+                "seg_map_path": mask,
+                "label_map": None,
+                "reduce_zero_label": False,
+                "seg_fields": [],
+            }
+            for image, mask in json.loads(Path(self.ann_file).read_text())
+        ]
+
+
+@MODELS.register_module()
+class LewelBenchResNet(ResNet):  # type: ignore[misc]
+    """A ResNet that begins with a 3x3 convolution (stride 2: small, 1: cifar), without pooling."""
+
+    def __init__(self, stem: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        width = settings["stem_channels"]
+        stride = 1 if stem == "cifar" else 2
+        self.conv1 = nn.Conv2d(3, width, 3, stride=stride, padding=1, bias=False)
+        self.maxpool = nn.Identity()
+
+
+@METRICS.register_module()
+class LewelBenchIoU(IoUMetric):  # type: ignore[misc]
+    """mmseg's areas and ratios; its own summary rounds to two digits."""
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
+        areas = [sum(part) for part in zip(*results, strict=True)]
+        found = self.total_area_to_metrics(*areas, ["mIoU"])
+        iou = 100 * found["IoU"].astype(np.float64)  # (C,)
+        named = zip(self.dataset_meta["classes"], iou.tolist(), strict=True)
+        return {
+            "miou": float(np.nanmean(iou)),
+            "pixel_acc": float(100 * found["aAcc"]),
+            "class_acc": float(np.nanmean(100 * found["Acc"])),
+            "per_class": {name: None if np.isnan(v) else v for name, v in named},
+        }
+
+
+class Watch(Hook):  # type: ignore[misc]
+    """Reports the loss, saves every `every_s` seconds, half-way and at the end, and stops when
+    asked; `halfway` is called with the checkpoint at step `half`."""
+
+    priority = "LOWEST"  # after the schedulers, whose state is saved
+
+    def __init__(
+        self,
+        folder: Path,
+        report: Report,
+        stop: Stop,
+        every_s: float,
+        half: int | None,
+        halfway: Callable[[Path], None],
+    ) -> None:
+        self.folder, self.report, self.stop, self.every_s = folder, report, stop, every_s
+        self.half, self.halfway = half, halfway
+        self.saved_at = self.logged_at = time.perf_counter()
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        step, steps, device = runner.iter + 1, runner.max_iters, outputs["loss"].device
+        now, last, half = time.perf_counter(), step == steps, step == self.half
+        alone, asks = distributed.world() == 1, last or half or step % ASK_EVERY == 0
+        looks = asks or (alone and device.type == "cpu")
+        if looks and not bool(torch.isfinite(outputs["loss"]).all()):
+            raise Diverged(step)
+        if last or now - self.logged_at > LOG_EVERY_S:
+            self.logged_at, loss = now, round(float(outputs["loss"]), 6)
+            self.report("step", step=step, steps=steps, loss=loss)
+        if not (alone or asks):
+            return  # ranks ask one another at fixed steps only
+        stopping = distributed.any_rank(self.stop(), device)
+        due = distributed.any_rank(now - self.saved_at >= self.every_s, device)
+        if last or half or stopping or due:
+            checkpoint = save(runner, self.folder, step)
+            self.saved_at = now
+            if half:
+                self.halfway(checkpoint)
+        if stopping and not last:
+            raise Stopped(f"saved at step {step} of {steps}")
+
+
+def save(runner: Any, folder: Path, step: int) -> Path:
+    """Write a checkpoint of mmengine's, then name it as the last, then remove those before."""
+    path = folder / f"iter_{step}.pth"
+    runner.save_checkpoint(str(folder), path.name, by_epoch=False)
+    distributed.wait()
+    if distributed.rank() == 0:
+        write_atomically(folder / LAST, str(path))
+        for old in folder.glob("iter_*.pth"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    return path
+
+
+def last(folder: Path) -> tuple[int, Path] | None:
+    """The step and the file of the checkpoint that a run goes on from."""
+    try:
+        path = folder / Path((folder / LAST).read_text().strip()).name
+    except OSError:
+        return None
+    return (int(path.stem.removeprefix("iter_")), path) if path.is_file() else None

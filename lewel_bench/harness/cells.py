@@ -1,0 +1,151 @@
+"""What a command line asks for, as cells: recipes, each with the protocols to run on it; pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.results.table import TABLES, Column, Row, epochs, load
+from lewel_bench.value import unknown
+
+# Section 4.1: LEWEL_M is probed with LARS, LEWEL_B with SGD; each baseline as its LEWEL, but the
+# original BYOL as SimSiam's paper, which the table cites, probed it. By family, else by method.
+PROBES = {
+    "byol_original": "linear_lars",
+    "lewel_m": "linear_lars",
+    "moco_v2": "linear_lars",
+    "lewel_b": "linear_sgd",
+    "byol": "linear_sgd",
+}
+EVALS = {
+    "semi": ("semi_1pct", "semi_10pct"),
+    "voc": ("voc07_det_c4", "voc12_seg_fcn_d8"),
+    "coco": ("coco_c4_1x", "coco_fpn_1x"),
+    "none": (),
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a command line asks for; empty means no restriction."""
+
+    methods: tuple[str, ...] = ()
+    epochs: tuple[int, ...] = ()
+    tables: tuple[str, ...] = ()
+    evals: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+def protocols(selection: Selection) -> list[str]:
+    """The protocols that a selection runs."""
+    return list(dict.fromkeys(name for _, evals in cells(selection) for name in evals))
+
+
+def cells(selection: Selection) -> list[tuple[Recipe, tuple[str, ...]]]:
+    """Recipes in the order asked for, each with the protocols to run on it."""
+    wanted: dict[str, list[str]] = {}
+    if selection.tables:
+        _lengths(selection.epochs)
+        allowed = set(_allowed(selection.methods)) if selection.methods else None
+        for table in map(load, selection.tables):
+            for row, column in table.cells():
+                name = recipe_name(row, column)
+                if name is None or (allowed is not None and name not in allowed):
+                    continue
+                if selection.epochs and RECIPES[name].epochs not in selection.epochs:
+                    continue
+                protocols = wanted.setdefault(name, [])
+                if row.protocols[column.eval] not in protocols:
+                    protocols.append(row.protocols[column.eval])
+        if selection.evals:
+            wanted = {n: _protocols(n, selection.evals) for n in wanted}
+    else:
+        for recipe in _recipes(selection.methods, selection.epochs):
+            asked = selection.evals
+            wanted[recipe.name] = _protocols(recipe.name, asked) if asked else of_paper(recipe.name)
+    if not wanted:
+        raise ValueError(
+            "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
+            "(--table 1), and see `lewel-bench ls recipes`"
+        )
+    return [(RECIPES[name], tuple(protocols)) for name, protocols in wanted.items()]
+
+
+def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
+    found = []
+    for method in methods:
+        names = _allowed([method])
+        here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
+        known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
+        if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
+            raise ValueError(
+                f"{method} has no recipe of {', '.join(map(str, lengths))} epochs. "
+                f"Known: {known_epochs}. For another length take the nearest and add "
+                f"--set epochs=N"
+            )
+        if not lengths and method in FAMILIES and len(here) > 1:
+            raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
+        found += [RECIPES[n] for n in here]
+    return found
+
+
+def _lengths(asked: Sequence[int]) -> None:
+    known = sorted({recipe.epochs for recipe in RECIPES.values()})
+    for one in asked:
+        if one not in known:
+            shown = ", ".join(map(str, known))
+            raise ValueError(f"no recipe has {one} epochs. Known: {shown}")
+
+
+def _allowed(methods: Sequence[str]) -> list[str]:
+    """The recipes of families or single recipes, whatever their length."""
+    return [name for m in methods for name in FAMILIES.get(_known(m), [m])]
+
+
+def _known(method: str) -> str:
+    if method not in FAMILIES and method not in RECIPES:
+        known = {**FAMILIES, **RECIPES} if method.endswith("ep") else FAMILIES
+        raise ValueError(unknown("method", method, list(known)))
+    return method
+
+
+def probe(recipe: str) -> str:
+    """The linear protocol that the paper reads a recipe with."""
+    return PROBES.get(family(recipe)) or PROBES[RECIPES[recipe].method]
+
+
+@cache
+def of_paper(recipe: str) -> list[str]:
+    """The protocols by which the paper's tables judge a recipe; of one that none has, linear."""
+    return list(
+        dict.fromkeys(
+            row.protocols[column.eval]
+            for table in map(load, TABLES)
+            for row, column in table.cells()
+            if recipe_name(row, column) == recipe
+        )
+    ) or [probe(recipe)]
+
+
+def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for one in evals:
+        if one == "linear":
+            names.append(probe(recipe))
+        elif one in EVALS:
+            names += EVALS[one]
+        elif one in PROTOCOLS:
+            names.append(one)
+        else:
+            raise ValueError(unknown("evaluation", one, ["linear", *EVALS, *PROTOCOLS]))
+    return list(dict.fromkeys(names))
+
+
+def recipe_name(row: Row, column: Column) -> str | None:
+    """The recipe that fills a cell, or None where nothing can."""
+    name = f"{row.recipe}_{epochs(row, column)}ep"
+    return name if name in RECIPES else None

@@ -1,0 +1,117 @@
+"""The images of a job: what trains, what chooses among candidates, and what is reported."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lewel_bench.evals.outcome import DenseSplits, Splits
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.plan import Dataset, Dense, Job
+from lewel_bench.pretrain import check
+from lewel_bench.pretrain.folder import Images, read_folder
+from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
+
+SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
+
+
+def of(job: Job) -> Splits | DenseSplits[Any]:
+    """The images that train, that choose among the candidates, and that are reported."""
+    return dense(job) if isinstance(job.protocol, Dense) else classified(job)
+
+
+def classified(job: Job) -> Splits:
+    """The class folders' images of a classification job."""
+    assert job.protocol is not None and not isinstance(job.protocol, Dense)
+    everything = read(job.data, "train")
+    reported = read(job.data, "val")
+    if job.protocol.runner == "knn":
+        return Splits(everything, reported, reported)
+    rest, held = holdout(everything, job.protocol.held_out, SEED)
+    if not isinstance(job.protocol, Semi):
+        return Splits(everything.take(rest), everything.take(held), reported)
+    labelled = _labelled(job.data, job.protocol, everything)
+    inside = set(labelled.files)
+    outside = np.array([i for i in held if everything.files[i] not in inside], dtype=np.int64)
+    return Splits(labelled, everything.take(outside), reported)
+
+
+def _labelled(data: Dataset, protocol: Semi, images: Images) -> Images:
+    if protocol.name in data.lists:
+        published = PROTOCOLS[protocol.name]
+        if isinstance(published, Semi) and protocol.fraction != published.fraction:
+            raise ValueError(
+                f"{protocol.name}.fraction {protocol.fraction:g}: {data.name} has a published list "
+                f"for {published.fraction:g} only"
+            )
+        return images.take(subset_from_list(images, Path(data.lists[protocol.name])))
+    return images.take(subset(images, protocol.fraction, SEED))
+
+
+@cache
+def _listed(root: Path, which: Literal["train", "val"], classes: str | None) -> Images:
+    """One listing a process: an ImageNet has more than a million files."""
+    return read_folder(root, which, Path(classes) if classes else None)
+
+
+def read(data: Dataset, which: Literal["train", "val"]) -> Images:
+    """One split of a data set."""
+    return _listed(Path(data.root), which, data.classes)
+
+
+def dense(job: Job) -> DenseSplits[Any]:
+    """The scenes of a detection or segmentation job; nothing is held out of a final's training.
+
+    Raises ValueError where more is to be held out than there is.
+    """
+    assert isinstance(job.protocol, Dense)
+    train, report = _scenes(Path(job.data.root), job.data.layout, job.protocol.runner)
+    if job.kind == "final":
+        return DenseSplits(train, None, report)
+    count, held = len(train), job.protocol.held_out
+    if held >= count:
+        raise ValueError(
+            f"{job.protocol.name} holds {held} of {count} training images of {job.data.name} out, "
+            f"which leaves none: --set {job.protocol.name}.held_out={max(1, count // 5)}"
+        )
+    order = np.random.Generator(np.random.Philox(SEED)).permutation(count)
+    return DenseSplits(train.take(np.sort(order[held:])), train.take(np.sort(order[:held])), report)
+
+
+def fingerprint(part: Any) -> str:
+    """12 hexadecimal digits of the files of a split and, of scenes, of their objects."""
+    if isinstance(part, Images):
+        known = (part.root, hash(part.files))
+        if known not in _FINGERPRINTS:
+            _FINGERPRINTS[known] = check.fingerprint(part)
+        return _FINGERPRINTS[known]
+    digest = hashlib.sha256()
+    for scene in getattr(part, "scenes", ()):
+        digest.update(f"{scene.file}\0{(part.root / scene.file).stat().st_size}\n".encode())
+        digest.update(scene.objects.boxes.tobytes() + scene.objects.labels.tobytes())
+    for pair in getattr(part, "pairs", ()):
+        sizes = [f"{file}\0{(part.root / file).stat().st_size}\n" for file in pair]
+        digest.update("".join(sizes).encode())
+    return digest.hexdigest()[:12]
+
+
+_FINGERPRINTS: dict[tuple[Path, int], str] = {}  # of class folders, which hold a million files
+
+
+@cache
+def _scenes(root: Path, layout: str, runner: str) -> tuple[Any, Any]:
+    """(training, reported) scenes; one reading a process."""
+    if runner == "segmentation":
+        from lewel_bench.evals.segmentation import data as pictures
+
+        return pictures.read(root)
+    from lewel_bench.evals.detection import scenes
+
+    if layout == "coco":
+        return scenes.read_coco(root, "train2017"), scenes.read_coco(root, "val2017")
+    sets, reported = scenes.voc_splits(root)
+    train = scenes.read_voc(root, sets)
+    return train, scenes.read_voc(root, reported, train.classes)

@@ -1,0 +1,87 @@
+"""Worker processes that work through a plan and hand over the results in its order."""
+
+import atexit
+import signal
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class _Task(Dataset[Any], Generic[Item, Result]):
+    def __init__(self, work: Callable[[Item], Result]) -> None:
+        self.work = work
+
+    def __getitems__(self, item: Item) -> Result | ValueError:
+        """A user's mistake comes back as a value: the loader would add a worker's traceback."""
+        try:
+            return self.work(item)
+        except ValueError as error:
+            return error
+
+
+def in_order(
+    work: Callable[[Item], Result], plan: Iterator[Item], workers: int, ahead: int
+) -> Generator[Result, None, None]:
+    """`work(item)` for each item of `plan`, which may be endless, by `workers` processes (0: here).
+
+    They are about `ahead` items further, and end when this is closed. Raises the ValueError that an
+    item did.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Task(work),
+        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable will do
+        num_workers=workers,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals,
+        generator=torch.Generator(),  # the global one belongs to the run, and is resumed
+    )
+    # held back while workers start: one that is new does not ignore them yet
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        ready = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _open.add(ready)
+    try:
+        for result in ready:
+            if isinstance(result, ValueError):
+                raise result
+            yield result
+    finally:
+        _end(ready)
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders whose workers may be running
+
+
+def _end(ready: Any) -> None:
+    """Ends the workers now. torch does so when the loader is collected, which an exception's
+    traceback puts off, and else by SIGTERM at exit, which these workers ignore."""
+    if ready in _open and get_worker_info() is None:  # a forked worker holds a copy
+        _open.discard(ready)
+        if hasattr(ready, "_shutdown_workers"):  # not where there are none
+            ready._shutdown_workers()
+
+
+@atexit.register
+def _end_all() -> None:
+    for ready in list(_open):
+        _end(ready)
+
+
+def _leave_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's signals reach every process: the main one saves and then ends these
+    for name in _SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece

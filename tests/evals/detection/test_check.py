@@ -1,0 +1,238 @@
+"""Every kind of broken annotation is named, with its file and object."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotated import make_coco, make_voc, photo, real, xml
+
+from lewel_bench.evals.detection.check import check, problems
+from lewel_bench.evals.detection.scenes import read_coco, read_voc
+
+SETS = {(2012, "train"): 6, (2012, "val"): 4}
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    return make_voc(tmp_path / "VOCdevkit", SETS)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    return make_coco(tmp_path / "coco", {"train2017": 12, "val2017": 6})
+
+
+def test_sound_data_has_no_problems(devkit, coco):
+    assert problems(devkit, "voc") == ([], [])
+    assert problems(coco, "coco") == ([], [])
+    report = check(devkit, "voc")
+    assert report.images == {"2012 train": 6, "2012 val": 4} and "cow" in report.classes
+    report = check(coco, "coco")
+    scenes = read_coco(coco, "val2017")
+    assert report.images["val2017"] == 6 and report.classes == scenes.classes
+    assert report.objects["val2017"] == sum(int((~s.objects.crowd).sum()) for s in scenes.scenes)
+
+
+@pytest.mark.parametrize("archive", ["voc-mini.tar.gz", "coco-mini.tar.gz"])
+def test_real_data_has_no_problems(archive, tmp_path):
+    layout = "voc" if "voc" in archive else "coco"
+    root = real(archive, tmp_path) / ("VOCdevkit" if layout == "voc" else "coco")
+    assert problems(root, layout) == ([], [])
+
+
+GOOD = ("cat", 5, 5, 30, 30, 0)
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ([GOOD, ("cow", 30, 5, 20, 30, 0)], r"object 2 \(cow\) has an inverted box"),
+        ([("cow", 5, 30, 20, 9, 0)], r"object 1 \(cow\) has an inverted box \(5, 30, 20, 9\)"),
+        ([("cow", 5, 5, 99, 30, 0)], r"object 1 \(cow\) has a box .* outside the image of 80x60"),
+        ([("cow", -9, 5, 9, 30, 0)], "outside the image"),
+        ([("cow", 105, 105, 120, 130, 0)], "outside the image"),
+        ([("cow", "nan", 5, 9, 30, 0)], "inverted box"),
+        ([("cow", "left", 5, 9, 30, 0)], r"object 1 \(cow\) has xmin = 'left' in bndbox"),
+        ([("", 5, 5, 9, 30, 0)], r"object 1 \(no name\) has no name"),
+        ([GOOD, ("yak", 5, 5, 9, 30, 0)], "object 2 has the unknown class 'yak': known are aero"),
+    ],
+)
+def test_voc_objects(devkit, objects, said):
+    path = devkit / "VOC2012" / "Annotations" / "2008_000008.xml"
+    photo(devkit / "VOC2012" / "JPEGImages" / "2008_000008.jpg", 60, 80, 0)
+    path.write_text(xml(60, 80, objects))
+    if "yak" in said:
+        main = devkit / "VOC2012" / "ImageSets" / "Main"
+        (main / "cat_train.txt").touch()
+    found, _ = problems(devkit, "voc")
+    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0])
+    if "yak" not in said:
+        with pytest.raises(ValueError, match=said):
+            read_voc(devkit, [(2012, "val")])
+
+
+def test_a_pixel_over_the_edge_is_rounding(devkit):
+    path = devkit / "VOC2012" / "Annotations" / "2008_000008.xml"
+    photo(devkit / "VOC2012" / "JPEGImages" / "2008_000008.jpg", 60, 80, 0)
+    path.write_text(xml(60, 80, [("cow", 0, 0, 81, 61, 0)]))
+    assert problems(devkit, "voc") == ([], [])
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+VOC = "VOC2012/Annotations/2008_000002.xml"
+IMAGE = "VOC2012/JPEGImages/2008_000002.jpg"
+LIST = "VOC2012/ImageSets/Main/val.txt"
+
+
+@pytest.mark.parametrize(
+    ("file", "breaks", "said"),
+    [
+        (VOC, lambda p: p.write_text("<annotation>"), "no well-formed xml"),
+        (VOC, lambda p: p.unlink(), "annotation cannot be read: No such file"),
+        (VOC, lambda p: p.write_text("<annotation/>"), "size/height is None"),
+        (VOC, lambda p: p.write_text(xml(0, 10, [])), "size/height is '0'"),
+        (IMAGE, lambda p: p.unlink(), r"missing, but .*2008_000002\.xml describes it"),
+        (IMAGE, lambda p: p.write_bytes(b"no image"), "no readable image"),
+        (IMAGE, lambda p: photo(p, 33, 44, 0), r"the image is 44x33 px, but .*2008_000002\.xml"),
+        (LIST, lambda p: p.unlink(), "list of images cannot be read"),
+        (LIST, lambda p: p.write_text("\n"), "names no images"),
+        (LIST, lambda p: p.write_text(p.read_text() + "2008_000007\n"), "names 1 images twice"),
+        (LIST, lambda p: p.write_text(p.read_text() + "2008_000002\n"), "are in 2012 train too"),
+    ],
+)
+def test_voc_files(devkit, file, breaks: Callable[[Path], Any], said):
+    breaks(devkit / file)
+    found, _ = problems(devkit, "voc")
+    assert any(re.search(said, problem) for problem in found), found
+    assert len(found) == 1
+    place = "" if "too" in said else file
+    assert place in found[0]
+
+
+def test_every_problem_is_listed(devkit):
+    for name in ("2008_000001", "2008_000003", "2008_000009"):
+        (devkit / "VOC2012" / "JPEGImages" / f"{name}.jpg").unlink()
+    assert len(problems(devkit, "voc")[0]) == 3
+
+
+def test_what_is_no_data_set_is_a_problem(tmp_path):
+    assert "no VOC data set" in problems(tmp_path, "voc")[0][0]
+    found, _ = problems(tmp_path, "coco")
+    assert len(found) == 2 and "instances_train2017.json: cannot be read" in found[0]
+
+
+def test_data_without_objects_is_a_problem(devkit):
+    for name in (devkit / LIST).read_text().split():
+        path = devkit / "VOC2012" / "Annotations" / f"{name}.xml"
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text()))
+    assert "no image of 2012 val has an object" in problems(devkit, "voc")[0][0]
+
+
+def change(
+    coco: Path, edit: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
+) -> int:
+    """Changes (the content, an object with one polygon, a crowd) of the training file."""
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    plain = next(
+        a for a in content["annotations"] if not a["iscrowd"] and len(a["segmentation"]) == 1
+    )
+    crowd = next(a for a in content["annotations"] if a["iscrowd"])
+    edit(content, plain, crowd)
+    path.write_text(json.dumps(content))
+    return plain["id"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (lambda c, o, w: o.update(bbox=[9, 9, -4, 5]), "has an inverted box"),
+        (lambda c, o, w: o.update(bbox=[9, 9, 400, 5]), "outside the image"),
+        (lambda c, o, w: o.update(bbox=[-5, 9, 9, 5]), "outside the image"),
+        (lambda c, o, w: o.update(bbox=[1, 2, 3]), "four numbers"),
+        (lambda c, o, w: o.update(bbox=[1, 2, float("nan"), 3]), "four numbers"),
+        (lambda c, o, w: o.update(category_id=99), "unknown category 99"),
+        (lambda c, o, w: o.update(area=-1), "area -1"),
+        (
+            lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4]]),
+            "polygon of 4 numbers: .* 3 points",
+        ),
+        (lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "polygon of 7 numbers"),
+        (lambda c, o, w: o.update(segmentation=[["a", 2, 3, 4, 5, 6]]), "no list of numbers"),
+        (lambda c, o, w: o.update(segmentation=[]), "a list of polygons is allowed"),
+        (lambda c, o, w: o.update(segmentation=w["segmentation"]), "mask"),
+        (lambda c, o, w: w["segmentation"].update(size=[7, 9]), r"mask of size \[7, 9\]"),
+        (lambda c, o, w: w["segmentation"].update(counts=[3, 4]), "runs do not add up"),
+        (lambda c, o, w: w["segmentation"].pop("counts"), "mask without counts"),
+        (lambda c, o, w: c["annotations"].append(dict(o)), "'annotations' have the id"),
+        (lambda c, o, w: c["images"].append(dict(c["images"][0])), "'images' have the id"),
+        (
+            lambda c, o, w: c["categories"].append({"id": 2, "name": "new"}),
+            "'categories' have the id 2",
+        ),
+        (lambda c, o, w: o.update(id="x"), "has the id 'x'"),
+        (lambda c, o, w: c["images"].append({**c["images"][0], "id": 999}), "the file name"),
+        (lambda c, o, w: c["categories"].append({"id": 9, "name": "car"}), "are named 'car'"),
+        (lambda c, o, w: c["images"][0].pop("height"), "height and width"),
+        (lambda c, o, w: c["images"][0].pop("file_name"), "no file_name"),
+        (lambda c, o, w: c.pop("categories"), "no COCO annotation file"),
+        (lambda c, o, w: c.update(images=[]), "lists no images"),
+    ],
+)
+def test_coco_annotations(coco, breaks, said):
+    change(coco, breaks)
+    found, _ = problems(coco, "coco")
+    path = coco / "annotations" / "instances_train2017.json"
+    named = [p for p in found if re.match(re.escape(str(path)) + ": .*" + said, p)]
+    assert len(named) == 1, found
+    if said.startswith(("has", "outside", "unknown", "polygon", "no list")) and "'x'" not in said:
+        assert ": object " in named[0]
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read_coco(coco, "train2017")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (lambda c, o, w: o["segmentation"].append([1, 2, 3, 4]), "polygon of 4 numbers.*left out"),
+        (lambda c, o, w: o.update(bbox=[3, 4, 5, 0]), "an empty box"),
+        (
+            lambda c, o, w: o.update(image_id=12345),
+            "1 objects belong to images that are not listed",
+        ),
+    ],
+)
+def test_coco_notes(coco, breaks, said):
+    """Such annotations are in COCO itself."""
+    change(coco, breaks)
+    found, notes = problems(coco, "coco")
+    assert found == [] and len(notes) == 1 and re.search(said, notes[0])
+    read_coco(coco, "train2017")
+
+
+def test_coco_images(coco):
+    scenes = read_coco(coco, "train2017").scenes
+    (coco / scenes[0].file).unlink()
+    photo(coco / scenes[1].file, 33, 44, 0)
+    found, _ = problems(coco, "coco")
+    assert len(found) == 2
+    assert re.search(
+        rf"{scenes[0].file}: missing, but .*: image {scenes[0].id} describes", found[0]
+    )
+    assert re.search(f"{scenes[1].file}: the image is 44x33 px, but", found[1])
+
+
+def test_coco_categories_of_the_splits_must_agree(coco):
+    path = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 30, "name": "yak"})
+    path.write_text(json.dumps(content))
+    assert re.search("other categories than the training split", problems(coco, "coco")[0][0])

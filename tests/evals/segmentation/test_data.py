@@ -1,0 +1,139 @@
+"""VOC's lists and masks, the augmented set in its layouts, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lewel_bench.evals.segmentation import data, lists, masks
+from tests.evals.segmentation.making import CLASSES, devkit, write_mask
+
+
+def sets(root: Path) -> Path:
+    return root / "VOC2012" / "ImageSets" / "Segmentation"
+
+
+def augment(root: Path, names: list[str]) -> None:
+    """Masks of SBD: 1 everywhere, to be told from VOC's."""
+    folder = root / "VOC2012" / "SegmentationClassAug"
+    folder.mkdir()
+    for name in names:
+        with Image.open(root / "VOC2012" / "JPEGImages" / f"{name}.jpg") as image:
+            write_mask(folder / f"{name}.png", np.ones(image.size[::-1]))
+
+
+def test_plain_sets(voc: Path) -> None:
+    train, report = data.read(voc)
+    assert (len(train), len(report), train.classes) == (10, 4, CLASSES)
+    assert train.pairs[0] == (
+        "VOC2012/JPEGImages/train_000.jpg",
+        "VOC2012/SegmentationClass/train_000.png",
+    )
+    assert train.take(np.array([3, 1])).names() == ["train_003", "train_001"]
+    image, labels = data.pair(train, 0)
+    assert image.shape[:2] == labels.shape and set(np.unique(labels)) == {0, 1, 2, 255}
+
+
+NAMES = [f"train_{i:03d}" for i in range(6)]
+
+
+@pytest.mark.parametrize("layout", ["aug", "trainaug", "train_aug", "SegmentationAug"])
+def test_augmented_set(tmp_path: Path, layout: str) -> None:
+    """Of six pictures VOC annotates three; whatever the list is called, all are there once."""
+    root = devkit(tmp_path, train=6)
+    (sets(root) / "train.txt").write_text("\n".join(NAMES[:3]))
+    augment(root, NAMES)
+    if layout == "aug":
+        (sets(root) / "aug.txt").write_text("\n".join(NAMES[3:]))
+    elif layout == "SegmentationAug":
+        folder = root / "VOC2012" / "ImageSets" / layout
+        folder.mkdir()
+        lines = [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in NAMES]
+        (folder / "train_aug.txt").write_text("\n".join(lines))
+    else:
+        (sets(root) / f"{layout}.txt").write_text("\n".join(reversed(NAMES)))
+    train, _ = data.read(root)
+    assert sorted(train.names()) == NAMES
+    folders = {Path(mask).stem: Path(mask).parent.name for _, mask in train.pairs}
+    assert [folders[n] for n in NAMES] == ["SegmentationClass"] * 3 + ["SegmentationClassAug"] * 3
+    assert len(data.read(root, augmented=False)[0]) == 3
+
+
+def test_voc12_without_the_augmented_set_is_refused(tmp_path: Path) -> None:
+    root = devkit(tmp_path, train=1, val=1)
+    for split, count in (("train", 1464), ("val", 1449)):
+        (sets(root) / f"{split}.txt").write_text("\n".join(f"{split}{i}" for i in range(count)))
+    with pytest.raises(ValueError, match=r"without the masks of SBD.*SegmentationClassAug"):
+        data.read(root)
+
+
+def test_classes_without_labels_txt(tmp_path: Path) -> None:
+    root = devkit(tmp_path, train=3)
+    (root / "VOC2012" / "labels.txt").unlink()
+    assert lists.classes(root, 2012) == ("background", "label 1", "label 2")
+    main = root / "VOC2012" / "ImageSets" / "Main"
+    main.mkdir()
+    for name in ("square", "disc"):
+        (main / f"{name}_train.txt").write_text("train_000 1\n")
+    assert lists.classes(root, 2012) == CLASSES
+    for name in ("square", "disc"):
+        (main / f"{name}_train.txt").unlink()
+    (main / "cow_train.txt").write_text("train_000 1\n")
+    assert lists.classes(root, 2012) == lists.CLASSES and len(lists.CLASSES) == 21
+
+
+def test_the_last_year_counts(tmp_path: Path) -> None:
+    root = devkit(tmp_path, train=3)
+    (root / "VOC2012").rename(root / "VOC2007")
+    devkit(root, train=2)
+    assert len(data.read(root)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda y: (y / "ImageSets/Segmentation/val.txt").unlink(), "val.txt: list cannot be read"),
+        (
+            lambda y: (y / "ImageSets/Segmentation/val.txt").write_text("\n"),
+            "val.txt: is empty: expected one picture a line",
+        ),
+        (lambda y: (y / "SegmentationClass/val_001.png").unlink(), "val_001.png: missing"),
+        (
+            lambda y: (y / "ImageSets/Segmentation/train.txt").write_text("train_000\ntrain_000"),
+            "train.txt: lists 1 pictures twice, first 'train_000'",
+        ),
+    ],
+)
+def test_broken_sets_are_named(tmp_path: Path, damage, message: str) -> None:
+    root = devkit(tmp_path, train=2)
+    damage(root / "VOC2012")
+    with pytest.raises(ValueError, match=message):
+        data.read(root)
+
+
+def test_masks_are_indices_or_grey(tmp_path: Path) -> None:
+    labels = np.arange(64).reshape(8, 8) % 3
+    for mode in ("P", "L"):
+        write_mask(tmp_path / "mask.png", labels, mode)
+        assert np.array_equal(masks.mask(tmp_path / "mask.png"), labels)
+    Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match=r"colour.png: a mask of mode RGB: allowed are 8-bit"):
+        masks.mask(tmp_path / "colour.png")
+    labels[3, 5] = 9
+    write_mask(tmp_path / "mask.png", labels)
+    with pytest.raises(ValueError, match=r"mask.png: label 9 at x 5, y 3: allowed are 0 to 2 and"):
+        masks.mask(tmp_path / "mask.png", 3)
+    (tmp_path / "mask.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"mask.png: (is no readable mask|mask cannot be read)"):
+        masks.mask(tmp_path / "mask.png")
+
+
+def test_rotated_images_are_turned(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 200
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned a quarter clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    turned = masks.image(tmp_path / "a.jpg")
+    assert turned.shape == (32, 16, 3) and turned[:12].min() > 150 and turned[20:].max() < 50
