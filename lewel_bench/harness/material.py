@@ -42,7 +42,7 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
             _check_once(job.data, _task(job), context.root)
     # one job of each kind: seeds and candidates ask for the same images
     for job in {
-        (j.data.root, j.recipe_name, j.protocol and j.protocol.name): j for j in todo
+        (j.data.root, j.recipe_name, j.kind, j.protocol and j.protocol.name): j for j in todo
     }.values():
         _fits(job, job.data)
 

@@ -73,7 +73,7 @@ _C4 = {
 _FPN = {
     **_DETECTION,
     "steps": 600,
-    "milestones": [470, 560],
+    "milestones": [480, 560],
     "anchors": [12, 24, 48, 96, 144],
     "rois": 32,
     "pre_nms": [60, 40],
@@ -116,18 +116,18 @@ SHAPES = Suite(
         "voc07_det_c4": {**_C4, "held_out": 40},
         "voc12_seg_fcn_d8": {
             **_DENSE,
-            "steps": 1800,
+            "steps": 2000,
             "scale": [256, 128],
             "ratios": [0.9, 1.5],  # half the size would leave nothing of a texture
             "crop": 64,
-            "head_width": 64,
+            "head_width": 48,
             "aux_width": 32,
             "lrs": [0.1, 0.2],
         },
         "coco_c4_1x": {**_C4, **_COCO},
         "coco_c4_2x": {**_C4, **_COCO, "steps": 480, "milestones": [360, 440]},
         "coco_fpn_1x": {**_FPN, **_COCO},
-        "coco_fpn_2x": {**_FPN, **_COCO, "steps": 1200, "milestones": [940, 1120]},
+        "coco_fpn_2x": {**_FPN, **_COCO, "steps": 1200, "milestones": [960, 1120]},
     },
 )
 
