@@ -17,7 +17,6 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 os.environ.update(ENVIRONMENT)
 
 
-
 def pytest_configure(config: pytest.Config) -> None:
     """Tests of an engine skip where it is absent, unless $LEWEL_BENCH_REQUIRE names it."""
     required = filter(None, os.environ.get("LEWEL_BENCH_REQUIRE", "").split(","))

@@ -46,6 +46,11 @@ class _Dense(Value):
 
     @model_validator(mode="after")
     def _grid_is_sound(self) -> Self:
+        if self.trials > 1 and not self.refit:
+            raise ValueError(
+                f"trials {self.trials}: without refit the number is that of the candidate; "
+                "set refit, or trials to 1"
+            )
         check_grid("lrs", self.lrs)
         check_grid("weight_decays", self.weight_decays)
         return self
@@ -56,11 +61,15 @@ class _Dense(Value):
 
     def identity(self, candidate: tuple[float, float] | None = None) -> dict[str, Any]:
         """What determines the number: of the whole search, or of its one `candidate`."""
-        own = self.model_dump(mode="json", exclude=NOT_IDENTITY - {"lrs", "weight_decays"})
-        if candidate is not None:
-            del own["lrs"], own["weight_decays"], own["refit"]
-            own["candidate"] = list(candidate)
-        return own
+        own = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        grid = {"lrs": sorted(self.lrs), "weight_decays": sorted(self.weight_decays)}
+        if candidate is None:
+            if self.refit and len(self.grid()) == 1:
+                del own["held_out"], own["prune"]  # nothing is searched
+            return own | grid
+        del own["refit"]
+        # whether a candidate is stopped depends on the others
+        return own | {"candidate": list(candidate)} | (grid if self.prune else {})
 
 
 class Detection(_Dense):

@@ -154,16 +154,9 @@ class _Loop:
             return
         self.logged_at, self.logged = time.perf_counter(), state.step
         for batch in self.learner.batches(state.step):
-            try:
-                self.pending.append(self._step(batch))
-            except FloatingPointError:
-                # detectors refuse to go on with boxes that are not finite
-                self._check()
-                state.diverged = state.diverged or state.step + 1
-            else:
-                state.step += 1
-            if state.diverged is None:
-                self._after_step(until)
+            self.pending.append(self._step(batch))
+            state.step += 1
+            self._after_step(until)
             if state.step >= until or self._ended():
                 break
         if state.diverged is None and not all(

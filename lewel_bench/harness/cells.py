@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.results.table import TABLES, Column, Row, epochs, load
@@ -40,13 +41,14 @@ class Selection:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
-def protocols(selection: Selection) -> list[str]:
-    """The protocols that a selection runs."""
-    return list(dict.fromkeys(name for _, evals in cells(selection) for name in evals))
+def protocols(selection: Selection, suite: Suite) -> list[str]:
+    """The protocols that a selection runs in a suite."""
+    return list(dict.fromkeys(name for _, evals in cells(selection, suite) for name in evals))
 
 
-def cells(selection: Selection) -> list[tuple[Recipe, tuple[str, ...]]]:
-    """Recipes in the order asked for, each with the protocols to run on it."""
+def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, ...]]]:
+    """Recipes in the order asked for, each with the protocols to run on it: those asked for, else
+    those by which the paper judges it, as far as the suite has a scale for them."""
     wanted: dict[str, list[str]] = {}
     if selection.tables:
         _lengths(selection.epochs)
@@ -65,8 +67,9 @@ def cells(selection: Selection) -> list[tuple[Recipe, tuple[str, ...]]]:
             wanted = {n: _protocols(n, selection.evals) for n in wanted}
     else:
         for recipe in _recipes(selection.methods, selection.epochs):
+            names = [n for n in of_paper(recipe.name) if suite.comparable or n in suite.protocols]
             asked = selection.evals
-            wanted[recipe.name] = _protocols(recipe.name, asked) if asked else of_paper(recipe.name)
+            wanted[recipe.name] = _protocols(recipe.name, asked) if asked else names
     if not wanted:
         raise ValueError(
             "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "

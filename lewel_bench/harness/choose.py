@@ -24,7 +24,7 @@ def choose(protocol: Semi | Detection | Segmentation, candidates: Sequence[Recor
         rates = ", ".join(str(tuple(r.outcome["chosen"].values())) for r in candidates)
         field = "head_lrs" if isinstance(protocol, Semi) else "lrs"
         raise ValueError(
-            f"every candidate of {protocol.name} diverged: ({names}) {rates}. "
+            f"every candidate of {protocol.name} diverged or was stopped: ({names}) {rates}. "
             f"Set lower rates, such as --set {protocol.name}.{field}=[0.001]"
         )
     best = max(alive, key=lambda r: _score(r, score))

@@ -101,6 +101,8 @@ class Datasets:
             more = ""
             if name == "imagenet100":
                 more = '\n  (or imagenet together with imagenet100_classes = "imagenet100.txt")'
+            if name in LAYOUTS:
+                more = "\n  or leave detection and segmentation out:  --evals linear,semi"
             raise MissingData(what + _how(name) + more)
         folder = self.site.resolve(root)
         if not folder.is_dir():
@@ -187,6 +189,8 @@ def _measure(folder: Path, layout: Layout) -> str:
         for file in sorted(files):
             path = Path(place, file)
             digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
+            if _annotates(file):
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -198,14 +202,20 @@ def shapes_id() -> str:
 
 
 def stamp(folder: Path) -> list[int]:
-    """Changes when a file is added to, or removed from, a class folder."""
-    times = []
-    for split in os.scandir(folder):
-        if split.is_dir():
-            inside = list(os.scandir(split))
-            times += [split.stat().st_mtime_ns]
-            # COCO's annotations are single files, which an editor may write in place
-            times += [
-                c.stat().st_mtime_ns for c in inside if c.is_dir() or c.name.endswith(".json")
-            ]
+    """Changes when a file is added to, or removed from, a class folder, or an annotation is edited.
+
+    Of class folders, which hold a million files, only the folders are looked at.
+    """
+    times: list[int] = []
+    for place, folders, files in os.walk(folder):
+        times.append(os.stat(place).st_mtime_ns)
+        if Path(place).parent == folder and Path(place).name in ("train", "val"):
+            times += [os.stat(Path(place, name)).st_mtime_ns for name in folders]
+            folders.clear()
+        annotations = (Path(place, name).stat() for name in files if _annotates(name))
+        times += [part for one in annotations for part in (one.st_mtime_ns, one.st_size)]
     return [len(times), max(times, default=0), sum(t % 1_000_003 for t in times)]
+
+
+def _annotates(name: str) -> bool:
+    return name.endswith((".xml", ".json", ".txt"))

@@ -92,6 +92,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     written = record.commit(folder, result)
     for used in (folder, folder / "refit"):
         checkpoint.clear(used)
+    transfer.clear(folder)
     for warning in made.outcome.warnings:
         log("warning", message=warning)
     log("done", **made.outcome.metrics)

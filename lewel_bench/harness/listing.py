@@ -79,10 +79,14 @@ def _setting(p: Protocol) -> tuple[str, str]:
     elif isinstance(p, Detection):
         task = "boxes and masks" if p.masks else "boxes"
         setting = f"{task}, batch {p.batch}, {p.steps} steps, warm-up {p.warmup}, "
-        setting += f"edge {min(p.min_sizes)} to {max(p.min_sizes)}, PreciseBN {p.precise_bn}"
+        setting += f"edge {min(p.min_sizes)} to {max(p.min_sizes)}, PreciseBN {p.precise_bn}, "
+        setting += f"tenfold lower at {' and '.join(map(str, p.milestones))}, norms not decayed"
+        setting += f", {p.trials} trials" if p.trials > 1 else ""
         grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
     elif isinstance(p, Segmentation):
-        setting = f"crop {p.crop}, batch {p.batch}, {p.steps} steps, poly {p.power:g}"
+        setting = f"scale {p.scale[0]}x{p.scale[1]} times {p.ratios[0]:g} to {p.ratios[1]:g}, "
+        setting += f"crop {p.crop}, batch {p.batch}, {p.steps} steps, poly {p.power:g} to "
+        setting += f"{p.min_lr:g}"
         grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
     else:
         setting, grid = f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}", "–"

@@ -139,12 +139,9 @@ class Runner:
 
     def _alone(self, job: Job) -> bool:
         """Whether one process does a job whatever was asked for: batch norm of a detector needs
-        every image of a batch, which processes on a CPU cannot share; an engine of another
-        environment is one process of its own."""
-        if not isinstance(job.protocol, Dense):
-            return False
-        elsewhere = getattr(self.settings.engines, job.protocol.engine, None)
-        return elsewhere is not None or jobs.machine(self.settings).device.type == "cpu"
+        every image of a batch, which processes on a CPU cannot share."""
+        dense = isinstance(job.protocol, Dense)
+        return dense and jobs.machine(self.settings).device.type == "cpu"
 
     def _wait(self, job: Job) -> None:
         if signals.asked_to_stop():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals.engines import require
-from lewel_bench.harness.datasets import LISTS, NAMED, stamp
+from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.value import unknown
@@ -32,11 +32,12 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
 
     Raises ValueError that names every problem found.
     """
-    engines = {j.protocol.engine for j in todo if isinstance(j.protocol, Dense)}
+    training = [j for j in todo if not j.reads_records]
+    engines = {j.protocol.engine for j in training if isinstance(j.protocol, Dense)}
     for engine in sorted(engines - {"native"}):
         require(engine, context.site.pythons)
     for job in {(j.data.root, _task(j)): j for j in todo}.values():
-        if job.data.name.startswith("shapes"):
+        if job.data.id == shapes_id():
             _make_shapes(Path(job.data.root).parent)
         else:
             _check_once(job.data, _task(job), context.root)

@@ -108,7 +108,7 @@ def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Datas
     Raises ValueError for names that do not exist and settings that are not allowed.
     """
     jobs: dict[str, Job] = {}
-    wanted = cells(selection)
+    wanted = cells(selection, suite)
     _used(selection.settings, {name for _, evals in wanted for name in evals})
     for recipe, evals in wanted:
         for seed in selection.seeds:

@@ -87,7 +87,7 @@ def select(arguments: argparse.Namespace, context: "Context") -> Selection:
         seeds=_seeds(arguments.seeds),
         settings=tuple(context.settings),
     )
-    choices = context.choices(cells.protocols(asked))
+    choices = context.choices(cells.protocols(asked, context.suite))
     return replace(asked, settings=(*context.settings, *choices))
 
 

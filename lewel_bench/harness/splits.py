@@ -68,7 +68,9 @@ def dense(job: Job) -> DenseSplits[Any]:
     Raises ValueError where more is to be held out than there is.
     """
     assert isinstance(job.protocol, Dense)
-    train, report = _scenes(Path(job.data.root), job.data.layout, job.protocol.runner)
+    train, report = _scenes(
+        Path(job.data.root), job.data.layout, job.protocol.runner, published=job.data.id == "voc"
+    )
     if job.kind == "final":
         return DenseSplits(train, None, report)
     count, held = len(train), job.protocol.held_out
@@ -102,16 +104,22 @@ _FINGERPRINTS: dict[tuple[Path, int], str] = {}  # of class folders, which hold 
 
 
 @cache
-def _scenes(root: Path, layout: str, runner: str) -> tuple[Any, Any]:
-    """(training, reported) scenes; one reading a process."""
+def _scenes(root: Path, layout: str, runner: str, published: bool) -> tuple[Any, Any]:
+    """(training, reported) scenes; one reading a process. What is `published` as VOC must be all of
+    it: years and SBD's masks."""
     if runner == "segmentation":
         from lewel_bench.evals.segmentation import data as pictures
 
-        return pictures.read(root)
-    from lewel_bench.evals.detection import scenes
+        return pictures.read(root, augmented=True if published else None)
+    from lewel_bench.evals.detection import scenes, voc
 
     if layout == "coco":
         return scenes.read_coco(root, "train2017"), scenes.read_coco(root, "val2017")
-    sets, reported = scenes.voc_splits(root)
+    sets, reported = voc.splits(root)
+    if published and len(sets) == 1:
+        raise ValueError(
+            f"{root} holds VOC{sets[0][0]} only: the data set voc is VOC2007 (trainval, test) and "
+            "VOC2012. Add the other year, or name other data with --data voc=PATH"
+        )
     train = scenes.read_voc(root, sets)
     return train, scenes.read_voc(root, reported, train.classes)

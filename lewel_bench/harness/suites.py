@@ -48,7 +48,7 @@ _SEMI = {
 
 # The images are a fifth of COCO's: edges, anchors, RoIs, crops and steps shrink alike. The number
 # is that of the candidate itself: training once more would cost half as much again.
-_DENSE = {"batch": 4, "held_out": 20, "refit": False}
+_DENSE = {"batch": 4, "held_out": 20, "refit": False, "trials": 1}
 _DETECTION = {
     **_DENSE,
     "min_sizes": [160],

@@ -20,7 +20,7 @@ from lewel_bench.results.fill import Filled, Slot
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
 
-Cell = tuple[str, str]  # row id, column id
+CONFIGS = ("config.yaml", "config.py")  # what detectron2 and mmseg were given
 
 
 class Board:
@@ -80,7 +80,7 @@ class Board:
             for trial in range(self._trials(protocol)):
                 key = self.final_key(name, protocol, seed, trial)
                 if key in self.store.records and self._state(key).state == "done":
-                    slots.append(Slot(key=key, seed=seed, state="done"))
+                    slots.append(Slot(key=key, seed=seed, trial=trial, state="done"))
                 elif seed == 0 or key in self.states:
                     slots.append(self._slot(self._chain(name, protocol, seed), seed, key))
         return slots
@@ -142,6 +142,7 @@ class Board:
         return Slot(
             key=final.key,
             seed=seed,
+            trial=final.trial,
             state=state.state,  # type: ignore[arg-type]
             reason=reason if state.state != "done" else "",
             command=self.command(jobs[0].recipe_name, final, seed),
@@ -198,6 +199,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
     folder = board.root / slot.key
     found: dict[str, Any] = {
         "seed": slot.seed,
+        "trial": slot.trial,
         "key": slot.key,
         "state": slot.state,
         "reason": slot.reason,
@@ -224,6 +226,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "data": {role: one.model_dump() for role, one in result.data.items()},
         "checkpoint": _checkpoint(folder, result.checkpoint),
         "log": str(folder / "events.jsonl"),
+        "config": next((str(f) for f in map(folder.joinpath, CONFIGS) if f.exists()), None),
         "spec": result.spec,
         "upstream": upstream,
     }

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.plan import Dense, Job
+from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged
 from lewel_bench.results import record
 from lewel_bench.results.record import Record
@@ -27,7 +30,7 @@ def run(job: Job, root: Path, splits: DenseSplits[Any], **arguments: Any) -> Out
     seed = job.seed + TRIAL * job.trial
     if job.kind == "search":
         assert job.lr is not None
-        rivals = _halves(job, root) if protocol.prune else []
+        rivals = _agreed(_halves(job, root)) if protocol.prune else []
         arguments["rivals"] = rivals
         return _train(job, job.lr, splits=splits, seed=seed, **arguments)
     searched = [key for key in job.needs if key != job.upstream]
@@ -51,6 +54,16 @@ def run(job: Job, root: Path, splits: DenseSplits[Any], **arguments: Any) -> Out
     )
 
 
+LEFT = ("iter_*.pth", "backbone.pth", "last_checkpoint")  # mmengine's, of a run that has ended
+
+
+def clear(folder: Path) -> None:
+    """Remove what an engine resumes from."""
+    for pattern in LEFT:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _train(job: Job, candidate: tuple[float, float], **arguments: Any) -> Outcome:
     outcome: Outcome
     if isinstance(job.protocol, Detection):
@@ -63,6 +76,15 @@ def _train(job: Job, candidate: tuple[float, float], **arguments: Any) -> Outcom
 
         outcome = segmentation.run(job.protocol, candidate=candidate, **arguments)
     return outcome
+
+
+def _agreed(rivals: list[float]) -> list[float]:
+    """Those that rank 0 read: another `run` may finish a candidate between two ranks' looks."""
+    if distributed.world() == 1:
+        return rivals
+    box = [rivals]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def _halves(job: Job, root: Path) -> list[float]:

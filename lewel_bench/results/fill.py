@@ -1,8 +1,9 @@
 """The measured side of a table: every cell's records beside its published value."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 from lewel_bench.results.table import Column, Row, Table
@@ -16,8 +17,9 @@ URGENCY: tuple[State, ...] = ("failed", "running", "queued", "stale", "missing",
 
 @dataclass(frozen=True)
 class Slot:
-    """One seed of a cell: the key of its record and the state of its job. `needs` are the jobs
-    that come first, as text ("pretrain 3f2a9c01b7de missing"); `command` fills the slot."""
+    """One run of a cell: the key of its record and the state of its job. A seed has several where
+    its backbone is fine-tuned in several trials. `needs` are the jobs that come first, as text
+    ("pretrain 3f2a9c01b7de missing"); `command` fills the slot."""
 
     key: str
     seed: int
@@ -25,6 +27,7 @@ class Slot:
     reason: str = ""
     command: str = ""
     needs: tuple[str, ...] = ()
+    trial: int = 0
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State):
@@ -40,9 +43,11 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One filled cell, in the column's unit. `n` of `wanted` seeds are in the mean; `std` is the
-    sample standard deviation (n - 1), None for fewer than two. `delta` is mean - published.
-    `keys` are the records behind the mean. `state` is None where no run can fill the cell."""
+    """One filled cell, in the column's unit. `n` of `wanted` seeds are in the mean; a seed's value
+    is the mean of its trials. `std` is the sample standard deviation over seeds (n - 1), None for
+    fewer than two; `trial_std` is that of the trials about their seeds' means (None where no seed
+    has two). `delta` is mean - published. `keys` are the records behind the mean. `state` is None
+    where no run can fill the cell."""
 
     row: str
     column: str
@@ -50,6 +55,7 @@ class Entry:
     origin: str
     mean: float | None
     std: float | None
+    trial_std: float | None
     n: int
     wanted: int
     delta: float | None
@@ -155,8 +161,12 @@ def _entry(
         for key, slot in checked.items()
         if slot.state == "done"
     }
+    trials: dict[int, list[float]] = {}
+    for key, value in values.items():
+        trials.setdefault(checked[key].seed, []).append(value)
+    seeds = [statistics.fmean(of_seed) for of_seed in trials.values()]
     published = row.values.get(column.id)
-    mean = statistics.fmean(values.values()) if values else None
+    mean = statistics.fmean(seeds) if seeds else None
     states = {slot.state for slot in checked.values()}
     state = next((one for one in URGENCY if one in states), "missing" if row.recipe else None)
     reasons = [slot.reason for slot in checked.values() if slot.reason and slot.state != "done"]
@@ -168,12 +178,13 @@ def _entry(
         published=published,
         origin=row.origin_of(column.id),
         mean=mean,
-        std=statistics.stdev(values.values()) if len(values) > 1 else None,
-        n=len(values),
-        wanted=len(checked),
+        std=statistics.stdev(seeds) if len(seeds) > 1 else None,
+        trial_std=_within(list(trials.values())),
+        n=len(seeds),
+        wanted=len({slot.seed for slot in checked.values()}),
         delta=None if mean is None or published is None else mean - published,
         state=state,
-        verdict=_verdict(list(values.values()), published, column.noise, state, comparable),
+        verdict=_verdict(seeds, published, column.noise, state, comparable),
         keys=tuple(values),
         note=row.notes.get(column.id, ""),
         reasons=tuple(dict.fromkeys(reasons)),
@@ -194,7 +205,16 @@ def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slo
 
 
 def _with(slot: Slot, state: State, reason: str) -> Slot:
-    return Slot(slot.key, slot.seed, state, reason, slot.command, slot.needs)
+    return replace(slot, state=state, reason=reason)
+
+
+def _within(trials: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation of trials about the means of their seeds."""
+    freedom = sum(len(of_seed) - 1 for of_seed in trials)
+    if not freedom:
+        return None
+    squares = sum((v - statistics.fmean(of)) ** 2 for of in trials for v in of)
+    return math.sqrt(squares / freedom)
 
 
 def _verdict(

@@ -133,6 +133,7 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
         "origin": entry.origin,
         "mean": entry.mean,
         "std": entry.std,
+        "trial_std": entry.trial_std,
         "n": entry.n,
         "wanted": entry.wanted,
         "delta": entry.delta,

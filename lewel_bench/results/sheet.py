@@ -68,10 +68,7 @@ def sheet(filled: Filled) -> Sheet:
         blocks=tuple(_block(filled, row, by_row, notes) for row in table.rows),
         remarks=(
             *(() if filled.comparable else orientation),
-            *(
-                f"{name} was measured with the engine {one}."
-                for name, one in filled.engines.items()
-            ),
+            *(f"Engine of {name}: {one}." for name, one in filled.engines.items()),
             *table.remarks,
         ),
         notes=tuple(notes),
@@ -107,7 +104,8 @@ def _measured(column: Column, entry: Entry | None) -> str:
         return BLANK
     spread = "" if entry.std is None else f" ± {entry.std:.{column.digits}f}"
     seeds = f"{entry.n}" if entry.n == entry.wanted else f"{entry.n} of {entry.wanted}"
-    return f"{entry.mean:.{column.digits}f}{spread} ({seeds})"
+    trials = "" if entry.trial_std is None else f", trials ± {entry.trial_std:.{column.digits}f}"
+    return f"{entry.mean:.{column.digits}f}{spread} ({seeds}{trials})"
 
 
 def _difference(column: Column, entry: Entry | None) -> str:

@@ -40,9 +40,7 @@ TINY = Detection(
 class Learner:
     """A line with batch norm and dropout; batch k is a function of k, noise is torch's."""
 
-    def __init__(
-        self, lr: float, breaks_at: int | None = None, raises: bool = False, rank: int = 0
-    ) -> None:
+    def __init__(self, lr: float, breaks_at: int | None = None, rank: int = 0) -> None:
         self.rank = rank
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -50,7 +48,7 @@ class Learner:
                 nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)
             )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
-        self.breaks_at, self.raises = breaks_at, raises
+        self.breaks_at = breaks_at
         self.settled, self.rates = 0, list[float]()
 
     def batches(self, start):
@@ -64,8 +62,6 @@ class Learner:
         step, x = batch
         self.rates.append(self.optimizer.param_groups[0]["lr"])
         if step + 1 == self.breaks_at:
-            if self.raises:
-                raise FloatingPointError("boxes are not finite")
             return forward(x).mean() * float("nan")
         return ((forward(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
@@ -177,13 +173,12 @@ def test_a_candidate_far_below_its_rivals_is_pruned_and_stays_so(run):
     assert kept.metrics and "pruned" not in kept.extra
 
 
-@pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("step", [1, 7, STEPS])
-def test_divergence_is_named_by_its_step(run, tmp_path, monkeypatch, raises, step):
+def test_divergence_is_named_by_its_step(run, tmp_path, monkeypatch, step):
     for checks in (1, 5):
         look_every(monkeypatch, checks)
         folder = f"{checks}"
-        outcome = run(Learner(0.1, step, raises), folder=folder)
+        outcome = run(Learner(0.1, step), folder=folder)
         assert outcome.metrics == {} and outcome.extra["select"] == {}
         assert outcome.extra["diverged_at_step"] == step
         assert outcome.warnings == [f"diverged at step {step} of 12 at lr 0.1, weight decay 0"]

@@ -85,7 +85,8 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     shown = bench(*words(f"table {table}", images, dense, protocol, **more), "--format", "json")
     rows = {row["id"]: row["cells"] for row in json.loads(shown.stdout)["rows"]}
     cell = rows["lewel_m:200"][column]
-    assert (cell["n"], cell["engine"], cell["protocol"]) == (2, "native", protocol)
+    assert (cell["n"], cell["engine"], cell["protocol"]) == (1, "native", protocol)
+    assert cell["trial_std"] is not None and len(cell["keys"]) == 2
     metric = {"ap50": "box_ap50", "miou": "miou"}[column]
     trials = [final, found[f"{protocol} of lewel_m_200ep, trial 1"]]
     assert cell["mean"] == pytest.approx(sum(one["metrics"][metric] for one in trials) / 2)

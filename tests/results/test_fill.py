@@ -11,7 +11,8 @@ CELL = ("lewel_m", "200:top1")  # 68.4 in the paper
 
 
 def slot(key: str, state: Any = "done", **fields: Any) -> Slot:
-    return Slot(key, seed=0, state=state, **fields)
+    """Of a seed of its own, unless one is given."""
+    return Slot(key, **{"seed": int.from_bytes(key.encode()), "state": state, **fields})
 
 
 def entry(*slots: Slot, values: Any = (), comparable: bool = True, cell: Any = CELL) -> Entry:
@@ -28,6 +29,17 @@ def test_mean_std_and_delta_are_of_the_records() -> None:
     assert found.keys == ("k0", "k1", "k2")
     assert (found.state, found.verdict) == ("done", "reproduced")
     assert "Table 8" in found.note
+
+
+def test_trials_of_one_backbone_are_no_seeds() -> None:
+    """68 and 70 of one seed, 72 and 76 of another: n is 2, the mean that of 69 and 74."""
+    slots = [slot(f"k{i}", seed=i // 2, trial=i % 2) for i in range(4)]
+    found = entry(*slots, values=(68.0, 70.0, 72.0, 76.0))
+    assert (found.mean, found.n, found.wanted) == (71.5, 2, 2)
+    assert found.std == pytest.approx(5 / math.sqrt(2), rel=1e-12)
+    assert found.trial_std == pytest.approx(math.sqrt((2 + 8) / 2), rel=1e-12)
+    assert entry(*slots[:2], values=(68.0, 70.0)).verdict == "inconclusive (n=1)"
+    assert entry(slots[0], slots[2], values=(68.0, 70.0, 72.0)).trial_std is None
 
 
 @pytest.mark.parametrize(

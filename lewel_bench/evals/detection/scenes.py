@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from lewel_bench.evals.detection import coco, voc
 
-VOC_CLASSES = voc.CLASSES
 Floats = NDArray[np.float64]
 Polygons = tuple[Floats, ...]  # each (2k,): x1, y1, x2, y2, …
 
@@ -99,15 +98,6 @@ class Scenes:
                 o.crowd.tolist(), o.polygons, o.rles, strict=True,
             )
         ]  # fmt: skip
-
-
-def voc_splits(root: Path) -> tuple[voc.Sets, voc.Sets]:
-    """The image sets (year, name) of a VOCdevkit to train on, and those to report on.
-
-    With 2007 and 2012: both trainvals, and 2007's test, as the papers do. With one year: trainval
-    and test where there is a test set, else train and val. Raises ValueError saying what is there.
-    """
-    return voc.splits(root)
 
 
 def read_voc(

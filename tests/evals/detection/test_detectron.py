@@ -12,8 +12,8 @@ import torch
 
 from lewel_bench.evals import detection, engines, outside, weights
 from lewel_bench.evals.dense import Detection
-from lewel_bench.evals.detection import detectron
-from lewel_bench.evals.detection.scenes import Objects, Scenes, read_coco, read_voc, voc_splits
+from lewel_bench.evals.detection import detectron, voc
+from lewel_bench.evals.detection.scenes import Objects, Scenes, read_coco, read_voc
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain import backbone, checkpoint, shapes
@@ -263,7 +263,7 @@ def splits_of(data: Path, metric: str) -> DenseSplits[Scenes]:
     if metric == "coco":
         train, report = (read_coco(data / "coco", f"{s}2017") for s in ("train", "val"))
     else:
-        sets = voc_splits(data / "VOCdevkit")
+        sets = voc.splits(data / "VOCdevkit")
         train, report = (read_voc(data / "VOCdevkit", s) for s in sets)
     return DenseSplits(train.take(range(10)), train.take(range(10, 13)), report)
 

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from lewel_bench.evals.detection import metrics
 from lewel_bench.evals.detection.metrics import coco_ap, voc_ap
 from lewel_bench.evals.detection.scenes import Objects, Scene, Scenes, read_coco, read_voc
-from lewel_bench.evals.detection.scenes import voc_splits as splits_of
+from lewel_bench.evals.detection.voc import splits as splits_of
 
 NAMES = ("box_ap", "box_ap50", "box_ap75")
 MASKS = ("mask_ap", "mask_ap50", "mask_ap75")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from annotated import make_coco, make_voc, real, xml
 
-from lewel_bench.evals.detection.scenes import VOC_CLASSES, read_coco, read_voc, voc_splits
+from lewel_bench.evals.detection import voc
+from lewel_bench.evals.detection.scenes import read_coco, read_voc
 
 SETS = {(2007, "trainval"): 6, (2012, "trainval"): 5, (2007, "test"): 4}
 
@@ -38,7 +39,7 @@ def test_voc_boxes_run_from_edge_to_edge(devkit):
 
 
 def test_voc_years_follow_one_another_with_numbers_from_their_names(devkit):
-    train, report = voc_splits(devkit)
+    train, report = voc.splits(devkit)
     scenes = read_voc(devkit, train)
     assert [s.id for s in scenes.scenes] == [*range(1, 7), *range(2008000007, 2008000012)]
     assert [s.id for s in read_voc(devkit, report).scenes] == [12, 13, 14, 15]
@@ -63,7 +64,7 @@ def test_names_without_numbers_are_numbered_by_place(devkit):
     ],
 )
 def test_voc_splits(tmp_path, sets, train, report):
-    assert voc_splits(make_voc(tmp_path, sets)) == (train, report)
+    assert voc.splits(make_voc(tmp_path, sets)) == (train, report)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +77,11 @@ def test_voc_splits(tmp_path, sets, train, report):
 )
 def test_voc_splits_refuses(tmp_path, sets, said):
     with pytest.raises(ValueError, match=said):
-        voc_splits(make_voc(tmp_path, sets))
+        voc.splits(make_voc(tmp_path, sets))
 
 
 def test_classes_are_vocs_where_names_are(devkit, tmp_path):
-    assert read_voc(devkit, [(2007, "trainval")]).classes == VOC_CLASSES
+    assert read_voc(devkit, [(2007, "trainval")]).classes == voc.CLASSES
     own = make_voc(tmp_path / "own", {(2012, "train"): 8}, ("rose", "aster", "cat"))
     assert read_voc(own, [(2012, "train")]).classes == ("aster", "cat", "rose")
     main = own / "VOC2012" / "ImageSets" / "Main"
@@ -186,9 +187,9 @@ def test_voc_as_detectron2_reads_it(data, tmp_path):
 
     made = data == "drawn"
     root = make_voc(tmp_path, SETS) if made else real(data, tmp_path) / "VOCdevkit"
-    for sets in voc_splits(root):
+    for sets in voc.splits(root):
         for year, name in sets:
-            dicts = load_voc_instances(str(root / f"VOC{year}"), name, VOC_CLASSES)
+            dicts = load_voc_instances(str(root / f"VOC{year}"), name, voc.CLASSES)
             same_as_detectron2(read_voc(root, [(year, name)]), dicts, numbers=False)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lewel_bench.evals.detection import views
-from lewel_bench.evals.detection.scenes import Objects, Scene, read_coco, read_voc, voc_splits
+from lewel_bench.evals.detection import views, voc
+from lewel_bench.evals.detection.scenes import Objects, Scene, read_coco, read_voc
 from lewel_bench.evals.protocols import PROTOCOLS
 
 C4 = PROTOCOLS["voc07_det_c4"]
@@ -157,7 +157,7 @@ def data(request, tmp_path):
     else:
         root = real(request.param, tmp_path) / ("VOCdevkit" if "voc" in request.param else "coco")
     if "voc" in request.param:
-        return read_voc(root, voc_splits(root)[0])
+        return read_voc(root, voc.splits(root)[0])
     return read_coco(root, "train2017")
 
 
