@@ -172,7 +172,9 @@ def _from_a_node(
     answer, why = _answer(folder / f"{uid}.answer.json", id, timeout_s)
     if answer is None:
         written = [p.read_text(errors="replace") for p in books.logs(uid).glob(f"{id}_*log.err")]
-        last = " ".join("\n".join(written).strip().splitlines()[-1:])
+        said = "\n".join(written).splitlines()
+        said = [line for line in said if line and not line.startswith(("srun:", "slurmstepd:"))]
+        last = said[-1] if said else ""
         if why == "ended" and not last:
             why = f"{root} is not shared with the nodes, or {cluster.interpreter()} does not start"
         yield "a job", "problem", f"job {id} {PREFIX}{uid}: {last or why}"

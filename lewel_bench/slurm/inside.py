@@ -21,11 +21,13 @@ from typing import Any
 from lewel_bench.slurm import attempt, files
 from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.ledger import Ledger, Submission
-from lewel_bench.slurm.retry import DONE, ERROR, FENCED, KILLED, NAN, OOM, STOPPED
+from lewel_bench.slurm.retry import DONE, ERROR, FENCED, IO, KILLED, NAN, OOM, STOPPED
 
 # What the process that computes says with its exit code; with any other it failed.
-CODES = {0: DONE, 75: STOPPED, 76: FENCED, 77: NAN, 78: OOM}
+CODES = {0: DONE, 75: STOPPED, 76: FENCED, 77: NAN, 78: OOM, 79: IO}
 EXIT = {outcome: code for code, outcome in CODES.items()}
+
+EXIT_FALLEN = 80
 
 WAKE = "LEWEL_BENCH_WAKE"  # set where a planner was woken by SLURM and no person watches
 HALVINGS = "LEWEL_BENCH_HALVINGS"  # how often the micro-batch is to be halved
@@ -102,6 +104,8 @@ class Watch:
         code = self._wait(folder, mine)
         self.child = None
         outcome, message = self._outcome(folder, code, began)
+        if self.world > 1 and outcome not in (DONE, STOPPED, FENCED):
+            outcome, message = self._blame(folder, outcome, message)
         if mine:
             if attempt.mark(folder, self.submission.marks) != mine.mark:
                 self.progress = True
@@ -121,18 +125,21 @@ class Watch:
             with suppress(subprocess.TimeoutExpired):
                 return self.child.wait(POLL_S)
             now = time.monotonic()
-            if mine and now - looked > CLAIM_S:
+            if now - looked > CLAIM_S:
                 looked = now
-                if not attempt.holds(folder, mine.name):
+                lost = mine and not attempt.holds(folder, mine.name)
+                if lost or self._fallen(folder):
                     self.child.kill()
                     self.child.wait()
-                    return EXIT[FENCED]
+                    return EXIT[FENCED] if lost else EXIT_FALLEN
             if mine and now - beaten > BEAT_S:
                 beaten = now
                 with suppress(OSError):
                     attempt.beat(folder, mine)
 
     def _outcome(self, folder: Path, code: int, began: float) -> tuple[str, str]:
+        if code == EXIT_FALLEN:
+            return KILLED, "another rank had ended"
         if (folder / self.submission.record).exists() and code != EXIT[FENCED]:
             return DONE, ""
         if code < 0:
@@ -146,6 +153,24 @@ class Watch:
             return said, ""
         failure = files.read(folder / FAILURE) if _since(folder / FAILURE, began) else None
         return said, str((failure or {}).get("message", f"exit code {code}; see its log"))
+
+    def _note(self, folder: Path) -> Path:
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return folder / "ranks" / f"{self.submission.uid}-{self.task}-{restart}.json"
+
+    def _fallen(self, folder: Path) -> bool:
+        """Whether another rank has ended badly: this one would wait for it in a collective."""
+        return self.world > 1 and self._note(folder).exists()
+
+    def _blame(self, folder: Path, outcome: str, message: str) -> tuple[str, str]:
+        """How the first rank to fall ended; what the others say follows from it."""
+        note = self._note(folder)
+        if self.rank == 0 and outcome == ERROR:
+            time.sleep(1)  # a rank that was killed is seen at once, its peers raise a little later
+        with suppress(OSError):
+            files.create(note, {"outcome": outcome, "message": f"rank {self.rank}: {message}"})
+        first = files.read(note) or {}
+        return str(first.get("outcome", outcome)), str(first.get("message", message))
 
     def _environment(self, folder: Path, mine: Attempt | None) -> Mapping[str, str]:
         more = {HALVINGS: str(self.submission.halvings)}
@@ -166,7 +191,7 @@ class Watch:
         if not self.submission.requeue or (warned and not self.progress):
             return
         job = attempt._job()
-        if not warned and not _runs(job):
+        if not warned and not _preempted(job):
             return  # cancelled, or SLURM starts it again by itself
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
         if done.returncode:
@@ -191,15 +216,16 @@ def _torch() -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, **{name: os.environ[name] for name in names}}
 
 
-def _runs(job: str) -> bool:
-    """Whether SLURM still means this job to run: in a preemption's grace time it does."""
+def _preempted(job: str) -> bool:
+    """Whether SLURM has this job in a preemption's grace time: a SIGTERM comes with scancel, a
+    requeue and the fall of another rank too."""
     try:
         shown = subprocess.run(
             ["scontrol", "show", "job", "-o", job], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return "JobState=RUNNING" in shown.stdout
+    return "JobState=RUNNING" in shown.stdout and "PreemptTime=None" not in shown.stdout
 
 
 def _since(path: Path, began: float) -> bool:

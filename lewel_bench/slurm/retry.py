@@ -2,7 +2,8 @@
 
 A node failure and a preemption are nobody's fault: always again. A time limit: again while a newer
 checkpoint comes out of it. Out of memory: once more with half the micro-batch. An error of the
-code or a loss that is not finite: never by itself, it would only happen again.
+code or a loss that is not finite: never by itself, it would only happen again. A full disk: again
+by the next run, as a kill.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +12,8 @@ from dataclasses import dataclass
 from lewel_bench.slurm.attempt import Attempt
 
 # outcomes that what runs inside a job writes down
-DONE, STOPPED, FENCED, ERROR, NAN, OOM, KILLED, RETRY = [
-    "done",
-    "stopped",
-    "fenced",
-    "error",
-    "nan",
-    "oom",
-    "killed",
-    "retry",
-]
+DONE, STOPPED, FENCED, RETRY = "done", "stopped", "fenced", "retry"
+ERROR, NAN, OOM, KILLED, IO = "error", "nan", "oom", "killed", "io"
 FINAL = (ERROR, NAN)
 BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", "VOID")
 MAX_HALVINGS = 1
@@ -94,11 +87,14 @@ def judge(
 
 def _cause(one: Attempt, later: Sequence[Attempt], states: Mapping[tuple[str, int], str]) -> str:
     """What ended an attempt: its own word, or SLURM's when it was killed."""
-    if one.outcome in (ERROR, NAN, OOM):
-        return one.outcome
     if any((other.uid, other.task) == (one.uid, one.task) for other in later):
-        return "REQUEUED" if not one.outcome else one.outcome
+        # an error before that came of what SLURM started it again for, such as a lost node
+        return one.outcome if one.outcome == STOPPED else "REQUEUED"
     state = states.get((one.uid, one.task), "UNKNOWN")
+    if state in ("NODE_FAIL", "PREEMPTED"):
+        return state
+    if one.outcome in (ERROR, NAN, OOM, IO):
+        return one.outcome
     if state == "OUT_OF_MEMORY":
         return OOM
     if state in (*BLAMELESS, "CANCELLED", "TIMEOUT"):
