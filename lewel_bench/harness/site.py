@@ -55,6 +55,7 @@ class Site(Value):
     data: dict[str, str] = {}
     suites: dict[str, OwnSuite] = {}
     machine: MachineSettings = MachineSettings()
+    clusters: dict[str, dict[str, Any]] = {}  # profiles, checked where one is used
     path: Path | None = None  # the file it was read from; paths in it are relative to its folder
 
     def resolve(self, path: str) -> Path:
