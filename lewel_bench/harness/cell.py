@@ -6,6 +6,7 @@ It says with its exit code how it ended, see slurm.inside.CODES.
 import errno
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,8 +63,16 @@ def main() -> int:
 
 
 def _stop() -> bool:
-    attempt.check()  # before every save, so that a copy that lost its claim saves nothing
+    """Asked at every step and before every save, so that a copy that lost its claim saves nothing;
+    looks at most once a second."""
+    global _looked
+    if time.monotonic() - _looked > 1:
+        attempt.check()
+        _looked = time.monotonic()
     return signals.asked_to_stop()
+
+
+_looked = 0.0
 
 
 def _halved(settings: MachineSettings, job: Job) -> MachineSettings:

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,32 @@ def test_the_controller_forgets_a_job(lab: Lab, bench: Bench) -> None:
     bench.finish()
     bench.check()
     assert len(bench.attempts("a")) == 2
+
+
+def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
+    if os.getuid() or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("needs to mount a small file system")
+    try:
+        bench = Bench(tmp_path / "runs")
+        bench.cell("a", **LONG)
+        bench.run()
+        until(lambda: bench.ticks("a") >= 7)
+        filler = tmp_path / "filler"
+        with suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        until(lambda: not sweep.survey(bench.root))
+        assert not bench.done()
+        filler.unlink()
+        assert len(bench.run().submitted) == 1
+        bench.finish()
+        bench.check()
+        resumed = bench.attempts("a")[-1]
+        assert resumed.mark  # it went on from its last good checkpoint
+    finally:
+        until(bench.idle, 30)
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_three_planners_in_the_same_second(bench: Bench, tmp_path: Path) -> None:
