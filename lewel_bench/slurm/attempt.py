@@ -54,7 +54,7 @@ class Attempt:
 def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, marks: str) -> Attempt:
     """Take the claim of a cell and write the attempt down."""
     now = time.time()
-    job = _job()
+    job = this_job()
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = Attempt(
         name=f"{time.time_ns()}-{job}.{restart}-{secrets.token_hex(3)}",
@@ -74,7 +74,8 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
     return attempt
 
 
-def _job() -> str:
+def this_job() -> str:
+    """The id of the job that this process runs in, as squeue writes it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

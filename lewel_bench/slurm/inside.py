@@ -190,7 +190,7 @@ class Watch:
         warned = self.signals[0] != signal.SIGTERM
         if not self.submission.requeue or (warned and not self.progress):
             return
-        job = attempt._job()
+        job = attempt.this_job()
         if not warned and not _preempted(job):
             return  # cancelled, or SLURM starts it again by itself
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

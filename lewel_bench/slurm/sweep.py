@@ -332,7 +332,8 @@ def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
 
 def again(root: Path, keys: Collection[str]) -> list[str]:
     """Forget failed attempts at `keys`, so that the next pass tries them; those that had any."""
-    tried = [key for key in keys if attempt.history(root / key)]
+    ends = _ends(Ledger(root).entries())  # one that never started has no attempts
+    tried = [key for key in keys if key in ends or attempt.history(root / key)]
     for key in tried:
         attempt.forgive(root / key)
     return tried

@@ -77,6 +77,7 @@ def test_jobs_that_never_started() -> None:
     verdict = judge([], [end(n, "FAILED") for n in range(5)], "", 5)
     assert verdict == Verdict(False, "no progress in 5 attempts, the last: never started (FAILED)")
     assert judge([], [end(n, "VOID") for n in range(50)], "", 5).again
+    assert judge([attempt(5, "retry")], [end(n, "FAILED") for n in range(5)], "", 5).again
 
 
 def test_cancelled() -> None:
