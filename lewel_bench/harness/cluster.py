@@ -21,10 +21,9 @@ from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import FAILURE, SPEC, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import load
-from lewel_bench.slurm import check, cluster, inside, ledger, sweep
+from lewel_bench.slurm import check, cluster, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Cell
-from lewel_bench.slurm.queue import Unreachable
 from lewel_bench.slurm.sweep import Pass, Sweep
 
 if TYPE_CHECKING:
@@ -60,11 +59,12 @@ def submit(
         if not woken:
             check.possible(on, {cell.kind for cell in cells})
             check.writable(context.root)
+            ledger.Ledger(context.root).belongs(on.name, queue.limits())
             prepare()
         for job in todo:
             write_spec(job, context.root)
         done = sweep.advance(work, cells, attended=not woken)
-    except Unreachable as unreachable:
+    except queue.Unreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
     return _say(done, todo, on, context.root)
 
@@ -149,7 +149,7 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
         return states
     try:
         found = sweep.survey(root)
-    except Unreachable as unreachable:
+    except queue.Unreachable as unreachable:
         print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
         maybe = sweep.unfinished_elsewhere(root)
         return {
@@ -193,7 +193,7 @@ def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
                 print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
                 return 1
         ended = sweep.cancel(root, wanted)
-    except Unreachable as unreachable:
+    except queue.Unreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was cancelled") from None
     also = {key for keys in ended.values() for key in keys} - set(wanted)
     print(f"cancelled {len(ended)} tasks that held {len(wanted)} jobs")
