@@ -1,12 +1,13 @@
 # make demo: install, then the main job on the generated shapes suite, and its tables
-# make test: install, then the tests
+# make test: install, then the tests; those of the cluster are skipped without SLURM
+# make test-slurm: the tests on a private SLURM, which needs Debian's slurmctld slurmd slurm-client
 PYTHON ?= python3
 VENV ?= .venv
 BENCH = $(VENV)/bin/lewel-bench
 SUITE = --suite shapes
 SHELL = /bin/bash
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slurm lint install clean
 
 demo: $(VENV)/.installed
 	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi
@@ -15,6 +16,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(VENV)/bin/python -m pytest -q
+
+test-slurm: $(VENV)/.installed-dev
+	@command -v sbatch >/dev/null || { echo "sbatch is missing: apt-get install \
+	--no-install-recommends slurmctld slurmd slurm-client munge" >&2; exit 2; }
+	$(VENV)/bin/python -m pytest -q tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

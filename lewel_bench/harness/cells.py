@@ -52,11 +52,11 @@ def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, .
     wanted: dict[str, list[str]] = {}
     if selection.tables:
         _lengths(selection.epochs)
-        allowed = set(_allowed(selection.methods)) if selection.methods else None
+        only = set(allowed(selection.methods)) if selection.methods else None
         for table in map(load, selection.tables):
             for row, column in table.cells():
                 name = recipe_name(row, column)
-                if name is None or (allowed is not None and name not in allowed):
+                if name is None or (only is not None and name not in only):
                     continue
                 if selection.epochs and RECIPES[name].epochs not in selection.epochs:
                     continue
@@ -81,7 +81,7 @@ def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, .
 def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
     found = []
     for method in methods:
-        names = _allowed([method])
+        names = allowed([method])
         here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
         known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
         if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
@@ -104,7 +104,7 @@ def _lengths(asked: Sequence[int]) -> None:
             raise ValueError(f"no recipe has {one} epochs. Known: {shown}")
 
 
-def _allowed(methods: Sequence[str]) -> list[str]:
+def allowed(methods: Sequence[str]) -> list[str]:
     """The recipes of families or single recipes, whatever their length."""
     return [name for m in methods for name in FAMILIES.get(_known(m), [m])]
 

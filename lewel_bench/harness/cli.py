@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
+    from lewel_bench.harness.status import JobState
     from lewel_bench.harness.tables import Board
 
 MISTAKE = 2  # exit code of what a user can mend
@@ -166,7 +167,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
     from dataclasses import asdict
 
-    from lewel_bench.harness.status import ORDER, survey
+    from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
     from lewel_bench.value import unknown
 
@@ -174,8 +175,13 @@ def show_status(arguments: argparse.Namespace) -> int:
         if state not in ORDER:
             raise ValueError(unknown("state", state, ORDER))
     context = Context(arguments)
+    if arguments.watch:
+        from lewel_bench.harness.cluster import watch
+
+        arguments.watch = False
+        return watch(lambda: show_status(arguments))
     store = Store(context.root)
-    states = list(survey(context.root, store).values())
+    states = list(_states(context, store, arguments.cluster).values())
     shown = [s for s in states if not arguments.state or s.state in arguments.state]
     shown.sort(key=lambda s: ORDER.index(s.state))
     _warn_corrupt(store.bad)
@@ -193,6 +199,71 @@ def show_status(arguments: argparse.Namespace) -> int:
         else f"{context.root}: no jobs yet"
     )
     return 0
+
+
+def _states(context: Context, store: Any, cluster: str | None = None) -> "dict[str, JobState]":
+    from lewel_bench.harness.status import survey
+
+    states = survey(context.root, store)
+    if cluster is None and not (context.root / ".slurm").exists():
+        return states
+    from lewel_bench.harness import cluster as clusters
+
+    if cluster:
+        clusters.profile(context.site, cluster)
+    return clusters.live(context.root, states, cluster)
+
+
+def cancel_jobs(arguments: argparse.Namespace) -> int:
+    """`lewel-bench cancel`."""
+    from lewel_bench.harness import cluster
+
+    context = Context(arguments)
+    return cluster.cancel(context.root, _chosen(context, arguments), arguments.yes)
+
+
+def retry_jobs(arguments: argparse.Namespace) -> int:
+    """`lewel-bench retry`."""
+    from lewel_bench.harness import cluster
+
+    context = Context(arguments)
+    return cluster.again(context.root, _chosen(context, arguments))
+
+
+def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
+    """The keys that a command line names, one by one or by what they have in common."""
+    from lewel_bench.harness import cluster
+    from lewel_bench.harness.status import ORDER
+    from lewel_bench.results.store import Store
+    from lewel_bench.value import unknown
+
+    for state in arguments.state:
+        if state not in ORDER:
+            raise ValueError(unknown("state", state, ORDER))
+    states = _states(context, Store(context.root))
+    for key in arguments.keys:
+        if key not in states:
+            raise ValueError(unknown("key", key, states))
+    if not (arguments.keys or arguments.method or arguments.table or arguments.state):
+        raise ValueError("name keys, or --method, --table or --state: see lewel-bench status")
+    wanted = set(arguments.keys) or set(states)
+    if arguments.method or arguments.table:
+        names = cluster.recipes(arguments.method, arguments.table)
+        wanted &= {k for k, recipe in cluster.recipe_names(context.root, states) if recipe in names}
+    return [
+        key
+        for key, one in states.items()
+        if key in wanted
+        and (not arguments.only_suite or one.suite == arguments.only_suite)
+        and (not arguments.state or one.state in arguments.state)
+    ]
+
+
+def show_logs(arguments: argparse.Namespace) -> int:
+    """`lewel-bench logs`."""
+    from lewel_bench.harness import cluster
+
+    return cluster.logs(Context(arguments).root, arguments.key, arguments.follow)
 
 
 def show_list(arguments: argparse.Namespace) -> int:
@@ -228,7 +299,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     """`lewel-bench doctor`."""
     from lewel_bench.harness.doctor import doctor
 
-    return doctor(Context(arguments, needed=True))
+    return doctor(Context(arguments, needed=True), arguments.cluster)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -278,6 +349,9 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
     "explain": explain_cell,
     "status": show_status,
+    "cancel": cancel_jobs,
+    "retry": retry_jobs,
+    "logs": show_logs,
     "ls": show_list,
     "data make": make_data,
     "data check": check_data,

@@ -19,9 +19,13 @@ NEEDED_GIB = 5.0  # of disk, for the shapes suite with room to spare
 Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 
-def doctor(context: "Context") -> int:
+def doctor(context: "Context", cluster: str | None = None) -> int:
     """Print every check; 2 when one of them is a problem."""
     found = [*_software(), *_engines(context), *_machine(), *_places(context)]
+    if cluster:
+        from lewel_bench.harness import cluster as clusters
+
+        found += clusters.doctor(context, cluster)
     width = max(len(what) for what, _, _ in found)
     for what, state, finding in found:
         print(f"{state:8} {what:{width}}  {finding}")

@@ -6,6 +6,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,30 +29,30 @@ from lewel_bench.harness.status import FAILURE, SPEC, WORK
 from lewel_bench.pretrain import checkpoint, distributed, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.folder import Images
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Data, Record
+from lewel_bench.slurm import attempt
 
 MONITORS = 5  # kNN accuracies in the course of a pre-training
 BANK, QUERIES = 50, 20  # images a class for these
 
 
-def write_spec(job: Job, root: Path) -> None:
-    """Make the folder of a job, with everything that is needed to run it."""
-    folder = root / job.key
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / SPEC).exists():
-        write_atomically(folder / SPEC, job.model_dump_json(indent=1))
-
-
-def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: Stop) -> Record:
+def run(
+    job: Job,
+    root: Path,
+    settings: MachineSettings,
+    report: Report,
+    stop: Stop,
+    fence: Callable[[], None] = lambda: None,
+) -> Record:
     """Compute a job and commit its record; goes on from its checkpoints.
 
     The caller holds the lock of the job's folder. Raises Stopped after saving, and whatever the
-    computation raises, after writing it to `failure.json`.
+    computation raises, after writing it to `failure.json`; `fence` raises Fenced where another
+    process has taken over.
     """
     folder = root / job.key
     log = Log(folder, report)
@@ -64,6 +65,8 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     except Stopped as stopped:
         log("stopped", message=str(stopped))
         raise
+    except attempt.Fenced:
+        raise  # what is in the folder is another process's now
     except Exception as error:
         write_failure(folder, error)
         log("failed", message=str(error))
@@ -76,7 +79,10 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
         seed=job.seed,
         upstream=tuple(dict.fromkeys(filter(None, (job.upstream, *job.needs)))),
         metrics=made.outcome.metrics,
-        outcome={k: v for k, v in asdict(made.outcome).items() if k not in ("metrics", "warnings")},
+        outcome={
+            **{k: v for k, v in asdict(made.outcome).items() if k not in ("metrics", "warnings")},
+            **_attempts(folder),
+        },
         warnings=tuple(made.outcome.warnings),
         data=made.data,
         **provenance(),
@@ -89,6 +95,7 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
     if distributed.rank() != 0:
         return result
     log.close()
+    fence()
     written = record.commit(folder, result)
     for used in (folder, folder / "refit"):
         checkpoint.clear(used)
@@ -97,6 +104,11 @@ def run(job: Job, root: Path, settings: MachineSettings, report: Report, stop: S
         log("warning", message=warning)
     log("done", **made.outcome.metrics)
     return written
+
+
+def _attempts(folder: Path) -> dict[str, Any]:
+    """Every start of this job on a cluster, and what it cost."""
+    return {"attempts": found} if (found := attempt.summary(folder)) else {}
 
 
 class Made:

@@ -20,7 +20,7 @@ from lewel_bench.harness.log import failure
 from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail
+from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail, write_spec
 from lewel_bench.pretrain.report import Report, Stopped
 from lewel_bench.results.record import NAME
 
@@ -60,7 +60,7 @@ class Runner:
         jobs failed.
         """
         for job in self.pending:
-            jobs.write_spec(job, self.root)
+            write_spec(job, self.root)
         with queue(self.root, [job.key for job in self.pending]):
             while self._round():
                 pass

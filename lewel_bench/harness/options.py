@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--format", choices=("rich", "json"), default="rich")
     status.add_argument("--state", action="append", default=[], help="only jobs in this state")
     status.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    status.add_argument("--cluster", metavar="NAME", help="ask this cluster what lives")
+    status.add_argument("--watch", action="store_true", help="again every 5 s, until Ctrl-C")
+    _cluster_parsers(verbs)
     ls = _verb(verbs, "ls", "ls", "List what there is.")
     ls.add_argument("what", help="methods, recipes, protocols, tables, suites, conflicts or runs")
     ls.add_argument("--format", choices=("rich", "json"), default="rich")
@@ -34,7 +37,25 @@ def parser() -> argparse.ArgumentParser:
     _data_parser(verbs)
     doctor = _verb(verbs, "doctor", "doctor", "Check this installation, machine and site file.")
     doctor.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    doctor.add_argument("--cluster", metavar="NAME", help="check this cluster too, with a tiny job")
     return top
+
+
+def _cluster_parsers(verbs: Any) -> None:
+    cancel = _verb(verbs, "cancel", "cancel", "End jobs on a cluster; asks first.")
+    retry = _verb(verbs, "retry", "retry", "Have the next run try failed jobs of a cluster again.")
+    for one in (cancel, retry):
+        one.add_argument("keys", nargs="*", metavar="KEY", help="keys, as status shows them")
+        one.add_argument("--method", action="append", default=[], help="all of a method or recipe")
+        one.add_argument("--table", action="append", default=[], help="all that a table needs")
+        one.add_argument("--suite", default="", dest="only_suite", help="only this suite")
+        one.add_argument("--state", action="append", default=[], help="only jobs in this state")
+        one.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+    cancel.add_argument("--yes", action="store_true", help="do not ask")
+    logs = _verb(verbs, "logs", "logs", "What the cluster's jobs of a key printed.")
+    logs.add_argument("key", help="a key, as status shows it")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
+    logs.add_argument("--root", help="run root (default: of the site file, else ./runs)")
 
 
 def _verb(verbs: Any, name: str, verb: str, summary: str) -> argparse.ArgumentParser:
@@ -95,6 +116,7 @@ def _run_parser(verbs: Any) -> None:
     _where(run)
     run.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
     run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
+    run.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
     run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     run.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
     run.add_argument("--workers", type=int, help="loader processes of each")

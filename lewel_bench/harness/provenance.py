@@ -1,5 +1,6 @@
 """Where a number comes from: commit, version, command line, software and hardware."""
 
+import json
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ import torch
 from lewel_bench import __version__
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.pretrain import distributed
+from lewel_bench.slurm.snapshot import NAME as SNAPSHOT
 
 
 def environment(settings: MachineSettings) -> dict[str, str]:
@@ -34,6 +36,16 @@ def environment(settings: MachineSettings) -> dict[str, str]:
 def provenance() -> dict[str, Any]:
     """Commit, whether it was changed, version, and the command line."""
     here = Path(__file__).parent
+    command = os.environ.get("LEWEL_BENCH_COMMAND") or shlex.join(["lewel-bench", *sys.argv[1:]])
+    copied = here.parent.parent / SNAPSHOT  # the code that a cluster's jobs run is no checkout
+    if copied.exists():
+        origin = json.loads(copied.read_text())
+        return {
+            "commit": origin["commit"] or f"version {__version__}",
+            "dirty": origin["dirty"],
+            "version": __version__,
+            "command": command,
+        }
 
     def git(*arguments: str) -> str:
         try:
@@ -50,6 +62,5 @@ def provenance() -> dict[str, Any]:
         "commit": (ours and git("rev-parse", "HEAD")) or f"version {__version__}",
         "dirty": ours and bool(git("status", "--porcelain")),
         "version": __version__,
-        "command": os.environ.get("LEWEL_BENCH_COMMAND")
-        or shlex.join(["lewel-bench", *sys.argv[1:]]),
+        "command": command,
     }

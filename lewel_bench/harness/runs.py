@@ -31,6 +31,8 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
+    if arguments.cluster:
+        return _submit(context, arguments, jobs, todo, store, settings)
     if arguments.dry_run:
         _show(jobs, todo, store)
         return 0
@@ -38,6 +40,30 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0
     return _compute(context, jobs, todo, settings, arguments)
+
+
+def _submit(
+    context: "Context",
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    store: Store,
+    settings: MachineSettings,
+) -> int:
+    from lewel_bench.harness import cluster
+
+    def prepare() -> None:
+        if todo:
+            from lewel_bench.harness import material
+
+            material.prepare(todo, context)
+
+    if arguments.dry_run:
+        _show(jobs, todo, store)
+    elif not todo:
+        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
+        return 0
+    return cluster.submit(context, arguments, jobs, todo, settings, prepare)
 
 
 def _compute(

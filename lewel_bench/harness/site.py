@@ -67,6 +67,7 @@ class Site(Value):
     suites: dict[str, OwnSuite] = {}
     engines: Engines = Engines()
     machine: MachineSettings = MachineSettings()
+    clusters: dict[str, dict[str, Any]] = {}  # profiles, checked where one is used
     path: Path | None = None  # the file it was read from; paths in it are relative to its folder
 
     @property

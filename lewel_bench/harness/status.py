@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.store import Store
 
+if TYPE_CHECKING:
+    from lewel_bench.harness.plan import Job
+
 SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
 LOCK = ".lock"  # held by the `run` that computes a job
 WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
-ORDER = ("running", "queued", "failed", "missing", "stale", "done")
+ORDER = ("running", "queued", "stuck", "failed", "missing", "stale", "done")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class JobState:
     suite: str
     state: str
     reason: str = ""
+
+
+def write_spec(job: "Job", root: Path) -> None:
+    """Make the folder of a job, with everything that is needed to run it."""
+    folder = root / job.key
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / SPEC).exists():
+        write_atomically(folder / SPEC, job.model_dump_json(indent=1))
 
 
 def survey(root: Path, store: Store | None = None) -> dict[str, JobState]:

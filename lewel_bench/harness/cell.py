@@ -1,0 +1,93 @@
+"""What a cluster's job starts for one cell: `python -m lewel_bench.harness.cell FOLDER SETTINGS`.
+
+It says with its exit code how it ended, see slurm.inside.CODES.
+"""
+
+import errno
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from lewel_bench.evals import features
+from lewel_bench.harness import job as jobs
+from lewel_bench.harness import signals, view
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.status import SPEC, WORK
+from lewel_bench.pretrain import distributed
+from lewel_bench.pretrain.report import Diverged, Stopped
+from lewel_bench.slurm import attempt
+from lewel_bench.slurm.inside import EXIT, HALVINGS
+
+# what may be over when the job is tried again
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)
+LOCK_S = 30.0  # for a copy that lost its claim to notice
+
+
+def main() -> int:
+    """Compute the job of a folder and commit its record; the exit code."""
+    folder = Path(sys.argv[1])
+    settings = MachineSettings.model_validate_json(sys.argv[2])
+    signals.listen()
+    distributed.start(jobs.machine(settings).device)
+    job = Job.model_validate_json((folder / SPEC).read_text())
+    lock = FileLock(folder / WORK, timeout=LOCK_S)
+    if distributed.rank() == 0:
+        # it shows this machine that somebody works here; who may write, the claim says, also when
+        # the holder is frozen and never lets go
+        with suppress(Timeout):
+            lock.acquire()
+    report = view.plain(job.name)
+    try:
+        jobs.run(job, folder.parent, _halved(settings, job), report, _stop, attempt.check)
+    except Stopped:
+        return EXIT["stopped"]
+    except attempt.Fenced as lost:
+        print(lost, file=sys.stderr)
+        return EXIT["fenced"]
+    except Diverged:
+        return EXIT["nan"]
+    except (torch.OutOfMemoryError, MemoryError):
+        return EXIT["oom"]
+    except (ValueError, OSError) as error:
+        print(f"{job.name}: {error}", file=sys.stderr)
+        return EXIT["io"] if getattr(error, "errno", None) in PASSING else 1
+    finally:
+        lock.release()
+    return 0
+
+
+def _stop() -> bool:
+    """Asked at every step and before every save, so that a copy that lost its claim saves nothing;
+    looks at most once a second."""
+    global _looked
+    if time.monotonic() - _looked > 1:
+        attempt.check()
+        _looked = time.monotonic()
+    return signals.asked_to_stop()
+
+
+_looked = 0.0
+
+
+def _halved(settings: MachineSettings, job: Job) -> MachineSettings:
+    """Half the micro-batch for every time the job ran out of memory; the global batch and the
+    batch-norm groups stay."""
+    times = int(os.environ.get(HALVINGS, "0"))
+    if not times:
+        return settings
+    whole = settings.micro_batch
+    if whole is None and job.recipe:
+        whole = job.recipe.batch // distributed.world()
+    elif whole is None:
+        whole = getattr(job.protocol, "batch", features.FORWARD) // distributed.world()
+    return settings.model_copy(update={"micro_batch": max(1, whole >> times)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

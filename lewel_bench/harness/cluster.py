@@ -1,0 +1,255 @@
+"""`--cluster NAME`: the same jobs on SLURM, and what a person sees and does there."""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.harness import cells
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness.status import FAILURE, SPEC, JobState, write_spec
+from lewel_bench.results.record import NAME
+from lewel_bench.results.table import load
+from lewel_bench.slurm import check, cluster, inside, ledger, queue, sweep
+from lewel_bench.slurm.cluster import Cluster
+from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm.sweep import Pass, Sweep
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.cli import Context
+
+MARKS = "checkpoint-*-*.pt"
+DENSE = ("detection", "segmentation")
+
+
+def profile(site: Site, name: str) -> Cluster:
+    """The profile `name` of the site file or of the examples. Raises ValueError."""
+    return cluster.load(name, site.clusters, str(site.path or ""))
+
+
+def submit(
+    context: "Context",
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    settings: MachineSettings,
+    prepare: Callable[[], None],
+) -> int:
+    """Submit what is ready, say what the rest waits for, and return; the exit code."""
+    on = profile(context.site, arguments.cluster)
+    cells = [_cell(job) for job in jobs]
+    woken = inside.WAKE in os.environ  # then a person asked for all this before
+    work = _sweep(context.root, on, settings)
+    # what a record names as its command; the environment goes along with a job
+    os.environ.setdefault("LEWEL_BENCH_COMMAND", shlex.join(["lewel-bench", *sys.argv[1:]]))
+    try:
+        if arguments.dry_run:
+            return _preview(work, cells)
+        if not woken:
+            check.possible(on, {cell.kind for cell in cells})
+            check.writable(context.root)
+            ledger.Ledger(context.root).belongs(on.name, queue.limits())
+            prepare()
+        for job in todo:
+            write_spec(job, context.root)
+        done = sweep.advance(work, cells, attended=not woken)
+    except queue.Unreachable as unreachable:
+        raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
+    return _say(done, todo, on, context.root)
+
+
+def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
+    command = ("-m", "lewel_bench.harness.cell", "{folder}", settings.model_dump_json())
+    wake = ("-m", "lewel_bench.harness.cli", *sys.argv[1:])
+    return Sweep(root, on, command, wake, record=NAME, marks=MARKS)
+
+
+def _cell(job: Job) -> Cell:
+    needs = dict.fromkeys(filter(None, (job.upstream, *job.needs)))
+    return Cell(job.key, kind(job), tuple(needs))
+
+
+def kind(job: Job) -> str:
+    """Which settings of a profile a job runs with."""
+    if job.recipe:
+        return "pretrain"
+    assert job.protocol is not None
+    if job.kind == "final" and job.upstream not in job.needs:
+        return "light"  # it reads records and chooses
+    if isinstance(job.protocol, Semi):
+        return "semi"
+    return "dense" if job.protocol.runner in DENSE else "linear"
+
+
+def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
+    names = {job.key: job.name for job in todo}
+    for id, batch in done.submitted.items():
+        cells = sum(map(len, batch.tasks))
+        half = " with half the micro-batch" if batch.halvings else ""
+        print(f"submitted {id}: {cells} {batch.kind} jobs in {len(batch.tasks)} tasks{half}")
+    counts = Counter(state for state, _ in done.states.values())
+    words = {"live": "in the queue or running", "submit": "submitted now", "held": "held back"}
+    print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
+    for key, why in done.stuck.items():
+        print(f"stuck: {names.get(key, key)} ({key}): {why}", file=sys.stderr)
+    failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}
+    for key, why in failed.items():
+        print(f"failed: {names.get(key, key)} ({key}): {why}", file=sys.stderr)
+    if failed:
+        print(
+            "These wait for you: mend the cause, then `lewel-bench retry` and run this again",
+            file=sys.stderr,
+        )
+    if done.wake:
+        print(f"job {done.wake} goes on from here; see lewel-bench status --cluster {on.name}")
+    elif counts["live"] + counts["submit"] and counts["waiting"] + counts["held"]:
+        print("run this again when these have ended: the rest waits for them")
+    return 1 if failed else 0
+
+
+def _preview(work: Sweep, cells: Sequence[Cell]) -> int:
+    shown = sweep.preview(work, cells)
+    counts = Counter(
+        (cell.kind, shown.decision.states[cell.key][0].replace("submit", "ready")) for cell in cells
+    )
+    for (what, state), n in counts.items():
+        print(f"{what}: {n} {state}")
+    for batch in shown.decision.batches:
+        print(f"array of {len(batch.tasks)} {batch.kind} tasks, {sum(map(len, batch.tasks))} jobs")
+    for shape, script in shown.scripts.items():
+        print(f"\n# {shape}\n{script}")
+    return 0
+
+
+def doctor(context: "Context", name: str) -> list[check.Check]:
+    """The checks of a cluster, with one tiny job on it."""
+    on = profile(context.site, name)
+    data = [context.site.resolve(text) for text in context.site.data.values()]
+    return list(check.doctor(on, context.root, data))
+
+
+def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str, JobState]:
+    """`states` with what SLURM says. Where it cannot be asked: ValueError when the user named a
+    cluster that is not reachable from here, else a warning and what the ledger remembers."""
+    if not (root / ledger.FOLDER).exists():
+        return states
+    if shutil.which("squeue") is None and not asked:
+        print("warning: the jobs of a cluster run here; ask on its login node", file=sys.stderr)
+        return states
+    try:
+        found = sweep.survey(root)
+    except queue.Unreachable as unreachable:
+        print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
+        maybe = sweep.unfinished_elsewhere(root)
+        return {
+            key: replace(one, state="queued", reason="submitted; SLURM cannot be asked now")
+            if key in maybe and one.state == "missing"
+            else one
+            for key, one in states.items()
+        }
+    merged = dict(states)
+    for key, one in found.items():
+        if key in states and states[key].state != "done":
+            merged[key] = replace(states[key], state=one.state, reason=_reason(one, states[key]))
+    idle = [k for k, one in merged.items() if one.state == "missing" and k not in found]
+    for key, verdict in sweep.given_up(root, idle).items():
+        if not verdict.again:
+            merged[key] = replace(merged[key], state="failed", reason=verdict.reason)
+        elif verdict.cancelled:
+            merged[key] = replace(merged[key], reason="cancelled; run again to go on")
+    return merged
+
+
+def _reason(one: sweep.Live, before: JobState) -> str:
+    if one.state == "running":
+        where = f"job {one.job} on {one.nodes} for {one.elapsed}"
+        return f"{where}, {before.reason}" if before.state == "running" and before.reason else where
+    place = f", place {one.place} of yours" if one.place else ""
+    return f"job {one.job}{place}{one.reason and ': '}{one.reason}"
+
+
+def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
+    """`lewel-bench cancel`: asks, then ends the jobs of `keys`."""
+    try:
+        held = sweep.survey(root)
+        wanted = [key for key in keys if key in held]
+        if not wanted:
+            print("nothing to cancel: no job of these is in the queue or running")
+            return 0
+        if not sure:
+            answer = input(f"cancel {len(wanted)} jobs? [y/N] ") if sys.stdin.isatty() else ""
+            if answer.strip().lower() not in ("y", "yes"):
+                print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
+                return 1
+        ended = sweep.cancel(root, wanted)
+    except queue.Unreachable as unreachable:
+        raise ValueError(f"{unreachable}. Nothing was cancelled") from None
+    also = {key for keys in ended.values() for key in keys} - set(wanted)
+    print(f"cancelled {len(ended)} tasks that held {len(wanted)} jobs")
+    if also:
+        print(f"with them, as they shared a task: {', '.join(sorted(also))}")
+    return 0
+
+
+def again(root: Path, keys: Sequence[str]) -> int:
+    """`lewel-bench retry`: the next run tries failed jobs anew."""
+    verdicts = sweep.given_up(root, keys)
+    failed = [k for k, one in verdicts.items() if not one.again and not (root / k / NAME).exists()]
+    sweep.again(root, failed)
+    for key in failed:
+        (root / key / FAILURE).unlink(missing_ok=True)
+    print(f"{len(failed)} failed jobs will be tried again by the next run")
+    return 0
+
+
+def logs(root: Path, key: str, follow: bool) -> int:
+    """`lewel-bench logs`: what the jobs of a key printed."""
+    found = sweep.logs(root, key)
+    if not found:
+        raise ValueError(
+            f"no job of a cluster has written for {key} under {root}: see lewel-bench status"
+        )
+    if follow:
+        return subprocess.call(["tail", "-n", "50", "-F", *map(str, found)])
+    for path in found:
+        print(f"==> {path}")
+        sys.stdout.write(path.read_text(errors="replace"))
+    return 0
+
+
+def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
+    """Show again and again until Ctrl-C; one SLURM call each time."""
+    while True:
+        if sys.stdout.isatty():
+            print("\033[H\033[J", end="")
+        show()
+        sys.stdout.flush()
+        time.sleep(every_s)
+
+
+def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
+    """The recipes of methods and tables. Raises ValueError for names that do not exist."""
+    names = {name for method in methods for name in cells.allowed([method])}
+    for table in map(load, (text.removeprefix("table") for text in tables)):
+        names |= {name for cell in table.cells() if (name := cells.recipe_name(*cell))}
+    return names
+
+
+def recipe_names(root: Path, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each key with the recipe that it belongs to."""
+    for key in keys:
+        try:
+            yield key, json.loads((root / key / SPEC).read_text())["recipe_name"]
+        except (OSError, ValueError, KeyError):
+            continue

@@ -1,0 +1,207 @@
+"""Whether a cluster can do what its profile asks, found out before anything waits in a queue."""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.slurm import executor, files, queue, snapshot
+from lewel_bench.slurm.cluster import Cluster, Resources
+from lewel_bench.slurm.ledger import PREFIX, Ledger, Submission
+from lewel_bench.slurm.queue import Nodes, Unreachable
+from lewel_bench.value import unknown
+
+NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
+Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
+
+
+def present() -> None:
+    """Raise ValueError when this machine has no SLURM."""
+    for command in NEEDED:
+        if shutil.which(command) is None:
+            raise ValueError(
+                f"{command} is not on this machine: run this on a login node of the cluster"
+            )
+
+
+def possible(cluster: Cluster, kinds: Collection[str]) -> None:
+    """Raise ValueError naming every setting that this cluster can never satisfy.
+
+    SLURM accepts more CPUs or nodes than it has, and the job waits for ever. Raises Unreachable.
+    """
+    present()
+    if cluster.max_queued >= (jobs := queue.limits().max_jobs):
+        raise ValueError(
+            f"cluster {cluster.name}: max_queued {cluster.max_queued} is not below the "
+            f"controller's MaxJobCount {jobs}: sbatch would hang"
+        )
+    nodes = queue.nodes()
+    found = {kind: wrong for kind in kinds if (wrong := misfit(cluster.kinds[kind], nodes))}
+    for kind in kinds:
+        if kind not in found and (wrong := _refused(cluster.kinds[kind])):
+            found[kind] = wrong
+    if found:
+        lines = "; ".join(f"kinds.{kind}: {wrong}" for kind, wrong in found.items())
+        raise ValueError(f"cluster {cluster.name} ({cluster.source}): {lines}")
+
+
+def misfit(asked: Resources, nodes: Sequence[Nodes]) -> str:
+    """Why no nodes can ever run what is asked for; empty when some can."""
+    names = (asked.partition or "").split(",")  # SLURM takes a list, and uses the first that can
+    for name in names:
+        if name not in {group.partition for group in nodes}:
+            if not name:
+                return "this cluster has no default partition: set partition"
+            return unknown("partition", name, {group.partition for group in nodes} - {""})
+    reasons = [_misfit(asked, [g for g in nodes if g.partition == name], name) for name in names]
+    return "" if not all(reasons) else reasons[0]
+
+
+def _misfit(asked: Resources, groups: Sequence[Nodes], name: str) -> str:
+    where = f"partition {name}" if name else "the default partition"
+    limit = max(group.timeout_min for group in groups)
+    if asked.timeout_min > limit:
+        return f"timeout_min {asked.timeout_min} is over the limit of {where}, {limit:g} min"
+    cpus = asked.tasks * asked.cpus_per_task
+    wanted = (
+        ("cpus", cpus, f"{asked.tasks} tasks with {asked.cpus_per_task} CPUs need {cpus} a node"),
+        ("gpus", asked.gpus_per_node, f"gpus_per_node {asked.gpus_per_node}"),
+        ("memory_mb", (asked.mem_gb or 0) * 1024, f"mem_gb {asked.mem_gb or 0:g}"),
+    )
+    for field, need, words in wanted:
+        most = max(getattr(group, field) for group in groups)
+        if need > most:
+            most = most / 1024 if field == "memory_mb" else most
+            return f"{words}, but no node of {where} has more than {most:g}"
+    enough = [g for g in groups if all(getattr(g, field) >= need for field, need, _ in wanted)]
+    count = sum(group.nodes for group in enough)
+    if asked.nodes > count:
+        return f"nodes {asked.nodes}, but {where} has {count} such nodes"
+    return ""
+
+
+def _refused(asked: Resources) -> str:
+    """What sbatch says against an account, a qos or anything passed through."""
+    flags = []
+    for name, value in asked.parameters().items():
+        if name not in ("signal_delay_s", "array_parallelism", "additional_parameters"):
+            flag = f"--{name.replace('_', '-')}"
+            flags.append(flag if value is True else f"{flag}={value}")
+    try:
+        queue.ask(["sbatch", "--test-only", *flags, "--wrap", "true"])
+    except Unreachable as refused:
+        said = str(refused)
+        # busy or broken nodes are no mistake of the profile's
+        return said if "nvalid" in said or "nrecognized" in said else ""
+    return ""
+
+
+def doctor(
+    cluster: Cluster, root: Path, data: Sequence[Path], timeout_s: float = 120.0
+) -> Iterator[Check]:
+    """Reach, profile, the shared folder, and one tiny job that looks from a node."""
+    try:
+        present()
+        limits = queue.limits()
+    except (ValueError, Unreachable) as error:
+        yield "cluster", "problem", str(error)
+        return
+    yield "cluster", "ok", f"{limits.cluster}: arrays of up to {limits.max_array - 1} tasks"
+    broken = False
+    nodes = queue.nodes()
+    for kind, asked in cluster.kinds.items():
+        wrong = misfit(asked, nodes) or _refused(asked)
+        broken = broken or bool(wrong and kind == "light")
+        shape = f"{asked.nodes} x {asked.tasks} processes, {asked.gpus_per_node} GPUs a node"
+        yield f"kind {kind}", "problem" if wrong else "ok", wrong or f"{shape}, fits"
+    found = list(_shared(root))
+    yield from found
+    if broken or any(state == "problem" for _, state, _ in found):
+        return
+    yield from _from_a_node(cluster, root, data, timeout_s)
+
+
+def writable(root: Path) -> None:
+    """Raise ValueError when jobs cannot keep their results under `root`."""
+    for what, state, finding in _shared(root):
+        if state == "problem":
+            raise ValueError(f"{what}: {finding}")
+
+
+def _shared(root: Path) -> Iterator[Check]:
+    folder = root / ".slurm" / "doctor"
+    name = f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        first, second = folder / name, folder / f"{name}.2"
+        try:
+            first.write_text("")
+            os.rename(first, second)
+            os.link(second, first)
+            counted = os.stat(first).st_nlink
+        finally:
+            first.unlink(missing_ok=True)
+            second.unlink(missing_ok=True)
+    except OSError as error:
+        advice = "choose another --root, on a file system that all nodes share"
+        yield "run root", "problem", f"{root}: {error.strerror} ({error.filename}): {advice}"
+        return
+    if counted != 2:
+        yield "run root", "problem", f"{root}: hard links do not work there"
+    else:
+        yield "run root", "ok", f"{root}: write, rename and hard link work"
+
+
+def _from_a_node(
+    cluster: Cluster, root: Path, data: Sequence[Path], timeout_s: float
+) -> Iterator[Check]:
+    books = Ledger(root)
+    uid = f"doctor{secrets.token_hex(4)}"
+    folder = books.folder / "doctor"
+    files.create(folder / f"{uid}.asked.json", {"paths": [str(path) for path in data]})
+    code = str(snapshot.take(executor.package(), books.folder / "code"))
+    submission = Submission(uid, "light", ((),), code=code, requeue=False)
+    try:
+        id = executor.probe(cluster, books, submission)
+    except executor.Rejected as refused:
+        yield "a job", "problem", str(refused)
+        return
+    answer, why = _answer(folder / f"{uid}.answer.json", id, timeout_s)
+    if answer is None:
+        written = [p.read_text(errors="replace") for p in books.logs(uid).glob(f"{id}_*log.err")]
+        said = "\n".join(written).splitlines()
+        said = [line for line in said if line and not line.startswith(("srun:", "slurmstepd:"))]
+        last = said[-1] if said else ""
+        if why == "ended" and not last:
+            why = f"{root} is not shared with the nodes, or {cluster.interpreter()} does not start"
+        yield "a job", "problem", f"job {id} {PREFIX}{uid}: {last or why}"
+        return
+    yield "a job", "ok", f"ran on {answer['node']} with Python {answer['python']}"
+    for path in data:
+        gone = str(path) in answer["missing"]
+        finding = f"{path} is not visible from {answer['node']}" if gone else str(path)
+        yield "data", "problem" if gone else "ok", finding
+
+
+def _answer(path: Path, id: str, timeout_s: float) -> tuple[dict[str, Any] | None, str]:
+    """What the job wrote, or why there is nothing."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if (found := files.read(path)) is not None:
+            return found, ""
+        try:
+            task = next((task for task in queue.tasks() if task.id == id), None)
+        except Unreachable as error:
+            return None, str(error)
+        if task is None or not task.lives:
+            time.sleep(1)  # a shared file system may be late
+            return files.read(path), "ended"
+        if task.stuck:
+            queue.cancel([id])
+            return None, task.stuck
+        time.sleep(0.5)
+    queue.cancel([id])
+    return None, f"did not start within {timeout_s:g} s: the cluster may be busy, try again later"

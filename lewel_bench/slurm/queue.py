@@ -1,0 +1,208 @@
+"""What SLURM says: one call for all jobs, and what a cluster allows.
+
+`squeue` says what lives. `sacct` lags, and shows a job that the controller has lost as pending for
+ever, so it only explains how a job ended (rule 3); everything works without it.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_S = 60.0  # a controller that is down answers after 9 s
+ENDED = frozenset(
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
+)
+# A job that waits for one of these waits for ever (rule 4).
+NEVER = {
+    "PartitionConfig": "it asks for more than a node of the partition has",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "PartitionTimeLimit": "its time limit is over the partition's",
+    "BadConstraints": "no node has what it asks for",
+    "DependencyNeverSatisfied": "what it waits for has failed",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobHeldUser": "it is held; scontrol release lets it go",
+    "InvalidAccount": "its account is not valid",
+    "InvalidQOS": "its qos is not valid",
+    "AccountNotAllowed": "the partition does not allow its account",
+    "QOSNotAllowed": "the partition does not allow its qos",
+}
+
+
+class Unreachable(Exception):
+    """SLURM cannot be asked, so nothing may be submitted: its jobs may live."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of `squeue`: a job, or one task of an array."""
+
+    id: str  # `12` or `12_3`
+    name: str
+    state: str
+    reason: str = ""
+    priority: float = 0.0
+    elapsed: str = ""
+    nodes: str = ""
+
+    @property
+    def lives(self) -> bool:
+        """Whether a process of it may exist or start; COMPLETING is alive."""
+        return self.state not in ENDED
+
+    @property
+    def stuck(self) -> str:
+        """Why it will never start, or nothing."""
+        if self.state != "PENDING":
+            return ""
+        if self.reason.startswith("launch failed requeued held"):
+            return f"{self.reason}: scontrol release lets it go"
+        return NEVER.get(self.reason, "") and f"{self.reason}: {NEVER[self.reason]}"
+
+    @property
+    def index(self) -> int:
+        """Its number in its array; a job of one task is number 0."""
+        tail = self.id.partition("_")[2]
+        return int(tail) if tail.isdecimal() else 0
+
+
+def tasks() -> list[Task]:
+    """Every job of this user that SLURM knows, ended ones too while it remembers them.
+
+    Raises Unreachable when it does not answer: that is not an empty queue (rule 1).
+    """
+    out = ask(["squeue", "-h", "-r", "-a", "-t", "all", "-u", str(os.getuid()), "-o", _FORMAT])
+    found = []
+    for line in out.splitlines():
+        parts = line.split("|", 6)
+        if len(parts) != 7:
+            raise Unreachable(f"squeue answered with a line that cannot be read: {line!r}")
+        id, name, state, priority, elapsed, nodes, reason = (part.strip() for part in parts)
+        found.append(Task(id, name, state, reason, float(priority or 0), elapsed, nodes))
+    return found
+
+
+_FORMAT = "%i|%j|%T|%p|%M|%N|%r"
+
+
+def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
+    """What a SLURM command prints. Raises Unreachable when it fails or does not answer, ValueError
+    when there is no such command."""
+    try:
+        done = subprocess.run(
+            list(command), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except FileNotFoundError:
+        raise ValueError(
+            f"{command[0]} is not on this machine: run this on a login node of the cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Unreachable(f"{command[0]} did not answer within {timeout_s:g} s") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise Unreachable(f"{command[0]} failed: {said or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def endings(ids: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, from accounting, by id; nothing where there is none."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    try:
+        out = ask(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(wanted)])
+    except (Unreachable, ValueError):
+        return {}
+    ended = {}
+    for line in out.splitlines():
+        id, _, state = line.partition("|")
+        words = state.split()  # `CANCELLED by 0`
+        if words and words[0] in ENDED:
+            ended[id] = words[0]
+    return ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the controller allows."""
+
+    cluster: str
+    max_array: int
+    max_jobs: int
+
+
+def limits() -> Limits:
+    """The limits of the cluster here. Raises Unreachable."""
+    out = ask(["scontrol", "show", "config"])
+    found = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", out, re.MULTILINE))
+    return Limits(
+        found.get("ClusterName", "?"),
+        int(found.get("MaxArraySize", 1001)),
+        int(found.get("MaxJobCount", 10000)),
+    )
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A group of like nodes of a partition."""
+
+    partition: str
+    up: bool
+    timeout_min: float  # infinite where there is no limit
+    nodes: int
+    cpus: int
+    memory_mb: int
+    gpus: int
+    features: frozenset[str]
+
+
+def nodes() -> list[Nodes]:
+    """The nodes of every partition, the default partition's also as partition "". Raises
+    Unreachable."""
+    found = []
+    for line in ask(["sinfo", "-h", "-e", "-o", "%P|%a|%l|%D|%c|%m|%G|%f"]).splitlines():
+        name, up, limit, count, cpus, memory, gres, features = line.strip().split("|")
+        group = Nodes(
+            name.rstrip("*"),
+            up == "up",
+            _minutes(limit),
+            int(count),
+            int(cpus.rstrip("+")),
+            int(memory.rstrip("+")),
+            sum(int(n) for n in re.findall(r"gpu(?::[^:,()]+)?:(\d+)", gres)),
+            frozenset(features.split(",")),
+        )
+        found.append(group)
+        if name.endswith("*"):
+            found.append(Nodes("", *list(vars(group).values())[1:]))
+    return found
+
+
+def _minutes(text: str) -> float:
+    """`2-12:00:00`, `30:00` or `infinite` in minutes."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in parts):
+        return float("inf")
+    seconds = 0
+    for part in parts:
+        seconds = seconds * 60 + int(part)
+    return int(days or 0) * 1440 + seconds / 60
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """End jobs or tasks of arrays. Raises Unreachable."""
+    for begin in range(0, len(ids), 500):
+        ask(["scancel", *ids[begin : begin + 500]])

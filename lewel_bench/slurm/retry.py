@@ -1,0 +1,102 @@
+"""Whether a cell that has no record is tried again, by what ended its attempts; pure.
+
+A node failure and a preemption are nobody's fault: always again. A time limit: again while a newer
+checkpoint comes out of it. Out of memory: once more with half the micro-batch. An error of the
+code or a loss that is not finite: never by itself, it would only happen again. A full disk: again
+by the next run, as a kill.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lewel_bench.slurm.attempt import Attempt
+
+# outcomes that what runs inside a job writes down
+DONE, STOPPED, FENCED, RETRY = "done", "stopped", "fenced", "retry"
+ERROR, NAN, OOM, KILLED, IO = "error", "nan", "oom", "killed", "io"
+FINAL = (ERROR, NAN)
+BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", "VOID")
+MAX_HALVINGS = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether to try a cell again. `cancelled`: only when a person asks by running again."""
+
+    again: bool
+    reason: str = ""
+    halvings: int = 0
+    cancelled: bool = False
+
+
+FIRST = Verdict(True)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a task that held a cell ended, as SLURM says; `time` is that of its submission."""
+
+    uid: str
+    task: int
+    state: str
+    time: float
+
+
+def judge(
+    attempts: Sequence[Attempt],
+    ends: Sequence[End],
+    mark: str,
+    max_attempts: int,
+) -> Verdict:
+    """The verdict on a cell without a record and without a living job.
+
+    `ends` are its tasks that are over, oldest first; `mark` is the newest checkpoint now.
+    """
+    forgiven = max((i for i, one in enumerate(attempts) if one.outcome == RETRY), default=-1)
+    since = attempts[forgiven].started if forgiven >= 0 else 0.0
+    tried = [one for one in attempts[forgiven + 1 :] if one.outcome not in (DONE, FENCED)]
+    states = {(one.uid, one.task): one.state for one in ends}
+    causes = [_cause(one, tried[i + 1 :], states) for i, one in enumerate(tried)]
+    for one, cause in zip(tried, causes, strict=True):
+        if cause in FINAL:
+            what = "its loss was not finite" if cause == NAN else "it failed"
+            return Verdict(False, f"{what}: {one.message or 'see its log'}")
+    halvings = 0
+    for one, cause in zip(tried, causes, strict=True):
+        if cause == OOM:
+            if one.halvings >= MAX_HALVINGS:
+                return Verdict(False, "out of memory, with half the micro-batch too")
+            halvings = one.halvings + 1
+    started = {(one.uid, one.task) for one in attempts}
+    unstarted = [
+        one.state for one in ends if (one.uid, one.task) not in started and one.time >= since
+    ]
+    fruitless = sum(state not in BLAMELESS and state != "CANCELLED" for state in unstarted)
+    marks = [*(one.mark for one in tried[1:]), mark][: len(tried)]
+    for one, cause, after in reversed(list(zip(tried, causes, marks, strict=True))):
+        if after != one.mark:
+            break
+        fruitless += cause not in BLAMELESS and cause not in (OOM, "CANCELLED")
+    if fruitless >= max_attempts:
+        last = causes[-1] if causes else f"never started ({unstarted[-1]})"
+        return Verdict(False, f"no progress in {fruitless} attempts, the last: {last}")
+    if ends and ends[-1].state == "CANCELLED":
+        return Verdict(True, "cancelled", halvings, cancelled=True)
+    return Verdict(True, causes[-1] if causes else "", halvings)
+
+
+def _cause(one: Attempt, later: Sequence[Attempt], states: Mapping[tuple[str, int], str]) -> str:
+    """What ended an attempt: its own word, or SLURM's when it was killed."""
+    if any((other.uid, other.task) == (one.uid, one.task) for other in later):
+        # an error before that came of what SLURM started it again for, such as a lost node
+        return one.outcome if one.outcome == STOPPED else "REQUEUED"
+    state = states.get((one.uid, one.task), "UNKNOWN")
+    if state in ("NODE_FAIL", "PREEMPTED"):
+        return state
+    if one.outcome in (ERROR, NAN, OOM, IO):
+        return one.outcome
+    if state == "OUT_OF_MEMORY":
+        return OOM
+    if state in (*BLAMELESS, "CANCELLED", "TIMEOUT"):
+        return state
+    return one.outcome or KILLED

@@ -1,0 +1,363 @@
+"""The front of this package: one planning pass, what lives, cancelling, trying again, logs.
+
+A pass may be made any time, from any login node or from inside a job, and several at once: records
+on disk are the truth, `squeue` says what lives, and the ledger connects the two.
+"""
+
+import hashlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lewel_bench.slurm import attempt, executor, ledger, plan, queue, retry, snapshot
+from lewel_bench.slurm.cluster import Cluster
+from lewel_bench.slurm.executor import Task
+from lewel_bench.slurm.ledger import Entry, Ledger, Submission
+from lewel_bench.slurm.plan import Batch, Cell, Decision
+from lewel_bench.slurm.queue import Limits
+from lewel_bench.slurm.retry import End, Verdict
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a run root is filled with, and how.
+
+    `command` follows the interpreter; `{folder}` in it becomes the folder of a cell. It writes
+    `record` there when it is done and says with its exit code (inside.CODES) why it is not. `wake`
+    follows the interpreter too: the command that makes the next pass. Files that match `marks` in a
+    cell's folder sort by progress. `package` is copied for the jobs to run.
+    """
+
+    root: Path
+    cluster: Cluster
+    command: tuple[str, ...]
+    wake: tuple[str, ...] = ()
+    package: Path = field(default_factory=executor.package)
+    record: str = "record.json"
+    marks: str = "checkpoint-*"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one planning pass did: states and reasons by key, the job ids of what it submitted, and
+    jobs that will never start."""
+
+    states: dict[str, tuple[str, str]]
+    submitted: dict[str, Batch] = field(default_factory=dict)  # job id -> what went out with it
+    stuck: dict[str, str] = field(default_factory=dict)  # key -> why
+    wake: str = ""  # the job that plans next
+
+    def count(self, state: str) -> int:
+        """How many cells are in a state."""
+        return sum(one == state for one, _ in self.states.values())
+
+
+def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pass:
+    """Submit what is ready; returns at once.
+
+    Raises Unreachable when SLURM cannot be asked, and then nothing was submitted; Rejected when it
+    refuses; ValueError when the run root is another cluster's or another planner does not end.
+    """
+    books = Ledger(sweep.root)
+    limits = queue.limits()
+    with books.lock():
+        books.belongs(sweep.cluster.name, limits)
+        seen = _reconcile(books)
+        done = recorded(sweep.root, [cell.key for cell in cells], sweep.record)
+        decision = _decide(sweep, books, seen, cells, done, limits, attended)
+        code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
+        submitted: dict[str, Batch] = {}
+        ids = {key: entry.task_id(i) for key, (entry, i, _) in seen.live.items() if entry.id}
+        for batch in decision.batches:
+            id = _send(sweep, books, batch, code)
+            submitted[id] = batch
+            for index, keys in enumerate(batch.tasks):
+                task = f"{id}_{index}" if len(batch.tasks) > 1 else id
+                ids.update(dict.fromkeys(keys, task))
+        wanted = {cell.key for cell in cells}
+        mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
+        stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
+        runnable = {key: id for key, id in mine.items() if key not in stuck}
+        wake = _wake(sweep, books, seen, cells, decision, runnable, bool(submitted))
+    return Pass(
+        decision.states, submitted, {k: why for k, why in stuck.items() if k in wanted}, wake
+    )
+
+
+@dataclass
+class Seen:
+    """The ledger and the queue at one moment."""
+
+    entries: list[Entry]
+    live: dict[str, tuple[Entry, int, queue.Task | None]]
+    tasks: list[queue.Task]
+
+
+def _reconcile(books: Ledger, write: bool = True) -> Seen:
+    """Bring the ledger up to date; the order of the looks is what makes it safe: submissions, then
+    the processes behind those without an answer, then the queue, and records after that."""
+    entries = books.entries()
+    now = time.time()
+    open_ = [e for e in entries if e.id is None and not e.void]
+    orphans = {e.submission.uid: ledger.at_work(e.submission, now) for e in open_}
+    tasks = queue.tasks()
+    found = ledger.reconcile(entries, tasks, orphans)
+    if write:
+        for entry, id in found.adopted:
+            books.submitted(entry.submission.uid, id)
+            if id is not None:
+                executor.mend(books, entry.submission, id)
+        _explain(found.ended)
+        for entry in found.ended:
+            books.ended(entry)
+    return Seen(entries, found.live, tasks)
+
+
+def _explain(ended: Sequence[Entry]) -> None:
+    """Ask accounting, where there is one, about tasks that the controller has forgotten."""
+    unknown = {
+        entry.task_id(index): (entry, index)
+        for entry in ended
+        for index, state in entry.ended.items()
+        if state == "UNKNOWN"
+    }
+    for id, state in queue.endings(unknown).items():
+        if id in unknown:
+            entry, index = unknown[id]
+            entry.ended[index] = state
+
+
+def recorded(root: Path, keys: Collection[str], record: str) -> set[str]:
+    """The keys that have a record."""
+    return {key for key in keys if (root / key / record).exists()}
+
+
+def _decide(
+    sweep: Sweep,
+    books: Ledger,
+    seen: Seen,
+    cells: Sequence[Cell],
+    done: Collection[str],
+    limits: Limits,
+    attended: bool,
+) -> Decision:
+    ends = _ends(seen.entries)
+
+    def judge(key: str) -> Verdict | None:
+        return _judge(sweep, books.root / key, ends.get(key, ()))
+
+    occupied = sum(t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
+    return plan.plan(
+        cells,
+        done,
+        seen.live,
+        judge,
+        pack={name: one.pack for name, one in sweep.cluster.kinds.items()},
+        max_array=limits.max_array,
+        room=min(sweep.cluster.max_queued, limits.max_jobs - 1) - occupied,
+        attended=attended,
+    )
+
+
+def _ends(entries: Sequence[Entry]) -> dict[str, list[End]]:
+    ends: dict[str, list[End]] = {}
+    for entry in entries:
+        one = entry.submission
+        for index, state in entry.ended.items():
+            for key in one.tasks[index]:
+                ends.setdefault(key, []).append(End(one.uid, index, state, one.time))
+    return ends
+
+
+def _judge(sweep: Sweep, folder: Path, ends: Sequence[End]) -> Verdict | None:
+    attempts = attempt.history(folder)
+    if not attempts and not ends:
+        return None
+    now = attempt.mark(folder, sweep.marks)
+    return retry.judge(attempts, ends, now, sweep.cluster.max_attempts)
+
+
+def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
+    submission = books.intend(
+        kind=batch.kind,
+        tasks=batch.tasks,
+        halvings=batch.halvings,
+        command=sweep.command,
+        code=code,
+        record=sweep.record,
+        marks=sweep.marks,
+        requeue=sweep.cluster.requeue,
+    )
+    how = Task(sweep.cluster.kinds[batch.kind])
+    id = executor.submit(sweep.cluster, books, submission, how)
+    books.submitted(submission.uid, id)
+    return id
+
+
+def _wake(
+    sweep: Sweep,
+    books: Ledger,
+    seen: Seen,
+    cells: Sequence[Cell],
+    decision: Decision,
+    ids: Mapping[str, str],
+    changed: bool,
+) -> str:
+    """Have SLURM make the next pass when something has ended (rule 10); losing it loses nothing."""
+    if not sweep.wake or not sweep.cluster.wake:
+        return ""
+    tag = hashlib.sha256("\0".join(sweep.wake).encode()).hexdigest()[:8]
+    prefix = f"{ledger.PREFIX}wake-{tag}-"
+    pending = [t for t in seen.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
+    dependency = plan.wake_on(cells, decision.states, ids)
+    if not dependency or (pending and not changed):
+        return pending[0].id if pending else ""
+    submission = books.intend(
+        kind="light",
+        tasks=((),),
+        command=sweep.wake,
+        code=str(snapshot.take(sweep.package, books.folder / "code")),
+        requeue=True,
+        wakes=tag,
+    )
+    light = sweep.cluster.kinds["light"]
+    how = Task(light, dependency, sweep.cluster.wake_delay_s)
+    id = executor.submit(sweep.cluster, books, submission, how)
+    books.submitted(submission.uid, id)
+    if pending:
+        queue.cancel([t.id for t in pending])
+    return id
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a pass would submit: the states, the batches, and one sbatch script of each shape."""
+
+    decision: Decision
+    scripts: dict[str, str]
+
+
+def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
+    """The next pass, without submitting or writing anything. Raises Unreachable."""
+    books = Ledger(sweep.root)
+    limits = queue.limits()
+    seen = _reconcile(books, write=False)
+    done = recorded(sweep.root, [cell.key for cell in cells], sweep.record)
+    decision = _decide(sweep, books, seen, cells, done, limits, True)
+    scripts: dict[str, str] = {}
+    for batch in decision.batches:
+        shape = batch.kind + (" with half the micro-batch" if batch.halvings else "")
+        one = Submission("UID", batch.kind, batch.tasks, batch.halvings, sweep.command)
+        one = replace(one, code=str(books.folder / "code" / "HASH"), requeue=sweep.cluster.requeue)
+        if shape not in scripts:
+            how = Task(sweep.cluster.kinds[batch.kind])
+            scripts[shape] = executor.script(sweep.cluster, books, one, how)
+    return Preview(decision, scripts)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A cell that SLURM has: `state` is running, queued or stuck, `place` its place among this
+    user's pending tasks."""
+
+    key: str
+    state: str
+    job: str
+    reason: str = ""
+    place: int = 0
+    elapsed: str = ""
+    nodes: str = ""
+
+
+def survey(root: Path) -> dict[str, Live]:
+    """What lives under a run root, by key, with one SLURM call and nothing written. Raises
+    Unreachable."""
+    seen = _reconcile(Ledger(root), write=False)
+    pending = sorted((t for t in seen.tasks if t.state == "PENDING"), key=lambda t: -t.priority)
+    places = {task.id: place for place, task in enumerate(pending, 1)}
+    found = {}
+    for key, (entry, index, task) in seen.live.items():
+        if task is None:
+            found[key] = Live(key, "queued", "", "its sbatch has not answered yet")
+            continue
+        state = "stuck" if task.stuck else "queued" if task.state == "PENDING" else "running"
+        pack = entry.submission.tasks[index]
+        if state == "running" and len(pack) > 1 and _waits(root, key, entry.submission):
+            state = "queued"
+        found[key] = Live(
+            key,
+            state,
+            task.id,
+            task.stuck or ("" if task.reason in ("None", "") else task.reason),
+            places.get(task.id, 0),
+            task.elapsed,
+            task.nodes,
+        )
+    return found
+
+
+def _waits(root: Path, key: str, submission: Submission) -> bool:
+    """Whether a cell in a running pack has not been started by it yet."""
+    return not any(one.uid == submission.uid for one in attempt.history(root / key))
+
+
+def given_up(root: Path, keys: Collection[str], max_attempts: int = 5) -> dict[str, Verdict]:
+    """The verdict on each cell that has neither a record nor a living job but was tried."""
+    ends = _ends(Ledger(root).entries())
+    found = {}
+    for key in keys:
+        attempts = attempt.history(root / key)
+        if attempts or key in ends:
+            mark = attempt.mark(root / key, "checkpoint-*")
+            found[key] = retry.judge(attempts, ends.get(key, ()), mark, max_attempts)
+    return found
+
+
+def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
+    """End the living jobs of `keys`; what each ended job held. A pass that a person starts submits
+    them again. Raises Unreachable."""
+    books = Ledger(root)
+    with books.lock():
+        seen = _reconcile(books)
+        ended: dict[str, list[str]] = {}
+        for key in keys:
+            if key in seen.live:
+                entry, index, task = seen.live[key]
+                if task is not None:
+                    ended.setdefault(task.id, list(entry.submission.tasks[index]))
+        queue.cancel(list(ended))
+    return ended
+
+
+def again(root: Path, keys: Collection[str]) -> list[str]:
+    """Forget failed attempts at `keys`, so that the next pass tries them; those that had any."""
+    ends = _ends(Ledger(root).entries())  # one that never started has no attempts
+    tried = [key for key in keys if key in ends or attempt.history(root / key)]
+    for key in tried:
+        attempt.forgive(root / key)
+    return tried
+
+
+def logs(root: Path, key: str) -> list[Path]:
+    """The log files of every job that held a cell, newest last."""
+    books = Ledger(root)
+    found: list[Path] = []
+    for entry in books.entries():
+        for index, keys in enumerate(entry.submission.tasks):
+            if key in keys and entry.id:
+                name = entry.task_id(index)
+                found += sorted(books.logs(entry.submission.uid).glob(f"{name}_*_log.*"))
+    return found
+
+
+def unfinished_elsewhere(root: Path) -> Collection[str]:
+    """The keys that the ledger says may be alive, without asking SLURM."""
+    return {
+        key
+        for entry in Ledger(root).entries()
+        if not entry.over
+        for index, keys in enumerate(entry.submission.tasks)
+        if index not in entry.ended
+        for key in keys
+    }

@@ -1,0 +1,152 @@
+"""A private SLURM for tests, and sweeps of trivial cells on it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lewel_bench.slurm import attempt, cluster, queue, sweep
+from lewel_bench.slurm.cluster import Cluster
+from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm.sweep import Pass, Sweep
+
+HERE = Path(__file__).parent / "slurm"
+PROFILE = {
+    "wake": False,
+    "wake_delay_s": 0,
+    "defaults": {"timeout_min": 10, "signal_delay_s": 30},
+}
+
+
+class Lab:
+    """The private cluster of a test session."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        port = 18000 + os.getpid() % 500 * 20
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "LAB_DIR": str(folder),
+            "LAB_PORT": str(port),
+            "LAB_ACCT": "none",
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            **settings,
+        }
+
+    def call(self, script: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [HERE / "lab" / script, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def up(self) -> None:
+        self.call("slurm-up")
+
+    def configure(self, **settings: str) -> None:
+        """Restart with other settings; they stay."""
+        self.environment |= settings
+        self.up()
+
+    def node(self, what: str, node: str) -> None:
+        self.call("slurm-node", what, node)
+
+    def controller(self, what: str) -> None:
+        self.call("slurm-controller", what)
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+class Bench:
+    """A run root with trivial cells."""
+
+    def __init__(self, root: Path, **profile: object) -> None:
+        self.root = root
+        self.changes = profile
+        self.profile: Cluster = cluster.parse("lab", {**PROFILE, **profile}, "the test")
+        self.cells: list[Cell] = []
+        command = (str(HERE / "worker.py"), "{folder}")
+        self.sweep = Sweep(root, self.profile, command)
+
+    def cell(self, key: str, kind: str = "light", needs: Sequence[str] = (), **spec: object) -> str:
+        folder = self.root / key
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text(json.dumps({"ticks": 3, **spec}))
+        self.cells.append(Cell(key, kind, tuple(needs)))
+        return key
+
+    def run(self, attended: bool = True) -> Pass:
+        return sweep.advance(self.sweep, self.cells, attended=attended)
+
+    def run_with_wakes(self) -> Pass:
+        """A run whose client goes away: SLURM makes the passes after it."""
+        wake = tuple(self.planner_command()[1:])
+        return sweep.advance(replace(self.sweep, wake=wake), self.cells)
+
+    def planner_command(self, *arguments: str) -> list[str]:
+        given = {**PROFILE, **self.changes}
+        cells = [(cell.key, cell.kind, cell.needs) for cell in self.cells]
+        command = [str(HERE / "planner.py"), str(self.root), json.dumps(given), json.dumps(cells)]
+        return [sys.executable, *command, *arguments]
+
+    def planner_environment(self, **more: str) -> dict[str, str]:
+        package = Path(sweep.__file__).parents[2]
+        return {**os.environ, "PYTHONPATH": str(package), **more}
+
+    def planner(self, rounds: str = "", **more: str) -> "subprocess.Popen[str]":
+        """A run in a process of its own."""
+        return subprocess.Popen(
+            self.planner_command(*filter(None, [rounds])),
+            env=self.planner_environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def done(self) -> bool:
+        keys = [cell.key for cell in self.cells]
+        return len(sweep.recorded(self.root, keys, "record.json")) == len(keys)
+
+    def idle(self) -> bool:
+        return not any(t.lives for t in queue.tasks())
+
+    def finish(self, seconds: float = 90) -> None:
+        """Wait for every record, and for the jobs behind them to go."""
+        until(self.done, seconds)
+        until(self.idle, 30)
+
+    def ticks(self, key: str) -> int:
+        path = self.root / key / "ticks.log"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def attempts(self, key: str) -> list[attempt.Attempt]:
+        return attempt.history(self.root / key)
+
+    def commits(self, key: str) -> list[str]:
+        lines = (self.root / key / "commits.log").read_text().splitlines()
+        return [line.split()[0] for line in lines]
+
+    def check(self) -> None:
+        """Every record is what an undisturbed cell writes, and was committed once."""
+        for cell in self.cells:
+            spec = json.loads((self.root / cell.key / "spec.json").read_text())
+            value = cell.key
+            for _ in range(spec["ticks"]):
+                value = hashlib.sha256(value.encode()).hexdigest()
+            record = json.loads((self.root / cell.key / "record.json").read_text())
+            assert record == {"value": value}, cell.key
+            assert self.commits(cell.key) == ["first"], cell.key

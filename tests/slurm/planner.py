@@ -1,0 +1,36 @@
+"""A planner in a process of its own: python planner.py ROOT PROFILE CELLS [ROUNDS]"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from lewel_bench.slurm import cluster, inside, sweep
+from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm.sweep import Sweep
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    profile = cluster.parse("lab", json.loads(sys.argv[2]), "the test")
+    cells = [Cell(key, kind, tuple(needs)) for key, kind, needs in json.loads(sys.argv[3])]
+    worker = str(Path(__file__).parent / "worker.py")
+    wake = (__file__, *sys.argv[1:4])
+    job = Sweep(root, profile, (worker, "{folder}"), wake)
+    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 0
+    for i in range(rounds):
+        barrier(root, i)
+        sweep.advance(job, cells[i : i + 1])
+    if not rounds:
+        sweep.advance(job, cells, attended=inside.WAKE not in os.environ)
+
+
+def barrier(root: Path, i: int) -> None:
+    """Return when three planners are here."""
+    (root / f"barrier-{i}-{os.getpid()}").touch()
+    while len(list(root.glob(f"barrier-{i}-*"))) < 3:
+        time.sleep(0.001)
+
+
+main()

@@ -1,0 +1,91 @@
+"""Cluster profiles: the examples, and what is wrong with a wrong one."""
+
+from typing import Any
+
+import pytest
+
+from lewel_bench.slurm import check, cluster
+from lewel_bench.slurm.cluster import EXAMPLES, KINDS
+from lewel_bench.slurm.queue import Nodes, _minutes
+
+
+@pytest.mark.parametrize("name", ["a100", "cpu", "preemptible"])
+def test_the_examples_load(name: str) -> None:
+    profile = cluster.load(name, {})
+    assert set(profile.kinds) == set(KINDS)
+    assert all(one.world >= 1 for one in profile.kinds.values())
+
+
+def test_all_examples_are_tested() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {"a100", "cpu", "preemptible"}
+
+
+def test_a_kind_changes_the_defaults_and_nothing_else() -> None:
+    a100 = cluster.load("a100", {})
+    assert a100.kinds["pretrain"].tasks == 8 and a100.kinds["linear"].tasks == 1
+    assert a100.kinds["pretrain"].parameters()["time"] == 2880
+    assert a100.kinds["light"].parameters()["exclude"] == "node007"
+    assert a100.kinds["light"].parameters()["account"] == "my-project"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"defaults": {"partitoin": "gpu"}}, "Did you mean 'partition'?"),
+        ({"max_queud": 3, "defaults": {}}, "Did you mean 'max_queued'?"),
+        ({"defaults": {"nodes": 1}, "kinds": {"pretrian": {}}}, "Did you mean 'pretrain'?"),
+        ({"kinds": {"pretrain": {}}}, "no settings for kinds linear, semi, dense, light"),
+        ({"defaults": {"submitit": {"exclud": "n1"}}}, "Did you mean 'exclude'?"),
+        ({"defaults": {"submitit": {"partition": "x"}}}, "contradicts the field partition"),
+        ({"defaults": {"submitit": {"teardown": ["x"]}}}, "its exit code would hide"),
+        ({"defaults": {"gpus_per_node": 2, "tasks_per_node": 4}}, "more than gpus_per_node 2"),
+        ({"defaults": {"gpus_per_node": 2, "submitit": {"gres": "gpu:2"}}}, "contradicts gpus"),
+        ({"defaults": {"nodes": 2, "pack": 3}}, "only jobs of one process can be packed"),
+        ({"defaults": {"timeout_min": 2}}, "more than half of timeout_min 2"),
+        ({"defaults": {"nodes": 0}}, "greater than 0"),
+        ({"defaults": {"nodes": 1}, "container": "apptainer exec x"}, "name the interpreter"),
+        ({"defaults": 3}, "are tables"),
+    ],
+)
+def test_a_wrong_profile(content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"cluster mine \(the site file\)") as error:
+        cluster.load("mine", {"mine": content})
+    assert said in str(error.value)
+
+
+def test_an_unknown_profile() -> None:
+    with pytest.raises(ValueError, match=r"unknown cluster 'a10'\. Did you mean 'a100'"):
+        cluster.load("a10", {"mine": {}})
+
+
+FARM = [
+    Nodes("gpu", True, 1440, 4, 64, 500_000, 8, frozenset({"a100"})),
+    Nodes("gpu", True, 1440, 2, 128, 900_000, 8, frozenset({"h100"})),
+    Nodes("cpu", True, float("inf"), 9, 32, 100_000, 0, frozenset()),
+    Nodes("", True, float("inf"), 9, 32, 100_000, 0, frozenset()),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"partition": "gpu", "gpus_per_node": 8, "cpus_per_task": 8}, ""),
+        ({"partition": "gpus"}, "Did you mean 'gpu'?"),
+        ({"partition": "gpu", "gpus_per_node": 9}, "no node of partition gpu has more than 8"),
+        ({"cpus_per_task": 33}, "need 33 a node, but no node of the default partition has"),
+        ({"partition": "gpu", "nodes": 3, "cpus_per_task": 100}, "partition gpu has 2 such nodes"),
+        ({"partition": "gpu", "timeout_min": 1441}, "over the limit of partition gpu, 1440 min"),
+        ({"partition": "cpu", "mem_gb": 200}, "no node of partition cpu has more than 97"),
+        ({"partition": "gpu,cpu", "timeout_min": 3000}, ""),
+    ],
+)
+def test_what_a_cluster_can_never_run(asked: dict[str, Any], said: str) -> None:
+    found = check.misfit(cluster.Resources(**asked), FARM)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_time_limits() -> None:
+    assert _minutes("infinite") == float("inf")
+    assert _minutes("2-12:00:00") == 3600
+    assert _minutes("30:00") == 30
+    assert _minutes("1:00:30") == 60.5

@@ -1,0 +1,294 @@
+"""Faults on a real SLURM: every one ends, after at most one more run, in the undisturbed result."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from lab import Bench, Lab, until
+
+from lewel_bench.slurm import queue, sweep
+from lewel_bench.slurm.queue import Unreachable
+
+LONG = {"ticks": 40, "tick_s": 0.1, "save_every": 5}
+
+
+def job(bench: Bench, key: str) -> str:
+    return sweep.survey(bench.root)[key].job
+
+
+def signal(bench: Bench, key: str, name: str) -> None:
+    subprocess.run(["scancel", f"--signal={name}", job(bench, key)], check=True)
+
+
+def test_a_graph_of_cells_and_a_second_run(bench: Bench) -> None:
+    bench.cell("p", "pretrain")
+    searches = [bench.cell(f"s{i}", "semi", ["p"]) for i in range(3)]
+    bench.cell("f", "light", searches)
+    first = bench.run()
+    assert first.count("submit") == 1 and first.count("waiting") == 4
+    assert bench.run().submitted == {}
+    for _ in range(2):
+        until(bench.idle)
+        bench.run()
+    bench.finish()
+    bench.check()
+    assert bench.run().submitted == {}
+
+
+def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "runs", wake=True)
+    for p in ("p", "q"):
+        bench.cell(p, "pretrain")
+        searches = [bench.cell(f"{p}s{i}", "semi", [p]) for i in range(2)]
+        bench.cell(f"{p}f", "light", searches)
+    assert bench.run_with_wakes().wake
+    bench.finish()
+    bench.check()
+
+
+def test_warned_twice_it_saves_and_goes_on_twice(bench: Bench) -> None:
+    bench.cell("a", **{**LONG, "save_every": 10**9})
+    bench.run()
+    for restart in (0, 1):
+        until(lambda n=restart: bench.ticks("a") >= 5 + 10 * n and len(bench.attempts("a")) > n)
+        signal(bench, "a", "USR2")
+        until(lambda n=restart: len(bench.attempts("a")) == n + 2)
+    assert bench.run().submitted == {}
+    bench.finish()
+    bench.check()
+    assert [one.outcome for one in bench.attempts("a")] == ["stopped", "stopped", "done"]
+    assert bench.ticks("a") == 40  # no tick was computed twice
+
+
+def test_a_real_time_limit(lab: Lab, tmp_path: Path) -> None:
+    limits = {"timeout_min": 1, "signal_delay_s": 30}
+    bench = Bench(tmp_path / "runs", defaults=limits)
+    bench.cell("a", ticks=350, tick_s=0.1)
+    bench.run()
+    until(lambda: len(bench.attempts("a")) == 2, 80)
+    bench.finish()
+    bench.check()
+    assert bench.ticks("a") == 350
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_preemption(lab: Lab, tmp_path: Path, told: bool) -> None:
+    lab.configure(LAB_CTLD_PARAMS="preempt_send_user_signal" if told else "")
+    bench = Bench(tmp_path / "runs", defaults={"partition": "low", "cpus_per_task": 2})
+    bench.cell("a", **LONG)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 3)
+    mine = job(bench, "a")
+    high = ["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(high, check=True, capture_output=True)
+    until(lambda: len(bench.attempts("a")) == 2)
+    bench.finish()
+    bench.check()
+    assert bench.ticks("a") == 40
+    assert bench.attempts("a")[1].job == mine
+
+
+def test_requeued_by_hand(bench: Bench) -> None:
+    bench.cell("a", **LONG)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 12)
+    subprocess.run(["scontrol", "requeue", job(bench, "a")], check=True)
+    assert bench.run().submitted == {}
+    bench.finish()
+    bench.check()
+    assert len(bench.attempts("a")) == 2
+
+
+def test_a_node_loses_power(lab: Lab, bench: Bench) -> None:
+    bench.cell("a", **LONG)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 12)
+    node = bench.attempts("a")[0].node
+    lab.node("crash", node)
+    lab.node("down", node)
+    assert bench.run().submitted == {}
+    bench.finish()
+    bench.check()
+    assert [one.outcome for one in bench.attempts("a")] == ["", "done"]
+
+
+def test_split_brain(lab: Lab, bench: Bench) -> None:
+    """Only the node's daemon dies: the task lives on beside the copy that SLURM starts."""
+    bench.cell("a", ticks=200, tick_s=0.1, save_every=5)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 10)
+    node = bench.attempts("a")[0].node
+    lab.node("stop", node)
+    lab.node("down", node)
+    until(lambda: len(bench.attempts("a")) == 2)
+    until(lambda: bench.attempts("a")[0].outcome == "fenced", 10)
+    bench.finish()
+    bench.check()
+    # what both ticked is at most what the first did until it looked at its claim, and its save
+    assert bench.ticks("a") <= 200 + 30
+
+
+@pytest.mark.parametrize("which", ["task", "array"])
+def test_cancelled_by_hand(bench: Bench, which: str) -> None:
+    for key in "ab":
+        bench.cell(key, **LONG)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 3 and bench.ticks("b") >= 3)
+    id = job(bench, "a")
+    queue.cancel([id if which == "task" else id.partition("_")[0]])
+    until(lambda: "a" not in sweep.survey(bench.root))
+    # a pass that nobody asked for leaves alone what somebody ended
+    assert bench.run(attended=False).states["a"][0] == "cancelled"
+    until(bench.idle)
+    assert bench.run().states["a"][0] == "submit"
+    bench.finish()
+    bench.check()
+
+
+def test_failures_wait_for_a_person(bench: Bench) -> None:
+    bench.cell("a", fault="raise")
+    bench.cell("b", fault="nan")
+    bench.cell("c", "light", ["a"])
+    bench.cell("d")
+    bench.run()
+    until(bench.idle)
+    again = bench.run()
+    assert again.submitted == {}
+    assert again.states["a"] == ("given_up", "it failed: a test's raise")
+    assert again.states["b"] == ("given_up", "its loss was not finite: a test's nan")
+    assert again.states["c"] == ("blocked", "needs a, which is given_up")
+    assert again.states["d"] == ("done", "")
+    for key in "ab":
+        (bench.root / key / "mended").touch()
+    sweep.again(bench.root, ["a", "b"])
+    bench.run()
+    until(bench.idle)
+    bench.run()
+    bench.finish()
+    bench.check()
+
+
+def test_out_of_memory_once_more_with_half(bench: Bench) -> None:
+    bench.cell("a", fault="oom")
+    bench.cell("b", fault="sigkill")
+    bench.run()
+    until(bench.idle)
+    (bench.root / "b" / "mended").touch()
+    bench.run()
+    bench.finish()
+    bench.check()
+    assert [(o.outcome, o.halvings) for o in bench.attempts("a")] == [("oom", 0), ("done", 1)]
+    assert [o.outcome for o in bench.attempts("b")] == ["killed", "done"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_planner_is_killed_around_sbatch(bench: Bench, tmp_path: Path, when: str) -> None:
+    for i in range(3):
+        bench.cell(f"a{i}", ticks=5, tick_s=0.4)
+    real = shutil.which("sbatch")
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "sbatch"
+    call = f'{real} "$@"\n' if when == "after" else ""
+    fake.write_text(f"#!/bin/bash\n{call}kill -KILL $PPID\n")
+    fake.chmod(0o755)
+    planner = bench.planner(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    planner.communicate()
+    assert planner.returncode == -9
+    second = bench.run()
+    assert bool(second.submitted) == (when == "before")
+    bench.finish(30)  # less than the minute that submitit's tasks wait for their pickles
+    bench.check()
+    assert all(len(bench.attempts(f"a{i}")) == 1 for i in range(3))
+
+
+def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
+    bench.cell("a", ticks=280, tick_s=0.1, save_every=5)
+    bench.cell("b", fault="sigkill")
+    bench.run()
+    until(lambda: bench.ticks("a") >= 3)
+    lab.controller("kill")
+    for ask in (bench.run, lambda: sweep.survey(bench.root)):
+        with pytest.raises(Unreachable):
+            ask()
+    lab.controller("start")  # while the job runs
+    assert bench.run().states["a"][0] == "live"
+    (bench.root / "b" / "mended").touch()
+    until(lambda: (bench.root / "a" / "record.json").exists())
+    until(bench.idle)
+    bench.run()
+    bench.finish()
+    bench.check()
+    assert len(bench.attempts("a")) == 1
+
+
+def test_the_controller_forgets_a_job(lab: Lab, bench: Bench) -> None:
+    bench.cell("a", ticks=150, tick_s=0.1, save_every=5)
+    bench.run()
+    until(lambda: bench.ticks("a") >= 3)
+    lab.controller("amnesia")
+    lab.controller("start")
+    until(lambda: not sweep.survey(bench.root))
+    assert len(bench.run().submitted) == 1  # the task of the lost job may live on: it is fenced
+    bench.finish()
+    bench.check()
+    assert len(bench.attempts("a")) == 2
+
+
+def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
+    if os.getuid() or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("needs to mount a small file system")
+    try:
+        bench = Bench(tmp_path / "runs")
+        bench.cell("a", **LONG)
+        bench.run()
+        until(lambda: bench.ticks("a") >= 7)
+        filler = tmp_path / "filler"
+        with suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        until(lambda: not sweep.survey(bench.root))
+        assert not bench.done()
+        filler.unlink()
+        assert len(bench.run().submitted) == 1
+        bench.finish()
+        bench.check()
+        resumed = bench.attempts("a")[-1]
+        assert resumed.mark  # it went on from its last good checkpoint
+    finally:
+        until(bench.idle, 30)
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_three_planners_in_the_same_second(bench: Bench, tmp_path: Path) -> None:
+    rounds = 50
+    for i in range(rounds):
+        bench.cell(f"r{i:02d}", ticks=0)
+    planners = [bench.planner(rounds=str(rounds)) for _ in range(3)]
+    for planner in planners:
+        out, _ = planner.communicate(timeout=200)
+        assert planner.returncode == 0, out
+    bench.finish()
+    bench.check()
+    assert all(len(bench.attempts(cell.key)) == 1 for cell in bench.cells)
+
+
+def test_planning_inside_an_array_task(bench: Bench) -> None:
+    """Its environment says SLURM_ARRAY_TASK_ID=1; what it submits must not believe that."""
+    for i in range(2):
+        bench.cell(f"a{i}", ticks=2)
+    command = ["sbatch", "--array=1-1", "-n2", "-o", str(bench.root / "planner.log")]
+    wrapped = shlex.join(bench.planner_command())
+    subprocess.run([*command, f"--wrap={wrapped}"], check=True, env=bench.planner_environment())
+    bench.finish(40)
+    bench.check()
+    assert all(len(bench.attempts(f"a{i}")) == 1 for i in range(2))
+    single = bench.cell("b", ticks=2)
+    wrapped = shlex.join(bench.planner_command())
+    subprocess.run([*command, f"--wrap={wrapped}"], check=True, env=bench.planner_environment())
+    bench.finish(40)
+    assert len(bench.attempts(single)) == 1

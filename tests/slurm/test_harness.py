@@ -1,0 +1,214 @@
+"""`lewel-bench run --cluster lab` on a real SLURM, at a tiny scale."""
+
+import json
+import resource
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, environment
+from lab import Lab, until
+
+from lewel_bench.slurm import queue
+from tests.harness.test_end_to_end import PROTOCOLS, TINY, records
+
+SITE = """\
+[clusters.lab]
+wake_delay_s = 0
+[clusters.lab.defaults]
+timeout_min = 10
+signal_delay_s = 30
+[clusters.lab.kinds.semi]
+pack = 2
+[clusters.two]
+[clusters.two.defaults]
+timeout_min = 10
+signal_delay_s = 30
+nodes = 2
+tasks_per_node = 2
+[clusters.two.kinds.light]
+nodes = 1
+tasks_per_node = 1
+"""
+SHARED = {**TINY, "args.queue": 64, "epochs": 2}
+
+
+def words(images: Path, evals: tuple[str, ...] = (), **more: Any) -> list[str]:
+    settings = {**SHARED, **more}
+    for name in evals:
+        settings |= {f"{name}.{k}": v for k, v in PROTOCOLS[name].items()}
+    found = ["run", "--method", "lewel_m,moco_v2", "--epochs", "200", "--suite", "shapes"]
+    found += ["--evals", ",".join(evals) or "none", "--data", str(images), "--workers", "0"]
+    for name, value in settings.items():
+        found += ["--set", f"{name}={json.dumps(value)}"]
+    return found
+
+
+class Here:
+    """A working directory with a site file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "runs"
+        (folder / "lewel-bench.toml").write_text(SITE)
+        (folder / "pretrain").mkdir()  # must not stand in for anything of ours
+        (folder / "pretrain" / "__init__.py").write_text("raise SystemExit('the wrong pretrain')")
+
+    def bench(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*words),
+            cwd=self.folder,
+            env=environment(PYTHONSAFEPATH="1", **more),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        shown = self.bench("status", "--format", "json", "--cluster", "lab")
+        assert shown.returncode == 0, shown.stderr
+        return {one["key"]: one for one in json.loads(shown.stdout)["jobs"]}
+
+    def logs(self) -> str:
+        paths = (self.root / ".slurm" / "logs").glob("*/*log*")
+        return "\n".join(f"== {p}\n{p.read_text()}" for p in paths)
+
+
+@pytest.fixture
+def here(lab: Lab, tmp_path: Path) -> Here:
+    return Here(tmp_path)
+
+
+def measured(root: Path) -> dict[str, Any]:
+    """What must not depend on where and how a job ran."""
+    found = {}
+    for name, one in records(root).items():
+        outcome = {k: v for k, v in one["outcome"].items() if k != "attempts"}
+        found[name] = (one["metrics"], outcome, one["checkpoint"])
+    return found
+
+
+def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_path: Path) -> None:
+    asked = words(images, ("linear_lars", "semi_1pct"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    first = here.bench(*asked, "--cluster", "lab")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
+    print(f"submitted in {time.monotonic() - began:.1f} s ({cpu:.1f} s of CPU)")
+    assert cpu < 5  # the tests share the machine with the jobs
+    assert first.returncode == 0, first.stderr
+    assert "2 submitted now" in first.stdout and "goes on from here" in first.stdout
+    assert {one["state"] for one in here.status().values()} <= {"queued", "running", "missing"}
+    again = here.bench(*asked, "--cluster", "lab")
+    assert " pretrain jobs in " not in again.stdout, again.stdout
+
+    def over() -> bool:
+        return not any(task.lives for task in queue.tasks())
+
+    until(over, 240)
+    assert {one["state"] for one in here.status().values()} == {"done"}, here.logs()
+    last = here.bench(*asked, "--cluster", "lab")
+    assert "nothing to do" in last.stdout
+    (tmp_path / "local").mkdir()
+    local = Here(tmp_path / "local")
+    done = local.bench(*asked)
+    assert done.returncode == 0, done.stderr
+    assert measured(here.root) == measured(local.root)
+    one = next(iter(records(here.root).values()))
+    (attempt,) = one["outcome"]["attempts"]
+    assert attempt["outcome"] == "done" and attempt["seconds"] > 0
+
+
+def test_two_nodes_of_two_processes_train_as_torchrun_does(
+    here: Here, images: Path, tmp_path: Path
+) -> None:
+    asked = words(images)
+    asked[asked.index("lewel_m,moco_v2")] = "lewel_m"
+    first = here.bench(*asked, "--cluster", "two")
+    assert first.returncode == 0, first.stderr
+    until(lambda: not any(t.lives for t in queue.tasks()), 200)
+    (tmp_path / "local").mkdir()
+    local = Here(tmp_path / "local")
+    done = local.bench(*asked, "--processes", "4")
+    assert done.returncode == 0, done.stderr
+    assert measured(here.root) == measured(local.root), here.logs()
+    assert {r["environment"]["processes"] for r in records(here.root).values()} == {"4"}
+
+
+def test_mistakes_exit_2_in_one_line(here: Here, images: Path) -> None:
+    asked = words(images)
+    site = here.folder / "lewel-bench.toml"
+
+    def said(name: str, *more: str, **variables: str) -> str:
+        done = here.bench(*asked, "--cluster", name, *more, **variables)
+        assert done.returncode == 2, done.stdout + done.stderr
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    assert "unknown cluster 'lba'. Did you mean 'lab'?" in said("lba")
+    defaults = "[clusters.x.defaults]\ntimeout_min = 10\nsignal_delay_s = 30\n"
+    for setting, message in (
+        ("partition = 'mian'", "unknown partition 'mian'. Did you mean 'main'?"),
+        ("cpus_per_task = 500", "need 500 a node, but no node of the default partition has more"),
+        ("nodes = 9", "nodes 9, but the default partition has 2 such nodes"),
+        ("constraint = 'moon'", "nvalid"),
+    ):
+        site.write_text(f"{SITE}{defaults}{setting}\n")
+        assert message in said("x")
+    site.write_text(SITE)
+    blocked = here.folder / "blocked"
+    blocked.mkdir()
+    (blocked / ".slurm").write_text("a file")
+    assert "choose another --root" in said("lab", "--root", str(blocked))
+    bare = here.folder / "bin"
+    bare.mkdir()
+    assert "is not on this machine" in said("lab", PATH=str(bare))
+    books = here.root / ".slurm"
+    books.mkdir(parents=True, exist_ok=True)
+    (books / "cluster.json").write_text(json.dumps({"profile": "far", "cluster": "elsewhere"}))
+    assert "were submitted to the cluster 'elsewhere'" in said("lab")
+    assert not any(task.lives for task in queue.tasks())
+
+
+def test_doctor(here: Here) -> None:
+    sound = here.bench("doctor", "--cluster", "lab")
+    assert sound.returncode == 0, sound.stdout
+    assert "ran on 127.0.0." in sound.stdout and "hard link work" in sound.stdout
+    bare = here.folder / "python3"
+    bare.write_text("#!/bin/bash\necho 'No module named submitit' >&2; exit 1\n")
+    bare.chmod(0o755)
+    site = SITE.replace("[clusters.lab]\n", f"[clusters.lab]\npython = '{bare}'\n", 1)
+    (here.folder / "lewel-bench.toml").write_text(site)
+    broken = here.bench("doctor", "--cluster", "lab")
+    assert broken.returncode == 2
+    assert "No module named submitit" in broken.stdout
+
+
+def test_hands(here: Here, images: Path) -> None:
+    """cancel, retry, logs and --dry-run."""
+    asked = words(images, **{"optimizer.lr": 1e30, "schedule.warmup_epochs": 0})
+    dry = here.bench(*asked, "--cluster", "lab", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "#SBATCH --array=0-1%2" in dry.stdout and "array of 2 pretrain tasks" in dry.stdout
+    assert not any(task.lives for task in queue.tasks())
+    here.bench(*asked, "--cluster", "lab")
+    until(lambda: not any(t.lives for t in queue.tasks()), 120)
+    status = here.status()
+    assert {one["state"] for one in status.values()} == {"failed"}, status
+    key = next(iter(status))
+    logs = here.bench("logs", key)
+    assert "the loss is" in logs.stdout
+    failed = here.bench(*asked, "--cluster", "lab")
+    assert failed.returncode == 1 and "lewel-bench retry" in failed.stderr
+    assert "1 failed jobs will be tried" in here.bench("retry", key).stdout
+    subprocess.run(["scontrol", "update", "partition=main", "state=down"], check=True)
+    try:
+        assert "1 submitted now" in here.bench(*asked, "--cluster", "lab").stdout
+        assert here.status()[key]["state"] == "queued"
+        assert "add --yes" in here.bench("cancel", key).stdout
+        assert "cancelled 1 tasks" in here.bench("cancel", key, "--yes").stdout
+    finally:
+        subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
+    until(lambda: here.status()[key]["state"] == "missing", 20)

@@ -1,0 +1,125 @@
+"""Reading what SLURM prints, and files that several machines share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lewel_bench.slurm import attempt, files, queue
+from lewel_bench.slurm.queue import Task, Unreachable
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(queue, "ask", lambda command, timeout_s=0: text)
+
+
+def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        "12_3|lewel-x|PENDING|0.5|0:00||(launch failed | held)\n13|y|COMPLETING|1|2:00|n1|None\n"
+    )
+    answer(monkeypatch, lines)
+    first, second = queue.tasks()
+    assert (first.index, first.reason, first.lives) == (3, "(launch failed | held)", True)
+    assert (second.index, second.nodes, second.lives) == (0, "n1", True)
+    answer(monkeypatch, "garbage\n")
+    with pytest.raises(Unreachable, match="garbage"):
+        queue.tasks()
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "stuck"),
+    [
+        ("PENDING", "PartitionConfig", "asks for more than a node"),
+        ("PENDING", "launch failed requeued held", "scontrol release"),
+        ("PENDING", "Priority", ""),
+        ("RUNNING", "PartitionConfig", ""),
+    ],
+)
+def test_reasons_that_never_go_away(state: str, reason: str, stuck: str) -> None:
+    found = Task("1", "x", state, reason).stuck
+    assert stuck in found and bool(stuck) == bool(found)
+
+
+def test_a_command_that_fails_is_not_an_empty_answer(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="slurm_load_jobs error"):
+        queue.ask(["sh", "-c", "echo slurm_load_jobs error >&2; exit 1"])
+    with pytest.raises(Unreachable, match="did not answer within"):
+        queue.ask(["sleep", "5"], 0.1)
+    with pytest.raises(ValueError, match="not on this machine"):
+        queue.ask(["no-such-squeue"])
+
+
+def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "7_0|CANCELLED by 0\n7_1|OUT_OF_MEMORY\n7_2|PENDING\n7_3|COMPLETED\n"
+    answer(monkeypatch, text)
+    ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY", "7_3": "COMPLETED"}
+    assert queue.endings(["7_0", "7_1", "7_2"]) == ended
+
+    def absent(command: object, timeout_s: float = 0) -> str:
+        raise Unreachable("Slurm accounting storage is disabled")
+
+    monkeypatch.setattr(queue, "ask", absent)
+    assert queue.endings(["7_0"]) == {}
+
+
+def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, "gpu*|up|2-00:00:00|4|64+|500000+|gpu:a100:8(S:0-1)|a100,ib\n")
+    named, default = queue.nodes()
+    assert (named.partition, default.partition) == ("gpu", "")
+    assert (named.gpus, named.cpus, named.timeout_min) == (8, 64, 2880)
+    assert named.features == default.features == {"a100", "ib"}
+
+
+def test_the_first_writer_wins_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    assert files.create(path, {"n": 1}) and not files.create(path, {"n": 2})
+    assert files.read(path) == {"n": 1}
+    files.replace(path, {"n": 3})
+    assert files.read(path) == {"n": 3} and os.listdir(path.parent) == ["x.json"]
+    for text in ("", "{", "[1]"):
+        path.write_text(text)
+        assert files.read(path) is None
+
+
+def test_one_of_many_processes_creates_a_file(tmp_path: Path) -> None:
+    code = "import sys; from lewel_bench.slurm import files; from pathlib import Path; "
+    code += "print(files.create(Path(sys.argv[1]), {}))"
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(5)
+    ]
+    assert sorted(one.communicate()[0].strip() for one in started) == ["False"] * 4 + ["True"]
+
+
+def test_the_last_to_start_has_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = attempt.begin(tmp_path, "u", 0, 1, 0, "checkpoint-*")
+    monkeypatch.setenv(attempt.VARIABLE, f"{tmp_path}:{first.name}")
+    attempt.check()
+    (tmp_path / "checkpoint-00000001").touch()
+    second = attempt.begin(tmp_path, "u", 0, 2, 1, "checkpoint-*")
+    with pytest.raises(attempt.Fenced):
+        attempt.check()
+    assert not attempt.holds(tmp_path, first.name) and attempt.holds(tmp_path, second.name)
+    attempt.end(tmp_path, second, "oom", "no memory")
+    found = attempt.history(tmp_path)
+    assert [one.outcome for one in found] == ["", "oom"]
+    assert (found[1].mark, found[1].halvings) == ("checkpoint-00000001", 1)
+    (tmp_path / attempt.CLAIM).unlink()
+    assert not attempt.holds(tmp_path, second.name)  # a claim that is gone is lost
+
+
+def test_what_a_record_says_of_its_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
+    attempt.forgive(tmp_path)
+    now = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
+    monkeypatch.setenv(attempt.VARIABLE, f"{tmp_path}:{now.name}")
+    said = attempt.summary(tmp_path)
+    assert [one["outcome"] for one in said] == ["killed", "done"]
+    assert json.dumps(said) and lost.name != now.name and said[0]["processes"] == 4

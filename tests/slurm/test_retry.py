@@ -1,0 +1,85 @@
+"""Which failures are tried again."""
+
+import pytest
+
+from lewel_bench.slurm.attempt import Attempt
+from lewel_bench.slurm.retry import End, Verdict, judge
+
+
+def attempt(n: int, outcome: str = "", mark: str = "", uid: str = "", **more: object) -> Attempt:
+    fields = {"restart": 0, "halvings": 0, "message": "", **more}
+    return Attempt(
+        name=str(n),
+        uid=uid or f"u{n}",
+        task=0,
+        job="1",
+        node="n",
+        processes=1,
+        started=float(n),
+        mark=mark,
+        outcome=outcome,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def end(n: int, state: str) -> End:
+    return End(f"u{n}", 0, state, float(n))
+
+
+def test_an_error_waits_for_retry() -> None:
+    failed = [attempt(1, "error", message="ValueError: no")]
+    assert judge(failed, [end(1, "FAILED")], "", 5) == Verdict(False, "it failed: ValueError: no")
+    assert judge([*failed, attempt(2, "retry")], [end(1, "FAILED")], "", 5).again
+    assert not judge([attempt(1, "nan")], [], "", 5).again
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+def test_a_node_failure_and_a_preemption_always(state: str) -> None:
+    tried = [attempt(n) for n in range(50)]
+    assert judge(tried, [end(n, state) for n in range(50)], "", 5).again
+
+
+def test_a_time_limit_while_it_makes_progress() -> None:
+    states = [end(n, "TIMEOUT") for n in range(20)]
+    moving = [attempt(n, mark=f"checkpoint-{n:08d}") for n in range(20)]
+    assert judge(moving, states, "checkpoint-00000020", 5).again
+    standing = [attempt(n, mark="checkpoint-00000001") for n in range(4)]
+    assert judge(standing, states[:4], "checkpoint-00000001", 5).again
+    standing.append(attempt(4, mark="checkpoint-00000001"))
+    verdict = judge(standing, states[:5], "checkpoint-00000001", 5)
+    assert verdict == Verdict(False, "no progress in 5 attempts, the last: TIMEOUT")
+    assert judge(standing, states[:5], "checkpoint-00000002", 5).again
+
+
+def test_out_of_memory_once_with_half() -> None:
+    assert judge([attempt(1, "oom")], [], "", 5) == Verdict(True, "oom", 1)
+    assert judge([attempt(1)], [end(1, "OUT_OF_MEMORY")], "", 5).halvings == 1
+    twice = [attempt(1, "oom"), attempt(2, "oom", halvings=1)]
+    assert not judge(twice, [], "", 5).again
+    # it stays halved whatever ends it next
+    later = [attempt(1, "oom"), attempt(2, "", halvings=1)]
+    assert judge(later, [end(2, "NODE_FAIL")], "", 5).halvings == 1
+
+
+def test_killed_again_and_again_without_progress() -> None:
+    killed = [attempt(n, "killed") for n in range(5)]
+    assert judge(killed[:4], [], "", 5).again
+    assert not judge(killed, [], "", 5).again
+
+
+def test_what_slurm_itself_started_again_costs_nothing() -> None:
+    tried = [attempt(n, uid="u", restart=n) for n in range(30)]
+    assert judge(tried, [End("u", 0, "NODE_FAIL", 0.0)], "", 5).again
+
+
+def test_jobs_that_never_started() -> None:
+    assert judge([], [end(n, "FAILED") for n in range(4)], "", 5).again
+    verdict = judge([], [end(n, "FAILED") for n in range(5)], "", 5)
+    assert verdict == Verdict(False, "no progress in 5 attempts, the last: never started (FAILED)")
+    assert judge([], [end(n, "VOID") for n in range(50)], "", 5).again
+    assert judge([attempt(5, "retry")], [end(n, "FAILED") for n in range(5)], "", 5).again
+
+
+def test_cancelled() -> None:
+    assert judge([attempt(1, "stopped")], [end(1, "CANCELLED")], "", 5).cancelled
+    assert not judge([attempt(1, "stopped")], [end(1, "COMPLETED")], "", 5).cancelled
