@@ -79,7 +79,7 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     defaults = {name: default for name, (_, default) in arguments(recipe.method).items()}
     settings["args"] = {**defaults, **recipe.args}
     views = AUGMENTS[recipe.augment]
-    settings["augment"] = [view.model_dump(exclude={"source"}) for view in views]
+    settings["augment"] = [view.identity() for view in views]
     return {"recipe": settings, "data": data.id}
 
 

@@ -67,6 +67,14 @@ def average(tensors: list[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+@torch.no_grad()
+def total(x: Tensor) -> Tensor:
+    """`x` summed over ranks, in place."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` holds on any rank; every rank must ask at the same point."""
     if world() == 1:

@@ -1,10 +1,10 @@
-"""How the two views of an image are drawn: values with their source, no torch.
+"""How the views of an image are drawn: values with their source, no torch.
 
 The operations run in the order crop, jitter, grey, blur, solarize, flip; a flip commutes with all
 of them, so recipes that flip first are drawn alike.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,8 @@ class ViewSpec(Value):
 
     `blur_kernel` "pillow" is `ImageFilter.GaussianBlur(sigma)`, three box blurs; "tenth" is a
     Gaussian cut to an odd number of taps near a tenth of the image side (23 at 224). `blur_sigma`
-    is the range of sigma in pixels of the view; solarize inverts the levels from 128 up.
+    is the range of sigma in pixels of the view; solarize inverts the levels from 128 up. `side` is
+    a view's side as a share of the recipe's image size; `flip` "first" is as the first view.
     """
 
     source: str
@@ -38,7 +39,17 @@ class ViewSpec(Value):
     blur_sigma: Span = (0.1, 2.0)
     blur_kernel: Literal["pillow", "tenth"] = "pillow"
     solarize: Chance = 0.0
-    flip: Chance = 0.5
+    flip: Chance | Literal["first"] = 0.5
+    side: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def identity(self) -> dict[str, Any]:
+        """What the view does; a `side` of 1 is left out, as keys without one exist."""
+        unsaid = {"source", "side"} if self.side == 1 else {"source"}
+        return self.model_dump(exclude=unsaid)
+
+    def pixels(self, image_size: Positive) -> int:
+        """The side of the view in pixels for a recipe of `image_size`."""
+        return round(image_size * self.side)
 
     def taps(self, size: Positive) -> int:
         """Taps of the blur at `size` pixels; 0 is Pillow's blur, which has no kernel size."""
@@ -69,7 +80,7 @@ _BYOL_1 = ViewSpec(
 )
 _SECOND = {"blur": 0.1, "solarize": 0.2}
 
-_PAIRS: dict[str, tuple[ViewSpec, ViewSpec]] = {
+_VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "moco_v2": (_MOCO_V2, _MOCO_V2),
     "byol_eman": (_EMAN_1, _EMAN_1.model_copy(update=_SECOND)),
     "byol_paper": (_BYOL_1, _BYOL_1.model_copy(update=_SECOND)),
@@ -81,6 +92,8 @@ def _no_blur(spec: ViewSpec) -> ViewSpec:
     return spec.model_copy(update={"blur": 0.0, "source": f"{spec.source}; no blur at 32-64 px"})
 
 
-AUGMENTS: dict[str, tuple[ViewSpec, ViewSpec]] = _PAIRS | {
-    f"{name}_no_blur": (_no_blur(one), _no_blur(two)) for name, (one, two) in _PAIRS.items()
+# Views of full side come first, and those of a smaller side have one in common: `loader` keeps two
+# stacks of pixels.
+AUGMENTS: dict[str, tuple[ViewSpec, ...]] = _VIEWS | {
+    f"{name}_no_blur": tuple(map(_no_blur, views)) for name, views in _VIEWS.items()
 }

@@ -28,11 +28,14 @@ METHODS: dict[str, str] = {
 _TYPES = {"Positive": Positive, "Temperature": Temperature, "Weight": Weight, "Literal": Literal}
 
 
-def build(recipe: Recipe, seed: int) -> "Method":
+def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "Method":
     """The method of `recipe`, initialised from `seed` alone (the same on every rank).
 
-    Raises ValueError as `check` does.
+    `images` and `classes` are the numbers of the training set, for methods that keep something for
+    each. Raises ValueError as `check` does.
     """
+    import inspect
+
     import torch
 
     from lewel_bench.pretrain import backbone
@@ -42,13 +45,14 @@ def build(recipe: Recipe, seed: int) -> "Method":
     module = importlib.import_module(f"{__name__}.{recipe.method}")
     method_class = getattr(module, METHODS[recipe.method].split(":")[0])
     group = recipe.bn_group
+    given = {"ema": recipe.ema, "seed": seed, "images": images, "classes": classes}
+    asked = inspect.signature(method_class).parameters
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         method: Method = method_class(
             lambda: backbone.build(recipe.backbone, lambda n: BatchNorm(n, group)),
             lambda n: TokenNorm(n, group),
-            ema=recipe.ema,
-            seed=seed,
+            **{name: value for name, value in given.items() if name in asked},
             **recipe.args,
         )
     return method
