@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lewel_bench.pretrain.recipe import Positive, Recipe
+from lewel_bench.pretrain.recipe import Positive, Rate, Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.value import unknown
 
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=1)]
+Counts = Annotated[str, Field(pattern=r"^[1-9]\d*(,[1-9]\d*)*$")]  # "10,20"
 
 METHODS: dict[str, str] = {
     "byol": "BYOL: predict the momentum network's embedding of the other view",
+    "densecl": "DenseCL: MoCo v2, and the same for every position of the feature map",
     "lewel_b": "LewelB: LEWEL on BYOL, aligned embeddings without negatives",
     "lewel_m": "LewelM: LEWEL on MoCo v2, aligned embeddings with InfoNCE",
     "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
 }
 
-_TYPES = {"Positive": Positive, "Temperature": Temperature, "Weight": Weight, "Literal": Literal}
+_TYPES = {
+    "Positive": Positive,
+    "Rate": Rate,
+    "Temperature": Temperature,
+    "Weight": Weight,
+    "Counts": Counts,
+    "Literal": Literal,
+}
 
 
 def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "Method":
