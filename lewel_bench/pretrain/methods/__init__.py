@@ -22,6 +22,7 @@ Counts = Annotated[str, Field(pattern=r"^[1-9]\d*(,[1-9]\d*)*$")]  # "10,20"
 METHODS: dict[str, str] = {
     "byol": "BYOL: predict the momentum network's embedding of the other view",
     "densecl": "DenseCL: MoCo v2, and the same for every position of the feature map",
+    "instdisc": "InstDisc: tell an image from all others in a memory bank",
     "lewel_b": "LewelB: LEWEL on BYOL, aligned embeddings without negatives",
     "lewel_m": "LewelM: LEWEL on MoCo v2, aligned embeddings with InfoNCE",
     "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
