@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "lewel_b": "LewelB: LEWEL on BYOL, aligned embeddings without negatives",
     "lewel_m": "LewelM: LEWEL on MoCo v2, aligned embeddings with InfoNCE",
     "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
+    "pcl": "PCL: MoCo, and the same with prototypes from clustering",
     "pixpro": "PixPro: pixels agree with their surroundings in the other view",
 }
 
