@@ -28,6 +28,7 @@ METHODS: dict[str, str] = {
     "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
     "pcl": "PCL: MoCo, and the same with prototypes from clustering",
     "pixpro": "PixPro: pixels agree with their surroundings in the other view",
+    "resim": "ReSim: MoCo v2, and the same for regions that both views show",
 }
 
 _TYPES = {
