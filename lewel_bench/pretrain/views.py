@@ -79,11 +79,36 @@ _BYOL_1 = ViewSpec(
     blur_kernel="tenth",
 )
 _SECOND = {"blur": 0.1, "solarize": 0.2}
+_INSTDISC = ViewSpec(
+    source="arXiv 1805.01978; zhirongw/lemniscate.pytorch @f7cfe29 main.py, and MoCo v1: jitter "
+    "always, no blur (there grey comes before it)",
+    scale=(0.2, 1.0),
+    jitter=1.0,
+    saturation=0.4,
+    hue=0.4,
+    blur=0.0,
+)
+_RESIM = ViewSpec(
+    source="arXiv 2103.12902; Tete-Xiao/ReSim @b6a36ee main_moco.py (there blur comes first)",
+    scale=(0.2, 1.0),
+    saturation=0.4,
+    blur=0.5,
+)
+_PIXPRO_1 = ViewSpec(
+    source="arXiv 2011.10043; zdaxie/PixPro @e390d6b contrast/data/transform.py (BYOL)",
+    scale=(0.08, 1.0),
+    saturation=0.2,
+    blur=1.0,
+)
 
 _VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "moco_v2": (_MOCO_V2, _MOCO_V2),
     "byol_eman": (_EMAN_1, _EMAN_1.model_copy(update=_SECOND)),
     "byol_paper": (_BYOL_1, _BYOL_1.model_copy(update=_SECOND)),
+    "instdisc": (_INSTDISC,),
+    "pcl_v1": (_INSTDISC, _INSTDISC),
+    "resim": (_RESIM, _RESIM.model_copy(update={"flip": "first"})),
+    "pixpro": (_PIXPRO_1, _PIXPRO_1.model_copy(update=_SECOND)),
 }
 
 
