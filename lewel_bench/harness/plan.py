@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lewel_bench.evals.protocol import Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.methods import arguments, check
+from lewel_bench.pretrain.methods import LATER, arguments, check
 from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.pretrain.views import AUGMENTS
@@ -28,6 +28,11 @@ PROBES = {
     "moco_v2": "linear_lars",
     "lewel_b": "linear_sgd",
     "byol": "linear_sgd",
+    "instdisc": "linear_lars",
+    "pcl": "linear_lars",
+    "densecl": "linear_lars",
+    "resim": "linear_lars",
+    "pixpro": "linear_lars",
 }
 EVALS = {"semi": ("semi_1pct", "semi_10pct"), "none": ()}
 DEFAULT_EVALS = ("linear", "semi")
@@ -77,7 +82,12 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     settings = recipe.identity()
     settings.pop("data")
     defaults = {name: default for name, (_, default) in arguments(recipe.method).items()}
-    settings["args"] = {**defaults, **recipe.args}
+    later = LATER.get(recipe.method, {})
+    settings["args"] = {
+        name: value
+        for name, value in {**defaults, **recipe.args}.items()
+        if name not in later or value != later[name]
+    }
     views = AUGMENTS[recipe.augment]
     settings["augment"] = [view.identity() for view in views]
     return {"recipe": settings, "data": data.id}

@@ -15,8 +15,9 @@ class Suite(Value):
 
     `data` maps the paper's data sets to the suite's. `epochs` multiplies the epochs of a
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
-    linearly, times `lr`. `lr` and `recipes` are by family, or else by method; `recipes` and
-    `protocols` (by name) are further settings. `comparable` says whether its numbers can be held
+    linearly, times `lr`. `lr` and `recipes` are by family, or else by the longest beginning of its
+    name (`lewel_b` for `lewel_b_d64_in100`); `recipes` and `protocols` (by name) are further
+    settings. `comparable` says whether its numbers can be held
     against the paper's.
     """
 
@@ -42,7 +43,7 @@ class Suite(Value):
         if self.comparable:
             return recipe
         batch = self.batch or recipe.batch
-        own = family(recipe.name) if family(recipe.name) in self.recipes else recipe.method
+        own = self._own(recipe)
         lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(own, 1.0)
         settings: dict[str, Any] = {
             "data": self.dataset(recipe.data),
@@ -60,6 +61,12 @@ class Suite(Value):
             settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value
         scaled: Recipe = change(recipe, settings)
         return scaled
+
+    def _own(self, recipe: Recipe) -> str:
+        name = family(recipe.name)
+        while name not in self.recipes and "_" in name:
+            name = name.rsplit("_", 1)[0]
+        return name if name in self.recipes else recipe.method
 
     def protocol(self, name: str, protocol: Protocol) -> Protocol:
         """`protocol` at this suite's scale; the identity for `paper`."""

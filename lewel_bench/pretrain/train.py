@@ -161,7 +161,7 @@ class Loop:
         device, recipe = self.machine.device, self.recipe
         lr = lr_at(recipe.optimizer.lr, recipe.schedule, self.step, self.per_epoch, recipe.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = optim.rate(group, lr, recipe.optimizer.lr)
         views = self._views(batch)
         with self._autocast():
             keys = self.method.keys(views, self.step)
