@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,30 @@ def gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def join(x: Tensor) -> Tensor:
+    """`x` of every rank concatenated along dim 0 in rank order, with gradient.
+
+    A rank's part gets the sum of the gradients of all ranks' losses, of which
+    DistributedDataParallel then takes the mean: as if one process had computed all of it.
+    """
+    if world() == 1:
+        return x
+    joined: Tensor = _Join.apply(x)
+    return joined
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        everyones = total(grad.contiguous())
+        return everyones[rank() * ctx.count :][: ctx.count]
 
 
 @torch.no_grad()
