@@ -33,6 +33,11 @@ PROBES = {
     "densecl": "linear_lars",
     "resim": "linear_lars",
     "pixpro": "linear_lars",
+    "simclr": "linear_lars",
+    "simsiam": "linear_lars",
+    "swav": "linear_lars",
+    "barlow_twins": "linear_sgd",
+    "supervised": "linear_sgd",
 }
 EVALS = {"semi": ("semi_1pct", "semi_10pct"), "none": ()}
 DEFAULT_EVALS = ("linear", "semi")

@@ -1,12 +1,14 @@
 """Suites: the scale at which the paper's cells are run. A suite only replaces fields."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.pretrain.recipe import Backbone, Recipe, change
 from lewel_bench.pretrain.recipes import family
 from lewel_bench.value import Value
 
+T = TypeVar("T")
 NO_BLUR = "without blur"  # the same views, blur off: the practice for images of 32 to 64 px
 
 
@@ -43,8 +45,7 @@ class Suite(Value):
         if self.comparable:
             return recipe
         batch = self.batch or recipe.batch
-        own = self._own(recipe)
-        lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(own, 1.0)
+        lr = recipe.optimizer.lr / recipe.batch * batch * _own(recipe, self.lr, 1.0)
         settings: dict[str, Any] = {
             "data": self.dataset(recipe.data),
             "image_size": self.image_size or recipe.image_size,
@@ -57,16 +58,10 @@ class Suite(Value):
             "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
             "precision": "fp32",
         }
-        for dotted, value in self.recipes.get(own, {}).items():
+        for dotted, value in _own(recipe, self.recipes, {}).items():
             settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value
         scaled: Recipe = change(recipe, settings)
         return scaled
-
-    def _own(self, recipe: Recipe) -> str:
-        name = family(recipe.name)
-        while name not in self.recipes and "_" in name:
-            name = name.rsplit("_", 1)[0]
-        return name if name in self.recipes else recipe.method
 
     def protocol(self, name: str, protocol: Protocol) -> Protocol:
         """`protocol` at this suite's scale; the identity for `paper`."""
@@ -75,3 +70,11 @@ class Suite(Value):
         settings = {"data": self.dataset(protocol.data), **self.protocols.get(name, {})}
         scaled: Protocol = change(protocol, settings)
         return scaled
+
+
+def _own(recipe: Recipe, table: Mapping[str, T], otherwise: T) -> T:
+    """What `table` has for the recipe's family or the longest beginning of it, else its method."""
+    name = family(recipe.name)
+    while name not in table and "_" in name:
+        name = name.rsplit("_", 1)[0]
+    return table.get(name, table.get(recipe.method, otherwise))

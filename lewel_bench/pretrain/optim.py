@@ -15,7 +15,8 @@ class LARS(torch.optim.Optimizer):
     buf <- momentum buf + lr local (g + wd w);  w <- w - buf, with
     local = trust |w| / (|g| + wd |w|) for groups with `adapt`, else 1.
     The learning rate enters before the momentum buffer, as in EMAN's and LEWEL's optimizer; BYOL's
-    and Barlow Twins' apply it after. Where both norms are zero nothing moves. Under a GradScaler a
+    and Barlow Twins' apply it after. Weights that are all zero take a plain step, as with apex's
+    LARC and SimCLR's; EMAN's leaves them, but gives LARS none such. Under a GradScaler a
     step with infinite gradients is skipped on the device, without asking the host.
     """
 
@@ -73,8 +74,9 @@ class LARS(torch.optim.Optimizer):
             w_norm = torch.stack(list(torch._foreach_norm(w)))
             g_norm = torch.stack(list(torch._foreach_norm(g)))
             scaled = g_norm + wd * w_norm
-            tiny = torch.finfo(scaled.dtype).tiny  # 0/0 is 0: nothing moves
+            tiny = torch.finfo(scaled.dtype).tiny
             local = lr * group["trust"] * w_norm / scaled.clamp_min(tiny)
+            local = torch.where(w_norm > 0, local, lr)  # or what starts at zero would stay there
             torch._foreach_mul_(update, list(local.unbind()))
         else:
             torch._foreach_mul_(update, lr)
