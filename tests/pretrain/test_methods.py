@@ -24,6 +24,8 @@ VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
     "barlow_twins": ("barlow_twins", {"dim": 24}, False),
     "byol": ("byol", {}, True),
     "byol_original": ("byol", {"bias": True}, False),
+    "densecl": ("densecl", {"queue": 16}, False),
+    "instdisc": ("instdisc", {"m": 12, "dim": 16}, False),
     "lewel_b": ("lewel_b", {"d": 16}, True),
     "lewel_b_sync": ("lewel_b", {"d": 16, "c": 8, "h": 2}, False),
     "lewel_m": ("lewel_m", {"d": 16, "queue": 12}, False),
@@ -36,6 +38,11 @@ VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
     "moco_v2": ("moco_v2", {"queue": 16}, False),
     "moco_v2_head_norm": ("moco_v2", {"queue": 16, "head_norm": True}, False),
     "moco_v2_symmetric": ("moco_v2", {"queue": 32, "symmetric": True}, False),
+    "pcl": ("pcl", {"queue": 16, "clusters": "3,5", "negatives": 4, "warmup": 0}, False),
+    "pcl_v1": ("pcl", {"queue": 16, "clusters": "4", "warmup": 0, "head": "linear"}, False),
+    "pixpro": ("pixpro", {"dim": 16}, False),
+    "pixpro_instance": ("pixpro", {"dim": 16, "alpha": 1.0}, False),
+    "resim": ("resim", {"queue": 16, "fpn": 8, "near": 3}, False),
     "simclr": ("simclr", {"dim": 16}, False),
     "simclr_3_layers": ("simclr", {"dim": 16, "layers": 3}, False),
     "simsiam": ("simsiam", {"dim": 16}, False),
@@ -48,7 +55,11 @@ VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
     ),
 }
 JOINT = {"barlow_twins", "simclr", "simclr_3_layers", "swav", "swav_queue"}
-SIDES = {"supervised": (32,), "swav": (32, 32, 16, 16)}  # of the views, by method; else a pair
+SIDES = {  # of the views, by method; else a pair
+    "instdisc": (32,),
+    "supervised": (32,),
+    "swav": (32, 32, 16, 16),
+}
 
 
 def recipe_of(method, args, buffers, bn_group=4):
@@ -75,7 +86,23 @@ def has_hidden(method):
 def make(variant, bn_group=4):
     method, args, buffers = VARIANTS[variant]
     recipe = recipe_of(method, args, buffers, bn_group)
-    return methods.build(recipe, seed=0, images=IMAGES, classes=CLASSES).double().train()
+    made = methods.build(recipe, seed=0, images=IMAGES, classes=CLASSES).double().train()
+    made.before_epoch(0, Centres())
+    return made
+
+
+class Centres:
+    """The training set: the images of the views of step 0, and noise."""
+
+    def __len__(self):
+        return IMAGES
+
+    def features(self, encode):
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(IMAGES, 3, 32, 32, dtype=torch.double, generator=generator)
+        pair = views()
+        images[pair.index] = sum(pair) / 2
+        return encode(images)
 
 
 def views(step=0, variant="byol"):
@@ -198,8 +225,9 @@ def on_rank(rank, world):
 
 
 ALONE_AS_TOGETHER = [
-    "barlow_twins", "byol_original", "lewel_b", "lewel_m", "lewel_m_random", "moco_v2",
-    "moco_v2_symmetric", "simclr", "simsiam", "supervised", "swav", "swav_queue",
+    "barlow_twins", "byol_original", "densecl", "instdisc", "lewel_b", "lewel_m", "lewel_m_random",
+    "moco_v2", "moco_v2_symmetric", "pcl", "pixpro_instance", "resim", "simclr", "simsiam",
+    "supervised", "swav", "swav_queue",
 ]  # fmt: skip
 # one pass for several views: groups of 4 would be of other images on two processes
 TOGETHER = {"simclr", "swav", "swav_queue"}

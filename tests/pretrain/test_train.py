@@ -12,13 +12,20 @@ from lewel_bench.pretrain import checkpoint, train
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import read_folder
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe, Schedule
-from lewel_bench.pretrain.report import never, silent
+from lewel_bench.pretrain.report import Stopped, never, silent
 
 METHODS = {
     "lewel_m": {"queue": 64, "d": 16},
     "moco_v2": {"queue": 64, "dim": 16},
     "lewel_b": {"d": 16},
     "byol": {"dim": 16},
+    "densecl": {"queue": 64, "dim": 16},
+    # with something for each image, or from all of them
+    "instdisc": {"m": 20, "dim": 16},
+    "pcl": {"queue": 64, "dim": 16, "clusters": "4,6", "warmup": 0},
+    # with the crops' places
+    "pixpro": {"dim": 16, "alpha": 1.0},
+    "resim": {"queue": 64, "dim": 16, "fpn": 8, "near": 12},
     "simsiam": {"dim": 16},
     "supervised": {},
     # whose losses join all images of a batch
@@ -27,13 +34,14 @@ METHODS = {
     "swav": {"dim": 16, "prototypes": 8, "queue": 96, "queue_from": 0},
 }
 JOINT = ("barlow_twins", "simclr", "swav")
-AUGMENTS = {"supervised": "supervised", "swav": "swav"}
+AUGMENTS = {m: m for m in ("instdisc", "pixpro", "resim", "supervised", "swav")}
+HEADLESS = ("instdisc", "supervised")
 
 
 def recipe(method: str, **more: object) -> Recipe:
     fields = {
         "name": "tiny", "label": "tiny", "source": "test", "method": method, "image_size": 32,
-        "args": {**METHODS[method], **({} if method == "supervised" else {"hidden": 16})},
+        "args": {**METHODS[method], **({} if method in HEADLESS else {"hidden": 16})},
         "epochs": 1, "batch": 48, "bn_group": None if method in JOINT else 12,
         "backbone": Backbone(arch="resnet18", stem="small", width=8),
         "augment": AUGMENTS.get(method, "moco_v2") + "_no_blur",
@@ -91,6 +99,22 @@ def test_two_processes_train_as_one(
         # one and two processes in double precision
         bound = 1e-2 if method == "swav" else 1e-4
         assert difference(trained(recipe(method), images, tmp_path / method), two[method]) < bound
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(
+    method: str, images: Path, tmp_path: Path
+) -> None:
+    spec = recipe(method, batch=12, epochs=2)  # 4 steps each
+    whole = trained(spec, images, tmp_path / "whole")
+    asked = iter(range(100))
+    with pytest.raises(Stopped, match="saved at step 6 of 8"):
+        train.run(
+            spec, seed=0, images=read_folder(images, "train"), folder=tmp_path / "parts",
+            machine=Machine(), report=silent, stop=lambda: next(asked) == 5,
+        )  # fmt: skip
+    parts = trained(spec, images, tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
 def test_mixed_precision_trains(images: Path, tmp_path: Path) -> None:

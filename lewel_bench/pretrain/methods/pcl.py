@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import rank, total
 from lewel_bench.pretrain.method import Method, TrainingSet, Views
-from lewel_bench.pretrain.methods import Counts, Temperature
+from lewel_bench.pretrain.methods import Counts, Size, Temperature
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
@@ -80,7 +80,7 @@ class PCL(Method):
         queue: Positive = 16384,
         clusters: Counts = "25000,50000,100000",
         negatives: Positive = 16384,
-        warmup: Positive = 20,
+        warmup: Size = 20,
     ) -> None:
         super().__init__()
         self.seed, self.tau, self.negatives, self.warmup = seed, tau, negatives, warmup

@@ -135,4 +135,5 @@ def consistency(y: Tensor, x: Tensor, A: Tensor) -> Tensor:
 
 
 def _head(inputs: int, hidden: int, outputs: int, norm: Norm) -> nn.Sequential:
-    return mlp(inputs, hidden, outputs, norm, bias=(True, True), init="torch")
+    # the code's first layer has a bias too, which its batch norm takes off again
+    return mlp(inputs, hidden, outputs, norm, bias=(False, True), init="torch")
