@@ -96,7 +96,8 @@ SHAPES = Suite(
         "swav": _SWAV_SCALE,
         "swav_b256": {**_SWAV_SCALE, "args.queue": 512, "args.queue_from": 1},
         "supervised": {"augment": NO_BLUR},
-        "instdisc": {"args.m": 256},
+        # at a lower temperature the memory of 2,592 images draws all embeddings together
+        "instdisc": {"args.m": 256, "args.tau": 0.5},
         "pcl": {**_MOCO_SCALE, **_PCL_SCALE, "args.tau": 0.1},
         "pcl_v1": {"args.queue": 1024, "ema.start": 0.99, **_PCL_SCALE},
         "densecl": {**_MOCO_SCALE, "args.tau": 0.1},
@@ -121,6 +122,8 @@ _CIFAR_MOCO = {
     "bn_group": 64,
     "optimizer.weight_decay": 5e-4,
 }
+# as a share of the images as many clusters as on ImageNet
+_CIFAR_PCL = {"args.clusters": "1000,2000,4000", "args.negatives": 4096}
 _CIFAR_SWAV = {"augment": NO_BLUR, "args.prototypes": 512}  # as lightly's CIFAR-10 benchmark
 _CIFAR_EYE = {"image_size": 32, "resize": 32, "held_out": 5000}
 
@@ -141,6 +144,13 @@ CIFAR10 = Suite(
         "lewel_b": {"augment": NO_BLUR},
         "moco_v2_p": _CIFAR_MOCO,
         "lewel_m_queue16384": {**_CIFAR_MOCO, "args.queue": 1024},
+        "densecl": _CIFAR_MOCO,
+        "resim": _CIFAR_MOCO,
+        "pcl": {**_CIFAR_MOCO, **_CIFAR_PCL},
+        "pcl_v1": {"args.queue": 4096, "ema.start": 0.99, "bn_group": 64, **_CIFAR_PCL},
+        # zhirongw/lemniscate.pytorch @f7cfe29 cifar.py: temperature .1, wd 5e-4
+        "instdisc": {"args.tau": 0.1, "optimizer.weight_decay": 5e-4},
+        "pixpro": {"augment": NO_BLUR},
         # arXiv 2011.10566 app. D: base lr .03, wd 5e-4, a projector of two layers
         "simsiam": {"augment": NO_BLUR, "args.layers": 2, "optimizer.weight_decay": 5e-4},
         # vturrisi/solo-learn @9187ea3 CIFAR-10: base lr .4, tau .2; base lr .3, 2048-d
