@@ -19,8 +19,7 @@ class Suite(Value):
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
     linearly, times `lr`. `lr` and `recipes` are by family, or else by the longest beginning of its
     name (`lewel_b` for `lewel_b_d64_in100`); `recipes` and `protocols` (by name) are further
-    settings. `comparable` says whether its numbers can be held
-    against the paper's.
+    settings. `comparable` says whether its numbers can be held against the paper's.
     """
 
     name: str
