@@ -1,9 +1,10 @@
 """The official code, imported from outside, and how its names and weights become ours.
 
-Nothing of it is in this repository (LEWEL and EMAN are CC-BY-NC). `$LEWEL_BENCH_REFERENCE` is a
-folder with work trees `lewel` (LayneH/LEWEL @4ee47eb), `eman`
-(amazon-science/exponential-moving-average-normalization @f79248b) and `moco`
-(facebookresearch/moco @7397dfe).
+Nothing of it is in this repository (LEWEL, EMAN and ReSim are CC-BY-NC).
+`$LEWEL_BENCH_REFERENCE` is a folder with work trees `lewel` (LayneH/LEWEL @4ee47eb), `eman`
+(amazon-science/exponential-moving-average-normalization @f79248b), `moco`
+(facebookresearch/moco @7397dfe), `cmc` (HobbitLong/CMC @7b227be), `pcl` (salesforce/PCL @964da1f),
+`pixpro` (zdaxie/PixPro @e390d6b) and `resim` (Tete-Xiao/ReSim @b6a36ee).
 """
 
 import contextlib

@@ -20,6 +20,16 @@ PROBES = {
     "moco_v2": "linear_lars",
     "lewel_b": "linear_sgd",
     "byol": "linear_sgd",
+    "instdisc": "linear_lars",
+    "pcl": "linear_lars",
+    "densecl": "linear_lars",
+    "resim": "linear_lars",
+    "pixpro": "linear_lars",
+    "simclr": "linear_lars",
+    "simsiam": "linear_lars",
+    "swav": "linear_lars",
+    "barlow_twins": "linear_sgd",
+    "supervised": "linear_sgd",
 }
 EVALS = {
     "semi": ("semi_1pct", "semi_10pct"),

@@ -14,7 +14,7 @@ from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.cells import Selection, cells
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.methods import arguments, check
+from lewel_bench.pretrain.methods import LATER, arguments, check
 from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
@@ -81,9 +81,14 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     settings = recipe.identity()
     settings.pop("data")
     defaults = {name: default for name, (_, default) in arguments(recipe.method).items()}
-    settings["args"] = {**defaults, **recipe.args}
+    later = LATER.get(recipe.method, {})
+    settings["args"] = {
+        name: value
+        for name, value in {**defaults, **recipe.args}.items()
+        if name not in later or value != later[name]
+    }
     views = AUGMENTS[recipe.augment]
-    settings["augment"] = [view.model_dump(exclude={"source"}) for view in views]
+    settings["augment"] = [view.identity() for view in views]
     return {"recipe": settings, "data": data.id}
 
 

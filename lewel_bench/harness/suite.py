@@ -1,12 +1,14 @@
 """Suites: the scale at which the paper's cells are run. A suite only replaces fields."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.pretrain.recipe import Backbone, Recipe, change
 from lewel_bench.pretrain.recipes import family
 from lewel_bench.value import Value
 
+T = TypeVar("T")
 NO_BLUR = "without blur"  # the same views, blur off: the practice for images of 32 to 64 px
 
 
@@ -15,9 +17,9 @@ class Suite(Value):
 
     `data` maps the paper's data sets to the suite's. `epochs` multiplies the epochs of a
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
-    linearly, times `lr`. `lr` and `recipes` are by family, or else by method; `recipes` and
-    `protocols` (by name) are further settings. `comparable` says whether its numbers can be held
-    against the paper's.
+    linearly, times `lr`. `lr` and `recipes` are by family, or else by the longest beginning of its
+    name (`lewel_b` for `lewel_b_d64_in100`); `recipes` and `protocols` (by name) are further
+    settings. `comparable` says whether its numbers can be held against the paper's.
     """
 
     name: str
@@ -42,8 +44,7 @@ class Suite(Value):
         if self.comparable:
             return recipe
         batch = self.batch or recipe.batch
-        own = family(recipe.name) if family(recipe.name) in self.recipes else recipe.method
-        lr = recipe.optimizer.lr / recipe.batch * batch * self.lr.get(own, 1.0)
+        lr = recipe.optimizer.lr / recipe.batch * batch * _own(recipe, self.lr, 1.0)
         settings: dict[str, Any] = {
             "data": self.dataset(recipe.data),
             "image_size": self.image_size or recipe.image_size,
@@ -56,7 +57,7 @@ class Suite(Value):
             "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
             "precision": "fp32",
         }
-        for dotted, value in self.recipes.get(own, {}).items():
+        for dotted, value in _own(recipe, self.recipes, {}).items():
             settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value
         scaled: Recipe = change(recipe, settings)
         return scaled
@@ -68,3 +69,11 @@ class Suite(Value):
         settings = {"data": self.dataset(protocol.data), **self.protocols.get(name, {})}
         scaled: Protocol = change(protocol, settings)
         return scaled
+
+
+def _own(recipe: Recipe, table: Mapping[str, T], otherwise: T) -> T:
+    """What `table` has for the recipe's family or the longest beginning of it, else its method."""
+    name = family(recipe.name)
+    while name not in table and "_" in name:
+        name = name.rsplit("_", 1)[0]
+    return table.get(name, table.get(recipe.method, otherwise))

@@ -26,6 +26,10 @@ _BYOL_SCALE = {
     "ema.start": 0.97,
     "schedule.warmup_epochs": 2,
 }
+# as a share of the images as many clusters as on ImageNet, and one epoch in ten of warm-up
+_PCL_SCALE = {"args.clusters": "50,100,200", "args.negatives": 1024, "args.warmup": 1}
+# as many prototypes as images in a batch, so that each can have one
+_SWAV_SCALE = {"augment": NO_BLUR, "args.hidden": 256, "args.prototypes": 64}
 _DIM = 128  # of embeddings: the heads' share of the work stays what it is at the paper's scale
 _EYE = {"image_size": 64, "resize": 72}
 # with some 200 images a class, 200 neighbours would reach into other classes
@@ -98,13 +102,49 @@ SHAPES = Suite(
     image_size=64,
     epochs=0.06,
     batch=64,
-    lr={"moco_v2": 12, "moco_v2_bn_head": 4, "lewel_m": 4, "byol": 5, "lewel_b": 5},
+    lr={
+        "moco_v2": 12,
+        "moco_v2_bn_head": 4,
+        "lewel_m": 4,
+        "byol": 5,
+        "lewel_b": 5,
+        "instdisc": 4,
+        "pcl": 12,
+        "pcl_v1": 12,
+        "densecl": 12,
+        "resim": 12,
+        "pixpro": 5,
+        "simclr": 16,
+        "simsiam": 8,
+        "barlow_twins": 20,
+        "swav": 16,
+        "supervised": 4,
+        "moco_v2_p": 4,
+    },
     recipes={
         "moco_v2": {**_MOCO_SCALE, "args.tau": 0.1},
         "moco_v2_bn_head": _MOCO_SCALE,  # as LEWEL_M, whose control it is
         "lewel_m": _MOCO_SCALE,
         "byol": {**_BYOL_SCALE, "args.dim": _DIM},
         "lewel_b": {**_BYOL_SCALE, "args.d": _DIM},
+        "lewel_b_d512": {**_BYOL_SCALE, "args.d": 256},  # Table 7: d by half, as above
+        "lewel_b_d128": {**_BYOL_SCALE, "args.d": 64},
+        "lewel_b_d64": {**_BYOL_SCALE, "args.d": 32},
+        "moco_v2_p": _MOCO_SCALE,
+        "lewel_m_queue16384": {**_MOCO_SCALE, "args.queue": 256},  # a quarter here too
+        "simclr": {"augment": NO_BLUR, "args.hidden": 256},
+        "simsiam": {"augment": NO_BLUR, "args.dim": 256, "args.hidden": 64},
+        "barlow_twins": {"augment": NO_BLUR, "args.dim": 512, "args.hidden": 512},
+        "swav": _SWAV_SCALE,
+        "swav_b256": {**_SWAV_SCALE, "args.queue": 512, "args.queue_from": 1},
+        "supervised": {"augment": NO_BLUR},
+        # at a lower temperature the memory of 2,592 images draws all embeddings together
+        "instdisc": {"args.m": 256, "args.tau": 0.5},
+        "pcl": {**_MOCO_SCALE, **_PCL_SCALE, "args.tau": 0.1},
+        "pcl_v1": {"args.queue": 1024, "ema.start": 0.99, **_PCL_SCALE},
+        "densecl": {**_MOCO_SCALE, "args.tau": 0.1},
+        "resim": {**_MOCO_SCALE, "args.tau": 0.1, "args.fpn": 64},
+        "pixpro": {**_BYOL_SCALE, "args.dim": _DIM},
     },
     protocols={
         # 500 steps want higher rates of LARS than ImageNet's 28,000
@@ -139,6 +179,9 @@ _CIFAR_MOCO = {
     "bn_group": 64,
     "optimizer.weight_decay": 5e-4,
 }
+# as a share of the images as many clusters as on ImageNet
+_CIFAR_PCL = {"args.clusters": "1000,2000,4000", "args.negatives": 4096}
+_CIFAR_SWAV = {"augment": NO_BLUR, "args.prototypes": 512}  # as lightly's CIFAR-10 benchmark
 _CIFAR_EYE = {"image_size": 32, "resize": 32, "held_out": 5000}
 
 CIFAR10 = Suite(
@@ -150,11 +193,29 @@ CIFAR10 = Suite(
     backbone=Backbone(arch="resnet18", stem="cifar"),
     image_size=32,
     batch=512,
+    lr={"simsiam": 0.6, "simclr": 4 / 3, "barlow_twins": 1.5},
     recipes={
         "moco_v2": _CIFAR_MOCO,
         "lewel_m": _CIFAR_MOCO,
         "byol": {"augment": NO_BLUR},
         "lewel_b": {"augment": NO_BLUR},
+        "moco_v2_p": _CIFAR_MOCO,
+        "lewel_m_queue16384": {**_CIFAR_MOCO, "args.queue": 1024},
+        "densecl": _CIFAR_MOCO,
+        "resim": _CIFAR_MOCO,
+        "pcl": {**_CIFAR_MOCO, **_CIFAR_PCL},
+        "pcl_v1": {"args.queue": 4096, "ema.start": 0.99, "bn_group": 64, **_CIFAR_PCL},
+        # zhirongw/lemniscate.pytorch @f7cfe29 cifar.py: temperature .1, wd 5e-4
+        "instdisc": {"args.tau": 0.1, "optimizer.weight_decay": 5e-4},
+        "pixpro": {"augment": NO_BLUR},
+        # arXiv 2011.10566 app. D: base lr .03, wd 5e-4, a projector of two layers
+        "simsiam": {"augment": NO_BLUR, "args.layers": 2, "optimizer.weight_decay": 5e-4},
+        # vturrisi/solo-learn @9187ea3 CIFAR-10: base lr .4, tau .2; base lr .3, 2048-d
+        "simclr": {"augment": NO_BLUR, "args.tau": 0.2},
+        "barlow_twins": {"augment": NO_BLUR, "args.dim": 2048, "args.hidden": 2048},
+        "swav": _CIFAR_SWAV,
+        "swav_b256": {**_CIFAR_SWAV, "args.queue": 3840},
+        "supervised": {"augment": NO_BLUR, "optimizer.weight_decay": 5e-4},
     },
     protocols={
         "linear_lars": {**_CIFAR_EYE, "batch": 1024},

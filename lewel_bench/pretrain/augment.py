@@ -37,17 +37,27 @@ class Box(NamedTuple):
 
 
 def draw(
-    spec: ViewSpec, height: int, width: int, size: int, rng: np.random.Generator
+    spec: ViewSpec,
+    height: int,
+    width: int,
+    size: int,
+    rng: np.random.Generator,
+    first: colour.Params | None = None,
 ) -> tuple[Box, colour.Params]:
-    """The crop box and the colour parameters (PARAMS,) of one view of `size` pixels.
+    """The crop box and the parameters (PARAMS,) of one view of `size` pixels.
 
     Takes a fixed number of draws from `rng`. The distributions are torchvision's
-    RandomResizedCrop, ColorJitter, RandomApply and RandomGrayscale.
+    RandomResizedCrop, ColorJitter, RandomApply and RandomGrayscale. `first` are the parameters of
+    the image's first view, for a view that is flipped as that one is.
     """
     numbers: list[float] = rng.random(_DRAWS).tolist()
     jitter, order, *strengths, grey, blur, sigma, solarize, flip = numbers[_CROP_DRAWS:]
-    row = [0.0, -1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    row[colour.FLIP] = float(flip < spec.flip)
+    row = [0.0, -1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    if spec.flip == "first":
+        assert first is not None, "the first view cannot be flipped as the first"
+        row[colour.FLIP] = first[colour.FLIP]
+    else:
+        row[colour.FLIP] = float(flip < spec.flip)
     if jitter < spec.jitter:
         row[colour.ORDER] = float(int(order * len(colour.ORDERS)))
         b, c, s, h = (2 * u - 1 for u in strengths)  # in ±1
@@ -62,6 +72,12 @@ def draw(
         row[colour.TAPS] = spec.taps(size)
     row[colour.SOLARIZE] = float(solarize < spec.solarize)
     box = _random_box(height, width, spec.scale, spec.ratio, numbers)
+    row[colour.BOX] = [
+        box.top / height,
+        box.left / width,
+        box.height / height,
+        box.width / width,
+    ]
     return box, np.array(row, dtype=np.float32)
 
 

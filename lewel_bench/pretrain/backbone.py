@@ -45,9 +45,15 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x
+        return self.stages(x)[-1]
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The features of all four stages; each halves the last one's side and doubles its
+        channels."""
+        x1 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        x2 = self.layer2(x1)
+        x3 = self.layer3(x2)
+        return x1, x2, x3, self.layer4(x3)
 
 
 def build(spec: Backbone, norm: Norm = nn.BatchNorm2d) -> ResNet:

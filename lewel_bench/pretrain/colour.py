@@ -18,7 +18,8 @@ from lewel_bench.pretrain import blur
 
 # Columns of the parameters. A factor of 1 (a hue or sigma of 0) leaves the view as it is.
 FLIP, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, TAPS, SOLARIZE = range(10)
-PARAMS = 10
+BOX = slice(10, 14)  # top, left, height, width of the crop as shares of the image; not a colour
+PARAMS = 14
 # ORDER indexes this tuple, whose entries are columns; it is -1 where there is no jitter.
 ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lewel_bench.pretrain import augment as geometry
-from lewel_bench.pretrain.colour import Params
+from lewel_bench.pretrain.colour import PARAMS, Params
 from lewel_bench.pretrain.decode import Pixels, decode
 from lewel_bench.pretrain.folder import Images, Indices, read_classes, read_folder
 from lewel_bench.pretrain.loader import Batch, Cut, Plan, Source, batches, stream
@@ -30,7 +30,7 @@ _ORDER, _VIEWS, _CROPS = 0, 1, 2  # what a stream of random numbers is for
 
 def view_batches(
     images: Images,
-    augment: tuple[ViewSpec, ViewSpec],
+    augment: tuple[ViewSpec, ...],
     size: int,
     *,
     batch: int,
@@ -41,7 +41,7 @@ def view_batches(
     world: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Two views of each image for the steps `start_step` to `steps - 1` of a whole run.
+    """The views of each image for the steps `start_step` to `steps - 1` of a whole run.
 
     Every epoch is a new permutation, of which an incomplete last batch is dropped. `batch` is the
     global batch; rank r gets its r-th contiguous part. Raises ValueError naming an unreadable file.
@@ -60,8 +60,9 @@ def view_batches(
             first = step % per_epoch * batch + rank * share
             yield epoch, order[first : first + share]
 
-    cut = partial(_cut_views, augment=augment, size=size)
-    return batches(Source(images, seed, _VIEWS, size, 2, cut), plan(), workers)
+    sides = tuple(spec.pixels(size) for spec in augment)
+    cut = partial(_cut_views, augment=augment, sides=sides)
+    return batches(Source(images, seed, _VIEWS, sides, cut, PARAMS), plan(), workers)
 
 
 def image_batches(
@@ -110,34 +111,35 @@ def image_batches(
         cut = partial(_cut_center, resize=resize or round(size * 256 / 224), size=size)
     else:
         cut = partial(_cut_random, scale=crop_scale, size=size)
-    return batches(Source(images, seed, _CROPS, size, 1, cut), plan(), workers)
+    return batches(Source(images, seed, _CROPS, (size,), cut), plan(), workers)
 
 
 def _cut_views(
     image: Pixels,
     rng: np.random.Generator,
-    out: Tensor,
+    out: Sequence[Tensor],
     *,
-    augment: tuple[ViewSpec, ViewSpec],
-    size: int,
+    augment: tuple[ViewSpec, ...],
+    sides: tuple[int, ...],
 ) -> Sequence[Params]:
-    rows = []
-    for spec, slot in zip(augment, out, strict=True):
-        box, params = geometry.draw(spec, image.shape[0], image.shape[1], size, rng)
-        geometry.crop(image, box, size, spec.interpolation, slot)
+    rows: list[Params] = []
+    height, width = image.shape[:2]
+    for spec, side, slot in zip(augment, sides, out, strict=True):
+        box, params = geometry.draw(spec, height, width, side, rng, rows[0] if rows else None)
+        geometry.crop(image, box, side, spec.interpolation, slot)
         rows.append(params)
     return rows
 
 
 def _cut_random(
-    image: Pixels, rng: np.random.Generator, out: Tensor, *, scale: Span, size: int
+    image: Pixels, rng: np.random.Generator, out: Sequence[Tensor], *, scale: Span, size: int
 ) -> Sequence[Params]:
     geometry.train_crop(image, size, scale, rng, out[0])
     return ()
 
 
 def _cut_center(
-    image: Pixels, rng: np.random.Generator, out: Tensor, *, resize: int, size: int
+    image: Pixels, rng: np.random.Generator, out: Sequence[Tensor], *, resize: int, size: int
 ) -> Sequence[Params]:
     geometry.center(image, resize, size, out[0])
     return ()

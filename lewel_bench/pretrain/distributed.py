@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,30 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def join(x: Tensor) -> Tensor:
+    """`x` of every rank concatenated along dim 0 in rank order, with gradient.
+
+    A rank's part gets the sum of the gradients of all ranks' losses, of which
+    DistributedDataParallel then takes the mean: as if one process had computed all of it.
+    """
+    if world() == 1:
+        return x
+    joined: Tensor = _Join.apply(x)
+    return joined
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.count = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        everyones = total(grad.contiguous())
+        return everyones[rank() * ctx.count :][: ctx.count]
+
+
 @torch.no_grad()
 def average(tensors: list[Tensor]) -> None:
     """Replace floating tensors by their mean over ranks, in place, with one reduction."""
@@ -65,6 +90,14 @@ def average(tensors: list[Tensor]) -> None:
     flat /= world()
     for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+@torch.no_grad()
+def total(x: Tensor) -> Tensor:
+    """`x` summed over ranks, in place."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

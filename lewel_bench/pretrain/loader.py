@@ -2,7 +2,8 @@
 
 A batch is cut into pieces that all workers share, so the first one is there soon and memory stays
 small; a piece is written straight into shared memory, and no float exists before the device.
-Shapes: V views, B images of this rank, n of a piece, S pixels a side, P colour parameters.
+Shapes: V views, of them U of the full side and W smaller ones, B images of this rank, n of a piece,
+S and s pixels a side, P parameters.
 """
 
 import math
@@ -17,32 +18,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lewel_bench.pretrain.colour import PARAMS, Params
+from lewel_bench.pretrain.colour import Params
 from lewel_bench.pretrain.decode import Pixels, decode
 from lewel_bench.pretrain.folder import Images, Indices
 from lewel_bench.pretrain.workers import in_order
 
 _PIECE = 32  # images; 10 MB for two views of 224 px
 Plan = Iterator[tuple[int, Indices]]  # of each batch: the epoch, and the images of this rank
-Piece = tuple[Tensor, Params]  # pixels (V, n, S, S, 3), parameters (V, n, P)
+# pixels (U, n, S, S, 3), smaller ones (W, n, s, s, 3), parameters (V, n, P)
+Piece = tuple[Tensor, Tensor, Params]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images of one step on this rank, on the host (page-locked where there is a GPU)."""
 
-    pixels: Tensor  # uint8 (2, B, S, S, 3) for two views, or (B, S, S, 3)
-    params: Tensor  # float32 (2, B, P) for `distort`, or (B, 0)
+    pixels: Tensor  # uint8 (U, B, S, S, 3) of views, or (B, S, S, 3) of single images
+    params: Tensor  # float32 (V, B, P) for `distort`, or (B, 0)
     labels: Tensor  # int64 (B,)
     index: Tensor  # int64 (B,), places in the Images that were given
+    small: Tensor  # uint8 (W, B, s, s, 3), the smaller views of multi-crop; W is 0 elsewhere
 
 
 class Cut(Protocol):
-    """Writes the views of an image into `out` (V, S, S, 3); returns the parameters of each, or
-    nothing where there are none."""
+    """Writes the V views of an image into `out`, (S, S, 3) or (s, s, 3) each; returns the
+    parameters of each, or nothing where there are none."""
 
     def __call__(
-        self, image: Pixels, rng: np.random.Generator, out: Tensor
+        self, image: Pixels, rng: np.random.Generator, out: Sequence[Tensor]
     ) -> Sequence[Params]: ...
 
 
@@ -53,29 +56,46 @@ def stream(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
 
 
 class Source:
-    """What a worker does: decode the images of a piece once each and cut their views."""
+    """What a worker does: decode the images of a piece once each and cut their views.
+
+    `sides` are those of the views in pixels, the largest first, of two kinds at most; `params` is
+    the number of parameters of a view, 0 for single images that have none.
+    """
 
     def __init__(
-        self, images: Images, seed: int, purpose: int, size: int, views: int, cut: Cut
+        self,
+        images: Images,
+        seed: int,
+        purpose: int,
+        sides: tuple[int, ...],
+        cut: Cut,
+        params: int = 0,
     ) -> None:
         # An array of bytes is shared with forked workers; a tuple of str would be copied into each
         # of them page by page, as its reference counts change.
         self.files = np.array([file.encode() for file in images.files])
         self.labels = torch.from_numpy(images.labels)
         self.root, self.seed, self.purpose = images.root, seed, purpose
-        self.size, self.views, self.cut = size, views, cut
+        self.cut, self.params = cut, params
+        whole, small = max(sides), min(sides)
+        self.whole = (sides.count(whole), whole)
+        self.small = (sides.count(small), small) if small < whole else (0, 0)
+        assert sides == (whole,) * self.whole[0] + (small,) * self.small[0], sides
 
     def cut_all(self, piece: tuple[int, Indices]) -> Piece:
         """The views of the images of a piece, which is of an epoch."""
         epoch, index = piece
-        pixels = _shared(self.views, len(index), self.size, self.size, 3)
-        params = np.empty((self.views, len(index), PARAMS if self.views > 1 else 0), np.float32)
+        pixels, small = (
+            _shared(views, len(index), side, side, 3) for views, side in (self.whole, self.small)
+        )
+        params = np.empty((self.whole[0] + self.small[0], len(index), self.params), np.float32)
         for place, i in enumerate(index.tolist()):
             image = decode(self.root / self.files[i].decode())
             rng = np.random.Generator(stream(self.seed, epoch, self.purpose, i))
-            for view, row in enumerate(self.cut(image, rng, pixels[:, place])):
+            out = [*pixels[:, place], *small[:, place]]
+            for view, row in enumerate(self.cut(image, rng, out)):
                 params[view, place] = row
-        return pixels, params
+        return pixels, small, params
 
 
 def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
@@ -100,26 +120,35 @@ def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
 
 def _assemble(source: Source, piece: Piece, ready: Iterator[Piece], index: Indices) -> Batch:
     """One batch from its first `piece` and those that follow it."""
-    shape = (source.views, len(index), source.size, source.size, 3)
-    pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    pixels, small = (
+        torch.empty(
+            (views, len(index), side, side, 3),
+            dtype=torch.uint8,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for views, side in (source.whole, source.small)
+    )
     params = []
     start = 0
     while True:
         stop = start + piece[0].shape[1]
         pixels[:, start:stop] = piece[0]
-        params.append(piece[1])
+        small[:, start:stop] = piece[1]
+        params.append(piece[2])
         if stop >= len(index):
             break
         start, piece = stop, next(ready)
     rows = torch.from_numpy(np.concatenate(params, axis=1))
-    one = source.views == 1
     at = torch.from_numpy(np.array(index))
-    return Batch(pixels[0] if one else pixels, rows[0] if one else rows, source.labels[at], at)
+    labels = source.labels[at]
+    if not source.params:
+        return Batch(pixels[0], rows[0], labels, at, small)
+    return Batch(pixels, rows, labels, at, small)
 
 
 def _shared(*shape: int) -> Tensor:
     """An uninitialised uint8 tensor that a worker can hand over without a copy."""
-    if get_worker_info() is None:
+    if get_worker_info() is None or 0 in shape:
         return torch.empty(shape, dtype=torch.uint8)
     # as torch's default_collate does; share_memory_() would copy
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]

@@ -1,24 +1,73 @@
 """The contract between a method and the loop that trains it."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import ResNet
 
-Views = tuple[Tensor, Tensor]  # x1, x2: (B, 3, H, W) each
+
+@dataclass(frozen=True)
+class Views:
+    """The views of some images of this process, and what is known of those images.
+
+    Iterates over the views: `x1, x2 = views`. B images, V views.
+    """
+
+    x: tuple[Tensor, ...]  # (B, 3, S, S) each, normalised
+    index: Tensor  # int64 (B,), places in the training set
+    labels: Tensor  # int64 (B,), for supervised training alone
+    # (V, B, 4): top, left, height, width of each crop as shares of the whole image, before its flip
+    boxes: Tensor
+    flips: Tensor  # bool (V, B), mirrored left to right
+    epoch: int = 0  # 0-based
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.x)
+
+    def rows(self, rows: slice) -> "Views":
+        """The images `rows` of these."""
+        return Views(
+            tuple(x[rows] for x in self.x),
+            self.index[rows],
+            self.labels[rows],
+            self.boxes[:, rows],
+            self.flips[:, rows],
+            self.epoch,
+        )
+
+
+class TrainingSet(Protocol):
+    """The images that a method is trained on."""
+
+    def __len__(self) -> int: ...
+
+    def features(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """`encode` (B, 3, S, S) -> (B, d) of the centre of every image: (N, d) in the order of
+        `Views.index`, without gradient and the same on every rank. Every rank must call it."""
 
 
 class Method(nn.Module, ABC):
-    """What a method must answer; nothing is inherited.
+    """What a method must answer; only the last two have a default, which does nothing.
+
+    A class is made with `(backbone, norm, *, ...)`; of `ema`, `seed`, `images` and `classes` (of
+    the training set) it gets those that it names, and its recipe's arguments. Everything that
+    outlives a step is a parameter or a buffer of a size known then, so that a run can be resumed.
 
     For each step the loop calls `keys` once with this process's whole batch, `forward` for each
-    micro-batch of it (whole batch-norm groups) followed by the backward pass, then the optimizer,
-    then `after_step`. What a loss compares across images comes from `keys`, so gradients do not
-    depend on the micro-batch. A method gathers its keys over ranks itself, moves nothing between
-    devices and never waits for one.
+    micro-batch of it (whole batch-norm groups) followed by the backward pass, then `after_backward`
+    and the optimizer, then `after_step`. What a loss compares across images comes from `keys`, so
+    gradients do not depend on the micro-batch; `forward` may leave there, by rows, what
+    `after_step` needs. A method gathers over ranks itself, moves nothing between devices and never
+    waits for one.
     """
+
+    # True where gradients flow from one image to another (SimCLR, Barlow Twins): such a batch is
+    # never split into micro-batches.
+    joint: bool = False
 
     @property
     @abstractmethod
@@ -39,3 +88,12 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def after_step(self, keys: Any, step: int, steps: int) -> None:
         """Update what no gradient updates, after optimizer step `step` (0-based) of `steps`."""
+
+    def before_epoch(self, epoch: int, images: TrainingSet) -> None:
+        """Prepare epoch `epoch` (0-based), before its first step and once only.
+
+        A run resumed within an epoch does not ask again: what it decides must be in buffers.
+        """
+
+    def after_backward(self, keys: Any) -> None:
+        """Change gradients before the optimizer reads them."""

@@ -15,7 +15,8 @@ class LARS(torch.optim.Optimizer):
     buf <- momentum buf + lr local (g + wd w);  w <- w - buf, with
     local = trust |w| / (|g| + wd |w|) for groups with `adapt`, else 1.
     The learning rate enters before the momentum buffer, as in EMAN's and LEWEL's optimizer; BYOL's
-    and Barlow Twins' apply it after. Where both norms are zero nothing moves. Under a GradScaler a
+    and Barlow Twins' apply it after. Weights that are all zero take a plain step, as with apex's
+    LARC and SimCLR's; EMAN's leaves them, but gives LARS none such. Under a GradScaler a
     step with infinite gradients is skipped on the device, without asking the host.
     """
 
@@ -73,8 +74,9 @@ class LARS(torch.optim.Optimizer):
             w_norm = torch.stack(list(torch._foreach_norm(w)))
             g_norm = torch.stack(list(torch._foreach_norm(g)))
             scaled = g_norm + wd * w_norm
-            tiny = torch.finfo(scaled.dtype).tiny  # 0/0 is 0: nothing moves
+            tiny = torch.finfo(scaled.dtype).tiny
             local = lr * group["trust"] * w_norm / scaled.clamp_min(tiny)
+            local = torch.where(w_norm > 0, local, lr)  # or what starts at zero would stay there
             torch._foreach_mul_(update, list(local.unbind()))
         else:
             torch._foreach_mul_(update, lr)
@@ -109,18 +111,27 @@ def _unscaled(weights: list[Tensor], scale: Tensor | None, found: Tensor | None)
 def build(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the trainable parameters of `model`.
 
-    Two groups: those with weight decay and LARS adaptation, and those `spec.exclude` names.
+    Two groups: those with weight decay and LARS adaptation, and those `spec.exclude` names; and the
+    same again for those whose rate is `spec.constant`.
     """
-    decayed: list[nn.Parameter] = []
-    excluded: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            (excluded if _is_excluded(spec.exclude, name, p) else decayed).append(p)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": spec.weight_decay, "adapt": True},
-        {"params": excluded, "weight_decay": 0.0, "adapt": False},
-    ]
-    groups = [g for g in groups if g["params"]]
+    groups: list[dict[str, Any]] = []
+    for constant in (False, True):
+        members: dict[bool, list[nn.Parameter]] = {False: [], True: []}  # excluded or not
+        for name, p in model.named_parameters():
+            is_constant = bool(spec.constant) and name.startswith(spec.constant)
+            if p.requires_grad and is_constant == constant:
+                members[_is_excluded(spec.exclude, name, p)].append(p)
+        decayed: dict[str, Any] = {"weight_decay": spec.weight_decay, "adapt": True}
+        excluded: dict[str, Any] = {"weight_decay": 0.0, "adapt": False}
+        if spec.excluded_lr != 1:
+            excluded["factor"] = spec.excluded_lr
+        for group, inside in ((decayed, members[False]), (excluded, members[True])):
+            if constant:
+                group["constant"] = True
+            if inside:
+                groups.append({"params": inside, **group})
+    if spec.constant and not any("constant" in group for group in groups):
+        raise ValueError(f"optimizer.constant {spec.constant!r}: no parameter's name begins so")
     if spec.name == "lars":
         return LARS(groups, lr=spec.lr, momentum=spec.momentum, trust=spec.trust)
     for group in groups:
@@ -128,6 +139,11 @@ def build(spec: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     on_device = next(model.parameters()).is_cuda
     # fused steps skip infinite gradients on the device, so a GradScaler needs no sync
     return sgd(groups, spec, fused=on_device)
+
+
+def rate(group: dict[str, Any], now: float, initial: float) -> float:
+    """The rate of a group of `build` where the schedule is at `now`."""
+    return float((initial if group.get("constant") else now) * group.get("factor", 1))
 
 
 def sgd(groups: list[dict[str, Any]], spec: Optimizer, *, fused: bool) -> torch.optim.SGD:

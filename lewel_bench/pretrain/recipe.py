@@ -24,7 +24,9 @@ class Backbone(Value):
 class Optimizer(Value):
     """`lr` is absolute, at the recipe's batch. `exclude` names the parameters without weight decay
     and without LARS adaptation: `bias_and_norm` is every 1-D parameter; `log` leaves the gains of
-    the heads' norms in the decayed group, as the published LEWEL_B log did."""
+    the heads' norms in the decayed group, as the published LEWEL_B log did. The excluded have
+    `excluded_lr` times the rate. Parameters whose name begins with `constant` keep the initial rate
+    throughout."""
 
     name: Literal["sgd", "lars"]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,13 +34,20 @@ class Optimizer(Value):
     weight_decay: Rate = 0.0
     trust: Rate = 0.001
     exclude: Literal["none", "bias_and_norm", "log"] = "none"
+    excluded_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    constant: str = ""
 
 
 class Schedule(Value):
-    """Linear warm-up per step, then cosine to zero, updated once per `cosine_per`."""
+    """Linear warm-up per step, then a cosine, updated once per `cosine_per`; or, with `decay_at`,
+    a tenth of the rate after each of these shares of the epochs. Warm-up begins at `start` and the
+    cosine ends at `end` times the rate."""
 
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     cosine_per: Literal["epoch", "step"] = "epoch"
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
 
 
 class Ema(Value):
@@ -50,11 +59,19 @@ class Ema(Value):
     buffers: bool = False
 
 
+# Fields that came when keys had been written without them: no part of a key at these values.
+LATER: dict[str, dict[str, Any]] = {
+    "optimizer": {"excluded_lr": 1.0, "constant": ""},
+    "schedule": {"start": 0.0, "end": 0.0, "decay_at": ()},
+}
+
+
 class Recipe(Value):
     """One pre-training recipe. `name`, `label` and `source` are not part of its identity.
 
     `batch` is the global batch; `bn_group` the number of images whose statistics one batch norm
-    shares (None: the whole global batch), so both mean the same on 1 device or 8.
+    shares (None: the whole global batch), so both mean the same on 1 device or 8. `ema` is None
+    for methods without a momentum network.
     """
 
     name: str
@@ -70,7 +87,7 @@ class Recipe(Value):
     bn_group: Positive | None = None
     optimizer: Optimizer
     schedule: Schedule = Schedule()
-    ema: Ema
+    ema: Ema | None = None
     augment: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     revision: Positive = 1
@@ -91,7 +108,12 @@ class Recipe(Value):
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result of the recipe, as plain data."""
-        return self.model_dump(exclude={"name", "label", "source"})
+        found = self.model_dump(exclude={"name", "label", "source"})
+        for part, fields in LATER.items():
+            for name, value in fields.items():
+                if found[part][name] == value:
+                    del found[part][name]
+        return found
 
 
 def change(value: Value, settings: Mapping[str, Any]) -> Any:

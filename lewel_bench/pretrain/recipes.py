@@ -8,12 +8,22 @@ is the default and why. Learning rates are absolute, at the listed batch.
 
 from typing import Any
 
-from lewel_bench.pretrain.recipe import Ema, Optimizer, Recipe, Schedule
+from lewel_bench.pretrain.ablations import ABLATIONS
+from lewel_bench.pretrain.recipe import Ema, Optimizer, Recipe, Schedule, change
 
 LEWEL = "LEWEL, CVPR 2022 (arXiv 2203.14898)"
 CODE = "LayneH/LEWEL @4ee47eb"
 MOCO = "facebookresearch/moco @7397dfe main_moco.py; arXiv 2003.04297"
 BYOL = "arXiv 2006.07733; google-deepmind/deepmind-research @f5de0ed byol/configs"
+SIMCLR = "arXiv 2002.05709; google-research/simclr @383d414 tf2/ (lr .3 x batch/256, LARS)"
+SIMSIAM = "arXiv 2011.10566; facebookresearch/simsiam @a7bc177 main_simsiam.py"
+BARLOW = "arXiv 2103.03230; facebookresearch/barlowtwins @8e8d284 main.py"
+SWAV = "arXiv 2006.09882; facebookresearch/swav @06b1b7c main_swav.py"
+INSTDISC = "arXiv 1805.01978; HobbitLong/CMC @7b227be README (the run behind Table 1)"
+PCL = "arXiv 2005.04966; salesforce/PCL @964da1f main_pcl.py, README"
+DENSECL = "arXiv 2011.09157; WXinlong/DenseCL @b64bbb6 configs/selfsup/densecl"
+RESIM = "arXiv 2103.12902; Tete-Xiao/ReSim @b6a36ee README (ReSim-FPN)"
+PIXPRO = "arXiv 2011.10043; zdaxie/PixPro @e390d6b tools/pixpro_base_r50_*ep.sh"
 EMAN = "arXiv 2101.08482; EMAN @f79248b README"
 
 MOMENTUM_999 = Ema(start=0.999)
@@ -188,6 +198,143 @@ _add(
     schedule=Schedule(),
 )
 
+# Methods that the paper cites: as their authors ran them
+_STEPS = Schedule(decay_at=(0.6, 0.8))  # 120 and 160 of 200 epochs
+_PIXPRO: dict[str, Any] = {
+    "method": "pixpro",
+    "batch": 1024,
+    "optimizer": _lars(4.0, 1e-5),
+    # warm-up from a hundredth; the cosine ends at 1e-6
+    "schedule": Schedule(warmup_epochs=5, cosine_per="step", start=0.01, end=1e-6 / 4.0),
+    "ema": Ema(start=0.99, schedule="cosine"),
+    "augment": "pixpro",
+    "precision": "fp16",
+}
+_add(
+    "instdisc",
+    "InstDisc",
+    (200,),
+    f"{INSTDISC}: NCE, 4096 noise samples, 4 GPUs",
+    {"method": "instdisc", "batch": 256, "bn_group": 64, "augment": "instdisc"},
+    optimizer=_sgd(0.03),
+    schedule=_STEPS,
+)
+_PCL: dict[str, Any] = {"method": "pcl", **_MOCO_SETTING, "optimizer": _sgd(0.03)}
+_add("pcl", "PCL", (200,), f"{PCL} (v2)", _PCL)
+_add(
+    "pcl_v1",
+    "PCL v1",
+    (200,),
+    f"{PCL} (v1)",
+    _PCL,
+    args={"head": "linear", "tau": 0.1},
+    augment="pcl_v1",
+    schedule=_STEPS,
+)
+_add("densecl", "DenseCL", (200,), DENSECL, {**_MOCO_V2, "method": "densecl"})
+_add("resim", "ReSim", (200,), RESIM, {**_MOCO_V2, "method": "resim", "augment": "resim"})
+_add("pixpro", "PixPro", (100, 400), PIXPRO, _PIXPRO)
+_add(
+    "pixpro_instance",
+    "PixPro, instance branch",
+    (100, 400),
+    f"{PIXPRO} with --pixpro-ins-loss-weight 1",
+    _PIXPRO,
+    args={"alpha": 1.0},
+)
+
+# The same, of methods without a momentum encoder, and supervised training
+_STEP_10 = Schedule(warmup_epochs=10, cosine_per="step")
+_SIMCLR: dict[str, Any] = {
+    "method": "simclr",
+    "batch": 4096,
+    "optimizer": _lars(0.3 * 16),
+    "schedule": _STEP_10,
+    "augment": "simclr",
+}
+_SIMSIAM: dict[str, Any] = {
+    "method": "simsiam",
+    "batch": 512,
+    "optimizer": Optimizer(name="sgd", lr=0.05 * 2, weight_decay=1e-4, constant="h."),
+    "augment": "moco_v2",
+}
+_BARLOW: dict[str, Any] = {
+    "method": "barlow_twins",
+    "batch": 2048,
+    # .2 for weights and .0048 for biases and norms, each x 2048/256
+    "optimizer": Optimizer(
+        name="lars", lr=1.6, weight_decay=1e-6, exclude="bias_and_norm", excluded_lr=0.0048 / 0.2
+    ),
+    "schedule": Schedule(warmup_epochs=10, cosine_per="step", end=0.001),
+    "augment": "barlow_twins",
+    "precision": "fp16",
+}
+_SWAV: dict[str, Any] = {
+    "method": "swav",
+    "batch": 4096,
+    "optimizer": _lars(4.8, exclude="none"),
+    "schedule": Schedule(warmup_epochs=10, cosine_per="step", start=0.3 / 4.8, end=0.001),
+    "augment": "swav",
+    "precision": "fp16",
+}
+_add("simclr", "SimCLR", (100, 200, 400, 800, 1000), SIMCLR, _SIMCLR)
+_add(
+    "simclr_3_layers",
+    "SimCLR, 3-layer projector",
+    (100, 200, 400, 800),
+    f"{SIMCLR}; with the projector of SimSiam's reproduction ({SIMSIAM} Table 4)",
+    _SIMCLR,
+    args={"layers": 3},
+)
+_add("simsiam", "SimSiam", (100, 200, 400, 800), SIMSIAM, _SIMSIAM)
+_add("barlow_twins", "Barlow Twins", (100, 200, 300, 1000), BARLOW, _BARLOW)
+_add("swav", "SwAV", (100, 200, 400, 800), f"{SWAV} scripts/swav_*ep_pretrain.sh", _SWAV)
+_add(
+    "swav_2crop",
+    "SwAV, two crops",
+    (100, 200, 400),
+    f"{SWAV} scripts/swav_400ep_2x224_pretrain.sh",
+    _SWAV,
+    augment="swav_2crop",
+)
+_add(
+    "swav_2crop_3_layers",
+    "SwAV, two crops, 3-layer projector",
+    (100, 200, 400, 800),
+    f"{SWAV}; with the views and projector of SimSiam's reproduction ({SIMSIAM} Table 4)",
+    _SWAV,
+    augment="swav_2crop",
+    args={"layers": 3},
+)
+_add(
+    "swav_b256",
+    "SwAV, batch 256, queue",
+    (200, 400),
+    f"{SWAV} scripts/swav_*ep_bs256_pretrain.sh",
+    _SWAV,
+    batch=256,
+    args={"queue": 3840},
+    optimizer=_lars(0.6, exclude="none"),
+    schedule=Schedule(cosine_per="step", end=0.001),
+)
+_add(
+    "moco_v2_symmetric",
+    "MoCo v2, symmetric",
+    (100, 200, 400, 800),
+    f"{SIMSIAM} Table 4; the loss of MoCo's CIFAR-10 notebook",
+    _MOCO_V2,
+    args={"symmetric": True},
+)
+_add(
+    "supervised",
+    "Supervised",
+    (90,),
+    "torchvision references/classification: SGD, lr .1 at batch 256, x .1 at 30 and 60 of 90",
+    {"method": "supervised", "batch": 256, "bn_group": 32, "augment": "supervised"},
+    optimizer=_sgd(0.1),
+    schedule=Schedule(decay_at=(1 / 3, 2 / 3)),
+)
+
 # ImageNet-100, 240 epochs, doubled lr (Section 3.3, for LEWEL; ours for the baselines too)
 _IN100: dict[str, Any] = {"data": "imagenet100"}
 for _family, _label, _setting, _optimizer in (
@@ -205,6 +352,21 @@ for _family, _label, _setting, _optimizer in (
         **_IN100,
         optimizer=_optimizer,
     )
+
+
+_add(
+    "moco_v2_bn_head_in100",
+    "MoCo v2, BN head, lr .12",
+    (240,),
+    "control: LEWEL_M's lr and head norm on ImageNet-100 without its aligned branch",
+    _BN_HEAD,
+    **_IN100,
+    optimizer=_sgd(0.12),
+)
+for _family, _one in ABLATIONS.items():
+    _name = f"{_family}_in100_240ep"
+    _fields = {"name": _name, "label": _one.label, "source": _one.source, **_one.settings}
+    RECIPES[_name] = change(RECIPES[f"{_one.of}_in100_240ep"], _fields)
 
 
 def family(name: str) -> str:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lewel_bench.pretrain import checkpoint, distributed, methods, optim
-from lewel_bench.pretrain.augment import distort
+from lewel_bench.pretrain.augment import distort, normalise
 from lewel_bench.pretrain.backbone import ResNet
-from lewel_bench.pretrain.data import Batch, Images, view_batches
+from lewel_bench.pretrain.colour import BOX, FLIP
+from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.method import Method
+from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.norm import RunningStatistics
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
@@ -92,13 +93,21 @@ class Loop:
         report: Report,
     ) -> None:
         self.recipe, self.seed, self.folder, self.machine = recipe, seed, folder, machine
-        self.report = report
+        self.images, self.report = images, report
         self.local, self.micro = _batches(recipe, machine, len(images))
         self.per_epoch = len(images) // recipe.batch
         self.steps = self.per_epoch * recipe.epochs
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        self.method: Method = methods.build(recipe, seed)
+        self.method: Method = methods.build(
+            recipe, seed, images=len(images), classes=len(images.classes)
+        )
+        if self.method.joint and self.micro < self.local:
+            raise ValueError(
+                f"{recipe.method} compares all images of a batch with each other: it needs its "
+                f"{self.local} images of a process in one piece, not in micro-batches of "
+                f"{self.micro}. Use more processes, or a smaller batch"
+            )
         self.method.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method.train()
         self.optimizer = optim.build(recipe.optimizer, self.method)
@@ -131,6 +140,9 @@ class Loop:
     def train_epoch(self, epoch: int, stop: Stop) -> None:
         """All remaining steps of `epoch`; the last log of an epoch is at its end."""
         batches: Iterator[Batch] = iter(self.batches)
+        if self.step == epoch * self.per_epoch:
+            with self._autocast():
+                self.method.before_epoch(epoch, Centres(self.images, self.recipe, self.machine))
         while self.step < (epoch + 1) * self.per_epoch:
             began = time.perf_counter()
             batch = next(batches)
@@ -149,13 +161,10 @@ class Loop:
         device, recipe = self.machine.device, self.recipe
         lr = lr_at(recipe.optimizer.lr, recipe.schedule, self.step, self.per_epoch, recipe.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        x1, x2 = (
-            distort(batch.pixels[v], batch.params[v], device, compile=self.machine.compile)
-            for v in (0, 1)
-        )
+            group["lr"] = optim.rate(group, lr, recipe.optimizer.lr)
+        views = self._views(batch)
         with self._autocast():
-            keys = self.method.keys((x1, x2), self.step)
+            keys = self.method.keys(views, self.step)
         total = torch.zeros((), device=device)
         share = self.micro / self.local
         self.running.start()
@@ -164,11 +173,12 @@ class Loop:
             last = first + self.micro >= self.local
             with self._sync_gradients(last):
                 with self._autocast():
-                    loss, diagnostics = self.forward((x1[rows], x2[rows]), keys, rows)
+                    loss, diagnostics = self.forward(views.rows(rows), keys, rows)
                 torch.autograd.backward(self.scaler.scale(loss * share))
             self.running.add(share)
             total += loss.detach() * share
         self.running.finish()
+        self.method.after_backward(keys)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -176,6 +186,19 @@ class Loop:
         self.method.after_step(keys, self.step, self.steps)
         self.diagnostics = diagnostics
         return total
+
+    def _views(self, batch: Batch) -> Views:
+        device = self.machine.device
+        pixels = [*batch.pixels, *batch.small]
+        x = tuple(
+            distort(pixels[v], batch.params[v], device, compile=self.machine.compile)
+            for v in range(len(pixels))
+        )
+        index, labels, params = (
+            t.to(device, non_blocking=True) for t in (batch.index, batch.labels, batch.params)
+        )
+        boxes, flips = params[..., BOX], params[..., FLIP] > 0
+        return Views(x, index, labels, boxes, flips, self.step // self.per_epoch)
 
     def observe(self, epoch: int, monitor: Monitor) -> None:
         """Call the monitor on the backbone as evaluations see it, and report what it found."""
@@ -309,6 +332,40 @@ class Loop:
         return torch.autocast(
             self.machine.device.type, dtype=self.dtype, enabled=self.dtype is not None
         )
+
+
+@dataclass(frozen=True)
+class Centres:
+    """The training set as a method may see all of it (`method.TrainingSet`)."""
+
+    images: Images
+    recipe: Recipe
+    machine: Machine
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @torch.no_grad()
+    def features(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """`encode` of the centre crop of every image, (N, d), on every rank."""
+        found: Tensor | None = None
+        for batch in image_batches(
+            self.images,
+            self.recipe.image_size,
+            crop="center",
+            batch=self.recipe.batch,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            workers=self.machine.workers,
+        ):
+            if not len(batch.index):
+                continue
+            z = encode(normalise(batch.pixels, self.machine.device))
+            if found is None:
+                found = z.new_zeros(len(self), z.shape[1])
+            found[batch.index.to(z.device)] = z
+        assert found is not None, "a batch has an image for every rank"
+        return distributed.total(found)
 
 
 def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:

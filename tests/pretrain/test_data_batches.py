@@ -14,6 +14,7 @@ import torch
 from photos import drawn
 from PIL import Image
 
+from lewel_bench.pretrain import colour
 from lewel_bench.pretrain.augment import draw, normalise, reference
 from lewel_bench.pretrain.colour import distort
 from lewel_bench.pretrain.data import Batch, Images, image_batches, read_folder, view_batches
@@ -231,3 +232,50 @@ def test_ranks_split_an_incomplete_last_batch(images: Images) -> None:
         assert sorted(everything) == list(range(COUNT))
     assert [len(part[3].index) for part in parts] == [1, 1, 0, 0]
     assert parts[3][3].pixels.shape == (0, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_multi_crop_has_views_of_two_sizes(images: Images, workers: int) -> None:
+    specs = AUGMENTS["swav"]
+    given = {"batch": BATCH, "seed": 3, "steps": 1, "workers": workers}
+    (batch,) = view_batches(images, specs, 28, **given)
+    assert batch.pixels.shape == (2, BATCH, 28, 28, 3)
+    assert batch.small.shape == (6, BATCH, 12, 12, 3)  # 96/224 of the side
+    assert batch.params.shape[:2] == (8, BATCH)
+    for place, i in enumerate(batch.index.tolist()):
+        image = Image.open(images.root / images.files[i]).convert("RGB")
+        rng = np.random.Generator(stream(3, 0, 1, i))
+        for view, (spec, pixels) in enumerate(
+            zip(specs, [*batch.pixels, *batch.small], strict=True)
+        ):
+            side = pixels.shape[1]
+            box, params = draw(spec, image.height, image.width, side, rng)
+            row = batch.params[view, place]
+            assert row.tolist() == params.tolist()
+            got = distort(pixels[place][None], row[None], torch.device("cpu"))[0]
+            assert (got - reference(image, box, row, spec, side)).abs().mean() * 255 * 0.225 < 0.5
+
+
+def test_a_single_view_is_a_stack_of_one(images: Images) -> None:
+    (batch,) = view_batches(images, AUGMENTS["supervised"], SIZE, batch=BATCH, seed=3, steps=1)
+    assert batch.pixels.shape == (1, BATCH, SIZE, SIZE, 3) and batch.params.shape[0] == 1
+    assert batch.small.numel() == 0
+
+
+def test_a_row_holds_the_crop_as_shares_of_the_image(images: Images) -> None:
+    (batch,) = views(images, steps=1)
+    top, left, height, width = batch.params[..., colour.BOX].unbind(-1)
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 1 + 1e-6).all() and (left + width <= 1 + 1e-6).all()
+    area = height * width
+    assert (area > 0.15).all() and (area <= 1).all() and area.std() > 0.05  # scale (.2, 1)
+
+
+def test_a_view_can_be_flipped_as_the_first(images: Images) -> None:
+    one = AUGMENT[0]
+    same = (one, one.model_copy(update={"flip": "first"}))
+    for specs, equal_flips in ((same, True), ((one, one), False)):
+        batches = view_batches(images, specs, SIZE, batch=48, seed=3, steps=1)
+        flips = next(batches).params[..., colour.FLIP]
+        assert 0 < flips[0].mean() < 1
+        assert torch.equal(*flips) is equal_flips

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,21 +13,52 @@ from torch import distributed as dist
 from torch import nn
 
 from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
 from lewel_bench.pretrain.parts.momentum import Momentum
 from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
-BATCH = 8
+BATCH, IMAGES, CLASSES = 8, 20, 3
 VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
+    "barlow_twins": ("barlow_twins", {"dim": 24}, False),
     "byol": ("byol", {}, True),
     "byol_original": ("byol", {"bias": True}, False),
+    "densecl": ("densecl", {"queue": 16}, False),
+    "instdisc": ("instdisc", {"m": 12, "dim": 16}, False),
     "lewel_b": ("lewel_b", {"d": 16}, True),
     "lewel_b_sync": ("lewel_b", {"d": 16, "c": 8, "h": 2}, False),
     "lewel_m": ("lewel_m", {"d": 16, "queue": 12}, False),
     "lewel_m_same_index": ("lewel_m", {"d": 16, "negatives": "same_index", "queue": 24}, False),
+    "lewel_m_global": ("lewel_m", {"d": 16, "queue": 12, "maps": "none"}, False),
+    "lewel_m_random": ("lewel_m", {"d": 16, "queue": 12, "maps": "random"}, False),
+    "lewel_m_shared": ("lewel_m", {"d": 16, "queue": 12, "semantic": False}, False),
+    "lewel_m_uncoupled": ("lewel_m", {"d": 16, "queue": 12, "maps": "uncoupled"}, False),
+    "lewel_m_uniform": ("lewel_m", {"d": 16, "queue": 12, "maps": "uniform"}, False),
     "moco_v2": ("moco_v2", {"queue": 16}, False),
     "moco_v2_head_norm": ("moco_v2", {"queue": 16, "head_norm": True}, False),
+    "moco_v2_symmetric": ("moco_v2", {"queue": 32, "symmetric": True}, False),
+    "pcl": ("pcl", {"queue": 16, "clusters": "3,5", "negatives": 4, "warmup": 0}, False),
+    "pcl_v1": ("pcl", {"queue": 16, "clusters": "4", "warmup": 0, "head": "linear"}, False),
+    "pixpro": ("pixpro", {"dim": 16}, False),
+    "pixpro_instance": ("pixpro", {"dim": 16, "alpha": 1.0}, False),
+    "resim": ("resim", {"queue": 16, "fpn": 8, "near": 3}, False),
+    "simclr": ("simclr", {"dim": 16}, False),
+    "simclr_3_layers": ("simclr", {"dim": 16, "layers": 3}, False),
+    "simsiam": ("simsiam", {"dim": 16}, False),
+    "supervised": ("supervised", {}, False),
+    "swav": ("swav", {"dim": 16, "prototypes": 12, "frozen": 0}, False),
+    "swav_queue": (
+        "swav",
+        {"dim": 16, "prototypes": 12, "frozen": 0, "queue": 16, "queue_from": 0, "layers": 3},
+        False,
+    ),
+}
+JOINT = {"barlow_twins", "simclr", "simclr_3_layers", "swav", "swav_queue"}
+SIDES = {  # of the views, by method; else a pair
+    "instdisc": (32,),
+    "supervised": (32,),
+    "swav": (32, 32, 16, 16),
 }
 
 
@@ -36,7 +68,7 @@ def recipe_of(method, args, buffers, bn_group=4):
         label="test",
         source="test",
         method=method,
-        args={"hidden": 32, **args},
+        args={**({"hidden": 32} if has_hidden(method) else {}), **args},
         backbone=Backbone(arch="resnet18", stem="small", width=8),
         epochs=1,
         batch=BATCH,
@@ -47,16 +79,50 @@ def recipe_of(method, args, buffers, bn_group=4):
     )
 
 
+def has_hidden(method):
+    return method not in methods.METHODS or "hidden" in methods.arguments(method)
+
+
 def make(variant, bn_group=4):
     method, args, buffers = VARIANTS[variant]
-    return methods.build(recipe_of(method, args, buffers, bn_group), seed=0).double().train()
+    recipe = recipe_of(method, args, buffers, bn_group)
+    made = methods.build(recipe, seed=0, images=IMAGES, classes=CLASSES).double().train()
+    made.before_epoch(0, Centres())
+    return made
 
 
-def views(step=0):
+class Centres:
+    """The training set: the images of the views of step 0, and noise."""
+
+    def __len__(self):
+        return IMAGES
+
+    def features(self, encode):
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(IMAGES, 3, 32, 32, dtype=torch.double, generator=generator)
+        pair = views()
+        images[pair.index] = sum(pair) / 2
+        return encode(images)
+
+
+def views(step=0, variant="byol"):
+    """Views of BATCH images as the loop hands them to the method of `variant`."""
+    sides = SIDES.get(VARIANTS[variant][0], (32, 32))
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(BATCH, 3, 32, 32, dtype=torch.double, generator=generator)
-    noise = torch.randn(2, BATCH, 3, 32, 32, dtype=torch.double, generator=generator)
-    return x + 0.3 * noise[0], x + 0.3 * noise[1]
+    noise = torch.randn(len(sides), BATCH, 3, 32, 32, dtype=torch.double, generator=generator)
+    corner = 0.1 * torch.rand(len(sides), BATCH, 2, dtype=torch.double, generator=generator)
+    return Views(
+        tuple((x + 0.3 * n)[..., :side, :side] for n, side in zip(noise, sides, strict=True)),
+        index=torch.randperm(IMAGES, generator=generator)[:BATCH],
+        labels=torch.arange(BATCH) % CLASSES,
+        boxes=torch.cat([corner, 0.9 - corner], 2),
+        flips=torch.rand(len(sides), BATCH, generator=generator) < 0.5,
+    )
+
+
+def cast(views, dtype):
+    return replace(views, x=tuple(x.to(dtype) for x in views), boxes=views.boxes.to(dtype))
 
 
 def close(actual, expected, tolerance=1e-10):
@@ -76,39 +142,41 @@ def test_loss_falls_and_only_the_online_network_has_gradients(variant):
     method = make(variant)
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.03, momentum=0.9)
-    pair, losses = views(), []
+    pair, losses = views(variant=variant), []
     keys = method.keys(pair, 0)
-    before = [p.clone() for p in method.target.parameters()]
+    target = list(method.target.parameters()) if hasattr(method, "target") else []
+    before = [p.clone() for p in target]
     for _ in range(12):  # towards a target that stands still
         loss, diagnostics = method(pair, keys, slice(0, BATCH))
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is None for p in method.target.parameters())
-        assert all(p.grad.abs().max() > 0 for p in trained)
+        assert all(p.grad is None for p in target)
+        if len(losses):  # a residual branch that starts at zero has no gradient in the first step
+            assert all(p.grad.abs().max() > 0 for p in trained)
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0], losses
+    assert losses[-1] < losses[0] - 0.15 * abs(losses[0]), losses
     assert {id(p) for p in method.backbone.parameters()} <= {id(p) for p in trained}
     method.after_step(keys, 0, 100)
-    moved = [not torch.equal(a, b) for a, b in zip(before, method.target.parameters(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(before, target, strict=True)]
     assert all(moved)
     assert all(not v.requires_grad and v.ndim == 0 for v in diagnostics.values())
     assert 0 < diagnostics["feature_std"] < 2
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in JOINT])
 def test_micro_batches_have_the_gradients_of_the_whole_batch(variant):
     found = []
     for micro in (BATCH, 4):
         method = make(variant)
         for step in range(2):
-            pair = views(step)
+            pair = views(step, variant)
             keys = method.keys(pair, step)
             running = RunningStatistics(method)
             running.start()
             for first in range(0, BATCH, micro):
                 rows = slice(first, first + micro)
-                loss, _ = method((pair[0][rows], pair[1][rows]), keys, rows)
+                loss, _ = method(pair.rows(rows), keys, rows)
                 (loss * micro / BATCH).backward()
                 running.add(micro / BATCH)
             running.finish()
@@ -122,7 +190,7 @@ def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
     found = []
     for enabled in (False, True):
         method = make(variant).float()
-        pair = tuple(x.float() for x in views())
+        pair = cast(views(variant=variant), torch.float)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss, _ = method(pair, method.keys(pair, 0), slice(0, BATCH))
         loss.backward()
@@ -131,12 +199,13 @@ def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
             g.dtype == torch.float32 and g.isfinite().all() for g in gradients(method).values()
         )
         found.append(loss.item())
-    assert 0 < abs(found[1] - found[0]) < 0.03 * found[0]
+    bound = 0.12 if variant in JOINT else 0.03  # few images, a small τ: rounding grows
+    assert 0 < abs(found[1] - found[0]) < bound * abs(found[0]) + 0.01
 
 
 def one_step(method, pair, world=1, rank=0):
     size = BATCH // world
-    mine = tuple(x[rank * size : (rank + 1) * size] for x in pair)
+    mine = pair.rows(slice(rank * size, (rank + 1) * size))
     keys = method.keys(mine, 3)
     loss, _ = method(mine, keys, slice(0, size))
     loss.backward()
@@ -151,14 +220,23 @@ def one_step(method, pair, world=1, rank=0):
 
 
 def on_rank(rank, world):
-    cases = [(v, g) for v in ("byol_original", "lewel_b", "lewel_m", "moco_v2") for g in (4, None)]
-    return {(v, g): one_step(make(v, g), views(), world, rank) for v, g in cases}
+    cases = [(v, g) for v in ALONE_AS_TOGETHER for g in (4, None) if g is None or v not in TOGETHER]
+    return {(v, g): one_step(make(v, g), views(variant=v), world, rank) for v, g in cases}
+
+
+ALONE_AS_TOGETHER = [
+    "barlow_twins", "byol_original", "densecl", "instdisc", "lewel_b", "lewel_m", "lewel_m_random",
+    "moco_v2", "moco_v2_symmetric", "pcl", "pixpro_instance", "resim", "simclr", "simsiam",
+    "supervised", "swav", "swav_queue",
+]  # fmt: skip
+# one pass for several views: groups of 4 would be of other images on two processes
+TOGETHER = {"simclr", "swav", "swav_queue"}
 
 
 def test_two_processes_train_like_one():
     first, second = ranks.run(on_rank, 2)
     for (variant, group), found in first.items():
-        close(found, one_step(make(variant, group), views()))
+        close(found, one_step(make(variant, group), views(variant=variant)))
         close(second[variant, group], found)
 
 
@@ -186,7 +264,7 @@ def test_shuffling_gives_keys_other_batch_statistics_than_queries():
     expected = torch.empty(BATCH, 128, dtype=torch.double)
     for group in order.reshape(2, 4):  # two groups of bn_group = 4 images
         expected[group] = nn.functional.normalize(method.target(x[group]).z, dim=1)
-    keys = make("moco_v2").keys((x, x), 5)
+    (keys,) = make("moco_v2").keys((x, x), 5)
     close(keys, expected)
     in_order = nn.functional.normalize(make("moco_v2").target(x).z, dim=1)
     assert (keys - in_order).abs().max() > 1e-3
@@ -232,7 +310,7 @@ def test_arguments_are_those_of_the_class(name):
     module = __import__(f"lewel_bench.pretrain.methods.{name}", fromlist=["x"])
     class_ = getattr(module, methods.METHODS[name].split(":")[0])
     signature = inspect.signature(class_).parameters.values()
-    fixed = {"backbone", "norm", "ema", "seed"}
+    fixed = {"backbone", "norm", "ema", "seed", "images", "classes"}
     expected = {p.name: (p.annotation, p.default) for p in signature if p.name not in fixed}
     assert methods.arguments(name) == expected
 

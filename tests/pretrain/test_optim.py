@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lewel_bench.pretrain import optim
 from lewel_bench.pretrain.optim import LARS, build, sgd
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
@@ -178,3 +179,19 @@ def test_sgd_whose_first_step_is_skipped_goes_on_as_if_it_never_was() -> None:
 def test_negative_lr_is_named() -> None:
     with pytest.raises(ValueError, match="lr -1"):
         partial(LARS, lr=-1)([nn.Parameter(torch.zeros(1))])
+
+
+def test_rates_of_their_own_for_excluded_and_constant_parameters() -> None:
+    model = nn.ModuleDict({"g": nn.Linear(2, 3), "q": nn.Linear(3, 2)})
+    spec = Optimizer(name="lars", lr=2.0, exclude="bias_and_norm", excluded_lr=0.024, constant="q.")
+    found = {
+        id(p): optim.rate(group, 0.5, 2.0)
+        for group in optim.build(spec, model).param_groups
+        for p in group["params"]
+    }
+    rates = {name: found[id(p)] for name, p in model.named_parameters()}
+    assert rates == pytest.approx(
+        {"g.weight": 0.5, "g.bias": 0.012, "q.weight": 2.0, "q.bias": 0.048}
+    )
+    with pytest.raises(ValueError, match=r"optimizer.constant 'h.': no parameter"):
+        optim.build(spec.model_copy(update={"constant": "h."}), model)

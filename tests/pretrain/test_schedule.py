@@ -39,3 +39,21 @@ def test_step_decay() -> None:
     assert [step_decay(0.4, epoch, (30, 40)) for epoch in (0, 29, 30, 39, 40, 49)] == (
         pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
     )
+
+
+def test_warmup_may_begin_and_the_cosine_end_above_zero() -> None:
+    swav = Schedule(warmup_epochs=1, cosine_per="step", start=0.0625, end=0.001)
+    rates = [lr_at(4.8, swav, step, 100, 5) for step in range(501)]
+    assert rates[0] == pytest.approx(0.3 + 4.5 / 100)
+    assert rates[99] == pytest.approx(4.8)
+    assert rates[100] == pytest.approx(4.8)
+    assert rates[300] == pytest.approx((4.8 + 0.0048) / 2)
+    assert rates[500] == pytest.approx(0.0048)
+
+
+def test_steps_down_scale_with_the_epochs() -> None:
+    instdisc = Schedule(decay_at=(0.6, 0.8))
+    for epochs, first, second in ((200, 120, 160), (10, 6, 8)):
+        rates = [lr_at(0.03, instdisc, epoch * 7, 7, epochs) for epoch in range(epochs)]
+        expected = [0.03] * first + [0.003] * (second - first) + [0.0003] * (epochs - second)
+        assert rates == pytest.approx(expected)

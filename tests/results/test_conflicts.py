@@ -27,6 +27,17 @@ LISTED = {
         "moco_v2.lr_and_head moco_v2.symmetry byol.setting byol_original.presets "
         "byol_original.zero_init in100.classes"
     ),
+    "cited methods": (
+        "instdisc.source instdisc.proximal instdisc.normaliser augment.order pcl.version "
+        "pcl.temperature pcl.negatives pcl.kmeans densecl.head_init densecl.warmup "
+        "resim.c3_negatives resim.mean resim.pooling resim.transfer pixpro.instance_branch "
+        "pixpro.loss pixpro.distance pixpro.optimizer"
+    ),
+    "methods without a momentum encoder": (
+        "simclr.projector simclr.loss simclr.weight_decay simclr.init cited.lars simsiam.batch "
+        "barlow_twins.gradient swav.batch_norm swav.queue swav.views supervised.weights"
+    ),
+    "ablations": "ablation.uncoupled ablation.extra_p ablation.random_maps ablation.grids",
     "evaluation": (
         "linear.lars_lr linear.probe linear.selection linear.in100 semi.weight_decay semi.lr "
         "semi.selection semi.classifier_init semi.batch_norm semi.subsets"

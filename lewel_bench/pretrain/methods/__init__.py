@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lewel_bench.pretrain.recipe import Positive, Recipe
+from lewel_bench.pretrain.recipe import Positive, Rate, Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.value import unknown
 
@@ -16,23 +16,52 @@ if TYPE_CHECKING:
     from lewel_bench.pretrain.method import Method
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, le=1)]
+Counts = Annotated[str, Field(pattern=r"^[1-9]\d*(,[1-9]\d*)*$")]  # "10,20"
 
 METHODS: dict[str, str] = {
+    "barlow_twins": "BarlowTwins: make the cross-correlation of two views' embeddings the identity",
     "byol": "BYOL: predict the momentum network's embedding of the other view",
+    "densecl": "DenseCL: MoCo v2, and the same for every position of the feature map",
+    "instdisc": "InstDisc: tell an image from all others in a memory bank",
     "lewel_b": "LewelB: LEWEL on BYOL, aligned embeddings without negatives",
     "lewel_m": "LewelM: LEWEL on MoCo v2, aligned embeddings with InfoNCE",
     "moco_v2": "MoCoV2: momentum contrast with a queue of negatives",
+    "pcl": "PCL: MoCo, and the same with prototypes from clustering",
+    "pixpro": "PixPro: pixels agree with their surroundings in the other view",
+    "resim": "ReSim: MoCo v2, and the same for regions that both views show",
+    "simclr": "SimCLR: contrast with both views of all other images of a large batch",
+    "simsiam": "SimSiam: predict the other view's embedding, without a momentum network",
+    "supervised": "Supervised: cross-entropy over the labels",
+    "swav": "SwAV: predict the other view's assignment to prototypes, with multi-crop",
 }
 
-_TYPES = {"Positive": Positive, "Temperature": Temperature, "Weight": Weight, "Literal": Literal}
+# Arguments that came when keys had been written without them: no part of a key at these values.
+LATER: dict[str, dict[str, Any]] = {
+    "lewel_m": {"maps": "coupled", "semantic": True},
+    "moco_v2": {"symmetric": False},
+}
+
+_TYPES = {
+    "Positive": Positive,
+    "Size": Size,
+    "Rate": Rate,
+    "Temperature": Temperature,
+    "Weight": Weight,
+    "Counts": Counts,
+    "Literal": Literal,
+}
 
 
-def build(recipe: Recipe, seed: int) -> "Method":
+def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "Method":
     """The method of `recipe`, initialised from `seed` alone (the same on every rank).
 
-    Raises ValueError as `check` does.
+    `images` and `classes` are the numbers of the training set, for methods that keep something for
+    each. Raises ValueError as `check` does.
     """
+    import inspect
+
     import torch
 
     from lewel_bench.pretrain import backbone
@@ -42,13 +71,14 @@ def build(recipe: Recipe, seed: int) -> "Method":
     module = importlib.import_module(f"{__name__}.{recipe.method}")
     method_class = getattr(module, METHODS[recipe.method].split(":")[0])
     group = recipe.bn_group
+    given = {"ema": recipe.ema, "seed": seed, "images": images, "classes": classes}
+    asked = inspect.signature(method_class).parameters
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         method: Method = method_class(
             lambda: backbone.build(recipe.backbone, lambda n: BatchNorm(n, group)),
             lambda n: TokenNorm(n, group),
-            ema=recipe.ema,
-            seed=seed,
+            **{name: value for name, value in given.items() if name in asked},
             **recipe.args,
         )
     return method
@@ -73,11 +103,18 @@ def check(recipe: Recipe) -> None:
             message = error.errors()[0]["msg"]
             where = f"argument {name} of {recipe.method}"
             raise ValueError(f"{where}: {message} (got {value!r})") from None
+    if recipe.ema is None and "ema" in _asked(recipe.method):
+        raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
     settings = {name: default for name, (_, default) in known.items()} | recipe.args
-    if "queue" in settings and settings["queue"] < recipe.batch:
+    pushed = recipe.batch * (2 if settings.get("symmetric") else 1)
+    if settings.get("queue") and settings["queue"] < pushed:
         raise ValueError(
             f"argument queue of {recipe.method}: {settings['queue']} is smaller than the batch "
-            f"{recipe.batch}; set args.queue to at least that"
+            f"{recipe.batch}; set args.queue to at least {pushed}"
+        )
+    if settings.get("semantic") is False and settings["c"] not in (None, settings["d"]):
+        raise ValueError(
+            f"argument c of {recipe.method}: without a semantic projector it must be d"
         )
     if "h" in settings:
         h, d = settings["h"], settings["d"]
@@ -93,13 +130,23 @@ def check(recipe: Recipe) -> None:
 @cache
 def arguments(method: str) -> dict[str, tuple[Any, Any]]:
     """The arguments that a recipe may give `method`: name -> (type, default)."""
-    name = METHODS[method].split(":")[0]
-    tree = ast.parse((Path(__file__).parent / f"{method}.py").read_text("utf-8"))
-    (body,) = (x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name)
-    (init,) = (x for x in body if isinstance(x, ast.FunctionDef) and x.name == "__init__")
     found = {}
-    for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
+    given = _constructor(method)
+    for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if argument.annotation is not None and default is not None:
             annotation = eval(ast.unparse(argument.annotation), dict(_TYPES))
             found[argument.arg] = (annotation, ast.literal_eval(default))
     return found
+
+
+def _asked(method: str) -> set[str]:
+    return {argument.arg for argument in _constructor(method).kwonlyargs}
+
+
+@cache
+def _constructor(method: str) -> ast.arguments:
+    name = METHODS[method].split(":")[0]
+    tree = ast.parse((Path(__file__).parent / f"{method}.py").read_text("utf-8"))
+    (body,) = (x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name)
+    (init,) = (x for x in body if isinstance(x, ast.FunctionDef) and x.name == "__init__")
+    return init.args

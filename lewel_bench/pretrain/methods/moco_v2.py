@@ -9,6 +9,7 @@ projector, q query, k key.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
@@ -22,12 +23,15 @@ from lewel_bench.pretrain.parts.momentum import Momentum
 from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
 from lewel_bench.pretrain.recipe import Ema, Positive
 
+Keys = tuple[Tensor, ...]
+
 
 class MoCoV2(Method):
     """MoCo v2; the first view is the query, the second the key.
 
     `head_norm` True puts LEWEL_M's projector (batch norm, no biases) in place of the official one:
-    the control that differs from LEWEL_M by the aligned branch alone.
+    the control that differs from LEWEL_M by the aligned branch alone. `symmetric` True has each
+    view be query and key, and sums the two losses (MoCo's CIFAR-10 notebook; SimSiam's paper).
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class MoCoV2(Method):
         tau: Temperature = 0.2,
         queue: Positive = 65536,
         head_norm: bool = False,
+        symmetric: bool = False,
     ) -> None:
         super().__init__()
-        self.seed, self.tau = seed, tau
+        self.seed, self.tau, self.symmetric = seed, tau, symmetric
         f = backbone()
         if head_norm:
             g = mlp(f.channels, hidden, dim, norm)
@@ -58,18 +63,25 @@ class MoCoV2(Method):
     def backbone(self) -> ResNet:
         return self.online.backbone
 
-    def keys(self, views: Views, step: int) -> Tensor:
-        _, x2 = views
-        (k,) = shuffled(lambda x: (unit(self.target(x).z),), x2, self.seed, step)
-        return k  # (G, c)
+    def keys(self, views: Views, step: int) -> Keys:
+        x1, x2 = views
+        keys = []
+        for x in (x2, x1) if self.symmetric else (x2,):
+            keys += shuffled(lambda x: (unit(self.target(x).z),), x, self.seed, step)
+        return tuple(keys)  # (G, c) each
 
-    def forward(self, views: Views, keys: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        x1, _ = views
+    def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        x1, x2 = views
         z, y = self.online(x1)  # (B, c), (B, D)
-        loss = info_nce(unit(z), keys[own(keys, rows)], self.queue.keys, self.tau)
+        loss = self._loss(z, keys[0], rows)
+        if self.symmetric:
+            loss = loss + self._loss(self.online(x2).z, keys[1], rows)
         return loss, {"feature_std": feature_std(y)}
 
-    def after_step(self, keys: Tensor, step: int, steps: int) -> None:
+    def _loss(self, z: Tensor, keys: Tensor, rows: slice) -> Tensor:
+        return info_nce(unit(z), keys[own(keys, rows)], self.queue.keys, self.tau)
+
+    def after_step(self, keys: Keys, step: int, steps: int) -> None:
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         self.target.update(self.online, step, steps)
-        self.queue.push(keys, step)
+        self.queue.push(torch.cat(keys), step)

@@ -1,1 +1,1 @@
-"""What two or more methods share unchanged."""
+"""Pieces of methods: what several share unchanged, and what is a subject of its own."""

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lewel_bench.pretrain.backbone import ResNet
 
@@ -24,3 +25,13 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Encoding:
         y = self.backbone(x).mean((2, 3))  # (B, D)
         return Encoding(self.g(y), y)
+
+
+def zero_last_gains(backbone: ResNet) -> ResNet:
+    """`backbone` with every residual branch starting at zero (arXiv 1706.02677, Section 5.1)."""
+    for block in backbone.modules():
+        if isinstance(block, Bottleneck):
+            nn.init.zeros_(block.bn3.weight)
+        elif isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+    return backbone

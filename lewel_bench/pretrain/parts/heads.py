@@ -3,6 +3,8 @@
 Equal to the 1x1 `Conv1d` heads of LEWEL's code, which put channels before tokens.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -31,6 +33,32 @@ def mlp(
     for layer in (first, last):
         _initialise(layer, init)
     return nn.Sequential(first, *([norm(hidden)] if norm else []), nn.ReLU(inplace=True), last)
+
+
+def deep(
+    widths: Sequence[int],
+    norm: Norm,
+    *,
+    last: Literal["none", "gain", "plain"] = "none",
+    init: Init,
+) -> nn.Sequential:
+    """Linear, `norm`, ReLU between each two of `widths`; then a Linear and, unless `last` is none,
+    a norm with a gain but no offset, or with neither.
+
+    A Linear that a norm follows has no bias: the norm would remove it.
+    """
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(widths), start=2):
+        end = i == len(widths)
+        linear = nn.Linear(inputs, outputs, bias=end and last == "none")
+        _initialise(linear, init)
+        layers += [linear] if end else [linear, norm(outputs), nn.ReLU(inplace=True)]
+    if last != "none":
+        closing = norm(widths[-1])
+        for name, p in closing.named_parameters():
+            p.requires_grad_(last == "gain" and name == "weight")
+        layers.append(closing)
+    return nn.Sequential(*layers)
 
 
 def _initialise(layer: nn.Linear, init: Init) -> None:

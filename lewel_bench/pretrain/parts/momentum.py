@@ -28,8 +28,8 @@ class Momentum(nn.Module):
         return super().train(mode and not self.ema.buffers)
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Any:
-        return self.network(x)
+    def forward(self, *inputs: Any) -> Any:
+        return self.network(*inputs)
 
     @torch.no_grad()
     def update(self, online: nn.Module, step: int, steps: int) -> None:

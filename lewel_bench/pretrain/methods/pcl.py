@@ -1,0 +1,161 @@
+"""PCL: MoCo, and the same with the centres of clusters in place of other images.
+
+Li et al., "Prototypical Contrastive Learning of Unsupervised Representations", ICLR 2021,
+arXiv 2005.04966, Sections 3.2 to 3.4, Algorithm 1.
+
+B images of this process, G of all, N of the data set, D channels of f, c = dim, K = queue, k
+clusters of one of M clusterings. Notation: f encoder, g projector, v query, v' key, prototypes C
+with concentrations φ; θ online, ξ momentum encoder.
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lewel_bench.pretrain.backbone import Norm, ResNet
+from lewel_bench.pretrain.distributed import rank, total
+from lewel_bench.pretrain.method import Method, TrainingSet, Views
+from lewel_bench.pretrain.methods import Counts, Size, Temperature
+from lewel_bench.pretrain.parts.diagnostics import feature_std
+from lewel_bench.pretrain.parts.encoder import Encoder
+from lewel_bench.pretrain.parts.heads import mlp
+from lewel_bench.pretrain.parts.kmeans import concentration, kmeans
+from lewel_bench.pretrain.parts.losses import info_nce, unit
+from lewel_bench.pretrain.parts.momentum import Momentum
+from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.recipe import Ema, Positive
+
+
+class Prototypes(nn.Module):
+    """One clustering of the data set; buffers, as a run may be resumed within an epoch."""
+
+    C: Tensor
+    phi: Tensor
+    owner: Tensor
+
+    def __init__(self, k: int, dim: int, images: int) -> None:
+        super().__init__()
+        self.register_buffer("C", torch.zeros(k, dim))  # unit vectors
+        self.register_buffer("phi", torch.ones(k))
+        self.register_buffer("owner", torch.zeros(images, dtype=torch.long))  # (N,)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, tau: float, seed: int) -> None:
+        """Cluster `features` (N, c) anew, on rank 0 for all ranks."""
+        for buffer in (self.C, self.phi, self.owner):
+            buffer.zero_()
+        if rank() == 0:
+            found = kmeans(features.float().cpu().numpy(), len(self.C), seed)
+            self.C.copy_(unit(torch.from_numpy(found.centroids)))
+            self.phi.copy_(torch.from_numpy(concentration(found, tau)))
+            self.owner.copy_(torch.from_numpy(found.owner))
+        for buffer in (self.C, self.phi, self.owner):
+            total(buffer)
+
+
+class PCL(Method):
+    """PCL; the first view is the query, the second the key.
+
+    `head` "mlp" is that of v2, "linear" that of v1. `clusters` are the sizes of the clusterings,
+    made anew each epoch from epoch `warmup` on (0-based); until then this is MoCo. `negatives`
+    prototypes are drawn each step.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], ResNet],
+        norm: Norm,
+        *,
+        ema: Ema,
+        seed: int,
+        images: int,
+        head: Literal["mlp", "linear"] = "mlp",
+        dim: Positive = 128,
+        hidden: Positive = 2048,
+        tau: Temperature = 0.2,
+        queue: Positive = 16384,
+        clusters: Counts = "25000,50000,100000",
+        negatives: Positive = 16384,
+        warmup: Size = 20,
+    ) -> None:
+        super().__init__()
+        self.seed, self.tau, self.negatives, self.warmup = seed, tau, negatives, warmup
+        f = backbone()
+        if head == "mlp":
+            g: nn.Module = mlp(f.channels, hidden, dim, None, bias=(True, True), init="torch")
+        else:
+            g = nn.Linear(f.channels, dim)
+        self.online = Encoder(f, g)
+        self.target = Momentum(self.online, ema)
+        self.queue = Queue(queue, dim)
+        self.prototypes = nn.ModuleList(
+            Prototypes(int(k), dim, images) for k in clusters.split(",")
+        )
+
+    @property
+    def backbone(self) -> ResNet:
+        return self.online.backbone
+
+    @property
+    def clusterings(self) -> list[Prototypes]:
+        return cast(list[Prototypes], list(self.prototypes))
+
+    def before_epoch(self, epoch: int, images: TrainingSet) -> None:
+        if epoch < self.warmup:
+            return
+        self.target.eval()
+        features = images.features(lambda x: unit(self.target(x).z))  # (N, c)
+        self.target.train()
+        for m, prototypes in enumerate(self.clusterings):
+            prototypes.fit(features, self.tau, seed=m)
+
+    def keys(self, views: Views, step: int) -> tuple[Tensor, list[Tensor]]:
+        (k,) = shuffled(lambda x: (unit(self.target(x).z),), views.x[1], self.seed, step)
+        drawn = []
+        for m, prototypes in enumerate(self.clusterings):
+            # Drawn on the host from (seed, step): the same on every rank, and after a resume.
+            random = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=m))
+            size = len(prototypes.C)
+            chosen = torch.from_numpy(random.permutation(size)[: self.negatives])
+            drawn.append(chosen.to(k.device, non_blocking=True))
+        return k, drawn  # (G, c), (r,) each
+
+    def forward(
+        self, views: Views, keys: tuple[Tensor, list[Tensor]], rows: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        k, drawn = keys
+        z, y = self.online(views.x[0])  # (B, c), (B, D)
+        v = unit(z)
+        loss = info_nce(v, k[own(k, rows)], self.queue.keys, self.tau)
+        shown = {"feature_std": feature_std(y), "instance_loss": loss.detach()}
+        if views.epoch >= self.warmup:
+            losses = [
+                proto_nce(v, p.C, p.phi, p.owner[views.index], negatives)
+                for p, negatives in zip(self.clusterings, drawn, strict=True)
+            ]
+            loss = loss + torch.stack(losses).mean()  # Eq. 11
+        return loss, shown
+
+    def after_step(self, keys: tuple[Tensor, list[Tensor]], step: int, steps: int) -> None:
+        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        self.target.update(self.online, step, steps)
+        self.queue.push(keys[0], step)
+
+
+def proto_nce(v: Tensor, C: Tensor, phi: Tensor, owner: Tensor, negatives: Tensor) -> Tensor:
+    """Mean of -log(exp(v·c_s/φ_s) / (exp(v·c_s/φ_s) + Σ_j exp(v·c_j/φ_j))), c_s = C[owner].
+
+    v (B, c), C (k, c), phi (k,), owner (B,); the sum is over the prototypes `negatives` (r,), but
+    never over an image's own.
+    """
+    with torch.autocast(v.device.type, enabled=False):
+        C, phi = C.to(v), phi.to(v)
+        positive = (v * C[owner]).sum(-1) / phi[owner]  # (B,)
+        logits = v @ C[negatives].T / phi[negatives]  # (B, r)
+        logits = logits.masked_fill(negatives == owner[:, None], -torch.inf)
+        logits = torch.cat([positive[:, None], logits], 1)
+        return cross_entropy(logits, torch.zeros_like(owner))

@@ -1,0 +1,64 @@
+"""SimSiam: predict the embedding of the other view, without gradient through it.
+
+Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, arXiv 2011.10566.
+
+B images, D channels of f, d = dim. Notation: f encoder, g projector (the last layers of the
+paper's f), h predictor, p = h(z).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from lewel_bench.pretrain.backbone import Norm, ResNet
+from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.parts.diagnostics import feature_std
+from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
+from lewel_bench.pretrain.parts.heads import deep, mlp
+from lewel_bench.pretrain.parts.losses import unit
+from lewel_bench.pretrain.recipe import Positive
+
+
+class SimSiam(Method):
+    """SimSiam; `hidden` is the width of the predictor's bottleneck, `layers` the number of the
+    projector's (3; 2 on CIFAR-10)."""
+
+    def __init__(
+        self,
+        backbone: Callable[[], ResNet],
+        norm: Norm,
+        *,
+        dim: Positive = 2048,
+        hidden: Positive = 512,
+        layers: Literal[2, 3] = 3,
+    ) -> None:
+        super().__init__()
+        f = zero_last_gains(backbone())
+        g = deep((f.channels, *(dim,) * layers), norm, last="plain", init="torch")
+        self.online = Encoder(f, g)
+        self.h = mlp(dim, hidden, dim, norm, bias=(False, True), init="torch")
+
+    @property
+    def backbone(self) -> ResNet:
+        return self.online.backbone
+
+    def keys(self, views: Views, step: int) -> None:
+        return None  # images are compared with themselves only
+
+    def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        x1, x2 = views
+        z1, y1 = self.online(x1)  # (B, d), (B, D)
+        z2, _ = self.online(x2)
+        p1, p2 = self.h(z1), self.h(z2)
+        loss = D(p1, z2) / 2 + D(p2, z1) / 2
+        # Section 4.1: 1 for outputs spread over the sphere, 0 when they have collapsed
+        return loss, {"feature_std": feature_std(y1), "output_std": feature_std(z1)}
+
+    def after_step(self, keys: None, step: int, steps: int) -> None:
+        pass
+
+
+def D(p: Tensor, z: Tensor) -> Tensor:
+    """Negative cosine similarity of p and z (B, d), Eq. 1; no gradient reaches z."""
+    return -(unit(p) * unit(z.detach())).sum(-1).mean()
