@@ -43,6 +43,7 @@ LATEX = {
     **{"<": r"\textless{}", ">": r"\textgreater{}", '"': "''", "`": r"\textasciigrave{}"},
     **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "†": r"$^\dagger$"},
     **{"β": r"$\beta$", "τ": r"$\tau$", "≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$"},
+    **{"λ": r"$\lambda$"},
     **{"[": "{[}", "]": "{]}", "\n": " "},  # a row that begins with [ would be read as \\[length]
 }
 
