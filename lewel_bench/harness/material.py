@@ -92,7 +92,9 @@ def _problems(data: Dataset, task: str) -> list[str]:
     return _annotations(root, data.layout, [task])[0]
 
 
-def _annotations(root: Path, layout: str, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+def _annotations(
+    root: Path, layout: str, tasks: Sequence[str], full: bool = False
+) -> tuple[list[str], list[str]]:
     """Problems and notes of every annotation that detection, and mask that segmentation reads."""
     from lewel_bench.evals.detection import check as boxes
     from lewel_bench.evals.segmentation import check as masks
@@ -103,7 +105,7 @@ def _annotations(root: Path, layout: str, tasks: Sequence[str]) -> tuple[list[st
         if task == "segmentation":
             found = masks.problems(root)
         else:
-            found = boxes.problems(root, "coco" if layout == "coco" else "voc")
+            found = boxes.problems(root, "coco" if layout == "coco" else "voc", full)
         problems += found[0]
         notes += found[1]
     return problems, notes
@@ -172,7 +174,7 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
         if data.name == "shapes":
             _make_shapes(root.parent)
     if layout := _layout(root):
-        return _check_annotations(root, layout, arguments.format)
+        return _check_annotations(root, layout, arguments)
     report = check_folder(root, classes=classes, full=arguments.full)
     if arguments.format == "json":
         print(json.dumps(asdict(report), indent=2, default=str))
@@ -188,12 +190,12 @@ def _layout(root: Path) -> str | None:
     return "coco" if (root / "annotations").is_dir() else None
 
 
-def _check_annotations(root: Path, layout: str, form: str) -> int:
+def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -> int:
     tasks = ["detection"]
     if layout == "voc" and any(root.glob("VOC*/ImageSets/Segmentation")):
         tasks.append("segmentation")
-    problems, notes = _annotations(root, layout, tasks)
-    if form == "json":
+    problems, notes = _annotations(root, layout, tasks, arguments.full)
+    if arguments.format == "json":
         print(
             json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})
         )

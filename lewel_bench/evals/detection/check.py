@@ -1,5 +1,6 @@
 """Is a detection data set fit for training? Everything wrong with it, before a job is queued."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,15 +8,17 @@ from typing import Literal
 
 from lewel_bench.evals.detection import coco, voc
 from lewel_bench.evals.detection.views import upright_size
+from lewel_bench.pretrain.data import decode
 
 Layout = Literal["voc", "coco"]
+SAMPLE = 2000  # images that are decoded, unless all are
 _Expected = tuple[str, int, int]  # the annotation's name for errors, height, width
 
 
 @dataclass
 class Report:
     """`problems` stop a run; `notes` say what was left out. `images` and `objects` were looked at;
-    `classes` are of the training split."""
+    `classes` are of the training split, `files` the images of all."""
 
     root: Path
     problems: list[str] = field(default_factory=list)
@@ -23,15 +26,19 @@ class Report:
     images: dict[str, int] = field(default_factory=dict)  # split -> count
     objects: dict[str, int] = field(default_factory=dict)  # split -> sound ones
     classes: tuple[str, ...] = ()
+    files: list[Path] = field(default_factory=list)
 
 
-def problems(root: Path, layout: Layout) -> tuple[list[str], list[str]]:
-    """What stops a run on this data set, and notes; a sentence each, naming file and object."""
-    found = check(root, layout)
+def problems(root: Path, layout: Layout, full: bool = False) -> tuple[list[str], list[str]]:
+    """What stops a run on this data set, and notes; a sentence each, naming file and object.
+
+    With `full` every image is decoded, else SAMPLE of them, drawn over all splits.
+    """
+    found = check(root, layout, full)
     return found.problems, found.notes
 
 
-def check(root: Path, layout: Layout) -> Report:
+def check(root: Path, layout: Layout, full: bool = False) -> Report:
     """What is in a VOCdevkit or a COCO folder and what is wrong with it.
 
     Every annotation is parsed and the size of every image compared. Nothing is raised: a folder
@@ -39,6 +46,8 @@ def check(root: Path, layout: Layout) -> Report:
     """
     report = Report(Path(root))
     (_voc if layout == "voc" else _coco)(report)
+    every = 1 if full else max(1, len(report.files) // SAMPLE)
+    report.problems += _decoded(report.files[::every])
     for split, count in report.objects.items():
         if not count and report.images.get(split):
             report.problems.append(
@@ -74,6 +83,7 @@ def _voc(report: Report) -> None:
         report.images[split] = len(annotations)
         report.objects[split] = sum(len(a.names) for a in annotations)
         report.problems += _sizes(expected)
+        report.files += expected
 
 
 def _voc_split(
@@ -120,16 +130,34 @@ def _coco(report: Report) -> None:
                 f"{found.path}: has other categories than the training split, "
                 f"{len(names)} and {len(report.classes)}: give both the same"
             )
-        report.problems += _sizes(
-            {
-                report.root / split / image["file_name"]: (
-                    f"{found.path}: image {image['id']}",
-                    image["height"],
-                    image["width"],
-                )
-                for image in found.images
-            }
-        )
+        expected = {
+            report.root / split / image["file_name"]: (
+                f"{found.path}: image {image['id']}",
+                image["height"],
+                image["width"],
+            )
+            for image in found.images
+        }
+        report.problems += _sizes(expected)
+        report.files += expected
+
+
+def _decoded(paths: Sequence[Path]) -> list[str]:
+    """Images whose header is sound and whose pixels are not."""
+
+    def look(path: Path) -> str | None:
+        try:
+            upright_size(path)
+        except Exception:
+            return None  # named by its header
+        try:
+            decode(path)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return [problem for problem in pool.map(look, paths) if problem]
 
 
 def _sizes(expected: dict[Path, _Expected]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from detectron2.utils import comm
 from lewel_bench.evals import finetune
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_data import TestImages
+from lewel_bench.evals.detection.metrics import write_predictions
 from lewel_bench.evals.loop import Place
-from lewel_bench.pretrain.files import write_atomically
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -114,8 +113,7 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
             return
         for prediction in every:
             prediction["category_id"] = self.ids[prediction["category_id"]]
-        lines = ",\n".join(json.dumps(p, separators=(",", ":")) for p in every)
-        write_atomically(file, f"[\n{lines}\n]\n" if lines else "[]\n")
+        write_predictions(file, every)
 
 
 def _image(prediction: dict[str, Any]) -> int:
