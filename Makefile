@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev lint
 test-slurm: $(VENV)/.installed-dev
 	@command -v sbatch >/dev/null || { echo "sbatch is missing: apt-get install \
 	--no-install-recommends slurmctld slurmd slurm-client munge" >&2; exit 2; }
-	$(VENV)/bin/python -m pytest -q tests/slurm
+	LEWEL_BENCH_SLURM=1 $(VENV)/bin/python -m pytest -q tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

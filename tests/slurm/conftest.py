@@ -14,6 +14,8 @@ from lewel_bench.slurm import queue
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if not os.environ.get("LEWEL_BENCH_SLURM"):
+        pytest.skip("make test-slurm starts a private SLURM")
     if shutil.which("sbatch") is None:
         pytest.skip("needs SLURM: apt-get install slurmctld slurmd slurm-client munge")
     lab = Lab(tmp_path_factory.mktemp("lab"))
