@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from conftest import Bench, command, environment
+from command_line import Bench, command, environment
 
 from lewel_bench.harness import plan, suites
 from lewel_bench.harness.plan import Dataset

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from command_line import write_images
 
 from lewel_bench.harness import datasets, suites
 from lewel_bench.harness.datasets import Datasets, MissingData

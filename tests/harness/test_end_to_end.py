@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench, command, environment, write_images
+from command_line import Bench, command, environment, write_images
 from PIL import Image
 
 TINY = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench, command, environment
+from command_line import Bench, command, environment
 
 from lewel_bench.pretrain import shapes
 from lewel_bench.pretrain.shapes import Counts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import command, environment
+from command_line import command, environment
 from lab import Lab, until
 
 from lewel_bench.slurm import queue
