@@ -153,10 +153,10 @@ def _handlers(_: int) -> list[bool]:
 
 
 def test_workers_leave_signals_to_the_main_process_and_end_with_it():
-    before = len(multiprocessing.active_children())
+    before, handler = len(multiprocessing.active_children()), signal.getsignal(signal.SIGINT)
     results = in_order(_handlers, iter(range(100)), 2, 4)
     assert next(results) == [True] * 3
     assert len(multiprocessing.active_children()) == before + 2
     results.close()
     assert len(multiprocessing.active_children()) == before
-    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == handler
