@@ -15,6 +15,8 @@ from lewel_bench.value import Value
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Positive  # pixels
+# ImageNet's red, green, blue of 0..255: the backbones' weights are torchvision's, not Caffe's
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NOT_IDENTITY = {"name", "label", "source", "published_lr", "lrs", "weight_decays", "trials"}
 
 

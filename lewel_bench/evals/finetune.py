@@ -5,8 +5,8 @@ run that was killed goes on bit for bit where its last checkpoint stands.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -80,31 +80,77 @@ def run(
     its step in `extra["diverged_at_step"]` or the reason in `extra["pruned"]`. Goes on from the
     checkpoints in the folder; raises Stopped after saving.
     """
+    outcome = _run(learner, protocol, candidate, splits, factor, at, rivals)
+    micro = at.machine.micro_batch
+    if micro and micro < protocol.batch // distributed.world():
+        said = f"micro-batch {micro} is not used: batch norm needs the whole batch"
+        return replace(outcome, warnings=[*outcome.warnings, said])
+    return outcome
+
+
+def ended(
+    protocol: Detection | Segmentation,
+    candidate: tuple[float, float],
+    extra: dict[str, Any],
+    *,
+    diverged: int | None = None,
+    pruned: str | None = None,
+) -> Outcome:
+    """The outcome of a run that diverged at a step (1-based), or was pruned for a reason."""
+    named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
+    if diverged is not None:
+        found: dict[str, Any] = {"diverged_at_step": diverged}
+        said = f"diverged at step {diverged} of {protocol.steps} at {named}"
+    else:
+        found, said = {"pruned": pruned}, f"{named}: {pruned}"
+    extra = {"select": {}, **extra, **found}
+    return Outcome(metrics={}, chosen=chosen(candidate), warnings=[said], extra=extra)
+
+
+def chosen(candidate: tuple[float, float]) -> dict[str, float]:
+    """A candidate as an outcome names it."""
+    return {"lr": candidate[0], "weight_decay": candidate[1]}
+
+
+def verdict(
+    protocol: Detection | Segmentation, half: Mapping[str, float], rivals: Sequence[float]
+) -> str | None:
+    """Why a run whose select metrics after half of the steps are `half` ends there, if it does."""
+    share, best, found = protocol.prune, max(rivals, default=0.0), half[protocol.score]
+    if share is None or found >= share * best:
+        return None
+    return (
+        f"stopped after {protocol.steps // 2} of {protocol.steps} steps: select {protocol.score} "
+        f"{found:.2f} is below {share:g} of the best candidate's {best:.2f}"
+    )
+
+
+def _run(
+    learner: Learner,
+    protocol: Detection | Segmentation,
+    candidate: tuple[float, float],
+    splits: DenseSplits[Any],
+    factor: Factor,
+    at: Place,
+    rivals: Sequence[float],
+) -> Outcome:
     loop = _Loop(learner, protocol, candidate[0], factor, at)
     if protocol.prune and splits.select is not None:
         loop.train(protocol.steps // 2)
-        loop.look(protocol.score, protocol.prune, rivals)
+        loop.look(rivals)
     loop.train(protocol.steps)
     state = loop.state
-    chosen = {"lr": candidate[0], "weight_decay": candidate[1]}
     extra: dict[str, Any] = {"select": {}}
     if state.half is not None:
         extra["half"] = {"step": protocol.steps // 2, **state.half}
-    named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
-    if state.diverged is not None:
-        said = f"diverged at step {state.diverged} of {protocol.steps} at {named}"
-        extra["diverged_at_step"] = state.diverged
-        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
-    if state.pruned is not None:
-        extra["pruned"] = state.pruned
-        said = f"{named}: {state.pruned}"
-        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
+    if state.diverged is not None or state.pruned is not None:
+        return ended(protocol, candidate, extra, diverged=state.diverged, pruned=state.pruned)
     found = loop.evaluate(("report",) if splits.select is None else ("select", "report"))
     metrics, beside = _parted(found["report"])
     extra |= {"train_loss": state.loss_sum / protocol.steps, **beside}
     if "select" in found:
         extra["select"] = _parted(found["select"])[0]
-    return Outcome(metrics=metrics, chosen=chosen, extra=extra)
+    return Outcome(metrics=metrics, chosen=chosen(candidate), extra=extra)
 
 
 def leave_if_asked(at: Place) -> None:
@@ -166,25 +212,20 @@ class _Loop:
         if state.diverged is None and self.saved != state.step:
             self._save()
 
-    def look(self, score: str, share: float, rivals: Sequence[float]) -> None:
+    def look(self, rivals: Sequence[float]) -> None:
         """Evaluate the select split half-way and end a run far below its rivals; leaves no trace
         in what is trained."""
         state, model = self.state, self.learner.model
         if self._ended() or state.half is not None or state.step != self.protocol.steps // 2:
             return
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        generators = _generators(self.device)
+        random = generators(self.device)
         state.half, _ = _parted(self.evaluate(("select",))["select"])
-        _set_generators(generators, self.device)
+        set_generators(random, self.device)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        best = max(rivals, default=0.0)
-        if state.half[score] < share * best:
-            state.pruned = (
-                f"stopped after {state.step} of {self.protocol.steps} steps: select {score} "
-                f"{state.half[score]:.2f} is below {share:g} of the best candidate's {best:.2f}"
-            )
+        state.pruned = verdict(self.protocol, state.half, rivals)
         before = checkpoint.newest(self.at.folder)
         self._save()
         if distributed.rank() == 0 and before is not None:
@@ -273,7 +314,7 @@ class _Loop:
     def _save(self) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
         state, learner = self.state, self.learner
-        own = _generators(self.device)
+        own = generators(self.device)
         everyone: list[Any] = [own] * distributed.world()
         if distributed.world() > 1:
             torch.distributed.all_gather_object(everyone, own)
@@ -302,8 +343,8 @@ class _Loop:
         self.learner.model.load_state_dict(saved["model"])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        generators = saved["generators"]
-        _set_generators(generators[distributed.rank() % len(generators)], self.device)
+        everyone = saved["generators"]
+        set_generators(everyone[distributed.rank() % len(everyone)], self.device)
         self.at.report("resumed", step=saved["step"], steps=self.protocol.steps)
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 
@@ -314,14 +355,16 @@ def _parted(found: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
     return metrics, {name: value for name, value in found.items() if name not in metrics}
 
 
-def _generators(device: torch.device) -> dict[str, Tensor]:
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's random generators that a run on `device` draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set what `generators` gave."""
     torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)

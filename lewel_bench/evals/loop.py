@@ -107,13 +107,8 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) 
 
 def batch_size(protocol: Linear | Semi, count: int) -> int:
     """Images of one global step. Raises ValueError when they cannot be shared among processes."""
-    world = distributed.world()
-    batch = min(protocol.batch, count - count % world)
-    if batch == 0 or batch % world:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared by {world} processes: "
-            "use a number of processes that divides it"
-        )
+    batch = min(protocol.batch, count - count % distributed.world())
+    distributed.share(batch)
     return batch
 
 

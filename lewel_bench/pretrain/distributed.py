@@ -34,6 +34,16 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def share(batch: int) -> int:
+    """Images of a batch on each process. Raises ValueError where they cannot be shared equally."""
+    if batch < world() or batch % world():
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {world()} processes: "
+            "use a number of processes that divides it"
+        )
+    return batch // world()
+
+
 def start(device: torch.device) -> None:
     """Join the process group that torchrun describes in the environment, if it does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -20,6 +20,16 @@ class Backbone(Value):
     stem: Literal["imagenet", "cifar", "small"] = "imagenet"
     width: Positive = 64
 
+    @property
+    def depth(self) -> int:
+        """The number in the architecture's name."""
+        return int(self.arch.removeprefix("resnet"))
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels of the image to one of what the first stage sees."""
+        return {"imagenet": 4, "small": 2, "cifar": 1}[self.stem]
+
 
 class Optimizer(Value):
     """`lr` is absolute, at the recipe's batch. `exclude` names the parameters without weight decay

@@ -6,6 +6,7 @@ from math import exp, log
 import official
 import pytest
 import torch
+from tiny import Features
 from torch import nn
 
 from lewel_bench.pretrain.method import Views
@@ -13,19 +14,6 @@ from lewel_bench.pretrain.methods.instdisc import InstDisc, nce
 from lewel_bench.pretrain.norm import TokenNorm
 
 B, N, M, DIM = 4, 10, 6, 5
-
-
-class Features(nn.Module):
-    """In place of a ResNet: a convolution to 3 x 3 features."""
-
-    channels = 7
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 7, 2, 2)
-
-    def forward(self, x):
-        return self.conv(x)
 
 
 def instdisc(**args):

@@ -1,6 +1,5 @@
 """Is a detection data set fit for training? Everything wrong with it, before a job is queued."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,14 @@ from lewel_bench.evals.detection.views import upright_size
 from lewel_bench.pretrain.data import decode
 
 Layout = Literal["voc", "coco"]
-SAMPLE = 2000  # images that are decoded, unless all are
+SAMPLE = 2000  # images of a split that are decoded at least, unless all are
 _Expected = tuple[str, int, int]  # the annotation's name for errors, height, width
 
 
 @dataclass
 class Report:
     """`problems` stop a run; `notes` say what was left out. `images` and `objects` were looked at;
-    `classes` are of the training split, `files` the images of all."""
+    `classes` are of the training split."""
 
     root: Path
     problems: list[str] = field(default_factory=list)
@@ -26,13 +25,12 @@ class Report:
     images: dict[str, int] = field(default_factory=dict)  # split -> count
     objects: dict[str, int] = field(default_factory=dict)  # split -> sound ones
     classes: tuple[str, ...] = ()
-    files: list[Path] = field(default_factory=list)
 
 
 def problems(root: Path, layout: Layout, full: bool = False) -> tuple[list[str], list[str]]:
     """What stops a run on this data set, and notes; a sentence each, naming file and object.
 
-    With `full` every image is decoded, else SAMPLE of them, drawn over all splits.
+    With `full` every image is decoded, else at least SAMPLE of each split.
     """
     found = check(root, layout, full)
     return found.problems, found.notes
@@ -45,9 +43,7 @@ def check(root: Path, layout: Layout, full: bool = False) -> Report:
     that cannot be read at all is a problem too.
     """
     report = Report(Path(root))
-    (_voc if layout == "voc" else _coco)(report)
-    every = 1 if full else max(1, len(report.files) // SAMPLE)
-    report.problems += _decoded(report.files[::every])
+    (_voc if layout == "voc" else _coco)(report, full)
     for split, count in report.objects.items():
         if not count and report.images.get(split):
             report.problems.append(
@@ -56,7 +52,7 @@ def check(root: Path, layout: Layout, full: bool = False) -> Report:
     return report
 
 
-def _voc(report: Report) -> None:
+def _voc(report: Report, full: bool) -> None:
     root = report.root
     try:
         train, test = voc.splits(root)
@@ -82,8 +78,7 @@ def _voc(report: Report) -> None:
             ]
         report.images[split] = len(annotations)
         report.objects[split] = sum(len(a.names) for a in annotations)
-        report.problems += _sizes(expected)
-        report.files += expected
+        report.problems += _images(expected, full)
 
 
 def _voc_split(
@@ -113,7 +108,7 @@ def _voc_split(
     return annotations, files
 
 
-def _coco(report: Report) -> None:
+def _coco(report: Report, full: bool) -> None:
     for split in ("train2017", "val2017"):
         found = coco.parse(report.root, split)
         report.problems += found.problems
@@ -138,30 +133,13 @@ def _coco(report: Report) -> None:
             )
             for image in found.images
         }
-        report.problems += _sizes(expected)
-        report.files += expected
+        report.problems += _images(expected, full)
 
 
-def _decoded(paths: Sequence[Path]) -> list[str]:
-    """Images whose header is sound and whose pixels are not."""
-
-    def look(path: Path) -> str | None:
-        try:
-            upright_size(path)
-        except Exception:
-            return None  # named by its header
-        try:
-            decode(path)
-        except ValueError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        return [problem for problem in pool.map(look, paths) if problem]
-
-
-def _sizes(expected: dict[Path, _Expected]) -> list[str]:
-    """Images that are missing, unreadable or of another size than expected."""
+def _images(expected: dict[Path, _Expected], full: bool) -> list[str]:
+    """Images that are missing, unreadable, of another size than expected, or cannot be decoded."""
+    every = 1 if full else max(1, len(expected) // SAMPLE)
+    decoded = set(list(expected)[::every])
 
     def look(item: tuple[Path, _Expected]) -> str | None:
         path, (where, height, width) = item
@@ -177,6 +155,11 @@ def _sizes(expected: dict[Path, _Expected]) -> list[str]:
                 f"{path}: the image is {size[1]}x{size[0]} px, but {where} says {width}x{height}: "
                 f"correct the annotation or replace the image"
             )
+        if path in decoded:
+            try:
+                decode(path)
+            except ValueError as error:
+                return str(error)
         return None
 
     with ThreadPoolExecutor(8) as pool:

@@ -15,18 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from lewel_bench.evals import engines, outside
-from lewel_bench.evals.dense import Detection
+from lewel_bench.evals.dense import MEAN, STD, Detection
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
-from lewel_bench.pretrain.distributed import Machine, world
+from lewel_bench.pretrain.distributed import Machine, share, world
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
-
-STEM_STRIDE = {"imagenet": 4, "small": 2, "cifar": 1}
-DEPTH = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
-# red, green, blue of 0..255; self-supervised weights are torchvision's, not Caffe's
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def settings(
@@ -64,18 +59,18 @@ def settings(
 
 
 def _backbone(spec: Backbone, norm: str) -> dict[str, Any]:
-    expansion = 4 if DEPTH[spec.arch] >= 50 else 1
+    expansion = 4 if spec.depth >= 50 else 1
     return {
         "MODEL.BACKBONE.FREEZE_AT": 0,
-        "MODEL.RESNETS.DEPTH": DEPTH[spec.arch],
+        "MODEL.RESNETS.DEPTH": spec.depth,
         "MODEL.RESNETS.STEM": spec.stem,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": spec.width,
         "MODEL.RESNETS.WIDTH_PER_GROUP": spec.width,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": spec.width * expansion,
         "MODEL.RESNETS.NORM": norm,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.PIXEL_MEAN": MEAN,
-        "MODEL.PIXEL_STD": STD,
+        "MODEL.PIXEL_MEAN": list(MEAN),
+        "MODEL.PIXEL_STD": list(STD),
     }
 
 
@@ -96,7 +91,7 @@ def _c4(protocol: Detection, spec: Backbone) -> dict[str, Any]:
 
 def _fpn(protocol: Detection, spec: Backbone, norm: str) -> dict[str, Any]:
     own = stock(spec)
-    finest = STEM_STRIDE[spec.stem].bit_length() - 1  # detectron2 names a level by log2 of stride
+    finest = spec.stem_stride.bit_length() - 1  # detectron2 names a level by log2 of stride
     levels = [f"p{finest + i}" for i in range(5)]
     return {
         "MODEL.BACKBONE.NAME": f"build_{'' if own else 'lewel_'}resnet_fpn_backbone",
@@ -187,7 +182,7 @@ def _solver(protocol: Detection, candidate: tuple[float, float]) -> dict[str, An
 def stock(spec: Backbone) -> bool:
     """Whether detectron2 builds this backbone itself: it has one stem, and one width of basic
     blocks."""
-    return spec.stem == "imagenet" and (DEPTH[spec.arch] >= 50 or spec.width == 64)
+    return spec.stem == "imagenet" and (spec.depth >= 50 or spec.width == 64)
 
 
 def run(
@@ -263,11 +258,7 @@ def _check(protocol: Detection, machine: Machine) -> None:
         raise ValueError(
             f"precision {protocol.precision}: detectron2 has mixed precision on CUDA only; use fp32"
         )
-    if protocol.batch % processes:
-        raise ValueError(
-            f"a batch of {protocol.batch} cannot be shared by {processes} processes: "
-            "use a number of processes that divides it"
-        )
+    share(protocol.batch)
 
 
 if __name__ == "__main__":

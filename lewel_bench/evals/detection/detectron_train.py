@@ -15,17 +15,12 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 
-from lewel_bench.evals import weights
+from lewel_bench.evals import finetune, weights
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.evals.detection.detectron_model import config
-from lewel_bench.evals.detection.detectron_watch import (
-    Pruned,
-    Watch,
-    generators,
-    set_generators,
-)
+from lewel_bench.evals.detection.detectron_watch import Pruned, Watch
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -100,26 +95,21 @@ def _outcome(
     candidate: tuple[float, float],
     roles: Sequence[str],
 ) -> Outcome:
-    chosen = {"lr": candidate[0], "weight_decay": candidate[1]}
-    named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
-    extra: dict[str, Any] = {"select": {}}
     try:
         trainer.train()
     except _Diverged:
-        step = trainer.iter + 1
-        extra["diverged_at_step"] = step
-        said = f"diverged at step {step} of {protocol.steps} at {named}"
-        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
+        return finetune.ended(protocol, candidate, {}, diverged=trainer.iter + 1)
     except Pruned as pruned:
-        extra |= {"pruned": str(pruned), "half": trainer.watch.seen}
-        said = f"{named}: {pruned}"
-        return Outcome(metrics={}, chosen=chosen, warnings=[said], extra=extra)
+        half = {"half": trainer.watch.seen}
+        return finetune.ended(protocol, candidate, half, pruned=str(pruned))
+    extra: dict[str, Any] = {"select": {}}
     if trainer.watch.seen:
         extra["half"] = trainer.watch.seen
     found = {role: trainer.measure(role) for role in roles}
     metrics, beside = found["report"]
     if "select" in found:
         extra["select"] = found["select"][0]
+    chosen = finetune.chosen(candidate)
     return Outcome(metrics=metrics, chosen=chosen, extra=extra | beside)
 
 
@@ -166,7 +156,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
             _bare(self.model).load_state_dict(saved["model"])
             self.load_state_dict(saved["trainer"])
             states = saved["generators"]
-            set_generators(states[rank() % len(states)])
+            finetune.set_generators(states[rank() % len(states)], self.at.machine.device)
             self.start_iter = saved["step"]
             self.data_loader.start = saved["step"]
             self.at.report("resumed", step=saved["step"], steps=self.max_iter)
@@ -205,7 +195,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
 
     def save(self, step: int) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
-        own = generators()
+        own = finetune.generators(self.at.machine.device)
         everyone: list[Any] = [own] * world()
         if world() > 1:
             torch.distributed.all_gather_object(everyone, own)

@@ -5,12 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
-from torch import Tensor
 
+from lewel_bench.evals import finetune
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
@@ -71,7 +70,8 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         """Measure the select split with statistics as after the last step; leaves no trace."""
         trainer = self.trainer
         buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
-        states = generators()
+        device = self.at.machine.device
+        states = finetune.generators(device)
         if self.protocol.precise_bn:
             batches = trainer.build_train_loader(trainer.cfg)
             with EventStorage():
@@ -79,20 +79,11 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         metrics, _ = evaluate(
             trainer.cfg, trainer.model, trainer.names["select"], self.protocol, self.at
         )
-        set_generators(states)
+        finetune.set_generators(states, device)
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
         self.seen = {"step": step, **metrics}
-        self._judge()
-
-    def _judge(self) -> None:
-        share, best = self.protocol.prune, max(self.rivals, default=0.0)
-        score = self.protocol.score
-        if share is not None and self.seen[score] < share * best:
-            self.pruned = (
-                f"stopped after {self.seen['step']} of {self.protocol.steps} steps: select {score} "
-                f"{self.seen[score]:.2f} is below {share:g} of the best candidate's {best:.2f}"
-            )
+        self.pruned = finetune.verdict(self.protocol, metrics, self.rivals) or ""
 
     def _end_pruned(self) -> None:
         if self.pruned:
@@ -111,16 +102,3 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
             images_per_s=round(images / max(now - self.logged_at, 1e-9), 1),
         )
         self.logged, self.logged_at = step, now
-
-
-def generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_generators(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

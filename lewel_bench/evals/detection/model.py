@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lewel_bench.evals.dense import Detection
+from lewel_bench.evals.dense import MEAN, STD, Detection
 from lewel_bench.evals.detection import boxes as box_ops
 from lewel_bench.evals.detection import masks as mask_ops
 from lewel_bench.evals.detection import roi
@@ -26,8 +26,6 @@ from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.backbone import Norm
 from lewel_bench.pretrain.recipe import Backbone
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0..255
-STEM_STRIDE = {"imagenet": 4, "small": 2, "cifar": 1}
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled features; C4 pools 14 and res5 halves it
 
 
@@ -64,7 +62,7 @@ class Detector(nn.Module):
         super().__init__()
         self.protocol, self.spec, self.classes = protocol, spec, classes
         self.backbone = backbone.build(spec, norm)
-        stem, top, width = STEM_STRIDE[spec.stem], self.backbone.channels, protocol.head_width
+        stem, top, width = spec.stem_stride, self.backbone.channels, protocol.head_width
         self.c4 = protocol.model == "c4"
         if self.c4:
             strides, inputs = (stem * 4,), top // 2

@@ -1,7 +1,6 @@
 """Detection: fine-tuning a detector on a backbone and measuring its boxes and masks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import isnan
@@ -22,7 +21,7 @@ from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
-from lewel_bench.pretrain.distributed import Machine, rank, world
+from lewel_bench.pretrain.distributed import Machine, rank, share, world
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 from lewel_bench.pretrain.schedule import step_decay
@@ -68,11 +67,7 @@ def run(
     at = Place(seed, folder, machine, report, stop)
     learner = _Detection(protocol, candidate, backbone, splits, at)
     factor = partial(lr_factor, protocol)
-    outcome = finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
-    if machine.micro_batch and machine.micro_batch < protocol.batch // world():
-        said = f"micro-batch {machine.micro_batch} is not used: batch norm needs the whole batch"
-        return replace(outcome, warnings=[*outcome.warnings, said])
-    return outcome
+    return finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
 
 
 def lr_factor(protocol: Detection, step: int) -> float:
@@ -93,11 +88,7 @@ def _check(protocol: Detection, splits: DenseSplits[Scenes], machine: Machine) -
                 f"no object in the {len(scenes)} images of the {role} split ({scenes.root}) "
                 "counts, for all are crowds or difficult: there is nothing to measure"
             )
-    if protocol.batch % world():
-        raise ValueError(
-            f"a batch of {protocol.batch} cannot be shared by {world()} processes: "
-            "use a number of processes that divides it"
-        )
+    share(protocol.batch)
     if machine.device.type == "cpu" and world() > 1:
         raise ValueError(
             f"{world()} processes on a CPU: batch norm over the images of several processes needs "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewel_bench.evals import engines, outside, weights
+from lewel_bench.evals import engines, finetune, outside, weights
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import mmseg_config
@@ -64,25 +64,19 @@ def run(
     with contextlib.redirect_stdout(sys.stderr):  # mmengine greets on it
         from lewel_bench.evals.segmentation import mmseg_parts as parts
     training = _Training(protocol, candidate, backbone, splits, seed, folder, machine)
-    chosen = {"lr": candidate[0], "weight_decay": candidate[1]}
     extra: dict[str, Any] = {"select": {}, "versions": found.text}
     try:
         training.train(report, stop, rivals)
-    except (parts.Diverged, parts.Pruned) as ended:
-        named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
-        extra |= training.half()
-        if isinstance(ended, parts.Pruned):
-            extra["pruned"] = str(ended)
-            return Outcome({}, chosen=chosen, warnings=[f"{named}: {ended}"], extra=extra)
-        extra["diverged_at_step"] = ended.step
-        said = f"diverged at step {ended.step} of {protocol.steps} at {named}"
-        return Outcome({}, chosen=chosen, warnings=[said], extra=extra)
+    except parts.Diverged as gone:
+        return finetune.ended(protocol, candidate, extra | training.half(), diverged=gone.step)
+    except parts.Pruned as gone:
+        return finetune.ended(protocol, candidate, extra | training.half(), pruned=str(gone))
     if splits.select is not None:
         extra["select"] = training.measure("select")
         del extra["select"]["per_class"]
     metrics = training.measure("report")
     extra |= {"per_class": metrics.pop("per_class"), **training.half()}
-    return Outcome(metrics, chosen=chosen, extra=extra)
+    return Outcome(metrics, chosen=finetune.chosen(candidate), extra=extra)
 
 
 def _check(protocol: Segmentation, machine: Machine) -> None:
@@ -206,13 +200,9 @@ class _Training:
     def _prune(self, rivals: Sequence[float]) -> None:
         from lewel_bench.evals.segmentation import mmseg_parts as parts
 
-        share, best = self.protocol.prune or 0.0, max(rivals, default=0.0)
-        half = self.half()["half"]
-        if half["miou"] < share * best:
-            raise parts.Pruned(
-                f"stopped after {half['step']} of {self.protocol.steps} steps: select miou "
-                f"{half['miou']:.2f} is below {share:g} of the best candidate's {best:.2f}"
-            )
+        reason = finetune.verdict(self.protocol, self.half()["half"], rivals)
+        if reason is not None:
+            raise parts.Pruned(reason)
 
 
 def _runner(config: dict[str, Any]) -> Any:

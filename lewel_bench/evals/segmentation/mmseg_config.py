@@ -6,12 +6,10 @@ What the configuration names beyond mmseg's own parts (LewelBench...) is registe
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.evals.dense import Segmentation
-from lewel_bench.evals.segmentation.model import MEAN, STD
+from lewel_bench.evals.dense import MEAN, STD, Segmentation
 from lewel_bench.pretrain.recipe import Backbone
 
 Config = dict[str, Any]
-DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
 EXPANSION = {"resnet18": 1, "resnet34": 1, "resnet50": 4, "resnet101": 4}
 
 
@@ -141,7 +139,7 @@ def model(
     top = 8 * spec.width * EXPANSION[spec.arch]
     backbone = {
         "type": "ResNet" if spec.stem == "imagenet" else "LewelBenchResNet",
-        "depth": DEPTHS[spec.arch],
+        "depth": spec.depth,
         "stem_channels": spec.width,
         "base_channels": spec.width,
         "num_stages": 4,

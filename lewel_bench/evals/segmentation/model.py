@@ -14,13 +14,12 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.dense import Segmentation
+from lewel_bench.evals.dense import MEAN, STD, Segmentation
 from lewel_bench.evals.segmentation.masks import VOID
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.recipe import Backbone
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0..255
 DILATIONS = {"layer3": (1, 2), "layer4": (2, 4)}  # of a stage's first block and of the others
 
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.evals.segmentation.loader import Batch
 from lewel_bench.evals.segmentation.model import Segmenter
 from lewel_bench.pretrain import checkpoint
-from lewel_bench.pretrain.distributed import Machine, rank, world
+from lewel_bench.pretrain.distributed import Machine, rank, share, world
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.norm import BatchNorm
 from lewel_bench.pretrain.recipe import Backbone
@@ -53,23 +52,26 @@ def run(
     (N, C, C) to `folder/predictions.npz`.
     """
     _check(protocol, splits)
-    engine: Callable[..., Outcome] = _native
     if protocol.engine == "mmseg":
         from lewel_bench.evals.segmentation import mmseg
 
-        engine = partial(mmseg.run, python=python)
-    return engine(
-        protocol,
-        candidate=candidate,
-        backbone=backbone,
-        splits=splits,
-        seed=seed,
-        folder=folder,
-        machine=machine,
-        report=report,
-        stop=stop,
-        rivals=rivals,
-    )
+        return mmseg.run(
+            protocol,
+            candidate=candidate,
+            backbone=backbone,
+            splits=splits,
+            seed=seed,
+            folder=folder,
+            machine=machine,
+            report=report,
+            stop=stop,
+            rivals=rivals,
+            python=python,
+        )
+    at = Place(seed, folder, machine, report, stop)
+    learner = _Segmentation(protocol, candidate, backbone, splits, at)
+    factor = partial(lr_factor, protocol, candidate[0])
+    return finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
 
 
 def lr_factor(protocol: Segmentation, lr: float, step: int) -> float:
@@ -83,38 +85,11 @@ def lr_factor(protocol: Segmentation, lr: float, step: int) -> float:
     return rate / lr
 
 
-def _native(
-    protocol: Segmentation,
-    *,
-    candidate: tuple[float, float],
-    backbone: Path,
-    splits: DenseSplits[Pictures],
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
-    rivals: Sequence[float] = (),
-) -> Outcome:
-    at = Place(seed, folder, machine, report, stop)
-    learner = _Segmentation(protocol, candidate, backbone, splits, at)
-    factor = partial(lr_factor, protocol, candidate[0])
-    outcome = finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
-    if machine.micro_batch and machine.micro_batch < protocol.batch // world():
-        said = f"micro-batch {machine.micro_batch} is not used: batch norm needs the whole batch"
-        return replace(outcome, warnings=[*outcome.warnings, said])
-    return outcome
-
-
 def _check(protocol: Segmentation, splits: DenseSplits[Pictures]) -> None:
     splits.check()
     if len(splits.train.classes) < 2:
         raise ValueError(f"one class ({splits.train.classes[0]}) leaves nothing to tell apart")
-    if protocol.batch % world():
-        raise ValueError(
-            f"a batch of {protocol.batch} cannot be shared by {world()} processes: "
-            "use a number of processes that divides it"
-        )
+    share(protocol.batch)
 
 
 class _Segmentation:

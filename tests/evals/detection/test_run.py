@@ -12,7 +12,7 @@ from lewel_bench.evals.detection import loader, metrics, model
 from lewel_bench.evals.detection import run as detection
 from lewel_bench.evals.detection.scenes import read_coco, read_voc
 from lewel_bench.evals.outcome import DenseSplits
-from lewel_bench.pretrain import checkpoint, shapes
+from lewel_bench.pretrain import checkpoint, distributed, shapes
 from lewel_bench.pretrain.recipe import Backbone, change
 from lewel_bench.pretrain.report import Stopped, never, silent
 from tests.evals.conftest import Killed, killed_after
@@ -245,7 +245,8 @@ def test_mistakes_are_named(run, voc, monkeypatch, tmp_path):
     )
     with pytest.raises(ValueError, match="strange does not name a backbone"):
         run(backbone=tmp_path / "strange")
-    monkeypatch.setattr(detection, "world", lambda: 2)
+    for module in (detection, distributed):
+        monkeypatch.setattr(module, "world", lambda: 2)
     with pytest.raises(ValueError, match="2 processes on a CPU"):
         run()
     with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 2 processes"):
