@@ -36,6 +36,8 @@ def explain(error: ValidationError) -> str:
     for one in error.errors():
         where = ".".join(map(str, one["loc"]))
         message = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "tuple_type":
+            message = "Input should be a list, such as [0.1, 0.2]"
         got = repr(one["input"])
         got = got if len(got) <= 80 else got[:77] + "..."
         lines.append(f"{where}: {message} (got {got})" if where else message)

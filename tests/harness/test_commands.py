@@ -32,6 +32,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--set", "lr"], "KEY=VALUE"),
         ([*RUN, "--set", "batch=50"], "not divisible"),
         ([*RUN, "--set", "epochs=0"], "epochs"),
+        ([*RUN, "--set", "linear_lars.lrs=0.1"], "a list, such as [0.1, 0.2]"),
         ([*RUN, "--seeds", "x"], "--seeds"),
         ([*RUN, "--evals", "linaer"], "Did you mean 'linear'"),
         ([*RUN, "--data", "/does/not/exist"], "no folder"),

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
+import torchvision
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -31,6 +33,7 @@ from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 
 LOG = "detectron2.log"
+VERSIONS = ", ".join(f"{m.__name__} {m.__version__}" for m in (detectron2, torch, torchvision))
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -95,14 +98,14 @@ def _outcome(
     candidate: tuple[float, float],
     roles: Sequence[str],
 ) -> Outcome:
+    extra: dict[str, Any] = {"select": {}, "versions": VERSIONS}
     try:
         trainer.train()
     except _Diverged:
-        return finetune.ended(protocol, candidate, {}, diverged=trainer.iter + 1)
+        return finetune.ended(protocol, candidate, extra, diverged=trainer.iter + 1)
     except Pruned as pruned:
-        half = {"half": trainer.watch.seen}
-        return finetune.ended(protocol, candidate, half, pruned=str(pruned))
-    extra: dict[str, Any] = {"select": {}}
+        extra["half"] = trainer.watch.seen
+        return finetune.ended(protocol, candidate, extra, pruned=str(pruned))
     if trainer.watch.seen:
         extra["half"] = trainer.watch.seen
     found = {role: trainer.measure(role) for role in roles}
