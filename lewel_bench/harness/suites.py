@@ -162,7 +162,7 @@ SHAPES = Suite(
             "crop": 64,
             "head_width": 48,
             "aux_width": 32,
-            "lrs": [0.1, 0.2],
+            "lrs": [0.025, 0.05],
         },
         "coco_c4_1x": {**_C4, **_COCO},
         "coco_c4_2x": {**_C4, **_COCO, "steps": 480, "milestones": [360, 440]},
