@@ -1,4 +1,4 @@
-"""The protocols of the paper's Tables 1 to 4 and 8, as values with their sources.
+"""The protocols of the paper's tables, as values with their sources.
 
 Where the paper states one rate we search around it: the rate that suits a reproduction need not be
 the paper's, and the search costs little (heads share one pass). The `_text` variants train the one
@@ -168,6 +168,19 @@ COCO_FPN_2X = _coco(
 )
 
 
+def _in100(protocol: Linear) -> Linear:
+    """A probe on ImageNet-100 with as many held-out images a class: ten."""
+    settings = {
+        "name": f"{protocol.name}_in100",
+        "label": f"{protocol.label}, ImageNet-100",
+        "source": f"LEWEL Section 4.4: as in Section 4.1; {protocol.source}",
+        "data": "imagenet100",
+        "held_out": 1_000,
+    }
+    probe: Linear = change(protocol, settings)
+    return probe
+
+
 def _text(protocol: Linear) -> Linear:
     settings = {"name": f"{protocol.name}_text", "label": f"{protocol.label}, the paper's lr only"}
     text: Linear = change(protocol, {**settings, "lrs": (protocol.published_lr,)})
@@ -181,6 +194,8 @@ PROTOCOLS: dict[str, Protocol] = {
         _text(LINEAR_LARS),
         LINEAR_SGD,
         _text(LINEAR_SGD),
+        _in100(LINEAR_LARS),
+        _in100(LINEAR_SGD),
         KNN,
         SEMI_1PCT,
         SEMI_10PCT,

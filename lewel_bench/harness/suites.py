@@ -41,6 +41,9 @@ _PROBE = {
     "held_out": 360,
     "knn_k": 20,
 }
+# 500 steps want higher rates of LARS than ImageNet's 28,000
+_LARS = {**_PROBE, "lrs": [6.4, 12.8, 25.6, 51.2, 102.4, 204.8]}
+_SGD = {**_PROBE, "milestones": [9, 12]}
 _SEMI = {
     **_EYE,
     "epochs": 20,
@@ -147,9 +150,10 @@ SHAPES = Suite(
         "pixpro": {**_BYOL_SCALE, "args.dim": _DIM},
     },
     protocols={
-        # 500 steps want higher rates of LARS than ImageNet's 28,000
-        "linear_lars": {**_PROBE, "lrs": [6.4, 12.8, 25.6, 51.2, 102.4, 204.8]},
-        "linear_sgd": {**_PROBE, "milestones": [9, 12]},
+        "linear_lars": _LARS,
+        "linear_lars_in100": _LARS,
+        "linear_sgd": _SGD,
+        "linear_sgd_in100": _SGD,
         "knn": {**_EYE, "ks": [20]},
         "semi_1pct": {**_SEMI, "batch": 24, "backbone_lrs": [1e-3, 1e-2], "head_lrs": [0.1, 1.0]},
         "semi_10pct": {**_SEMI, "batch": 54, "backbone_lrs": [1e-2, 1e-1], "head_lrs": [0.1, 1.0]},
@@ -219,7 +223,9 @@ CIFAR10 = Suite(
     },
     protocols={
         "linear_lars": {**_CIFAR_EYE, "batch": 1024},
+        "linear_lars_in100": {**_CIFAR_EYE, "batch": 1024},
         "linear_sgd": {**_CIFAR_EYE},
+        "linear_sgd_in100": {**_CIFAR_EYE},
         "knn": {"image_size": 32, "resize": 32},
         "semi_1pct": {**_CIFAR_EYE, "batch": 128},
         "semi_10pct": {**_CIFAR_EYE},

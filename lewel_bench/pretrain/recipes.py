@@ -105,6 +105,14 @@ def _add(
 _add("moco_v2", "MoCo v2", (100, 200), f"{MOCO}; {LEWEL} Table 1", _MOCO_V2)
 _add("moco_v2", "MoCo v2", (400, 800), f"{MOCO}; 400 epochs are not in the paper", _MOCO_V2)
 _add(
+    "moco_v2_amp",
+    "MoCo v2, AMP",
+    (100,),
+    f"{MOCO}; mixed precision as all of {LEWEL} Table 9",
+    _MOCO_V2,
+    precision="fp16",
+)
+_add(
     "moco_v2_bn_head",
     "MoCo v2, BN head, lr .06",
     (100, 200),
@@ -146,6 +154,15 @@ _add(
     f"{BYOL}: its 300-epoch preset, lr .3 x 4096/256",
     _BYOL_ORIGINAL,
     optimizer=_lars(0.3 * 16),
+)
+_add(
+    "byol_original",
+    "BYOL (original)",
+    (800, 1000),
+    f"{BYOL}: its 1000-epoch preset, lr .2 x 4096/256",
+    _BYOL_ORIGINAL,
+    optimizer=_lars(0.2 * 16, 1.5e-6),
+    ema=Ema(start=0.996, schedule="cosine"),
 )
 _add(
     "lewel_b",

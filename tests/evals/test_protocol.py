@@ -32,7 +32,7 @@ def test_published_rates_are_in_their_grids():
         elif isinstance(protocol, Semi):
             assert protocol.published_lr in protocol.grid()
             found += 1
-    assert found == 6
+    assert found == 8
 
 
 def test_the_papers_settings():
