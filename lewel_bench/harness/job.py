@@ -26,7 +26,7 @@ from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
 from lewel_bench.harness.status import FAILURE, SPEC, WORK
-from lewel_bench.pretrain import checkpoint, distributed, train
+from lewel_bench.pretrain import checkpoint, distributed, memory, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
@@ -90,6 +90,7 @@ def run(
         started=started,
         finished=datetime.now(UTC),
         seconds=made.seconds,
+        peak_memory=made.memory,
         checkpoint=made.checkpoint,
     )
     if distributed.rank() != 0:
@@ -120,9 +121,10 @@ class Made:
         data: dict[str, Data],
         seconds: float,
         checkpoint: Checkpoint | None = None,
+        memory: int | None = None,
     ) -> None:
         self.outcome, self.data, self.seconds = outcome, data, seconds
-        self.checkpoint = checkpoint
+        self.checkpoint, self.memory = checkpoint, memory
 
 
 def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop: Stop) -> Made:
@@ -139,6 +141,7 @@ def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop:
 def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> Made:
     assert job.recipe is not None
     images = splits.read(job.data, "train")
+    peak = memory.watch(on.device)
     trained = train.run(
         job.recipe,
         seed=job.seed,
@@ -156,6 +159,7 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
         {"train": _described(job.data, images)},
         trained.seconds,
         Checkpoint(file=trained.backbone.name, sha256=digest),
+        peak(),
     )
 
 

@@ -28,6 +28,8 @@ def environment(settings: MachineSettings) -> dict[str, str]:
         "device": device,
         "processes": str(distributed.world()),
         "threads": str(torch.get_num_threads()),
+        "micro_batch": str(settings.micro_batch or "whole"),
+        "compile": str(settings.compile).lower(),
         "tf32_convolutions": str(on_gpu and torch.backends.cudnn.allow_tf32).lower(),
     }
 
