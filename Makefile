@@ -1,5 +1,6 @@
 # make demo: install, then the main job on the generated shapes suite, and its tables
 # make test: install, then the tests; those of the cluster are skipped without SLURM
+# make golden: write the tables that tests/results expects again; then read the difference
 # make test-slurm: the tests on a private SLURM, which needs Debian's slurmctld slurmd slurm-client
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BENCH = $(VENV)/bin/lewel-bench
 SUITE = --suite shapes
 SHELL = /bin/bash
 
-.PHONY: demo test test-slurm lint install clean
+.PHONY: demo test golden test-slurm lint install clean
 
 demo: $(VENV)/.installed
 	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi
@@ -16,6 +17,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(VENV)/bin/python -m pytest -q
+
+golden: $(VENV)/.installed-dev
+	LEWEL_BENCH_REGOLD=1 $(VENV)/bin/python -m pytest -q tests/results/test_render.py -k golden
 
 test-slurm: $(VENV)/.installed-dev
 	@command -v sbatch >/dev/null || { echo "sbatch is missing: apt-get install \

@@ -71,8 +71,9 @@ def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, .
                 if selection.epochs and RECIPES[name].epochs not in selection.epochs:
                     continue
                 protocols = wanted.setdefault(name, [])
-                if row.protocols[column.eval] not in protocols:
-                    protocols.append(row.protocols[column.eval])
+                protocol = row.protocols.get(column.eval)
+                if protocol and protocol not in protocols:
+                    protocols.append(protocol)
         if selection.evals:
             wanted = {n: _protocols(n, selection.evals) for n in wanted}
     else:
@@ -127,8 +128,9 @@ def _known(method: str) -> str:
 
 
 def probe(recipe: str) -> str:
-    """The linear protocol that the paper reads a recipe with."""
-    return PROBES.get(family(recipe)) or PROBES[RECIPES[recipe].method]
+    """The linear protocol that the paper reads a recipe with, on the data of its pre-training."""
+    name = PROBES.get(family(recipe)) or PROBES[RECIPES[recipe].method]
+    return f"{name}_in100" if RECIPES[recipe].data == "imagenet100" else name
 
 
 @cache
@@ -139,7 +141,7 @@ def of_paper(recipe: str) -> list[str]:
             row.protocols[column.eval]
             for table in map(load, TABLES)
             for row, column in table.cells()
-            if recipe_name(row, column) == recipe
+            if column.eval in row.protocols and recipe_name(row, column) == recipe
         )
     ) or [probe(recipe)]
 
@@ -160,5 +162,14 @@ def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:
 
 def recipe_name(row: Row, column: Column) -> str | None:
     """The recipe that fills a cell, or None where nothing can."""
-    name = f"{row.recipe}_{epochs(row, column)}ep"
+    return _as_long(row.family(column), row, column)
+
+
+def baseline_name(row: Row, column: Column) -> str | None:
+    """The recipe that the overhead in a cell is over, or None for a row without a baseline."""
+    return _as_long(row.baseline, row, column)
+
+
+def _as_long(family: str | None, row: Row, column: Column) -> str | None:
+    name = f"{family}_{epochs(row, column)}ep"
     return name if name in RECIPES else None

@@ -84,15 +84,13 @@ def show_table(arguments: argparse.Namespace) -> int:
     if arguments.missing:
         lacking = [one for table in filled for one in fill.missing(table)]
         return _show_missing(lacking, arguments.format)
-    if arguments.format == "json" and len(filled) > 1:
-        print(json.dumps([render.as_dict(one) for one in filled], indent=2, ensure_ascii=False))
-    elif arguments.format == "rich":
+    if arguments.format == "rich":
         from lewel_bench.harness import view
 
         for one in filled:
             view.show_table(one)
     else:
-        print("\n".join(render.render(one, arguments.format) for one in filled), end="")
+        print(render.render(filled, arguments.format), end="")
     return 0
 
 

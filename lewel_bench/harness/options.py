@@ -130,7 +130,7 @@ def _table_parser(verbs: Any) -> None:
         verbs, "table", "table", "Published, measured, difference and verdict of each cell."
     )
     table.add_argument("table", help="a table's number, or all")
-    table.add_argument("--format", default="rich", help="rich, md, csv, latex or json")
+    table.add_argument("--format", default="rich", help="rich, md, csv, latex, html or json")
     table.add_argument(
         "--missing", action="store_true", help="list empty cells and what fills them"
     )

@@ -188,12 +188,14 @@ def _show(jobs: Sequence[Job], todo: Sequence[Job], store: Store) -> None:
 
 def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
     """The commands that show the tables whose cells the jobs fill."""
-    fills = {(job.recipe_name, job.protocol.name) for job in jobs if job.protocol}
+    fills = {(job.recipe_name, job.protocol.name if job.protocol else None) for job in jobs}
     tables = [
         name
         for name in TABLES
         for quoted in [load(name)]
-        if any((cells.recipe_name(r, c), r.protocols[c.eval]) in fills for r, c in quoted.cells())
+        if any(
+            (cells.recipe_name(r, c), r.protocols.get(c.eval)) in fills for r, c in quoted.cells()
+        )
     ]
     if not tables:
         return "See: lewel-bench ls runs"

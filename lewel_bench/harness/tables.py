@@ -2,25 +2,33 @@
 
 import json
 import shlex
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.evals.protocol import Protocol
+from lewel_bench.evals.protocol import Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cells, plan
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.methods import arguments
 from lewel_bench.pretrain.recipes import RECIPES
-from lewel_bench.results import fill, record, table
-from lewel_bench.results.fill import Filled, Slot
+from lewel_bench.results import cost, fill, record, table
+from lewel_bench.results.fill import Filled, Measured, Slot
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
 
 CONFIGS = ("config.yaml", "config.py")  # what detectron2 and mmseg were given
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a pre-training cost, as a table reads it."""
+
+    metrics: Mapping[str, float]
 
 
 class Board:
@@ -38,52 +46,137 @@ class Board:
         self.states = survey(root, self.store)
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
-        self.recipes: dict[str, dict[str, Any]] = {}
+        self.recipes: dict[str, dict[str, Any]] = {}  # what goes into their keys
+        self.possible: dict[str, bool] = {}  # by recipe, whether it can have the settings
         self.scaled: dict[str, Protocol] = {}
         self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
         self.pretrain_keys: dict[tuple[str, int], str] = {}
         self.final_keys: dict[tuple[str, str, int, int], str] = {}
+        self.firsts: dict[tuple[str, int], Job] = {}  # pre-trainings, by recipe and seed
+        self.found: dict[tuple[str, str], list[Slot]] = {}  # by recipe and protocol
+        self.spent: dict[str, Spent] = {}  # by the key of a pre-training
+        # what a table reads: of a pre-training its cost, else the record
+        self.measured: Mapping[str, Measured] = ChainMap(
+            self.spent,  # type: ignore[arg-type]
+            self.store.records,  # type: ignore[arg-type]
+        )
 
     def filled(self, table_id: str) -> Filled:
-        """Table `table_id` with its measured values."""
+        """Table `table_id` with its measured values; with settings, those of the rows that can have
+        them. Raises ValueError for settings that no recipe can have."""
         quoted = table.load(table_id)
         slots = {
             (row.id, column.id): self.slots(row, column)
             for row, column in quoted.cells()
             if self._takes_settings(cells.recipe_name(row, column))
         }
-        records, suite = self.store.records, self.suite
-        engines = self._engines(quoted)
-        return fill.fill(quoted, slots, records, suite.name, suite.comparable, engines)
+        suite, engines = self.suite, self._engines(quoted)
+        return fill.fill(quoted, slots, self.measured, suite.name, suite.comparable, engines)
 
     def _engines(self, quoted: table.Table) -> dict[str, str]:
-        names = dict.fromkeys(row.protocols[column.eval] for row, column in quoted.cells())
+        names = dict.fromkeys(
+            row.protocols[column.eval]
+            for row, column in quoted.cells()
+            if column.eval in row.protocols
+        )
         scaled = {name: self._protocol(name) for name in names}
         return {name: one.engine for name, one in scaled.items() if isinstance(one, plan.Dense)}
 
     def _takes_settings(self, recipe: str | None) -> bool:
-        """Whether the method of a recipe has the arguments that `--set args.X` names; a table with
-        such a setting shows the rows that can have it."""
+        """Whether a recipe can have the settings: another method may lack what they name."""
         if recipe is None:
             return False
-        known = arguments(RECIPES[recipe].method)
-        asked = [name.split(".")[1] for name, _ in self.settings if name.startswith("args.")]
-        return all(name in known for name in asked)
+        if recipe not in self.possible:
+            self.possible[recipe] = self._refusal(recipe) is None
+        if not (self.possible[recipe] or any(self.possible.values())):
+            refusals = [self._refusal(name) for name in RECIPES]
+            if all(refusals):
+                raise ValueError(refusals[0])
+            self.possible |= {name: not r for name, r in zip(RECIPES, refusals, strict=True)}
+        return self.possible[recipe]
+
+    def _refusal(self, recipe: str) -> str | None:
+        """Why a recipe cannot have the settings."""
+        try:
+            self._recipe(recipe)
+        except ValueError as error:
+            if not self.settings:
+                raise
+            return str(error)
+        return None
 
     def slots(self, row: Row, column: Column) -> list[Slot]:
         """One slot a seed and trial: those of seed 0, and any other whose cell was planned."""
         name = cells.recipe_name(row, column)
         assert name is not None
+        if column.eval == table.PRETRAIN:
+            return self._costs(row, column, name)
         protocol = row.protocols[column.eval]
+        if (name, protocol) not in self.found:
+            self.found[name, protocol] = self._finals(name, protocol)
+        return self.found[name, protocol]
+
+    def _finals(self, name: str, protocol: str) -> list[Slot]:
         slots = []
+        how = setting(self._protocol(protocol))
         for seed in self.seeds:
             for trial in range(self._trials(protocol)):
                 key = self.final_key(name, protocol, seed, trial)
-                if key in self.store.records and self._state(key).state == "done":
-                    slots.append(Slot(key=key, seed=seed, trial=trial, state="done"))
+                if self._done(key):
+                    slots.append(Slot(key, seed, "done", trial=trial, setting=how))
                 elif seed == 0 or key in self.states:
                     slots.append(self._slot(self._chain(name, protocol, seed), seed, key))
         return slots
+
+    def _costs(self, row: Row, column: Column, name: str) -> list[Slot]:
+        """The slots of what a pre-training cost; of its overhead those that have a baseline."""
+        slots = []
+        for seed in self.seeds:
+            slot = self._pretrained(name, seed)
+            if slot is None:
+                continue
+            if slot.state == "done" and column.metric == table.OVERHEAD:
+                slot = self._beside_baseline(row, column, slot)
+            elif slot.state == "done" and column.metric not in self.spent[slot.key].metrics:
+                slot = replace(slot, state="missing", reason=f"its record has no {column.metric}")
+            slots.append(slot)
+        return slots
+
+    def _pretrained(self, name: str, seed: int) -> Slot | None:
+        key = self._pretrain_key(name, seed)
+        if self._done(key):
+            result = self.store.records[key]
+            if key not in self.spent:
+                self.spent[key] = Spent(cost.cost(result))
+            return Slot(key, seed, "done", setting=cost.machine(result))
+        if seed and key not in self.states:
+            return None
+        return self._slot([self._first(name, seed)], seed, key)
+
+    def _beside_baseline(self, row: Row, column: Column, slot: Slot) -> Slot:
+        """`slot` with its overhead over the same seed of the row's baseline, or what is missing."""
+        name = cells.baseline_name(row, column)
+        assert name is not None
+        key = self._pretrain_key(name, slot.seed)
+        if not self._done(key):
+            other = self._slot([self._first(name, slot.seed)], slot.seed, key)
+            reason = f"{name}, the baseline: {other.reason}".rstrip(": ")
+            needs = (f"pretrain {key} {other.state} ({name})",)
+            return replace(other, key=slot.key, reason=reason, needs=needs)
+        ours, theirs = self.store.records[slot.key], self.store.records[key]
+        found = cost.overhead(ours, theirs)
+        if not found:
+            return replace(
+                slot,
+                state="missing",
+                reason=f"not side by side with {name}: measured on {cost.machine(ours)} "
+                f"and on {cost.machine(theirs)}",
+            )
+        self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **found})
+        return slot
+
+    def _done(self, key: str) -> bool:
+        return key in self.store.records and self._state(key).state == "done"
 
     def _trials(self, protocol: str) -> int:
         return plan.trials(self._protocol(protocol))
@@ -114,24 +207,33 @@ class Board:
 
     def _pretrain_key(self, recipe: str, seed: int) -> str:
         if (recipe, seed) not in self.pretrain_keys:
-            if recipe not in self.recipes:
-                scaled = plan.scale_recipe(RECIPES[recipe], self.suite, self.settings)
-                data = self.datasets(scaled.data, "pretrain")
-                self.recipes[recipe] = plan.of_recipe(scaled, data)
-            what = self.recipes[recipe]
-            key = record.key({"kind": "pretrain", "seed": seed, **what})
-            self.pretrain_keys[recipe, seed] = key
+            what = {"kind": "pretrain", "seed": seed, **self._recipe(recipe)}
+            self.pretrain_keys[recipe, seed] = record.key(what)
         return self.pretrain_keys[recipe, seed]
 
+    def _recipe(self, name: str) -> dict[str, Any]:
+        if name not in self.recipes:
+            scaled = plan.scale_recipe(RECIPES[name], self.suite, self.settings)
+            self.recipes[name] = plan.of_recipe(scaled, self.datasets(scaled.data, "pretrain"))
+        return self.recipes[name]
+
     def _chain(self, recipe: str, protocol: str, seed: int) -> list[Job]:
-        return plan.chain(
-            RECIPES[recipe], [protocol], seed, self.suite, self.datasets, self.settings
-        )
+        first = self._first(recipe, seed)
+        scaled = self._protocol(protocol)
+        return [first, *plan.evaluation(scaled, first, self.suite, self.datasets)]
+
+    def _first(self, recipe: str, seed: int) -> Job:
+        if (recipe, seed) not in self.firsts:
+            self.firsts[recipe, seed] = plan.pretraining(
+                RECIPES[recipe], seed, self.suite, self.datasets, self.settings
+            )
+        return self.firsts[recipe, seed]
 
     def _slot(self, jobs: list[Job], seed: int, key: str) -> Slot:
-        final = next(job for job in jobs if job.key == key)
+        wanted = next(job for job in jobs if job.key == key)
         state = self._state(key)
-        needs = [(job, self._state(job.key)) for job in jobs if job.kind != "final"]
+        before = (job for job in jobs if job.kind != "final" and job.key != key)
+        needs = [(job, self._state(job.key)) for job in before]
         waiting = [(job, s) for job, s in needs if s.state != "done"]
         reason = state.reason
         for job, need in waiting:
@@ -140,32 +242,46 @@ class Board:
                 state, reason = need, f"{job.name}: {need.reason}".rstrip(": ")
                 break
         return Slot(
-            key=final.key,
+            key=key,
             seed=seed,
-            trial=final.trial,
+            trial=wanted.trial,
             state=state.state,  # type: ignore[arg-type]
             reason=reason if state.state != "done" else "",
-            command=self.command(jobs[0].recipe_name, final, seed),
+            command=self.command(wanted, seed),
             needs=tuple(f"{job.kind} {job.key} {s.state} ({job.name})" for job, s in waiting),
         )
 
     def _state(self, key: str) -> JobState:
         return self.states.get(key) or JobState(key, "", "", 0, "", "missing")
 
-    def command(self, recipe: str, final: Job, seed: int) -> str:
-        """The command that computes a cell."""
-        assert final.protocol is not None
-        words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", recipe]
-        words += ["--evals", final.protocol.name]
+    def command(self, job: Job, seed: int) -> str:
+        """The command that computes a job and what it needs."""
+        protocol = job.protocol.name if job.protocol else "none"
+        words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", job.recipe_name]
+        words += ["--evals", protocol]
         words += ["--seeds", f"{seed},"] if seed else []
         for role, path in self.datasets.own.items():
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
             text = value if isinstance(value, str) else json.dumps(value)
             first = name.split(".")[0]
-            if first not in PROTOCOLS or first == final.protocol.name:
+            if first not in PROTOCOLS or first == protocol:
                 words += ["--set", f"{name}={text}"]
         return shlex.join([*words, "--root", str(self.root)])
+
+
+def setting(protocol: Protocol) -> str:
+    """How a protocol measures, in words: its name, engine and selection rule."""
+    how = [protocol.name]
+    if isinstance(protocol, plan.Dense):
+        how.append(f"engine {protocol.engine}")
+    if protocol.runner == "knn":
+        return ", ".join(how)
+    several = len(protocol.grid()) > 1
+    how.append(f"chosen on {protocol.held_out} held-out images" if several else "one rate")
+    if not isinstance(protocol, Semi) and protocol.refit:
+        how.append("trained again on all images")
+    return ", ".join(how)
 
 
 def provenance(board: Board, cell: str) -> dict[str, Any]:
@@ -176,10 +292,13 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
     table_id, row_id, column_id = table.parse_cell(cell)
     quoted = table.load(table_id)
     row, column = quoted.row(row_id), quoted.column(column_id)
-    if cells.recipe_name(row, column) is None:
+    known = (table.PRETRAIN, *row.protocols)
+    if cells.recipe_name(row, column) is None or column.eval not in known:
         raise ValueError(
-            f"{cell} is quoted from the paper only: no recipe fills {row.label} at {column.label}"
+            f"{cell} is blank in the paper, and nothing fills {row.label} at {column.label}"
         )
+    if column.metric == table.OVERHEAD and row.baseline is None:
+        raise ValueError(f"{cell}: {row.label} is a baseline, its overhead is not measured")
     entry = board.filled(table_id).entries.get((row_id, column_id))
     slots = board.slots(row, column)
     return {
@@ -191,6 +310,7 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
         "mean": entry.mean if entry else None,
         "n": entry.n if entry else 0,
         "verdict": entry.verdict if entry else "missing",
+        "setting": entry.setting if entry else "",
         "seeds": [_explained(board, slot, column.metric) for slot in slots],
     }
 
@@ -213,7 +333,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
     upstream = [_link(board, key) for key in dict.fromkeys(result.upstream)]
     return {
         **found,
-        "value": result.metrics.get(metric),
+        "value": board.measured[slot.key].metrics.get(metric),
         "metrics": dict(result.metrics),
         "chosen": result.outcome.get("chosen", {}),
         "paper_rule": result.outcome.get("paper_rule", {}),

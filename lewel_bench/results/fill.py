@@ -2,15 +2,17 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
-from lewel_bench.results.table import Column, Row, Table
+from lewel_bench.results.table import Column, Origin, Row, Table
 from lewel_bench.results.verdict import Verdict, verdict
 from lewel_bench.value import unknown
 
 State = Literal["done", "running", "queued", "failed", "missing", "stale"]
+Id = tuple[str, str]  # of a cell: row id, column id
 # What a cell with several seeds says about those that are not done: the first that is true.
 URGENCY: tuple[State, ...] = ("failed", "running", "queued", "stale", "missing", "done")
 
@@ -19,7 +21,9 @@ URGENCY: tuple[State, ...] = ("failed", "running", "queued", "stale", "missing",
 class Slot:
     """One run of a cell: the key of its record and the state of its job. A seed has several where
     its backbone is fine-tuned in several trials. `needs` are the jobs that come first, as text
-    ("pretrain 3f2a9c01b7de missing"); `command` fills the slot."""
+    ("pretrain 3f2a9c01b7de missing"); `command` fills the slot. `setting` says how it is measured
+    (protocol, engine, selection rule; for a cost the machine): numbers of two settings are never
+    averaged."""
 
     key: str
     seed: int
@@ -28,6 +32,7 @@ class Slot:
     command: str = ""
     needs: tuple[str, ...] = ()
     trial: int = 0
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State):
@@ -46,13 +51,15 @@ class Entry:
     """One filled cell, in the column's unit. `n` of `wanted` seeds are in the mean; a seed's value
     is the mean of its trials. `std` is the sample standard deviation over seeds (n - 1), None for
     fewer than two; `trial_std` is that of the trials about their seeds' means (None where no seed
-    has two). `delta` is mean - published. `keys` are the records behind the mean. `state` is None
-    where no run can fill the cell."""
+    has two). `delta` is mean - published. `keys` are the records behind the mean, all measured in
+    one `setting`; seeds measured in another are no part of it, and `reasons` name them. `best` and
+    `best_published`: no other value of the column, in the same block of the table, is better.
+    `state` is None where no run can fill the cell."""
 
     row: str
     column: str
     published: float | None
-    origin: str
+    origin: Origin
     mean: float | None
     std: float | None
     trial_std: float | None
@@ -65,6 +72,9 @@ class Entry:
     note: str
     reasons: tuple[str, ...]
     slots: tuple[Slot, ...]
+    setting: str = ""
+    best: bool = False
+    best_published: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,13 @@ class Filled:
     comparable: bool
     entries: Mapping[tuple[str, str], Entry]
     engines: Mapping[str, str] = field(default_factory=dict)
+
+    def mixed(self, column: str) -> tuple[str, ...]:
+        """The settings that the measured values of a column mix, in reading order; empty where all
+        have the same."""
+        entries = (entry for (_, name), entry in self.entries.items() if name == column)
+        found = tuple(dict.fromkeys(one.setting for one in entries if one.mean is not None))
+        return found if len(found) > 1 else ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,7 @@ def fill(
             if cell or column.id in row.values:
                 entry = _entry(row, column, cell, records, comparable)
                 entries[row.id, column.id] = entry
+    _mark_best(table, entries)
     return Filled(table, suite, comparable, entries, engines or {})
 
 
@@ -156,10 +174,11 @@ def _entry(
 ) -> Entry:
     # By key: the same run listed twice is one measurement.
     checked = {slot.key: _checked(slot, column, records) for slot in slots}
+    setting, apart = _settings(list(checked.values()))
     values = {
         key: records[key].metrics[column.metric]
         for key, slot in checked.items()
-        if slot.state == "done"
+        if slot.state == "done" and slot.setting == setting
     }
     trials: dict[int, list[float]] = {}
     for key, value in values.items():
@@ -168,10 +187,12 @@ def _entry(
     published = row.values.get(column.id)
     mean = statistics.fmean(seeds) if seeds else None
     states = {slot.state for slot in checked.values()}
-    state = next((one for one in URGENCY if one in states), "missing" if row.recipe else None)
+    family = row.family(column)
+    state = next((one for one in URGENCY if one in states), "missing" if family else None)
     reasons = [slot.reason for slot in checked.values() if slot.reason and slot.state != "done"]
-    if row.recipe and not slots:
-        reasons = [f"no run of {row.recipe} is planned for this cell"]
+    reasons += apart
+    if family and not slots:
+        reasons = [f"no run of {family} is planned for this cell"]
     return Entry(
         row=row.id,
         column=column.id,
@@ -184,12 +205,51 @@ def _entry(
         wanted=len({slot.seed for slot in checked.values()}),
         delta=None if mean is None or published is None else mean - published,
         state=state,
-        verdict=_verdict(seeds, published, column.noise, state, comparable),
+        verdict=_verdict(seeds, published, column.noise, state, comparable and column.comparable),
         keys=tuple(values),
         note=row.notes.get(column.id, ""),
         reasons=tuple(dict.fromkeys(reasons)),
         slots=tuple(checked.values()),
+        setting=setting,
     )
+
+
+def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
+    """The setting that most of the done slots share (the first of equals), and what is said of
+    those that have another."""
+    done = [slot for slot in slots if slot.state == "done"]
+    shares = Counter(slot.setting for slot in done)
+    setting = max(shares, key=lambda one: shares[one], default="")
+    apart = [slot for slot in done if slot.setting != setting]
+    return setting, [
+        f"seed {slot.seed} is not in the mean: it was measured with {slot.setting}, not {setting}"
+        for slot in apart
+    ]
+
+
+def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
+    """Mark the best of each column and block, where there are two to choose from; values that are
+    printed alike are equally good."""
+    for column in table.columns:
+        if column.best == "none":
+            continue
+        for block in dict.fromkeys(row.block for row in table.rows):
+            ids = [(row.id, column.id) for row in table.rows if row.block == block]
+            here = {id: entries[id] for id in ids if id in entries}
+            published = {id: one.published for id, one in here.items()}
+            measured = {id: one.mean for id, one in here.items()}
+            for id in _best(published, column):
+                entries[id] = replace(entries[id], best_published=True)
+            for id in _best(measured, column):
+                entries[id] = replace(entries[id], best=True)
+
+
+def _best(values: Mapping[Id, float | None], column: Column) -> list[Id]:
+    known = {id: round(one, column.digits) for id, one in values.items() if one is not None}
+    if len(known) < 2:
+        return []
+    top = max(known.values()) if column.best == "highest" else min(known.values())
+    return [id for id, one in known.items() if one == top]
 
 
 def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slot:

@@ -1,13 +1,14 @@
-"""A filled table as Markdown, CSV, LaTeX or JSON; CSV and JSON hold unrounded numbers."""
+"""A filled table as Markdown, CSV, LaTeX, HTML or JSON; CSV and JSON hold unrounded numbers."""
 
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import sheet
+from lewel_bench.results.page import page
+from lewel_bench.results.sheet import LETTERS, Cell, sheet
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
 from lewel_bench.value import unknown
 
@@ -18,8 +19,8 @@ def markdown(filled: Filled) -> str:
     width = len(drawn.header) - len(filled.table.columns)
     rule = ["---"] * width + ["---:"] * len(filled.table.columns)
     lines = [f"**{_md(drawn.title)}**", "", _md(drawn.caption), ""]
-    lines += [_md_row(drawn.header), f"| {' | '.join(rule)} |"]
-    lines += [_md_row(texts) for block in drawn.blocks for texts in block.texts()]
+    lines += [_md_row(map(Cell, drawn.header)), f"| {' | '.join(rule)} |"]
+    lines += [_md_row(cells) for block in drawn.blocks for cells in block.rows()]
     for texts in (drawn.remarks, drawn.problems):
         lines += ["", *(f"- {_md(text)}" for text in texts)] if texts else []
     if drawn.notes:
@@ -27,8 +28,13 @@ def markdown(filled: Filled) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _md_row(texts: tuple[str, ...]) -> str:
-    return f"| {' | '.join(_md(text) for text in texts)} |"
+def _md_row(cells: Iterable[Cell]) -> str:
+    return f"| {' | '.join(map(_md_cell, cells))} |"
+
+
+def _md_cell(cell: Cell) -> str:
+    value = _md(cell.value)
+    return (f"**{value}**" if cell.best else value) + _md(cell.rest)
 
 
 def _md(text: str) -> str:
@@ -44,6 +50,9 @@ LATEX = {
     **{"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "†": r"$^\dagger$"},
     **{"β": r"$\beta$", "τ": r"$\tau$", "≥": r"$\geq$", "≤": r"$\leq$", "≈": r"$\approx$"},
     **{"λ": r"$\lambda$"},
+    **dict(
+        zip(LETTERS, (f"$^{{{letter}}}$" for letter in "abcdefghijklmnoprstuvwxyz"), strict=True)
+    ),
     **{"[": "{[}", "]": "{]}", "\n": " "},  # a row that begins with [ would be read as \\[length]
 }
 
@@ -53,29 +62,36 @@ def _tex(text: str) -> str:
 
 
 def latex(filled: Filled) -> str:
-    """A LaTeX table for the booktabs package; every text is escaped."""
+    """A LaTeX table for the packages booktabs and graphicx, shrunk where it is wider than the line;
+    every text is escaped."""
     drawn = sheet(filled)
     columns = len(filled.table.columns)
     lines = [
-        r"% \usepackage{booktabs}",
+        r"% \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_tex(drawn.title)}. {_tex(drawn.caption)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{",
         rf"\begin{{tabular}}{{{'l' * (len(drawn.header) - columns)}{'r' * columns}}}",
         r"\toprule",
-        _tex_row(drawn.header),
+        _tex_row(map(Cell, drawn.header)),
     ]
     for block in drawn.blocks:
-        lines += [r"\midrule", *(_tex_row(texts) for texts in block.texts())]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [r"\midrule", *(_tex_row(cells) for cells in block.rows())]
+    lines += [r"\bottomrule", r"\end{tabular}", "}"]
     notes = [f"[{i}] {note}" for i, note in enumerate(drawn.notes, 1)]
     below = [*drawn.remarks, *drawn.problems, *notes]
     lines += [rf"\par{{\footnotesize {_tex(text)}\par}}" for text in below]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def _tex_row(texts: tuple[str, ...]) -> str:
-    return " & ".join(_tex(text) for text in texts) + r" \\"
+def _tex_row(cells: Iterable[Cell]) -> str:
+    return " & ".join(map(_tex_cell, cells)) + r" \\"
+
+
+def _tex_cell(cell: Cell) -> str:
+    value = _tex(cell.value)
+    return (rf"\textbf{{{value}}}" if cell.best else value) + _tex(cell.rest)
 
 
 def as_csv(filled: Filled) -> str:
@@ -84,7 +100,7 @@ def as_csv(filled: Filled) -> str:
     for (row_id, column_id), entry in filled.entries.items():
         row, column = filled.table.row(row_id), filled.table.column(column_id)
         place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
-        names = {"row": row.id, "label": row.label, "recipe": row.recipe, "column": column.id}
+        names = {"row": row.id, "label": row.label, "column": column.id}
         cell = _cell(filled, row, column)
         cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
         lines.append(place | names | cell)
@@ -116,23 +132,22 @@ def as_dict(filled: Filled) -> dict[str, Any]:
         "title": filled.table.title,
         "caption": filled.table.caption,
         "source": filled.table.source,
+        "mixed": {c.id: list(found) for c in filled.table.columns if (found := filled.mixed(c.id))},
         "origins": ORIGINS,
         "remarks": list(drawn.remarks),
         "rows": rows,
     }
 
 
-def as_json(filled: Filled) -> str:
-    """`as_dict` as JSON text."""
-    return json.dumps(as_dict(filled), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
     entry, protocol = filled.entries[row.id, column.id], row.protocols.get(column.eval)
     return {
+        "recipe": row.family(column),
         "published": entry.published,
+        "best_published": entry.best_published,
         "origin": entry.origin,
         "mean": entry.mean,
+        "best": entry.best,
         "std": entry.std,
         "trial_std": entry.trial_std,
         "n": entry.n,
@@ -145,6 +160,7 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
         "eval": column.eval,
         "protocol": protocol,
         "engine": filled.engines.get(protocol or ""),
+        "setting": entry.setting,
         "metric": column.metric,
         "unit": column.unit,
         "note": entry.note,
@@ -152,16 +168,28 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
     }
 
 
-FORMATS: dict[str, Callable[[Filled], str]] = {
-    "md": markdown,
-    "csv": as_csv,
-    "latex": latex,
+def as_json(tables: Sequence[Filled]) -> str:
+    """`as_dict` as JSON text; several tables make a list."""
+    found = [as_dict(one) for one in tables]
+    content = found if len(found) > 1 else found[0]
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _each(draw: Callable[[Filled], str]) -> Callable[[Sequence[Filled]], str]:
+    return lambda tables: "\n".join(map(draw, tables))
+
+
+FORMATS: dict[str, Callable[[Sequence[Filled]], str]] = {
+    "md": _each(markdown),
+    "csv": _each(as_csv),
+    "latex": _each(latex),
+    "html": page,
     "json": as_json,
 }
 
 
-def render(filled: Filled, format: str) -> str:
-    """`filled` as text in one of FORMATS. Raises ValueError naming the nearest format."""
+def render(tables: Sequence[Filled], format: str) -> str:
+    """Tables as one text in one of FORMATS. Raises ValueError naming the nearest format."""
     if format not in FORMATS:
         raise ValueError(unknown("format", format, FORMATS))
-    return FORMATS[format](filled)
+    return FORMATS[format](tables)

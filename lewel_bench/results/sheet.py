@@ -1,4 +1,5 @@
-"""A filled table as a neutral sheet of texts, which the terminal, Markdown and LaTeX draw alike.
+"""A filled table as a neutral sheet of texts, which the terminal, Markdown, LaTeX and HTML draw
+alike.
 
 Each row of the paper is a block of up to four lines: published, measured, difference, verdict.
 """
@@ -6,17 +7,32 @@ Each row of the paper is a block of up to four lines: published, measured, diffe
 from dataclasses import dataclass
 
 from lewel_bench.results.fill import Entry, Filled
-from lewel_bench.results.table import Column, Row
+from lewel_bench.results.table import ORIGINS, Column, Row
 
 BLANK = "–"
+LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"  # Unicode has no raised q
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place: a value, bold where it is the `best`, what follows it, and what
+    is to be told `about` it where there is room."""
+
+    value: str
+    rest: str = ""
+    best: bool = False
+    about: str = ""
+
+    def __str__(self) -> str:
+        return self.value + self.rest
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a block: its name, and one text for each column of the table."""
+    """One line of a block: its name, and one cell for each column of the table."""
 
     name: str
-    cells: tuple[str, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,11 @@ class Block:
     lead: tuple[str, ...]
     lines: tuple[Line, ...]
 
-    def texts(self) -> list[tuple[str, ...]]:
-        """Its lines as texts under the sheet's header; the lead stands on the first line only."""
+    def rows(self) -> list[tuple[Cell, ...]]:
+        """Its lines as cells under the sheet's header; the lead stands on the first line only."""
         blank = ("",) * len(self.lead)
         return [
-            (*(blank if i else self.lead), line.name, *line.cells)
+            (*map(Cell, blank if i else self.lead), Cell(line.name), *line.cells)
             for i, line in enumerate(self.lines)
         ]
 
@@ -55,6 +71,7 @@ def sheet(filled: Filled) -> Sheet:
     """`filled` as texts to be drawn."""
     table = filled.table
     notes = list(dict.fromkeys(entry.note for entry in filled.entries.values() if entry.note))
+    marks = _marks(filled)
     by_row = any(row.epochs for row in table.rows)
     lead = ("Method", "Epochs") if by_row else ("Method",)
     orientation = (
@@ -65,9 +82,10 @@ def sheet(filled: Filled) -> Sheet:
         title=f"Table {table.id}. {table.title} (suite {filled.suite})",
         caption=table.caption,
         header=(*lead, "", *(f"{column.label} ({column.unit})" for column in table.columns)),
-        blocks=tuple(_block(filled, row, by_row, notes) for row in table.rows),
+        blocks=tuple(_block(filled, row, by_row, notes, marks) for row in table.rows),
         remarks=(
             *(() if filled.comparable else orientation),
+            *_legend(marks),
             *(f"Engine of {name}: {one}." for name, one in filled.engines.items()),
             *table.remarks,
         ),
@@ -76,7 +94,30 @@ def sheet(filled: Filled) -> Sheet:
     )
 
 
-def _block(filled: Filled, row: Row, by_row: bool, notes: list[str]) -> Block:
+def _marks(filled: Filled) -> dict[tuple[str, str], str]:
+    """The mark of a column's measured values by setting, where the column mixes several."""
+    mixed = {column.id: filled.mixed(column.id) for column in filled.table.columns}
+    settings = list(dict.fromkeys(one for found in mixed.values() for one in found))
+    return {
+        (column, setting): _letter(settings.index(setting))
+        for column, found in mixed.items()
+        for setting in found
+    }
+
+
+def _letter(index: int) -> str:
+    more, last = divmod(index, len(LETTERS))
+    return (_letter(more - 1) if more else "") + LETTERS[last]
+
+
+def _legend(marks: dict[tuple[str, str], str]) -> tuple[str, ...]:
+    named = dict.fromkeys(f"{mark} {setting}" for (_, setting), mark in marks.items())
+    return (f"Some columns mix ways of measuring: {'; '.join(named)}.",) if named else ()
+
+
+def _block(
+    filled: Filled, row: Row, by_row: bool, notes: list[str], marks: dict[tuple[str, str], str]
+) -> Block:
     lead = (row.label, str(row.epochs or BLANK)) if by_row else (row.label,)
     cells = [(column, filled.entries.get((row.id, column.id))) for column in filled.table.columns]
     aside = "" if filled.comparable else " (orientation)"
@@ -85,41 +126,47 @@ def _block(filled: Filled, row: Row, by_row: bool, notes: list[str]) -> Block:
     ]
     if any(entry and entry.state for _, entry in cells):
         lines += [
-            Line("measured", tuple(_measured(one, entry) for one, entry in cells)),
+            Line("measured", tuple(_measured(one, entry, marks) for one, entry in cells)),
             Line(f"difference{aside}", tuple(_difference(one, entry) for one, entry in cells)),
             Line("verdict", tuple(_verdict(entry) for _, entry in cells)),
         ]
     return Block(row.id, lead, tuple(lines))
 
 
-def _published(column: Column, entry: Entry | None, notes: list[str]) -> str:
+def _published(column: Column, entry: Entry | None, notes: list[str]) -> Cell:
     if entry is None or entry.published is None:
-        return BLANK
+        return Cell(BLANK)
     mark = f" [{notes.index(entry.note) + 1}]" if entry.note else ""
-    return f"{entry.published:.{column.digits}f}{mark}"
+    about = "; ".join(filter(None, (ORIGINS[entry.origin], entry.note)))
+    return Cell(f"{entry.published:.{column.digits}f}", mark, entry.best_published, about)
 
 
-def _measured(column: Column, entry: Entry | None) -> str:
+def _measured(column: Column, entry: Entry | None, marks: dict[tuple[str, str], str]) -> Cell:
     if entry is None or entry.mean is None:
-        return BLANK
+        return Cell(BLANK)
     spread = "" if entry.std is None else f" ± {entry.std:.{column.digits}f}"
     seeds = f"{entry.n}" if entry.n == entry.wanted else f"{entry.n} of {entry.wanted}"
     trials = "" if entry.trial_std is None else f", trials ± {entry.trial_std:.{column.digits}f}"
-    return f"{entry.mean:.{column.digits}f}{spread} ({seeds}{trials})"
+    mark = marks.get((column.id, entry.setting), "")
+    rest = f"{spread} ({seeds}{trials}){mark}"
+    about = "; ".join(filter(None, (entry.setting, f"records {', '.join(entry.keys)}")))
+    return Cell(f"{entry.mean:.{column.digits}f}", rest, entry.best, about)
 
 
-def _difference(column: Column, entry: Entry | None) -> str:
+def _difference(column: Column, entry: Entry | None) -> Cell:
     if entry is None or entry.delta is None:
-        return BLANK
+        return Cell(BLANK)
     text = f"{entry.delta:+.{column.digits}f}".replace("-", "−")
-    return text if float(text.replace("−", "-")) else text[1:]  # no sign on a rounded zero
+    # no sign on a rounded zero
+    return Cell(text if float(text.replace("−", "-")) else text[1:])
 
 
-def _verdict(entry: Entry | None) -> str:
+def _verdict(entry: Entry | None) -> Cell:
     if entry is None or entry.state is None:
-        return BLANK
+        return Cell(BLANK)
     rest = entry.state not in ("done", entry.verdict)
-    return f"{entry.verdict}; {entry.state}" if rest else entry.verdict
+    about = "; ".join(entry.reasons)
+    return Cell(f"{entry.verdict}; {entry.state}" if rest else entry.verdict, about=about)
 
 
 def _problems(filled: Filled) -> tuple[str, ...]:

@@ -15,6 +15,9 @@ TABLES = tuple(sorted((file.stem for file in FOLDER.glob("*.toml")), key=lambda 
 
 Positive = Annotated[int, Field(gt=0)]
 
+PRETRAIN = "pretrain"  # the eval of a column that the pre-training itself measures
+OVERHEAD = "overhead"  # the metric that sets a row against its baseline
+
 Origin = Literal["cited", "ref9", "repro", "own"]
 ORIGINS: dict[Origin, str] = {
     "cited": "cited from the method's own paper or repository",
@@ -26,7 +29,9 @@ ORIGINS: dict[Origin, str] = {
 
 class Column(Value):
     """One quantity. `noise` is the protocol's noise floor, in `unit`: a difference this small is
-    no difference. `epochs` is the pre-training length where the column, not the row, says it."""
+    no difference. `epochs` is the pre-training length where the column, not the row, says it.
+    `best` is what the paper prints in bold. A column that is `ours` is not in the paper; one that
+    is not `comparable` depends on the machine, so no verdict holds it against the paper."""
 
     id: str
     label: str
@@ -37,16 +42,24 @@ class Column(Value):
     digits: Annotated[int, Field(ge=0)] = 1
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     noise_source: str
+    best: Literal["highest", "lowest", "none"] = "highest"
+    ours: bool = False
+    comparable: bool = True
 
 
 class Row(Value):
-    """One line of the paper. `recipe` is the family that fills it (absent: published only);
-    `protocols` names the protocol of each column's `eval`. `values` and `notes` are by column id;
-    a column without a value is blank in the paper."""
+    """One line of the paper. `recipe` is the family that fills it (absent: published only), and
+    `recipes` names another one for some evals; `protocols` names the protocol of each column's
+    `eval`. `values` and `notes` are by column id; a column without a value is blank in the paper.
+    `block` is the heading above the row where the paper has some: bold is the best of a block.
+    `baseline` is the family that the overhead of this one is over."""
 
     id: str
     label: str
+    block: str = ""
     recipe: str | None = None
+    recipes: dict[str, str] = {}
+    baseline: str | None = None
     epochs: Positive | None = None
     origin: Origin
     protocols: dict[str, str] = {}
@@ -57,6 +70,16 @@ class Row(Value):
     def origin_of(self, column: str) -> Origin:
         """Where the value of a column is from: one of ORIGINS."""
         return self.origins.get(column, self.origin)
+
+    def family(self, column: Column) -> str | None:
+        """The family of recipes that fills a column; None where nothing can."""
+        return self.recipes.get(column.eval, self.recipe)
+
+    def measurable(self, column: Column) -> bool:
+        """Whether a table asks for a run here: for what the paper prints, and what is ours."""
+        if column.metric == OVERHEAD and self.baseline is None:
+            return False
+        return bool(self.family(column)) and (column.ours or column.id in self.values)
 
 
 class Table(Value):
@@ -79,14 +102,19 @@ class Table(Value):
             raise ValueError(f"row ids of table {self.id} differ in their number of parts")
         evals = {column.eval for column in self.columns}
         for row in self.rows:
-            for named in row.protocols:
+            for named in (*row.protocols, *row.recipes):
                 if named not in evals:
                     raise ValueError(unknown(f"eval in row {row.id}", named, evals))
-            for named in (*row.values, *row.origins, *row.notes):
-                column = self.column(named)
+            used = {*row.values, *row.origins, *row.notes}
+            used |= {column.id for column in self.columns if row.measurable(column)}
+            for column in map(self.column, sorted(used)):
                 if (row.epochs is None) == (column.epochs is None):
-                    raise ValueError(f"{row.id}, {named}: give epochs in the row or in the column")
-                if row.recipe and column.eval not in row.protocols:
+                    raise ValueError(
+                        f"{row.id}, {column.id}: give epochs in the row or in the column"
+                    )
+                if column.ours and column.id in row.values:
+                    raise ValueError(f"{row.id}, {column.id}: a value in a column that is ours")
+                if row.family(column) and column.eval not in (PRETRAIN, *row.protocols):
                     raise ValueError(f"row {row.id} has a recipe but no protocol for {column.eval}")
         return self
 
@@ -99,10 +127,11 @@ class Table(Value):
         return _find(self.columns, id, f"column of table {self.id}")
 
     def cells(self) -> Iterator[tuple[Row, Column]]:
-        """The cells that a run can fill, in reading order: a published value and a recipe."""
+        """The cells that a run can fill, in reading order: a recipe, and a value in the paper or a
+        column of ours."""
         for row in self.rows:
             for column in self.columns:
-                if row.recipe and column.id in row.values:
+                if row.measurable(column):
                     yield row, column
 
 

@@ -1,11 +1,18 @@
-"""Records for the tests of this folder."""
+"""Records and tables for the tests of this folder."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 from lewel_bench.results.record import Checkpoint, Data, Record, key
+from lewel_bench.results.table import Table
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def quoted_only(table: Table, id: str) -> Table:
+    """`table` where nothing can fill the row `id`."""
+    rows = [r.model_copy(update={"recipe": None}) if r.id == id else r for r in table.rows]
+    return table.model_copy(update={"rows": tuple(rows)})
 
 
 def record(seed: int = 0, **changes: Any) -> Record:

@@ -3,11 +3,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from making import quoted_only
 
-from lewel_bench.results.fill import Entry, Slot, fill, missing
+from lewel_bench.results.fill import Entry, Filled, Slot, fill, missing
 from lewel_bench.results.table import load
 
 CELL = ("lewel_m", "200:top1")  # 68.4 in the paper
+QUOTED = quoted_only(load("1"), "pcl")
 
 
 def slot(key: str, state: Any = "done", **fields: Any) -> Slot:
@@ -104,7 +106,7 @@ def test_a_cell_that_the_paper_left_blank() -> None:
 
 
 def test_without_runs_a_cell_is_missing_or_published_only() -> None:
-    entries = fill(load("1"), {}, {}, "paper", True).entries
+    entries = fill(QUOTED, {}, {}, "paper", True).entries
     assert len(entries) == 33  # the cells that the paper filled
     assert (entries[CELL].state, entries[CELL].verdict) == ("missing", "missing")
     assert entries[CELL].reasons == ("no run of lewel_m is planned for this cell",)
@@ -133,7 +135,7 @@ def test_missing_lists_what_lacks_seeds_with_needs_and_command() -> None:
         ("lewel_m", "100:top1"): [slot("k0")],
     }
     records = {"k0": SimpleNamespace(metrics={"top1": 68.4})}
-    lacking = missing(fill(load("1"), slots, records, "paper", True))
+    lacking = missing(fill(QUOTED, slots, records, "paper", True))
     found = {one.cell: one for one in lacking}
     assert "table1:lewel_m:100:top1" not in found  # done
     assert "table1:pcl:200:top1" not in found  # nothing can fill it
@@ -144,4 +146,83 @@ def test_missing_lists_what_lacks_seeds_with_needs_and_command() -> None:
     assert one.slots[0].needs == needs and one.reasons == ("waits",)
     assert found["table1:lewel_m:200:top5"].n == 0
     assert found["table1:lewel_b:400:top1"].commands == ()
-    assert len(lacking) == 33 - 1 - 13  # all but the one done and the 13 cited cells
+    assert len(lacking) == 33 - 1 - 1  # all but the one done and the one that is cited only
+
+
+# ---- what is measured otherwise, and what is best ----
+
+
+def test_seeds_that_were_measured_otherwise_are_never_averaged() -> None:
+    """Two of three seeds share a setting: the third is named and left out."""
+    slots = (
+        slot("k0", seed=0, setting="engine native"),
+        slot("k1", seed=1, setting="engine detectron2"),
+        slot("k2", seed=2, setting="engine native"),
+    )
+    found = entry(*slots, values=(68.0, 90.0, 69.0))
+    assert (found.mean, found.n, found.wanted, found.keys) == (68.5, 2, 3, ("k0", "k2"))
+    assert found.setting == "engine native"
+    assert found.reasons == (
+        "seed 1 is not in the mean: it was measured with engine detectron2, not engine native",
+    )
+    assert entry(*slots[:2], values=(68.0, 90.0)).mean == 68.0  # the first of equals
+
+
+def filled(table: str, values: dict[tuple[str, str], float], **setting: str) -> Filled:
+    """A table of one seed a cell; `setting` is by row id."""
+    metric = {(r.id, c.id): c.metric for r in load(table).rows for c in load(table).columns}
+    slots = {
+        cell: [slot(f"{cell}", setting=setting.get(cell[0], "one way"), seed=0)] for cell in values
+    }
+    records = {
+        f"{cell}": SimpleNamespace(metrics={metric[cell]: value}) for cell, value in values.items()
+    }
+    return fill(load(table), slots, records, "paper", True)
+
+
+def best(found: Filled, column: str) -> tuple[set[str], set[str]]:
+    """The rows that are best in a column: as published, as measured."""
+    entries = {row: one for (row, id), one in found.entries.items() if id == column}
+    return (
+        {row for row, one in entries.items() if one.best_published},
+        {row for row, one in entries.items() if one.best},
+    )
+
+
+def test_the_best_of_a_column_is_marked_on_both_sides() -> None:
+    values = {("moco_v2", "200:top1"): 69.04, ("lewel_m", "200:top1"): 68.0}
+    assert best(filled("1", values), "200:top1") == ({"lewel_b"}, {"moco_v2"})
+    # printed alike is equally good; one alone is not the best of anything
+    values |= {("byol", "200:top1"): 68.96, ("lewel_m", "200:top5"): 88.0}
+    found = filled("1", values)
+    assert best(found, "200:top1")[1] == {"moco_v2", "byol"}
+    assert best(found, "200:top5") == ({"lewel_b"}, set())
+
+
+def test_the_best_is_that_of_its_block() -> None:
+    values = {(row.id, "box_ap"): float(i) for i, row in enumerate(load("4").rows)}
+    assert best(filled("4", values), "box_ap") == (
+        {"c4:lewel_m:200", "fpn:lewel_b:400"},
+        {"c4:lewel_b:200", "fpn:lewel_b:400"},
+    )
+
+
+def test_of_times_the_lowest_is_best_and_no_overhead_is() -> None:
+    rows = [row.id for row in load("9").rows]
+    values = {(row, "seconds"): 10.0 + i for i, row in enumerate(rows)}
+    found = filled("9", values | {("lewel_m", "overhead"): 1.0, ("lewel_b", "overhead"): 4.0})
+    assert best(found, "seconds") == ({"byol"}, {"moco_v2"})
+    assert best(found, "overhead") == (set(), set())
+
+
+def test_a_time_is_not_held_against_the_papers_machine() -> None:
+    found = filled("9", {("byol", "seconds"): 1141.0}).entries["byol", "seconds"]
+    assert (found.verdict, found.delta) == ("not comparable", 0.0)
+
+
+def test_a_column_that_mixes_settings_says_which() -> None:
+    values = {("moco_v2", "200:top1"): 69.0, ("byol", "200:top1"): 70.0}
+    assert filled("1", values).mixed("200:top1") == ()
+    found = filled("1", values, byol="another way")
+    assert found.mixed("200:top1") == ("one way", "another way")
+    assert found.mixed("100:top1") == ()

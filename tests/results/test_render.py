@@ -1,83 +1,128 @@
-"""Golden files: run with LEWEL_BENCH_REGOLD=1 to write them again, then read the difference."""
+"""Golden files: `make golden` writes them again; then read the difference."""
 
 import csv
 import io
 import json
 import os
 import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
+from making import quoted_only
 
+from lewel_bench.harness import view
 from lewel_bench.results.conflicts import load as conflicts
-from lewel_bench.results.fill import Filled, Slot, fill
+from lewel_bench.results.fill import Filled, Slot, State, fill
 from lewel_bench.results.render import FORMATS, _md, _tex, as_dict, render
 from lewel_bench.results.sheet import sheet
-from lewel_bench.results.table import TABLES, load
+from lewel_bench.results.table import PRETRAIN, TABLES, load
+from lewel_bench.results.verdict import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
+COSTS = {"device_hours": 270.0, "peak_memory": 5.5, "overhead": 1.75}
+# of two rows in three, and of the third
+WAYS = ("linear_lars, chosen on 9 held-out images", "linear_sgd, one rate")
+MACHINES = ("8 x Tesla V100, 4 threads, fp16", "1 x x86_64, 2 threads, fp32")
+
+
 def example(id: str, suite: str) -> Filled:
-    """Every state and verdict in one table."""
-    values = {
-        "a0": (66.0, 87.1), "a1": (66.2, 87.3), "a2": (66.4, 87.2),
-        "b0": (60.0, 80.0), "b1": (60.2, 80.5), "c0": (68.5, 88.0), "d0": (67.0, 90.1),
-        "d1": (70.2, 88.0),
-    }  # fmt: skip
-    records = {
-        key: SimpleNamespace(metrics={"top1": a, "top5": b}) for key, (a, b) in values.items()
-    }
-    done = {
-        key: Slot(key, int(key[1]), "done", command=f"lewel-bench run --suite {suite}")
-        for key in values
-    }
-    records["e0"] = SimpleNamespace(metrics={"box_ap": 57.1, "miou": 67.4})
-    done["e0"] = Slot("e0", 0, "done")
-    engines: dict[str, str] = {}
-    failed = Slot("e1", 1, "failed", "loss is nan at step 31, lr 0.06 & 100 % of <heads>_diverged")
-    states = {state: Slot(f"f_{state}", 0, state) for state in ("running", "queued", "stale")}
-    if id == "1":
-        slots = {
-            ("lewel_m", "100:top1"): [done["a0"], done["a1"], done["a2"]],
-            ("lewel_m", "100:top5"): [done["a0"], done["a1"], done["a2"]],
-            ("lewel_m", "200:top1"): [done["c0"], failed],
-            ("lewel_m", "200:top5"): [failed],
-            ("moco_v2", "100:top1"): [done["b0"], done["b1"]],
-            ("moco_v2", "100:top5"): [done["d0"], done["d1"]],
-            ("moco_v2", "200:top1"): [states["running"]],
-            ("moco_v2", "200:top5"): [states["queued"]],
-            ("byol", "100:top1"): [states["stale"]],
-            ("byol", "400:top1"): [done["c0"], done["d0"]],
-        }
-    elif id == "3":
-        slots = {("lewel_m:200", "ap"): [done["e0"]], ("lewel_m:200", "miou"): [done["e0"]]}
-        engines = {"voc07_det_c4": "detectron2", "voc12_seg_fcn_d8": "native"}
-    else:
-        slots = {
-            ("lewel_m:200", "1pct:top1"): [done["b0"], done["b1"]],
-            ("lewel_m:200", "1pct:top5"): [done["c0"]],
-            ("lewel_b:200", "10pct:top1"): [done["c0"], states["running"]],
-        }
-    return fill(load(id), slots, records, suite, suite == "paper", engines)
+    """Cells in every state, with every verdict; what is measured lies about the published value."""
+    quoted = load(id)
+    records: dict[str, SimpleNamespace] = {}
+    slots: dict[tuple[str, str], list[Slot]] = {}
+    for i, (row, column) in enumerate(quoted.cells()):
+        base = row.values.get(column.id) or COSTS[column.metric]
+        scale = base / 100 if column.eval == PRETRAIN else 1
+        way = (MACHINES if column.eval == PRETRAIN else WAYS)[quoted.rows.index(row) % 3 == 2]
+        cell = []
+        for seed, offset in enumerate(OFFSETS[i % len(OFFSETS)]):
+            key = f"{id}-{i:02}-{seed}"
+            if isinstance(offset, Slot):
+                cell.append(replace(offset, key=key, seed=seed))
+                continue
+            records[key] = SimpleNamespace(metrics={column.metric: base + offset * scale})
+            cell.append(Slot(key, seed, "done", setting=way))
+        slots[row.id, column.id] = cell
+    evals = {c.eval for c in quoted.columns}
+    engines = {"voc07_det_c4": "detectron2"} if "detection" in evals else {}
+    return fill(quoted, slots, records, suite, suite == "paper", engines)
 
 
-CASES = [("1", "paper"), ("2", "paper"), ("2", "shapes"), ("3", "paper")]
+def _not_done(state: State, reason: str = "") -> Slot:
+    return Slot("", 0, state, reason, command="lewel-bench run --table 1")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+NAN = "loss is nan at step 31, lr 0.06 & 100 % of <heads>_diverged"
+OFFSETS: tuple[tuple[float | Slot, ...], ...] = (
+    (0.25, 0.5, 0.0),  # differs, or reproduced where the noise floor is wide
+    (-0.125,),  # one seed
+    (1.0, -2.0, 2.5),  # within noise
+    (3.0, _not_done("failed", NAN)),
+    (_not_done("running"),),
+    (-0.0625, 0.0625),  # reproduced
+    (_not_done("queued"),),
+    (5.0, 5.125, 5.0625),  # differs
+    (_not_done("stale", "recipe lewel_m_200ep is at revision 2, this is 1"),),
+    (_not_done("missing"),),
+    (_not_done("failed", NAN),),
+)
+CASES = [*((id, "paper") for id in TABLES), ("2", "shapes")]
+ENDINGS = {"latex": "tex", "rich": "txt"}
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "rich"])
 @pytest.mark.parametrize(("id", "suite"), CASES)
-def test_golden(id: str, suite: str, format: str) -> None:
-    text = render(example(id, suite), format)
-    file = GOLDEN / f"table{id}_{suite}.{ {'latex': 'tex'}.get(format, format) }"
+def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if format == "rich":
+        view.show_table(example(id, suite))
+        text = capsys.readouterr().out
+    else:
+        text = render([example(id, suite)], format)
+    file = GOLDEN / f"table{id}_{suite}.{ENDINGS.get(format, format)}"
     if os.environ.get("LEWEL_BENCH_REGOLD"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8")
 
 
+def test_the_examples_show_every_state_and_verdict() -> None:
+    """Otherwise a golden file could not tell when one of them is drawn otherwise."""
+    entries = [one for id, suite in CASES for one in example(id, suite).entries.values()]
+    assert {one.state for one in entries} == set(get_args(State))
+    cannot = {"published only"}  # every row of the paper has a recipe
+    assert {one.verdict for one in entries} == set(get_args(Verdict)) - cannot
+    assert any(one.best for one in entries) and any(one.std for one in entries)
+
+
+def table_1() -> Filled:
+    """Table 1 with three seeds of LEWEL_M at 100 epochs, and few other cells."""
+    values = {
+        "a0": (66.0, 87.1), "a1": (66.2, 87.3), "a2": (66.4, 87.2),
+        "b0": (60.0, 80.0), "b1": (60.2, 80.5), "c0": (68.5, 88.0),
+    }  # fmt: skip
+    records = {
+        key: SimpleNamespace(metrics={"top1": a, "top5": b}) for key, (a, b) in values.items()
+    }
+    done = {key: Slot(key, int(key[1]), "done", setting="one way") for key in values}
+    slots = {
+        ("lewel_m", "100:top1"): [done["a0"], done["a1"], done["a2"]],
+        ("lewel_m", "100:top5"): [done["a0"], done["a1"], done["a2"]],
+        ("lewel_m", "200:top1"): [done["c0"], Slot("e1", 1, "failed", NAN)],
+        ("moco_v2", "100:top1"): [replace(done[k], setting="another way") for k in ("b0", "b1")],
+        ("byol", "400:top1"): [done["c0"]],
+    }
+    return fill(quoted_only(load("1"), "pcl"), slots, records, "paper", True)
+
+
 def test_json_has_the_shape_that_scripts_rely_on() -> None:
-    found = json.loads(render(example("1", "paper"), "json"))
+    found = json.loads(render([table_1()], "json"))
     assert (found["table"], found["suite"], found["comparable"]) == ("1", "paper", True)
     rows = {row["id"]: row for row in found["rows"]}
     assert (rows["lewel_m"]["label"], rows["lewel_m"]["recipe"]) == ("LEWEL_M", "lewel_m")
@@ -93,8 +138,8 @@ def test_json_has_the_shape_that_scripts_rely_on() -> None:
 
 
 def test_csv_holds_the_same_numbers_as_json() -> None:
-    filled = example("1", "paper")
-    lines = list(csv.DictReader(io.StringIO(render(filled, "csv"))))
+    filled = table_1()
+    lines = list(csv.DictReader(io.StringIO(render([filled], "csv"))))
     cells = {
         (row["id"], column): cell
         for row in as_dict(filled)["rows"]
@@ -112,28 +157,28 @@ def test_csv_holds_the_same_numbers_as_json() -> None:
 def test_another_suite_is_labelled_in_every_format() -> None:
     filled = example("2", "shapes")
     for format in ("md", "latex"):
-        text = render(filled, format)
+        text = render([filled], format)
         assert "for orientation only" in text
         assert "published (orientation)" in text and "difference (orientation)" in text
         assert "not comparable" in text
         assert not re.search(r"reproduced|within noise|differs|inconclusive", text)
-    assert json.loads(render(filled, "json"))["comparable"] is False
-    assert "orientation only" in json.loads(render(filled, "json"))["remarks"][0]
-    assert ",False," in render(filled, "csv")
+    assert json.loads(render([filled], "json"))["comparable"] is False
+    assert "orientation only" in json.loads(render([filled], "json"))["remarks"][0]
+    assert ",False," in render([filled], "csv")
 
 
 def test_sheet_rounds_as_the_column_says_and_refers_to_its_notes() -> None:
-    drawn = sheet(example("1", "paper"))
+    drawn = sheet(table_1())
     blocks = {block.row: block for block in drawn.blocks}
     names, texts = zip(
-        *((line.name, line.cells[0]) for line in blocks["lewel_m"].lines), strict=True
+        *((line.name, str(line.cells[0])) for line in blocks["lewel_m"].lines), strict=True
     )
     assert names == ("published", "measured", "difference", "verdict")
     number = 1 + [note.startswith("Table 9 prints this") for note in drawn.notes].index(True)
-    assert texts == (f"66.1 [{number}]", "66.2 ± 0.2 (3)", "+0.1", "reproduced")
-    assert blocks["moco_v2"].lines[2].cells[0] == "−4.4"  # 60.1 - 64.5, with a minus sign
-    assert blocks["lewel_m"].lines[1].cells[2] == "68.5 (1 of 2)"
-    assert blocks["lewel_m"].lines[3].cells[2] == "inconclusive (n=1); failed"
+    assert texts == (f"66.1 [{number}]", "66.2 ± 0.2 (3)ᵇ", "+0.1", "reproduced")
+    assert str(blocks["moco_v2"].lines[2].cells[0]) == "−4.4"  # 60.1 - 64.5, with a minus sign
+    assert str(blocks["lewel_m"].lines[1].cells[2]) == "68.5 (1 of 2)"
+    assert str(blocks["lewel_m"].lines[3].cells[2]) == "inconclusive (n=1); failed"
     assert len(blocks["pcl"].lines) == 1  # published only
     assert all(len(line.cells) == 5 for block in drawn.blocks for line in block.lines)
     assert any("loss is nan at step 31" in problem for problem in drawn.problems)
@@ -144,12 +189,107 @@ def test_a_rounded_zero_has_no_sign() -> None:
     slots = {("lewel_m", "200:top1"): [Slot("k", 0, "done")]}
     drawn = sheet(fill(load("1"), slots, records, "paper", True))
     block = next(block for block in drawn.blocks if block.row == "lewel_m")
-    assert block.lines[2].cells[2] == "0.0"
+    assert str(block.lines[2].cells[2]) == "0.0"
+
+
+def test_the_best_is_bold_in_each_format_that_can() -> None:
+    filled = [table_1()]
+    assert "| **66.2** ± 0.2 (3)ᵇ |" in render(filled, "md")
+    assert r"& \textbf{66.2} $\pm$ 0.2 (3)$^{b}$ &" in render(filled, "latex")
+    html = render(filled, "html")
+    assert "<b>66.2</b> ± 0.2 (3)ᵇ</td>" in html
+    rows = {row["id"]: row["cells"] for row in json.loads(render(filled, "json"))["rows"]}
+    flags = {id: cells["100:top1"]["best"] for id, cells in rows.items() if "100:top1" in cells}
+    assert [id for id, flag in flags.items() if flag] == ["lewel_m"]
+    assert rows["lewel_b"]["100:top1"]["best_published"]
+    assert "**71.9** [" in render(filled, "md")
+
+
+def test_a_mix_within_a_column_is_marked_and_named() -> None:
+    drawn = sheet(table_1())
+    blocks = {block.row: block for block in drawn.blocks}
+    marks = [str(blocks[row].lines[1].cells[0])[-1] for row in ("lewel_m", "moco_v2")]
+    # in reading order; the other columns mix nothing
+    assert marks == ["ᵇ", "ᵃ"]
+    assert drawn.remarks[0] == "Some columns mix ways of measuring: ᵃ another way; ᵇ one way."
+    assert str(blocks["lewel_m"].lines[1].cells[1]) == "87.2 ± 0.1 (3)"
+    found = json.loads(render([table_1()], "json"))
+    assert found["mixed"] == {"100:top1": ["another way", "one way"]}
+
+
+class Page(HTMLParser):
+    """The tags of a page, and whether each was closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.titles: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.seen.append(tag)
+        self.titles += [value for name, value in attrs if name == "title"]
+        assert {name for name, _ in attrs} <= {"title", "class", "id", "rowspan", "lang", "charset"}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>&amp;"""
+
+
+def test_html_stands_alone_and_every_text_is_escaped() -> None:
+    slots = {
+        ("lewel_m", "200:top1"): [Slot(HOSTILE, 0, "done", setting=HOSTILE)],
+        ("moco_v2", "200:top1"): [Slot("k1", 0, "done", setting="one way")],
+        ("byol", "200:top1"): [Slot("k2", 0, "failed", reason=HOSTILE)],
+    }
+    records = {key: SimpleNamespace(metrics={"top1": 68.0}) for key in (HOSTILE, "k1")}
+    engines = {HOSTILE: HOSTILE}
+    filled = fill(load("1"), slots, records, HOSTILE, False, engines)
+    found = Page(render([filled, table_1()], "html"))
+    assert not found.open and found.seen.count("table") == 2
+    assert not {"script", "img", "link", "iframe"} & set(found.seen)
+    for told in (found.titles, found.texts):
+        assert any(HOSTILE in text for text in told)
+
+
+@pytest.mark.parametrize(("id", "suite"), CASES)
+def test_html_has_a_cell_for_every_column(id: str, suite: str) -> None:
+    filled = example(id, suite)
+    found = Page(render([filled], "html"))
+    lines = sum(len(block.lines) for block in sheet(filled).blocks)
+    assert not found.open and found.seen.count("tbody") == len(filled.table.rows)
+    assert found.seen.count("td") == lines * len(filled.table.columns)
+    assert found.titles
+
+
+def test_latex_compiles(tmp_path: Path) -> None:
+    compiler = shutil.which("tectonic") or shutil.which("pdflatex")
+    if compiler is None:
+        pytest.skip("neither tectonic nor pdflatex is installed")
+    tables = render([example(id, suite) for id, suite in CASES], "latex")
+    lines = [r"\documentclass{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
+    source = tmp_path / "tables.tex"
+    source.write_text("\n".join([*lines, tables, r"\end{document}"]), encoding="utf-8")
+    options = [] if "tectonic" in compiler else ["-halt-on-error", "-interaction=nonstopmode"]
+    done = subprocess.run(
+        [compiler, *options, source.name], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert source.with_suffix(".pdf").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("id", "suite"), CASES)
 def test_latex_is_escaped(id: str, suite: str) -> None:
-    text = render(example(id, suite), "latex")
+    text = render([example(id, suite)], "latex")
     assert text.isascii(), [letter for letter in text if not letter.isascii()]
     body = text.split("\n", 1)[1]
     bare = re.sub(r"\\[&%$#_{}\\]", "", body)  # without what is escaped
@@ -172,13 +312,13 @@ def test_escapes() -> None:
 
 def test_markdown_rows_have_the_same_number_of_cells() -> None:
     for id, suite in CASES:
-        lines = [x for x in render(example(id, suite), "md").splitlines() if x.startswith("|")]
+        lines = [x for x in render([example(id, suite)], "md").splitlines() if x.startswith("|")]
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
 def test_unknown_format_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown format 'mdd'. Did you mean 'md'"):
-        render(example("1", "paper"), "mdd")
+        render([example("1", "paper")], "mdd")
 
 
 def test_every_text_that_can_be_rendered_is_ascii_in_latex() -> None:

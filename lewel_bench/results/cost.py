@@ -1,0 +1,50 @@
+"""What a pre-training cost, as its record tells it."""
+
+from lewel_bench.results.record import Record
+from lewel_bench.results.table import OVERHEAD
+
+GIB = 2**30
+
+
+def cost(record: Record) -> dict[str, float]:
+    """What a pre-training's `record` says of its cost, by the metrics of Table 9.
+
+    `seconds_per_epoch` and `device_hours` (a device is a GPU, or a process on a CPU) count every
+    step once, whatever was lost to interruptions; `peak_memory`, of one device in GiB, is absent
+    where it was not measured.
+    """
+    epochs = record.spec["recipe"]["epochs"]
+    found = {
+        "seconds_per_epoch": record.seconds / epochs,
+        "device_hours": record.seconds * _processes(record) / 3600,
+    }
+    if record.peak_memory is not None:
+        found["peak_memory"] = record.peak_memory / GIB
+    return found
+
+
+def overhead(record: Record, baseline: Record) -> dict[str, float]:
+    """By how many percent an epoch of `record` takes longer than one of `baseline`. Nothing where
+    they were not measured alike (`machine`): a time is compared side by side only."""
+    theirs = cost(baseline)["seconds_per_epoch"]
+    if machine(record) != machine(baseline) or not theirs:
+        return {}
+    return {OVERHEAD: 100 * (cost(record)["seconds_per_epoch"] / theirs - 1)}
+
+
+def machine(record: Record) -> str:
+    """What a pre-training's time and memory depend on besides its recipe."""
+    of = record.environment
+    where = [f"{_processes(record)} x {of.get('device', 'unknown device')}"]
+    if "threads" in of:
+        where.append(f"{of['threads']} threads")
+    where.append(record.spec["recipe"]["precision"])
+    if of.get("micro_batch", "whole") != "whole":
+        where.append(f"micro-batches of {of['micro_batch']}")
+    if of.get("compile") == "true":
+        where.append("compiled")
+    return ", ".join(where)
+
+
+def _processes(record: Record) -> int:
+    return int(record.environment.get("processes", "1"))

@@ -1,0 +1,193 @@
+"""Tables with the records under a root: which rows they fill, and what a pre-training cost."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lewel_bench.harness import plan, suites
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.site import Site
+from lewel_bench.harness.tables import Board, provenance, setting
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results import record
+from lewel_bench.results.fill import Entry
+from lewel_bench.results.record import Record
+from lewel_bench.results.render import render
+from lewel_bench.results.table import TABLES, load
+
+SHAPES = suites.SUITES["shapes"]
+START = datetime(2026, 1, 2, tzinfo=UTC)
+V100 = {"device": "Tesla V100", "processes": "8", "threads": "5"}
+
+
+@dataclass
+class Lab:
+    """A run root with finished pre-trainings."""
+
+    root: Path
+    settings: list[tuple[str, Any]] = field(default_factory=list)
+
+    def board(self) -> Board:
+        datasets = Datasets(Site(), self.root, SHAPES, needed=False)
+        return Board(self.root, SHAPES, datasets, self.settings)
+
+    def pretrained(self, name: str, seed: int = 0, **fields: Any) -> str:
+        datasets = Datasets(Site(), self.root, SHAPES, needed=False)
+        job = plan.pretraining(RECIPES[name], seed, SHAPES, datasets, self.settings)
+        made = {
+            "key": job.key, "kind": "pretrain", "name": job.name, "spec": job.identity(),
+            "seed": seed, "metrics": {"loss": 1.0}, "commit": "c", "dirty": False, "version": "0",
+            "command": "", "started": START, "finished": START, "environment": V100,
+            "seconds": 60.0, "peak_memory": 3 * 2**30,
+        }  # fmt: skip
+        record.commit(self.root / job.key, Record(**made | fields))
+        return job.key
+
+    def cells(self, row: str) -> dict[str, Entry]:
+        entries = self.board().filled("9").entries
+        return {column: one for (name, column), one in entries.items() if name == row}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_table_9_is_what_the_records_of_pre_trainings_say(lab: Lab) -> None:
+    """6 epochs in 60 and 66 s on 8 devices; the second seed takes 20 % longer than its baseline."""
+    for seed, seconds in ((0, 66.0), (1, 72.0)):
+        lab.pretrained("moco_v2_amp_100ep", seed)
+        lab.pretrained("lewel_m_100ep", seed, seconds=seconds, peak_memory=2**32)
+    found = lab.cells("lewel_m")
+    assert RECIPES["lewel_m_100ep"].epochs * SHAPES.epochs == 6
+    assert (found["seconds"].mean, found["seconds"].n) == (pytest.approx(11.5), 2)
+    assert found["hours"].mean == pytest.approx(69 * 8 / 3600)
+    assert (found["memory"].mean, found["memory"].std) == (4.0, 0.0)
+    assert found["overhead"].mean == pytest.approx(15) and found["overhead"].n == 2
+    assert found["seconds"].setting == "8 x Tesla V100, 5 threads, fp32"
+    assert {one.state for one in found.values()} == {"done", "missing"}  # top-1 is not there
+    assert found["overhead"].verdict == "nothing published"
+    assert found["seconds"].verdict == "not comparable"
+    baseline = lab.cells("moco_v2")
+    assert baseline["seconds"].best and "overhead" not in baseline
+
+
+def test_an_overhead_waits_for_its_baseline(lab: Lab) -> None:
+    lab.pretrained("lewel_m_100ep")
+    found = lab.cells("lewel_m")
+    assert found["seconds"].state == "done"
+    assert (found["overhead"].state, found["overhead"].mean) == ("missing", None)
+    (slot,) = found["overhead"].slots
+    assert "moco_v2_amp_100ep, the baseline" in slot.reason
+    assert "--method moco_v2_amp_100ep --evals none" in slot.command
+
+
+def test_times_of_two_machines_are_neither_compared_nor_averaged(lab: Lab) -> None:
+    lab.pretrained("moco_v2_amp_100ep")
+    other = {**V100, "device": "H100"}
+    lab.pretrained("lewel_m_100ep", environment=other)
+    overhead = lab.cells("lewel_m")["overhead"]
+    assert (overhead.state, overhead.mean) == ("missing", None)
+    assert overhead.reasons == (
+        "not side by side with moco_v2_amp_100ep: measured on 8 x H100, 5 threads, fp32 "
+        "and on 8 x Tesla V100, 5 threads, fp32",
+    )
+    for seed in (1, 2):
+        lab.pretrained("lewel_m_100ep", seed, seconds=90.0)
+    seconds = lab.cells("lewel_m")["seconds"]
+    assert (seconds.mean, seconds.n, seconds.wanted) == (15.0, 2, 3)
+    assert "seed 0 is not in the mean" in seconds.reasons[0]
+    lab.pretrained("byol_100ep", environment=other)
+    filled = lab.board().filled("9")
+    assert len(filled.mixed("seconds")) == 2
+    assert "8 x H100" in render([filled], "md")
+
+
+def test_a_record_from_before_memory_was_measured_lacks_only_that(lab: Lab) -> None:
+    lab.pretrained("byol_100ep", peak_memory=None)
+    found = lab.cells("byol")
+    assert found["seconds"].mean == pytest.approx(10) and found["hours"].state == "done"
+    assert found["memory"].state == "missing"
+    assert found["memory"].reasons == ("its record has no peak_memory",)
+
+
+def test_explain_goes_from_a_cost_to_its_record(lab: Lab) -> None:
+    key = lab.pretrained("byol_100ep")
+    found = provenance(lab.board(), "table9:byol:seconds")
+    (seed,) = found["seeds"]
+    assert (seed["key"], seed["value"]) == (key, pytest.approx(10))
+    assert found["setting"] == "8 x Tesla V100, 5 threads, fp32"
+    with pytest.raises(ValueError, match="BYOL is a baseline"):
+        provenance(lab.board(), "table9:byol:overhead")
+
+
+def test_the_same_run_at_the_small_scale_fills_both_tables(lab: Lab) -> None:
+    """Nothing is in mixed precision there, so Table 9's MoCo v2 is Table 1's."""
+    assert lab.pretrained("moco_v2_amp_100ep") == lab.pretrained("moco_v2_100ep")
+
+
+@pytest.mark.parametrize("suite", ["paper", "shapes", "cifar10"])
+@pytest.mark.parametrize("id", TABLES)
+def test_every_cell_of_every_table_can_be_filled(id: str, suite: str, tmp_path: Path) -> None:
+    """Each missing cell has a command, whose plan holds the job that fills it."""
+    scale = suites.SUITES[suite]
+    datasets = Datasets(Site(), tmp_path, scale, needed=False)
+    filled = Board(tmp_path, scale, datasets).filled(id)
+    assert {cell for cell, one in filled.entries.items() if one.state} == {
+        (row.id, column.id) for row, column in load(id).cells()
+    }
+    if suite == "cifar10":  # it has no scale for detection and segmentation
+        return
+    jobs = plan.plan(plan.Selection(tables=(id,)), scale, datasets)
+    keys = {job.key for job in jobs}
+    for one in filled.entries.values():
+        for slot in one.slots:
+            assert slot.key in keys and slot.command and slot.state == "missing"
+
+
+def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
+    lab.settings = [("args.h", 1)]
+    entries = lab.board().filled("1").entries
+    assert entries["lewel_m", "100:top1"].slots and not entries["pcl", "200:top1"].slots
+    lab.settings = [("args.queue", 512)]
+    assert not any(one.slots for one in lab.board().filled("7").entries.values())
+    lab.settings = [("args.headz", 1)]
+    with pytest.raises(ValueError, match="headz"):
+        lab.board().filled("7")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "text"),
+    [
+        ("linear_lars", (), "linear_lars, chosen on 10009 held-out images"),
+        ("linear_lars_in100", (), "linear_lars_in100, chosen on 1000 held-out images"),
+        ("linear_sgd_text", (), "linear_sgd_text, one rate"),
+        ("semi_1pct", (), "semi_1pct, chosen on 10009 held-out images"),
+        (
+            "linear_sgd",
+            (("linear_sgd.refit", True),),
+            "linear_sgd, chosen on 10009 held-out images, trained again on all images",
+        ),
+        (
+            "voc07_det_c4",
+            (("voc07_det_c4.engine", "detectron2"),),
+            "voc07_det_c4, engine detectron2, chosen on 2510 held-out images, "
+            "trained again on all images",
+        ),
+        ("knn", (), "knn"),
+    ],
+)
+def test_how_a_protocol_measures(name: str, changes: Any, text: str) -> None:
+    assert setting(plan.scale_protocol(name, suites.PAPER, changes)) == text
+
+
+def test_json_of_a_cost_says_how_it_was_measured(lab: Lab) -> None:
+    lab.pretrained("byol_100ep")
+    rows = json.loads(render([lab.board().filled("9")], "json"))["rows"]
+    (cell,) = [row["cells"]["seconds"] for row in rows if row["id"] == "byol"]
+    assert (cell["recipe"], cell["protocol"], cell["epochs"]) == ("byol", None, 100)
+    assert cell["setting"].startswith("8 x Tesla V100") and cell["unit"] == "s"
