@@ -157,6 +157,9 @@ class Board:
         """`slot` with its overhead over the same seed of the row's baseline, or what is missing."""
         name = cells.baseline_name(row, column)
         assert name is not None
+        if not self._takes_settings(name):
+            reason = f"{name}, the baseline, cannot have the settings"
+            return replace(slot, state="missing", reason=reason)
         key = self._pretrain_key(name, slot.seed)
         if not self._done(key):
             other = self._slot([self._first(name, slot.seed)], slot.seed, key)

@@ -235,8 +235,13 @@ def test_tables_explain_and_status(finished: tuple[Path, list[str]]) -> None:
         assert seed["key"] == key and seed["value"] == cell["mean"]
         (pretrain,) = [u for u in seed["upstream"] if u.get("kind") == "pretrain"]
         assert Path(pretrain["checkpoint"]["file"]).exists() and pretrain["spec"]["recipe"]
+        cost = json.loads((cwd / "runs" / pretrain["key"] / "record.json").read_text())
+        assert cost["peak_memory"] > 100 * 2**20 and cost["seconds"] > 0
         assert seed["commit"] and seed["ran"].startswith("lewel-bench run")
         assert set(seed["data"]) == {"train", "select", "report"}
+    done = _in(cwd, "table", "all", *where, "--format", "html")
+    assert done.returncode == 0 and done.stdout.startswith("<!doctype html>"), done.stderr
+    assert done.stdout.count("<table>") == 9 and record["key"] in done.stdout
     done = _in(cwd, "status", "--format", "json")
     states = {job["state"] for job in json.loads(done.stdout)["jobs"]}
     assert states == {"done"}

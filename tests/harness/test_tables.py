@@ -153,6 +153,10 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
     lab.settings = [("args.h", 1)]
     entries = lab.board().filled("1").entries
     assert entries["lewel_m", "100:top1"].slots and not entries["pcl", "200:top1"].slots
+    lab.settings = [("args.d", 16)]
+    lab.pretrained("lewel_b_100ep")
+    overhead = lab.cells("lewel_b")["overhead"]
+    assert overhead.reasons == ("byol_100ep, the baseline, cannot have the settings",)
     lab.settings = [("args.queue", 512)]
     assert not any(one.slots for one in lab.board().filled("7").entries.values())
     lab.settings = [("args.headz", 1)]
