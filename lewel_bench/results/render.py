@@ -62,14 +62,14 @@ def _tex(text: str) -> str:
 
 
 def latex(filled: Filled) -> str:
-    """A LaTeX table for the packages booktabs and graphicx, shrunk where it is wider than the line;
-    every text is escaped."""
+    """A LaTeX table for the packages booktabs and graphicx, shrunk where it is wider than the line,
+    and its notes below, which may go on on the next page; every text is escaped."""
     drawn = sheet(filled)
     columns = len(filled.table.columns)
     lines = [
         r"% \usepackage{booktabs,graphicx}",
         r"\begin{table}",
-        r"\centering",
+        r"\centering\footnotesize",
         rf"\caption{{{_tex(drawn.title)}. {_tex(drawn.caption)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{",
         rf"\begin{{tabular}}{{{'l' * (len(drawn.header) - columns)}{'r' * columns}}}",
@@ -78,11 +78,13 @@ def latex(filled: Filled) -> str:
     ]
     for block in drawn.blocks:
         lines += [r"\midrule", *(_tex_row(cells) for cells in block.rows())]
-    lines += [r"\bottomrule", r"\end{tabular}", "}"]
+    lines += [r"\bottomrule", r"\end{tabular}", "}", r"\end{table}"]
     notes = [f"[{i}] {note}" for i, note in enumerate(drawn.notes, 1)]
     below = [*drawn.remarks, *drawn.problems, *notes]
-    lines += [rf"\par{{\footnotesize {_tex(text)}\par}}" for text in below]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    head = [rf"\par\noindent Notes on Table {_tex(filled.table.id)}:"] if below else []
+    return (
+        "\n".join([*lines, *head, *(rf"\par{{\footnotesize {_tex(x)}\par}}" for x in below)]) + "\n"
+    )
 
 
 def _tex_row(cells: Iterable[Cell]) -> str:
