@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Board:
         self.states = survey(root, self.store)
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
-        self.recipes: dict[str, dict[str, Any]] = {}  # what goes into their keys
+        self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed
         self.possible: dict[str, bool] = {}  # by recipe, whether it can have the settings
         self.scaled: dict[str, Protocol] = {}
         self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
@@ -210,14 +210,14 @@ class Board:
 
     def _pretrain_key(self, recipe: str, seed: int) -> str:
         if (recipe, seed) not in self.pretrain_keys:
-            what = {"kind": "pretrain", "seed": seed, **self._recipe(recipe)}
-            self.pretrain_keys[recipe, seed] = record.key(what)
+            self.pretrain_keys[recipe, seed] = self._recipe(recipe)(seed)
         return self.pretrain_keys[recipe, seed]
 
-    def _recipe(self, name: str) -> dict[str, Any]:
+    def _recipe(self, name: str) -> Callable[[int], str]:
         if name not in self.recipes:
             scaled = plan.scale_recipe(RECIPES[name], self.suite, self.settings)
-            self.recipes[name] = plan.of_recipe(scaled, self.datasets(scaled.data, "pretrain"))
+            what = plan.of_recipe(scaled, self.datasets(scaled.data, "pretrain"))
+            self.recipes[name] = record.key_by_seed({"kind": "pretrain", **what})
         return self.recipes[name]
 
     def _chain(self, recipe: str, protocol: str, seed: int) -> list[Job]:

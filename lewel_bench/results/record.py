@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -106,8 +106,27 @@ def key(identity: Mapping[str, Any]) -> str:
     `1` and `1.0` (`--set optimizer.lr=1`) are the same run; `true` is not 1, and a tuple is a list.
     Raises ValueError for NaN and infinities, TypeError for what JSON cannot hold.
     """
+    return hashlib.sha256(_text(identity)).hexdigest()[:12]
+
+
+def key_by_seed(identity: Mapping[str, Any]) -> Callable[[int], str]:
+    """The `key` of `identity` with a field `seed`, as a function of it: a hundred times faster than
+    to ask for each of many seeds."""
+    mark = "<the seed>"
+    head, tail = _text({**identity, "seed": mark}).split(json.dumps(mark).encode())
+    begun = hashlib.sha256(head)
+
+    def of(seed: int) -> str:
+        digest = begun.copy()
+        digest.update(b"%d" % seed + tail)
+        return digest.hexdigest()[:12]
+
+    return of
+
+
+def _text(identity: Mapping[str, Any]) -> bytes:
     text = json.dumps(_canonical(identity), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text.encode()
 
 
 def _canonical(value: Any) -> Any:

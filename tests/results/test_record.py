@@ -21,6 +21,7 @@ from lewel_bench.results.record import (
     Record,
     commit,
     key,
+    key_by_seed,
     read,
     set_aside,
 )
@@ -80,6 +81,11 @@ def _same(a: Any, b: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float)
+
+
+@given(IDENTITY, st.integers(0, 10**6))
+def test_key_by_seed_is_the_key(identity: dict[str, Any], seed: int) -> None:
+    assert key_by_seed(identity)(seed) == key({**identity, "seed": seed})
 
 
 @given(IDENTITY, st.data())
