@@ -159,50 +159,6 @@ def pretraining(
     )
 
 
-def evaluation(
-    protocol: Protocol, pretrain: Job, suite: Suite, dataset: Callable[[str, str], Dataset]
-) -> list[Job]:
-    """The jobs that evaluate a pre-training by a protocol, both at the suite's scale."""
-    data = dataset(protocol.data, protocol.runner)
-    common: dict[str, Any] = {
-        "recipe_name": pretrain.recipe_name,
-        "suite": suite.name,
-        "seed": pretrain.seed,
-        "data": data,
-        "protocol": protocol,
-        "upstream": pretrain.key,
-    }
-    name = f"{protocol.name} of {pretrain.recipe_name}"
-    if not isinstance(protocol, Searched):
-        return [_keyed(kind="final", name=name, needs=(pretrain.key,), **common)]
-    again = isinstance(protocol, Dense) and protocol.refit
-    searched = protocol.grid() if not again or len(protocol.grid()) > 1 else []
-    searches = [
-        _keyed(
-            kind="search",
-            name=f"{name}, lr {one[0]:g}/{one[1]:g}",
-            needs=(pretrain.key,),
-            lr=one,
-            **common,
-        )
-        for one in searched
-    ]
-    needs = tuple(job.key for job in searches)
-    if not again:
-        return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
-    finals = [
-        _keyed(
-            kind="final",
-            name=name if trial == 0 else f"{name}, trial {trial}",
-            needs=(*needs, pretrain.key),
-            trial=trial,
-            **common,
-        )
-        for trial in range(trials(protocol))
-    ]
-    return [*searches, *finals]
-
-
 def choices(
     protocols: Iterable[str],
     *,
@@ -263,6 +219,50 @@ def _used(settings: Iterable[tuple[str, Any]], protocols: set[str]) -> None:
             )
         if first not in PROTOCOLS and first not in Recipe.model_fields:
             raise ValueError(unknown("setting", first, [*Recipe.model_fields, *PROTOCOLS]))
+
+
+def evaluation(
+    protocol: Protocol, pretrain: Job, suite: Suite, dataset: Callable[[str, str], Dataset]
+) -> list[Job]:
+    """The jobs that evaluate a pre-training by a protocol, both at the suite's scale."""
+    data = dataset(protocol.data, protocol.runner)
+    common: dict[str, Any] = {
+        "recipe_name": pretrain.recipe_name,
+        "suite": suite.name,
+        "seed": pretrain.seed,
+        "data": data,
+        "protocol": protocol,
+        "upstream": pretrain.key,
+    }
+    name = f"{protocol.name} of {pretrain.recipe_name}"
+    if not isinstance(protocol, Searched):
+        return [_keyed(kind="final", name=name, needs=(pretrain.key,), **common)]
+    again = isinstance(protocol, Dense) and protocol.refit
+    searched = protocol.grid() if not again or len(protocol.grid()) > 1 else []
+    searches = [
+        _keyed(
+            kind="search",
+            name=f"{name}, lr {one[0]:g}/{one[1]:g}",
+            needs=(pretrain.key,),
+            lr=one,
+            **common,
+        )
+        for one in searched
+    ]
+    needs = tuple(job.key for job in searches)
+    if not again:
+        return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
+    finals = [
+        _keyed(
+            kind="final",
+            name=name if trial == 0 else f"{name}, trial {trial}",
+            needs=(*needs, pretrain.key),
+            trial=trial,
+            **common,
+        )
+        for trial in range(trials(protocol))
+    ]
+    return [*searches, *finals]
 
 
 def _keyed(**fields: Any) -> Job:
