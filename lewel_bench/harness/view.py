@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lewel_bench.pretrain.report import Report
 from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import Cell, sheet
+from lewel_bench.results.sheet import sheet
 
 PLAIN_EVERY_S = 60.0
 
@@ -125,11 +125,6 @@ class Bar:
             self.bar.console.print(f"{self.label}: {line(event, fields)}", markup=False)
 
 
-def _cell(cell: Cell) -> str:
-    value = escape(cell.value)
-    return (f"[bold]{value}[/]" if cell.best else value) + escape(cell.rest)
-
-
 def show_table(filled: Filled) -> None:
     """Print a table of the paper with what was measured."""
     drawn = sheet(filled)
@@ -139,7 +134,7 @@ def show_table(filled: Filled) -> None:
         table.add_column(escape(name), justify="left" if i < lead else "right")
     for block in drawn.blocks:
         for cells in block.rows():
-            table.add_row(*map(_cell, cells))
+            table.add_row(*(cell.drawn(escape, "[bold]{}[/]") for cell in cells))
         table.add_section()
     out = console()
     out.print(table)

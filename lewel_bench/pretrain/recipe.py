@@ -26,6 +26,11 @@ class Backbone(Value):
         return int(self.arch.removeprefix("resnet"))
 
     @property
+    def expansion(self) -> int:
+        """Channels that a block puts out to one inside it: 4 of a bottleneck, 1 of a basic one."""
+        return 4 if self.depth >= 50 else 1
+
+    @property
     def stem_stride(self) -> int:
         """Pixels of the image to one of what the first stage sees."""
         return {"imagenet": 4, "small": 2, "cifar": 1}[self.stem]

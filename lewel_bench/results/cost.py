@@ -16,7 +16,7 @@ def cost(record: Record) -> dict[str, float]:
     epochs = record.spec["recipe"]["epochs"]
     found = {
         "seconds_per_epoch": record.seconds / epochs,
-        "device_hours": record.seconds * _processes(record) / 3600,
+        "device_hours": record.seconds * record.processes / 3600,
     }
     if record.peak_memory is not None:
         found["peak_memory"] = record.peak_memory / GIB
@@ -35,7 +35,7 @@ def overhead(record: Record, baseline: Record) -> dict[str, float]:
 def machine(record: Record) -> str:
     """What a pre-training's time and memory depend on besides its recipe."""
     of = record.environment
-    where = [f"{_processes(record)} x {of.get('device', 'unknown device')}"]
+    where = [f"{record.processes} x {of.get('device', 'unknown device')}"]
     if "threads" in of:
         where.append(f"{of['threads']} threads")
     where.append(record.spec["recipe"]["precision"])
@@ -44,7 +44,3 @@ def machine(record: Record) -> str:
     if of.get("compile") == "true":
         where.append("compiled")
     return ", ".join(where)
-
-
-def _processes(record: Record) -> int:
-    return int(record.environment.get("processes", "1"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import Block, Cell, sheet
+from lewel_bench.results.sheet import Block, Cell, sheet, title
 
 STYLE = """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #111; background: #fff }
@@ -23,13 +23,13 @@ td[title] { cursor: help }
 
 def page(tables: Sequence[Filled]) -> str:
     """A whole HTML document with `tables`, one after another."""
-    title = "; ".join(sheet(one).title for one in tables)
+    titles = "; ".join(map(title, tables))
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
             '<meta charset="utf-8">',
-            f"<title>{escape(title)}</title>",
+            f"<title>{escape(titles)}</title>",
             f"<style>\n{STYLE}</style>",
             *map(section, tables),
             "</html>\n",
@@ -65,9 +65,8 @@ def _rows(block: Block) -> Iterable[str]:
 
 
 def _cell(cell: Cell) -> str:
-    title = f' title="{escape(cell.about)}"' if cell.about else ""
-    value = f"<b>{escape(cell.value)}</b>" if cell.best else escape(cell.value)
-    return f"<td{title}>{value}{escape(cell.rest)}</td>"
+    about = f' title="{escape(cell.about)}"' if cell.about else ""
+    return f"<td{about}>{cell.drawn(escape, '<b>{}</b>')}</td>"
 
 
 def _list(kind: str, texts: Sequence[str]) -> list[str]:

@@ -98,6 +98,11 @@ class Record(_Frozen):
             raise ValueError(f"key {self.key!r} is not the hash of its spec, which is {expected!r}")
         return self
 
+    @property
+    def processes(self) -> int:
+        """How many computed it, one a device."""
+        return int(self.environment.get("processes", "1"))
+
 
 def key(identity: Mapping[str, Any]) -> str:
     """12 hex digits that name `identity`: the SHA-256 of its canonical JSON.

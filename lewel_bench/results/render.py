@@ -29,12 +29,7 @@ def markdown(filled: Filled) -> str:
 
 
 def _md_row(cells: Iterable[Cell]) -> str:
-    return f"| {' | '.join(map(_md_cell, cells))} |"
-
-
-def _md_cell(cell: Cell) -> str:
-    value = _md(cell.value)
-    return (f"**{value}**" if cell.best else value) + _md(cell.rest)
+    return f"| {' | '.join(cell.drawn(_md, '**{}**') for cell in cells)} |"
 
 
 def _md(text: str) -> str:
@@ -88,12 +83,7 @@ def latex(filled: Filled) -> str:
 
 
 def _tex_row(cells: Iterable[Cell]) -> str:
-    return " & ".join(map(_tex_cell, cells)) + r" \\"
-
-
-def _tex_cell(cell: Cell) -> str:
-    value = _tex(cell.value)
-    return (rf"\textbf{{{value}}}" if cell.best else value) + _tex(cell.rest)
+    return " & ".join(cell.drawn(_tex, r"\textbf{{{}}}") for cell in cells) + r" \\"
 
 
 def as_csv(filled: Filled) -> str:

@@ -4,6 +4,7 @@ alike.
 Each row of the paper is a block of up to four lines: published, measured, difference, verdict.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lewel_bench.results.fill import Entry, Filled
@@ -25,6 +26,11 @@ class Cell:
 
     def __str__(self) -> str:
         return self.value + self.rest
+
+    def drawn(self, escape: Callable[[str], str], bold: str) -> str:
+        """Its text in a language: `escape` makes a text harmless, `bold` is such as "**{}**"."""
+        value = escape(self.value)
+        return (bold.format(value) if self.best else value) + escape(self.rest)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class Sheet:
     problems: tuple[str, ...]
 
 
+def title(filled: Filled) -> str:
+    """The title of a table's sheet."""
+    return f"Table {filled.table.id}. {filled.table.title} (suite {filled.suite})"
+
+
 def sheet(filled: Filled) -> Sheet:
     """`filled` as texts to be drawn."""
     table = filled.table
@@ -79,7 +90,7 @@ def sheet(filled: Filled) -> Sheet:
         "measured on this suite's data, backbone and schedule: the difference is no verdict.",
     )
     return Sheet(
-        title=f"Table {table.id}. {table.title} (suite {filled.suite})",
+        title=title(filled),
         caption=table.caption,
         header=(*lead, "", *(f"{column.label} ({column.unit})" for column in table.columns)),
         blocks=tuple(_block(filled, row, by_row, notes, marks) for row in table.rows),

@@ -59,14 +59,13 @@ def settings(
 
 
 def _backbone(spec: Backbone, norm: str) -> dict[str, Any]:
-    expansion = 4 if spec.depth >= 50 else 1
     return {
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.RESNETS.DEPTH": spec.depth,
         "MODEL.RESNETS.STEM": spec.stem,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": spec.width,
         "MODEL.RESNETS.WIDTH_PER_GROUP": spec.width,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": spec.width * expansion,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": spec.width * spec.expansion,
         "MODEL.RESNETS.NORM": norm,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "MODEL.PIXEL_MEAN": list(MEAN),
@@ -182,7 +181,7 @@ def _solver(protocol: Detection, candidate: tuple[float, float]) -> dict[str, An
 def stock(spec: Backbone) -> bool:
     """Whether detectron2 builds this backbone itself: it has one stem, and one width of basic
     blocks."""
-    return spec.stem == "imagenet" and (spec.depth >= 50 or spec.width == 64)
+    return spec.stem == "imagenet" and (spec.expansion > 1 or spec.width == 64)
 
 
 def run(

@@ -10,7 +10,6 @@ from lewel_bench.evals.dense import MEAN, STD, Segmentation
 from lewel_bench.pretrain.recipe import Backbone
 
 Config = dict[str, Any]
-EXPANSION = {"resnet18": 1, "resnet34": 1, "resnet50": 4, "resnet101": 4}
 
 
 def training(
@@ -136,7 +135,7 @@ def model(
 ) -> Config:
     """mmseg's fcn_r50-d8 with a plain ResNet of `spec`, started from `weights` if given."""
     norm = {"type": "SyncBN" if cuda else "BN", "requires_grad": True}
-    top = 8 * spec.width * EXPANSION[spec.arch]
+    top = 8 * spec.width * spec.expansion
     backbone = {
         "type": "ResNet" if spec.stem == "imagenet" else "LewelBenchResNet",
         "depth": spec.depth,
