@@ -1,8 +1,10 @@
 """The frozen base of every type, and what to say about a name or a value that cannot be."""
 
 import difflib
+import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -20,6 +22,16 @@ class Value(BaseModel):
                 if field not in cls.model_fields:
                     raise ValueError(unknown(f"{cls.__name__} field", field, cls.model_fields))
         return data
+
+    @classmethod
+    def of_toml(cls, file: Path) -> Self:
+        """The value in `file`. Raises ValueError naming the file and what is wrong with it."""
+        try:
+            return cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            raise ValueError(f"{file}: {explain(error)}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

@@ -1,14 +1,13 @@
 """The register of conflicts: where the paper, the released code and its scripts disagree or are
 silent, what the default here is, which recipe or protocol takes another side, and why."""
 
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lewel_bench.value import Value, explain, unknown
+from lewel_bench.value import Value, unknown
 
 FILE = Path(__file__).with_name("conflicts.toml")
 
@@ -45,12 +44,7 @@ class _Register(Value):
 @cache
 def load() -> tuple[Conflict, ...]:
     """The whole register, in reading order. Raises ValueError naming the file and what is wrong."""
-    try:
-        return _Register.model_validate(tomllib.loads(FILE.read_text(encoding="utf-8"))).conflicts
-    except ValidationError as error:
-        raise ValueError(f"{FILE}: {explain(error)}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{FILE}: {error}") from None
+    return _Register.of_toml(FILE).conflicts
 
 
 def find(id: str) -> Conflict:

@@ -1,14 +1,13 @@
 """The paper's tables as quotations: what each cell says, where the value is from, what it needs."""
 
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lewel_bench.value import Value, explain, unknown
+from lewel_bench.value import Value, unknown
 
 FOLDER = Path(__file__).parent / "tables"
 TABLES = tuple(sorted((file.stem for file in FOLDER.glob("*.toml")), key=lambda id: (len(id), id)))
@@ -150,17 +149,7 @@ def load(id: str) -> Table:
     """Table `id` ("1"). Raises ValueError: no such table (nearest named), or a file that is bad."""
     if id not in TABLES:
         raise ValueError(unknown("table", id, TABLES))
-    return parse(FOLDER / f"{id}.toml")
-
-
-def parse(file: Path) -> Table:
-    """The table quoted in `file`. Raises ValueError naming the file and what is wrong."""
-    try:
-        return Table.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise ValueError(f"{file}: {explain(error)}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file}: {error}") from None
+    return Table.of_toml(FOLDER / f"{id}.toml")
 
 
 def parse_cell(text: str) -> tuple[str, str, str]:

@@ -13,7 +13,6 @@ from lewel_bench.results.table import (
     Table,
     epochs,
     load,
-    parse,
     parse_cell,
 )
 
@@ -341,5 +340,5 @@ def test_a_wrong_table_names_the_file_and_the_fault(
     file = tmp_path / "1.toml"
     file.write_text(text.replace(*change), encoding="utf-8")
     with pytest.raises(ValueError) as caught:
-        parse(file)
+        Table.of_toml(file)
     assert str(file) in str(caught.value) and message in str(caught.value)
