@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lewel_bench.pretrain.files import write_atomically
 
+PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
 KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
 
 
@@ -50,7 +51,7 @@ def load(
     """The newest intact state in `folder`, or None; corrupt files are named through `warn`."""
     for path in reversed(_files(folder)):
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] != path.stem.rsplit("-", 1)[1]:
+        if not _intact(path, data):
             path.rename(path.with_suffix(".corrupt"))
             before = newest(folder)
             then = (
@@ -61,6 +62,19 @@ def load(
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         return state
     return None
+
+
+def open_file(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint of ours. Raises ValueError for another file, or a corrupt one."""
+    data = path.read_bytes()
+    if not (path.name.startswith("checkpoint-") and _intact(path, data)):
+        raise ValueError(f"{path} is no intact checkpoint of lewel-bench (its name holds its hash)")
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def _intact(path: Path, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest()[:16] == path.stem.rsplit("-", 1)[-1]
 
 
 def newest(folder: Path) -> Path | None:
@@ -84,7 +98,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write torchvision ResNet keys and a small header of strings, atomically.
+    """Write weights and a small header of strings, atomically; a backbone by torchvision's keys.
 
     Equal weights make equal bytes: safetensors writes several metadata entries in random order, so
     the header is one entry of JSON.

@@ -51,7 +51,7 @@ class TrainingSet(Protocol):
 
 
 class Method(nn.Module, ABC):
-    """What a method must answer; only the last two have a default, which does nothing.
+    """What a method must answer; `projector` and the last two have a default, which does nothing.
 
     A class is made with `(backbone, norm, *, ...)`; of `ema`, `seed`, `images` and `classes` (of
     the training set) it gets those that it names, and its recipe's arguments. Everything that
@@ -73,6 +73,12 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def backbone(self) -> ResNet:
         """The trained network f_θ: what is evaluated."""
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The head that can be read at every position of f's features (..., D), as LEWEL does to
+        make its maps; it is kept beside the backbone. None where there is no such head."""
+        return None
 
     @abstractmethod
     def keys(self, views: Views, step: int) -> Any:

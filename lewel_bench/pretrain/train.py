@@ -210,12 +210,16 @@ class Loop:
         self.window = Window(self.step)
 
     def finish(self) -> Trained:
-        """Write the backbone; on every rank, but rank 0's file counts."""
+        """Write the backbone, and the projector beside it; on every rank, but rank 0's count."""
         path = self.folder / "backbone.safetensors"
         spec = self.recipe.backbone
         if distributed.rank() == 0:
             header = {"arch": spec.arch, "stem": spec.stem, "width": str(spec.width)}
             checkpoint.write_backbone(path, self.method.backbone.state_dict(), header)
+            if self.method.projector is not None:
+                header = {"method": self.recipe.method, "backbone": checkpoint.sha256(path)}
+                beside = self.folder / checkpoint.PROJECTOR
+                checkpoint.write_backbone(beside, self.method.projector.state_dict(), header)
         return Trained(path, dict(self.metrics), self.seconds)
 
     def _log(self) -> None:

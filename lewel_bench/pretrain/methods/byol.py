@@ -9,7 +9,7 @@ target.
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
@@ -51,6 +51,10 @@ class BYOL(Method):
     @property
     def backbone(self) -> ResNet:
         return self.online.backbone
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.online.g
 
     def keys(self, views: Views, step: int) -> None:
         return None  # images are compared with themselves only

@@ -11,7 +11,7 @@ f encoder, g projector and maps, p semantic projector, q and s predictors; θ on
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
@@ -54,6 +54,10 @@ class LewelB(Method):
     @property
     def backbone(self) -> ResNet:
         return self.online.backbone
+
+    @property
+    def projector(self) -> nn.Module | None:
+        return self.online.projector
 
     def keys(self, views: Views, step: int) -> None:
         return None  # images are compared with themselves only

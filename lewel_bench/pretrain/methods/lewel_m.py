@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import rank
@@ -78,6 +78,10 @@ class LewelM(Method):
     @property
     def backbone(self) -> ResNet:
         return self.online.backbone
+
+    @property
+    def projector(self) -> nn.Module | None:
+        return self.online.projector
 
     def keys(self, views: Views, step: int) -> Keys:
         _, x2 = views

@@ -10,7 +10,7 @@ projector, q query, k key.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
@@ -62,6 +62,10 @@ class MoCoV2(Method):
     @property
     def backbone(self) -> ResNet:
         return self.online.backbone
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.online.g
 
     def keys(self, views: Views, step: int) -> Keys:
         x1, x2 = views

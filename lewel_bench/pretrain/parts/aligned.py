@@ -68,6 +68,11 @@ class AlignedEncoder(nn.Module):
         self.p = mlp(D, hidden, c, norm) if semantic else None
         self.g_maps = mlp(D, hidden, d, norm) if maps == "uncoupled" else None
 
+    @property
+    def projector(self) -> nn.Module | None:
+        """What makes the maps; None where nothing learned does."""
+        return self.g_maps or (self.g if self.maps == "coupled" else None)
+
     def forward(self, x: Tensor, noise: Noise | None = None) -> Aligned:
         F = self.backbone(x).flatten(2).transpose(1, 2)  # (B, P, D)
         y = F.mean(1)  # (B, D)
