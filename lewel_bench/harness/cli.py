@@ -161,6 +161,15 @@ def _print_tree(value: Any, depth: int) -> None:
                 print(f"{pad}{one}")
 
 
+def draw_figure(arguments: argparse.Namespace) -> int:
+    """`lewel-bench figure`."""
+    from lewel_bench.harness.figures import make
+
+    context = Context(arguments)
+    print(make(arguments, context, lambda: _board(context)))
+    return 0
+
+
 def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
     from dataclasses import asdict
@@ -345,6 +354,7 @@ def _warn_corrupt(bad: Sequence[Any]) -> None:
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_jobs,
     "table": show_table,
+    "figure": draw_figure,
     "explain": explain_cell,
     "status": show_status,
     "cancel": cancel_jobs,

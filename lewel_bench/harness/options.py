@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB", dest="verb_name")
     _run_parser(verbs)
     _table_parser(verbs)
+    _figure_parser(verbs)
     explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
     explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
     explain.add_argument("--format", choices=("text", "json"), default="text")
@@ -135,6 +136,40 @@ def _table_parser(verbs: Any) -> None:
         "--missing", action="store_true", help="list empty cells and what fills them"
     )
     _where(table)
+
+
+def _figure_parser(verbs: Any) -> None:
+    summary = "Draw a figure of the paper, a search or a run's curves, as PNG or SVG."
+    figure = verbs.add_parser("figure", help=summary, description=summary)
+    kinds = figure.add_subparsers(required=True, metavar="FIGURE", dest="figure")
+    beta = _verb(kinds, "3a", "figure", "Figure 3a: the loss weight β.")
+    width = _verb(kinds, "3b", "figure", "Figure 3b: the dimension c of aligned embeddings.")
+    maps = _verb(
+        kinds,
+        "5",
+        "figure",
+        "Figure 5: images, two views of each, and the alignment maps of a pre-training.",
+    )
+    maps.add_argument("run", metavar="RUN", help="key or folder of a pre-training, or a checkpoint")
+    maps.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="any folder of images (default: the validation images of the run's data)",
+    )
+    maps.add_argument("--count", type=int, default=4, help="how many images (default: 4)")
+    maps.add_argument(
+        "--channels",
+        help="which maps, as 0,17,31 (default: the --maps that vary most over positions)",
+    )
+    maps.add_argument("--maps", type=int, default=6, help="how many maps (default: 6)")
+    maps.add_argument("--seed", type=int, default=0, help="of the choice of images and views")
+    rates = _verb(kinds, "lr", "figure", "The search behind a cell: its metric against the rate.")
+    rates.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
+    curves = _verb(kinds, "curves", "figure", "Losses and metrics of runs over time.")
+    curves.add_argument("keys", nargs="+", metavar="KEY", help="keys, as status shows them")
+    for one in (beta, width, maps, rates, curves):
+        one.add_argument("--out", metavar="FILE", help="a .png or .svg (default: figure-….svg)")
+        _where(one)
 
 
 def _data_parser(verbs: Any) -> None:

@@ -62,9 +62,12 @@ class Board:
         )
 
     def filled(self, table_id: str) -> Filled:
-        """Table `table_id` with its measured values; with settings, those of the rows that can have
-        them. Raises ValueError for settings that no recipe can have."""
-        quoted = table.load(table_id)
+        """Table `table_id` with its measured values, as `fill`."""
+        return self.fill(table.load(table_id))
+
+    def fill(self, quoted: table.Table) -> Filled:
+        """A table with its measured values; with settings, those of the rows that can have them.
+        Raises ValueError for settings that no recipe can have."""
         slots = {
             (row.id, column.id): self.slots(row, column)
             for row, column in quoted.cells()
@@ -259,16 +262,19 @@ class Board:
 
     def command(self, job: Job, seed: int) -> str:
         """The command that computes a job and what it needs."""
-        protocol = job.protocol.name if job.protocol else "none"
-        words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", job.recipe_name]
-        words += ["--evals", protocol]
+        return self.command_of([job.recipe_name], [job.protocol.name] if job.protocol else [], seed)
+
+    def command_of(self, recipes: Sequence[str], protocols: Sequence[str], seed: int = 0) -> str:
+        """The command that pre-trains recipes and evaluates them by protocols."""
+        words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", ",".join(recipes)]
+        words += ["--evals", ",".join(protocols) or "none"]
         words += ["--seeds", f"{seed},"] if seed else []
         for role, path in self.datasets.own.items():
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
             text = value if isinstance(value, str) else json.dumps(value)
             first = name.split(".")[0]
-            if first not in PROTOCOLS or first == protocol:
+            if first not in PROTOCOLS or first in protocols:
                 words += ["--set", f"{name}={text}"]
         return shlex.join([*words, "--root", str(self.root)])
 

@@ -1,0 +1,194 @@
+"""Figure 5: where the projector of a pre-training points on images of any folder.
+
+B images, V = 2 views, P = h·w positions, d maps.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lewel_bench.harness import splits
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain import checkpoint, methods
+from lewel_bench.pretrain.augment import distort
+from lewel_bench.pretrain.colour import BOX, MEAN, STD
+from lewel_bench.pretrain.data import Batch, Images, decode, view_batches
+from lewel_bench.pretrain.folder import EXTENSIONS, is_image
+from lewel_bench.pretrain.method import Method
+from lewel_bench.pretrain.parts.aligned import alignment_maps
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.views import AUGMENTS
+from lewel_bench.results.draw import Format
+from lewel_bench.results.mosaic import Shown, View, mosaic
+from lewel_bench.value import unknown
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.cli import Context
+
+ALIKE = 0.9  # a map that correlates more than this with one that is shown adds nothing to it
+CPU = torch.device("cpu")
+
+
+def figure(arguments: argparse.Namespace, context: "Context", format: Format) -> bytes:
+    """The picture that a command line asks for. Raises ValueError for a run without a projector."""
+    folder, job, named = _found(arguments.run, context.root)
+    assert job.recipe is not None
+    recipe = job.recipe
+    method = _loaded(folder, job, named)
+    if arguments.images:
+        images = read_any(Path(arguments.images).expanduser())
+    else:
+        images = splits.read(job.data, "val")
+    if not 1 <= arguments.count <= len(images):
+        raise ValueError(f"--count {arguments.count}: {images.root} has {len(images)} images")
+    batch = _drawn(images, recipe, arguments.count, arguments.seed)
+    x = torch.stack([distort(batch.pixels[v], batch.params[v], CPU) for v in range(2)])
+    W = maps(method, x, recipe)  # (V, B, d, h, w)
+    if arguments.channels:
+        channels = _listed(arguments.channels, W.shape[2])
+    else:
+        channels = telling(W.flatten(0, 1), arguments.maps)
+    how = "as asked for" if arguments.channels else "those that vary most over positions"
+    return mosaic(
+        _shown(images, batch, x, W[:, :, channels]),
+        channels,
+        f"Figure 5. Alignment maps of {recipe.label}, {recipe.epochs} epochs, seed {job.seed} "
+        f"({job.key})",
+        (
+            f"Maps of the projector in evaluation mode on both views: {len(channels)} of "
+            f"{W.shape[2]}, {how}. Each is drawn from its smallest to its largest weight; the "
+            "number below it is its largest weight as a multiple of the mean (1 is uniform).",
+        ),
+        format,
+    )
+
+
+def read_any(folder: Path) -> Images:
+    """All image files below a folder, in any layout. Raises ValueError where there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder}: no such folder")
+    files = sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if is_image(file.name) and file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"--images {folder}: no image in it ({', '.join(EXTENSIONS)})")
+    return Images(folder, tuple(files), np.zeros(len(files), dtype=np.int64), ("",))
+
+
+@torch.no_grad()
+def maps(method: Method, x: Tensor, recipe: Recipe) -> Tensor:
+    """Alignment maps (..., d, h, w) of views (..., 3, S, S): the projector at every position."""
+    assert method.projector is not None
+    method.eval()
+    F = method.backbone(x.flatten(0, -4))  # (N, D, h, w)
+    heat = method.projector(F.flatten(2).transpose(1, 2))  # (N, P, d)
+    W = alignment_maps(heat, float(recipe.args.get("scale", 1.0)))
+    return W.transpose(1, 2).reshape(*x.shape[:-3], -1, *F.shape[2:])
+
+
+def telling(W: Tensor, count: int) -> list[int]:
+    """The `count` maps of W (N, d, h, w) that vary most over positions, in that order, without
+    those that look like one before them as far as there are others."""
+    W = W.flatten(2)  # (N, d, P)
+    order = W.std(2).mean(0).argsort(descending=True, stable=True).tolist()
+    about = W - W.mean(2, keepdim=True)
+    flat = torch.nn.functional.normalize(about, dim=2).transpose(0, 1).flatten(1)  # (d, N·P)
+    alike = flat @ flat.T / len(W)  # mean correlation
+    chosen: list[int] = []
+    for k in order:
+        if len(chosen) < count and all(alike[k, other] <= ALIKE for other in chosen):
+            chosen.append(k)
+    rest = [k for k in order if k not in chosen]
+    return [*chosen, *rest[: max(0, count - len(chosen))]]
+
+
+def _found(run: str, root: Path) -> tuple[Path, Job, Path | None]:
+    """The folder of a run, its job, and the checkpoint that was named, if one was."""
+    path = Path(run).expanduser()
+    named = path if path.is_file() else None
+    folder = path.parent if named else path if path.is_dir() else root / run
+    try:
+        job = Job.model_validate_json((folder / SPEC).read_text())
+    except FileNotFoundError:
+        known = [p.parent.name for p in root.glob(f"*/{SPEC}")]
+        raise ValueError(unknown("run", run, known) if known else f"no run in {root}") from None
+    if job.recipe is None:
+        raise ValueError(
+            f"{job.key} is {job.name}, not a pre-training: take {job.upstream}, which it evaluates"
+        )
+    return folder, job, named
+
+
+def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
+    """The method of a run with its weights: of the checkpoint named, else of the finished run, else
+    of its newest checkpoint."""
+    assert job.recipe is not None
+    method = methods.build(job.recipe, job.seed)
+    if method.projector is None:
+        raise ValueError(
+            f"{job.key}: {job.recipe.label} has no learned maps, and no projector that could be "
+            "read at every position: take a pre-training of lewel_m, lewel_b, moco_v2 or byol"
+        )
+    backbone, beside = folder / "backbone.safetensors", folder / checkpoint.PROJECTOR
+    if named is None and backbone.exists() and beside.exists():
+        weights, header = checkpoint.read_backbone(beside)
+        if header.get("backbone") != checkpoint.sha256(backbone):
+            raise ValueError(
+                f"{beside} does not belong to the backbone beside it: their runs differ"
+            )
+        method.projector.load_state_dict(weights)
+        method.backbone.load_state_dict(checkpoint.read_backbone(backbone)[0])
+        return method
+    state = checkpoint.open_file(named) if named else checkpoint.load(folder)
+    if state is None:
+        again = f"lewel-bench run --suite {job.suite} --method {job.recipe_name} --evals none"
+        again += f" --seeds {job.seed}," if job.seed else ""
+        if backbone.exists():
+            raise ValueError(
+                f"{job.key} ({job.name}) has no {beside.name}: it is of a version that kept none. "
+                f"Remove {folder} and pre-train it again, with its --data and --set: {again}"
+            )
+        raise ValueError(
+            f"{job.key} ({job.name}) has no weights yet. Pre-train it, with its --data and --set: "
+            f"{again}"
+        )
+    method.load_state_dict(state["method"])
+    return method
+
+
+def _drawn(images: Images, recipe: Recipe, count: int, seed: int) -> Batch:
+    """`count` images and their first two views, as training would draw them in its first step."""
+    specs = AUGMENTS[recipe.augment][:2]
+    return next(view_batches(images, specs, recipe.image_size, batch=count, seed=seed, steps=1))
+
+
+def _listed(text: str, count: int) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < count for part in parts):
+        raise ValueError(f"--channels {text}: write numbers from 0 to {count - 1}, as 0,17,31")
+    return [int(part) for part in parts]
+
+
+def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[Shown]:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    pixels = (x * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2)  # (V, B, S, S, 3)
+    found = []
+    for place, i in enumerate(batch.index.tolist()):
+        image = decode(images.root / images.files[i])
+        sides = image.shape[:2]
+        views = []
+        for v in range(2):
+            box = batch.params[v, place, BOX] * torch.tensor([*sides, *sides])
+            top, left, height, width = box.tolist()
+            views.append(
+                View(pixels[v, place].numpy(), (top, left, height, width), W[v, place].numpy())
+            )
+        found.append(Shown(images.files[i], image / 255, (views[0], views[1])))
+    return found

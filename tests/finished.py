@@ -1,0 +1,42 @@
+"""Finished jobs under a run root, for tests of what reads them."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.harness import plan, suites
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import Site
+from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.tables import Board
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results import record
+from lewel_bench.results.record import Record
+
+SHAPES = suites.SUITES["shapes"]
+START = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def board(root: Path) -> Board:
+    """The tables of the shapes suite with what is under `root`."""
+    return Board(root, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
+
+
+def finish(root: Path, recipe: str, protocol: str, seed: int = 0, **fields: Any) -> str:
+    """Records of a pre-training and of its evaluation, whose fields are given; the latter's key."""
+    datasets = Datasets(Site(), root, SHAPES, needed=False)
+    first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, SHAPES, datasets)
+    _commit(root, first, metrics={"loss": 1.0})
+    _commit(root, last, upstream=(first.key,), **fields)
+    return last.key
+
+
+def _commit(root: Path, job: Job, **fields: Any) -> None:
+    made: dict[str, Any] = {
+        "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
+        "seed": job.seed, "metrics": {}, "commit": "c", "dirty": False, "version": "0",
+        "command": "lewel-bench run", "started": START, "finished": START, "seconds": 60.0,
+    }  # fmt: skip
+    record.commit(root / job.key, Record(**made | fields))
+    (root / job.key / SPEC).write_text(job.model_dump_json())

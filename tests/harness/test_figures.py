@@ -1,0 +1,221 @@
+"""Charts of what is under a run root: every point is a record's or a log's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import Bench, write_images
+from finished import board, finish
+
+from lewel_bench.harness.cli import main
+from lewel_bench.harness.figures import ablation, curves, logged, rates
+from lewel_bench.harness.maps import maps, telling
+from lewel_bench.pretrain import checkpoint, methods
+from lewel_bench.pretrain.recipes import RECIPES
+
+LINEAR = "linear_lars_in100"
+
+
+def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
+    found = {"lewel_m_beta030_in100_240ep": (60.0, 62.0, 70.0), "lewel_m_in100_240ep": (71.0,)}
+    for name, values in found.items():
+        for seed, value in enumerate(values):
+            finish(tmp_path, name, LINEAR, seed, metrics={"top1": value})
+    chart = ablation(board(tmp_path), "3a")
+    (panel,) = chart.panels  # nothing of the segmentation is there
+    (series,) = panel.series  # nothing published is at this scale
+    assert series.x == (0.3, 0.5) and series.y == (64.0, 71.0)
+    assert series.spread == (pytest.approx(28**0.5), 0.0) and series.texts == ("n=3", "n=1")
+    assert panel.ticks == (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1) and panel.spans[0] == (0, 0.3, "[1]")
+    assert "‘when β is too small (e.g., ≤ 0.3)" in chart.notes[0]
+    assert any("prints no numbers" in n and "82.1" in n and "not drawn" in n for n in chart.notes)
+    assert "lewel_m_beta000_in100_240ep" in chart.notes[-1]
+    assert "linear_lars_in100,voc12_seg_fcn_d8" in chart.notes[-1]
+
+
+def test_a_figure_without_a_point_names_the_command(tmp_path: Path, bench: Bench) -> None:
+    done = bench("figure", "3b", "--suite", "shapes", "--out", tmp_path / "a.svg")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "lewel-bench run --suite shapes --method lewel_m_c8_in100_240ep," in done.stderr
+    assert not (tmp_path / "a.svg").exists()
+
+
+GRID = [
+    {"lr": 0.1, "weight_decay": 0.0, "select_top1": 50.0, "top1": 51.0},
+    {"lr": 0.4, "weight_decay": 0.0, "select_top1": 55.0, "top1": 53.5},
+    {"lr": 1.6, "weight_decay": 0.0, "select_top1": None, "top1": None},
+    {"lr": 0.2, "weight_decay": 0.0, "select_top1": 54.0, "top1": 54.5},
+]
+
+
+def test_a_search_shows_its_grid_its_choice_and_what_is_gone(tmp_path: Path) -> None:
+    outcome = {"chosen": {"lr": 0.4, "weight_decay": 0.0}, "grid": GRID}
+    metrics = {"top1": 53.5}
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics=metrics, outcome=outcome)
+    chart = rates(board(tmp_path), "table1:lewel_m:200:top1")
+    (panel,) = chart.panels
+    held, reported, star = panel.series
+    assert (held.x, held.y) == ((0.1, 0.2, 0.4), (50.0, 54.0, 55.0))
+    assert (reported.x, reported.y) == ((0.1, 0.2, 0.4), (51.0, 54.5, 53.5))
+    assert (star.kind, star.x, star.y) == ("star", (0.4,), (55.0,))
+    assert panel.scale == "log" and panel.ticks == (0.1, 0.2, 0.4, 1.6)
+    assert any("diverged or stopped early at lr 1.6" in note for note in chart.notes)
+    assert not any("edge" in note or "widen" in note for note in chart.notes)
+
+
+def test_a_choice_at_the_edge_is_said(tmp_path: Path) -> None:
+    outcome = {"chosen": {"lr": 0.1, "weight_decay": 0.0}, "grid": GRID}
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
+    chart = rates(board(tmp_path), "table1:lewel_m:200:top1")
+    assert any("the smallest of the grid" in note for note in chart.notes)
+
+
+def test_two_rates_give_a_line_for_each_of_the_lesser(tmp_path: Path) -> None:
+    grid = [
+        {"backbone_lr": b, "head_lr": h, "select_top1": 10 * h + b, "top1": 20 * h + b}
+        for b in (0.1, 0.2, 0.3)
+        for h in (1.0, 2.0)
+    ]
+    outcome = {"chosen": {"backbone_lr": 0.3, "head_lr": 2.0}, "grid": grid}
+    finish(tmp_path, "lewel_m_200ep", "semi_1pct", metrics={"top1": 40.3}, outcome=outcome)
+    (panel,) = rates(board(tmp_path), "table2:lewel_m:200:1pct:top1").panels
+    assert [one.label for one in panel.series] == [
+        "held-out images, head lr 1",
+        "held-out images, head lr 2",
+        "reported images, head lr 1",
+        "reported images, head lr 2",
+        "chosen",
+    ]
+    assert panel.x_label == "backbone lr" and panel.series[3].y == (40.1, 40.2, 40.3)
+
+
+def test_what_has_no_search_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is missing\. Compute it with: lewel-bench run"):
+        rates(board(tmp_path), "table1:lewel_m:200:top1")
+    with pytest.raises(ValueError, match="no learning rate is searched"):
+        rates(board(tmp_path), "table9:lewel_m:hours")
+    with pytest.raises(ValueError, match="Did you mean 'lewel_m'"):
+        rates(board(tmp_path), "table1:lewel_n:200:top1")
+    outcome = {"chosen": {"lr": 0.1, "weight_decay": 0.0}, "grid": GRID[:1]}
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
+    with pytest.raises(ValueError, match="one candidate"):
+        rates(board(tmp_path), "table1:lewel_m:200:top1")
+
+
+def _log(path: Path, *events: dict[str, object], torn: str = "") -> None:
+    path.write_text("".join(json.dumps(event) + "\n" for event in events) + torn)
+
+
+def _step(step: int, loss: float) -> dict[str, object]:
+    return {"event": "step", "step": step, "steps": 40, "epoch": step / 10, "loss": loss, "lr": 1.0}
+
+
+def test_a_log_is_read_as_the_run_went_and_what_was_done_again_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    _log(
+        path,
+        {"event": "start", "seed": 3, "time": 1.0},
+        _step(5, 4.0),
+        _step(12, 3.0),
+        {"event": "monitor", "epoch": 1, "step": 10, "knn_top1": 30.0},
+        _step(22, 2.5),
+        {"event": "resumed", "step": 15, "steps": 40},
+        _step(18, 2.0),
+        _step(30, 1.0),
+        {"event": "monitor", "epoch": 3, "step": 30, "knn_top1": 50.0, "good": True},
+        torn='{"event": "step", "step": 39, "lo',
+    )
+    found = {curve: points for curve, candidate, points in logged(path) if candidate is None}
+    assert found == {
+        ("loss", "epoch"): [(0.5, 4.0), (1.2, 3.0), (1.8, 2.0), (3.0, 1.0)],
+        ("knn_top1", "epoch"): [(1, 30.0), (3, 50.0)],
+    }
+    assert logged(tmp_path / "nothing.jsonl") == []
+
+
+def test_curves_of_candidates_and_of_runs(tmp_path: Path) -> None:
+    outcome = {"chosen": {"lr": 0.2, "weight_decay": 0.0}, "grid": GRID[:2]}
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
+    losses = {"event": "epoch", "epoch": 1, "epochs": 2, "factor": 1.0, "train_loss": [2.0, None]}
+    _log(tmp_path / key / "events.jsonl", losses, {**losses, "epoch": 2, "train_loss": [1.5, 3.0]})
+    (panel,) = curves(board(tmp_path), [key, key]).panels
+    assert [(one.x, one.y) for one in panel.series] == [((1, 2), (2.0, 1.5)), ((2,), (3.0,))]
+    assert [one.label[-8:] for one in panel.series] == [", lr 0.1", ", lr 0.4"]
+    first = next(k for k in board(tmp_path).states if k != key)
+    with pytest.raises(ValueError, match=r"nothing over time is logged for .*done"):
+        curves(board(tmp_path), [first])
+    with pytest.raises(ValueError, match=f"Did you mean '{key}'"):
+        curves(board(tmp_path), [key[:-1] + "x"])
+
+
+@pytest.mark.parametrize("name", ["lewel_m", "lewel_b"])
+def test_maps_are_those_that_the_encoder_makes(name: str) -> None:
+    recipe = RECIPES[f"{name}_200ep"]
+    small = {"arch": "resnet18", "stem": "small", "width": 8}
+    args = {"d": 16, "hidden": 16} | ({"queue": 256} if name == "lewel_m" else {"scale": 0.5})
+    recipe = recipe.model_copy(
+        update={"backbone": type(recipe.backbone)(**small), "args": args, "batch": 64}
+    )
+    method = methods.build(recipe, 0)
+    x = torch.randn(2, 3, 3, 64, 64)
+    W = maps(method, x, recipe)
+    assert W.shape[:3] == (2, 3, 16)
+    torch.testing.assert_close(W.sum((-2, -1)), torch.ones(2, 3, 16))
+    method.eval()
+    with torch.no_grad():
+        expected = method.online(x[1]).W  # (B, P, d)
+    torch.testing.assert_close(W[1].flatten(2).transpose(1, 2), expected)
+
+
+def test_telling_maps_vary_and_differ() -> None:
+    """Map 1 varies most, 3 is the same at half the height, 0 varies elsewhere, 2 is uniform."""
+    W = torch.full((2, 4, 2, 2), 0.25)
+    peak = torch.tensor([[0.2, -0.1], [-0.1, 0.0]])
+    W[:, 1] += 2 * peak
+    W[:, 3] += peak
+    W[:, 0] += 0.1 * peak.flip(0, 1)
+    assert telling(W, 2) == [1, 0]
+    assert telling(W, 4) == [1, 0, 2, 3]
+
+
+def test_figure_5_of_a_run_of_any_images(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a finished run, the same bytes twice; then what cannot be drawn is said."""
+    data = write_images(tmp_path / "data")
+    settings = "image_size=32 batch=16 bn_group=16 epochs=1 args.queue=64 args.d=16 args.hidden=16"
+    sets = [word for one in settings.split() for word in ("--set", one)]
+    run = bench(
+        "run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200", "--evals", "none",
+        "--data", data, *sets,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (folder,) = (p.parent for p in tmp_path.glob("runs/*/projector.safetensors"))
+    header = checkpoint.read_backbone(folder / "projector.safetensors")[1]
+    assert header["backbone"] == checkpoint.sha256(folder / "backbone.safetensors")
+    out = tmp_path / "maps.svg"
+
+    def draw(*arguments: str | Path) -> str:
+        """In this process: each of its own would import torch again."""
+        root = ("--root", tmp_path / "runs", "--out", out)
+        code = main(["figure", "5", *map(str, (*arguments, *root))])
+        said = capsys.readouterr()
+        assert (code, said.out) == ((2, "") if said.err else (0, f"{out}\n"))
+        return said.err
+
+    wanted = (folder, "--images", data / "val", "--count", "2")
+    assert draw(*wanted, "--channels", "3,15") == ""
+    first = out.read_bytes()
+    assert b"<!-- map 15 -->" in first and first.count(b"<image") == 2 * (1 + 2 * 3)
+    assert draw(*wanted, "--channels", "3,15") == "" and out.read_bytes() == first
+    assert draw(folder.name, "--count", "1") == ""  # its own validation images
+    assert "numbers from 0 to 15" in draw(*wanted, "--channels", "16")
+    assert "has 18 images" in draw(folder.name, "--count", "99")
+    assert "no image in it" in draw(folder.name, "--images", tmp_path / "runs")
+    assert "unknown run" in draw("a0b1c2d3e4f5")
+    assert "no intact checkpoint" in draw(folder / "backbone.safetensors")
+    (folder / "backbone.safetensors").write_bytes((folder / "spec.json").read_bytes())
+    assert "does not belong to the backbone" in draw(*wanted)
+    (folder / "projector.safetensors").unlink()
+    assert "lewel-bench run --suite shapes --method lewel_m_200ep" in draw(*wanted)

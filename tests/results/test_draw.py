@@ -1,0 +1,110 @@
+"""Pictures hold what their chart says: read back from the SVG, not from pixels."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lewel_bench.results.chart import Chart, Panel, Series
+from lewel_bench.results.draw import draw, format_of, inline
+from lewel_bench.results.mosaic import Shown, View, mosaic
+
+SVG = "{http://www.w3.org/2000/svg}"
+X = (0.0, 0.1, 0.3, 1.0)
+Y = (60.0, 61.5, 70.25, 66.0)
+HOSTILE = '<script>alert("&")</script> $x_'
+
+
+def chart(**panel: object) -> Chart:
+    series = (
+        Series("measured", X, Y, spread=(1.0, 0.0, 2.0, 0.5), texts=("n=3", "n=1", "n=3", "n=2")),
+        Series("published", (0.3,), (75.0,), kind="marks"),
+        Series(HOSTILE, X, tuple(y - 5 for y in Y)),
+    )
+    fields: dict[str, object] = {"spans": ((0.0, 0.3, "[1]"),), **panel}
+    panels = (Panel("top-1", "β", "top-1 (%)", series, **fields),)  # type: ignore[arg-type]
+    return Chart(f"A title with {HOSTILE}", panels, ("a note & more",))
+
+
+def markers(svg: str, label: str) -> list[tuple[float, float]]:
+    """Where the markers of a series stand in an SVG."""
+    (group,) = (g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("id") == f"series {label}")
+    return [(float(u.get("x", "")), float(u.get("y", ""))) for u in group.iter(f"{SVG}use")]
+
+
+def test_the_points_of_an_svg_are_those_of_the_chart() -> None:
+    """Places in the picture are an affine map of the values, y downwards."""
+    svg = draw(chart(), "svg").decode()
+    drawn = np.array(markers(svg, "measured"))
+    assert len(drawn) == len(X)
+    for axis, values, sign in ((0, X, 1), (1, Y, -1)):
+        slope, offset = np.polyfit(values, drawn[:, axis], 1)
+        assert np.sign(slope) == sign
+        np.testing.assert_allclose(slope * np.array(values) + offset, drawn[:, axis], atol=1e-3)
+        published = {0: 0.3, 1: 75.0}[axis]
+        ((*place,),) = markers(svg, "published")
+        assert place[axis] == pytest.approx(slope * published + offset, abs=1e-3)
+
+
+def test_a_logarithmic_axis_spaces_by_ratios() -> None:
+    one = Series("a", (8, 16, 64), (1, 2, 3))
+    panel = Panel("", "c", "", (one,), scale="log2", ticks=(8, 16, 64))
+    x = [place for place, _ in markers(draw(Chart("", (panel,)), "svg").decode(), "a")]
+    assert (x[2] - x[1]) / (x[1] - x[0]) == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_the_same_chart_gives_the_same_bytes(format: str) -> None:
+    first = draw(chart(), format)  # type: ignore[arg-type]
+    assert first == draw(chart(), format)  # type: ignore[arg-type]
+    assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[format])
+    assert b"matplotlib v" not in first.lower() and b"2026" not in first
+
+
+def test_series_differ_without_their_colours() -> None:
+    """By marker and line, so that a greyscale print tells them apart."""
+    names = [f"s{i}" for i in range(6)]
+    panel = Panel("", "", "", tuple(Series(n, X, Y) for n in names))
+    svg = draw(Chart("", (panel,)), "svg").decode()
+    looks = set()
+    for name in names:
+        (group,) = (
+            g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("id") == f"series {name}"
+        )
+        line, marker = group.find(f"{SVG}path"), next(group.iter(f"{SVG}defs")).find(f"{SVG}path")
+        assert line is not None and marker is not None
+        dashes = re.search(r"stroke-dasharray: ([^;]*)", line.get("style", ""))
+        looks.add((dashes and dashes[1], marker.get("d")))
+    assert len(looks) == len(names)
+
+
+def test_inside_a_page_text_is_text_in_the_pages_colour() -> None:
+    text = inline(chart())
+    root = ET.fromstring(text)
+    words = [element.text for element in root.iter(f"{SVG}text")]
+    assert {"measured", "published", HOSTILE, "n=3", "[1]", "top-1 (%)"} <= {*words}
+    assert "currentColor" in text and "#010203" not in text and "<script" not in text
+    assert "A title" not in text and "a note" not in text  # the page says these itself
+    fills = [p.get("style", "") for p in root.iter(f"{SVG}path")]
+    assert not any("fill: #ffffff" in style and "opacity" not in style for style in fills)
+
+
+def test_a_file_says_its_format_by_its_ending() -> None:
+    assert format_of(Path("a.PNG")) == "png" and format_of(Path("b.svg")) == "svg"
+    with pytest.raises(ValueError, match=r"\.png or \.svg"):
+        format_of(Path("c.pdf"))
+
+
+def test_a_mosaic_says_how_far_from_uniform_a_map_is() -> None:
+    """A map of 2 x 2 with half of its weight in one place: twice the mean."""
+    heat = np.array([[[0.5, 1 / 6], [1 / 6, 1 / 6]], [[0.25, 0.25], [0.25, 0.25]]])
+    view = View(np.full((8, 8, 3), 0.5), (0, 1, 4, 5), heat)
+    shown = [Shown("a/<b>.jpg", np.zeros((6, 9, 3)), (view, view))]
+    svg = mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
+    assert svg == mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
+    said = re.findall(r"<!-- (.*?) -->", svg)  # matplotlib names what it draws as paths
+    assert said.count("max 2.00x") == 2 and said.count("max 1.00x") == 2
+    assert {"map 7", "map 3", "views", "image"} <= {*said}
+    assert len(re.findall(r"<image", svg)) == 1 + 2 * (1 + 2)  # a map is one with its view
