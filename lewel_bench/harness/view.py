@@ -22,6 +22,7 @@ from lewel_bench.results.fill import Filled
 from lewel_bench.results.sheet import sheet
 
 PLAIN_EVERY_S = 60.0
+FEW = 300  # rows; rich takes half a second for a thousand
 
 STYLES = {
     "done": "green",
@@ -38,9 +39,14 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
-def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a simple table."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a simple table; in a pipe, or where there are many rows, a line a row."""
+    if not sys.stdout.isatty() or len(rows) > FEW:
+        lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
+        return
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -139,13 +139,22 @@ def _many_records(root: Path, count: int) -> None:
         seed += 1
 
 
+def test_a_list_in_a_pipe_has_a_line_a_row(bench: Bench) -> None:
+    done = bench("ls", "conflicts")
+    found = bench("ls", "conflicts", "--format", "json")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + len(json.loads(found.stdout))
+    assert {line[lines[0].index("the paper") - 1] for line in lines} == {" "}
+
+
 def test_five_thousand_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar is 2 s; 6 here leaves room for a slow machine."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     root = tmp_path / "runs"
     _many_records(root, 5000)
     assert _seconds(["table", "all", "--suite", "shapes", "--root", str(root)], tmp_path) < 6
-    assert _seconds(["status", "--root", str(root), "--format", "json"], tmp_path) < 6
+    for form in ("rich", "json"):
+        assert _seconds(["status", "--root", str(root), "--format", form], tmp_path) < 6
     done = subprocess.run(
         command("table", "1", "--suite", "shapes", "--root", str(root), "--format", "json"),
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
