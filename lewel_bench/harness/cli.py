@@ -170,6 +170,17 @@ def draw_figure(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def write_report(arguments: argparse.Namespace) -> int:
+    """`lewel-bench report`."""
+    from lewel_bench.harness.reports import write
+
+    board = _board(Context(arguments))
+    write(board, Path(arguments.out), force=arguments.force)
+    _warn_corrupt(board.store.bad)
+    print(arguments.out)
+    return 0
+
+
 def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
     from dataclasses import asdict
@@ -355,6 +366,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_jobs,
     "table": show_table,
     "figure": draw_figure,
+    "report": write_report,
     "explain": explain_cell,
     "status": show_status,
     "cancel": cancel_jobs,

@@ -3,7 +3,8 @@
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ Curve = tuple[str, str]  # its name, and what its places are: "epoch" or "step"
 
 # the order of the panels; what else a log has follows
 CURVES = ("loss", "knn_top1", "train_loss", "feature_std", "map_entropy", "aligned_gap_cosine")
+CHOICE = (
+    "The candidate best on held-out training images is chosen; what it has on the images that are "
+    "reported decides nothing."
+)
 NO_CURVE = (
     "step",
     "steps",
@@ -38,6 +43,10 @@ NO_CURVE = (
     "lr",
     "factor",
 )
+
+
+class Missing(ValueError):
+    """What a figure would show is not there; the message says how to get it."""
 
 
 def make(arguments: argparse.Namespace, context: "Context", board: Callable[[], Board]) -> Path:
@@ -57,20 +66,23 @@ def make(arguments: argparse.Namespace, context: "Context", board: Callable[[], 
     elif name == "curves":
         content = draw.draw(curves(board(), arguments.keys), format)
     else:
-        content = draw.draw(ablation(board(), name), format)
+        chart, command = ablation(board(), name)
+        content = draw.draw(chart, format)
+        if command:
+            print(f"not all of it is measured; fill with: {command}", file=sys.stderr)
     write_atomically(out, content)
     return out
 
 
-def ablation(board: Board, id: str) -> Chart:
-    """Figure 3a or 3b with what is measured of it. Raises ValueError with the command that computes
-    it where nothing is; a chart of a part has that command in its last note."""
+def ablation(board: Board, id: str) -> tuple[Chart, str]:
+    """Figure 3a or 3b with what is measured of it, and the command that computes the rest (empty:
+    there is none). Raises Missing with that command where nothing is measured."""
     quoted = figure.load(id)
     filled = board.fill(quoted.table())
-    measured = {name for (name, _), entry in filled.entries.items() if entry.mean is not None}
-    command = _missing(board, quoted, filled)
+    command, lacking = _missing(board, quoted, filled)
+    measured = {name for (_, name), entry in filled.entries.items() if entry.mean is not None}
     if not measured:
-        raise ValueError(
+        raise Missing(
             f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
             f"Compute it with: {command}"
         )
@@ -79,18 +91,14 @@ def ablation(board: Board, id: str) -> Chart:
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
         f"ours. {_published(quoted, board.suite.comparable)}"
     )
-    notes += quoted.remarks
-    if command:
-        notes.append(f"Not all points have all they ask for. Fill with: {command}")
-    return Chart(
+    chart = Chart(
         title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
         panels=tuple(
-            _quantity(board, quoted, filled, one)
-            for one in quoted.columns
-            if any(filled.entries[f"{p.x:g}", one.id].mean is not None for p in quoted.points)
+            _quantity(board, quoted, filled, one) for one in quoted.columns if one.id in measured
         ),
-        notes=tuple(notes),
+        notes=(*notes, *quoted.remarks, *lacking),
     )
+    return chart, command
 
 
 def _quantity(board: Board, quoted: figure.Figure, filled: Filled, of: figure.Quantity) -> Panel:
@@ -131,21 +139,33 @@ def _published(quoted: figure.Figure, comparable: bool) -> str:
     return f"Of the same runs its tables print {said}{where}."
 
 
-def _missing(board: Board, quoted: figure.Figure, filled: Filled) -> str:
-    """The command that computes what a figure lacks; empty where it lacks nothing."""
-    lacking = [
-        (cells.recipe_name(row, column), row.protocols[column.eval])
-        for row, column in filled.table.cells()
-        if (entry := filled.entries.get((row.id, column.id))) is None or entry.state != "done"
-    ]
-    recipes = dict.fromkeys(name for name, _ in lacking if name)
-    protocols = dict.fromkeys(protocol for _, protocol in lacking)
-    return board.command_of(list(recipes), list(protocols)) if lacking else ""
+def _missing(board: Board, quoted: figure.Figure, filled: Filled) -> tuple[str, list[str]]:
+    """The command that computes what a figure lacks, and that in words; empty where it has all."""
+    recipes: dict[str, None] = {}
+    protocols: dict[str, None] = {}
+    said = []
+    for one in quoted.columns:
+        column = filled.table.column(one.id)
+        rows = [
+            row
+            for row in filled.table.rows
+            if (entry := filled.entries.get((row.id, one.id))) is None or entry.state != "done"
+        ]
+        if rows:
+            recipes |= dict.fromkeys(filter(None, (cells.recipe_name(r, column) for r in rows)))
+            protocols[one.protocol] = None
+            said.append(f"{one.label} at {', '.join(row.label for row in rows)}")
+    if not said:
+        return "", []
+    return (
+        board.command_of(list(recipes), list(protocols)),
+        [f"Not (or not with all seeds) measured: {'; '.join(said)}."],
+    )
 
 
 def rates(board: Board, cell: str) -> Chart:
     """The search behind a cell: its metric against the learning rate, one panel a seed. Raises
-    ValueError for a cell whose protocol searches none, or that has no record yet."""
+    ValueError for what is no cell of a search, Missing where it has no record yet."""
     table_id, row_id, column_id = table.parse_cell(cell)
     quoted = table.load(table_id)
     row, column = quoted.row(row_id), quoted.column(column_id)
@@ -154,68 +174,84 @@ def rates(board: Board, cell: str) -> Chart:
     slots = [slot for slot in board.slots(row, column) if slot.trial == 0]
     done = [(slot.seed, board.store.records[slot.key]) for slot in slots if slot.state == "done"]
     if not done:
-        raise ValueError(f"{cell} is {slots[0].state}. Compute it with: {slots[0].command}")
-    grids = [(seed, one) for seed, one in done if len(one.outcome.get("grid", ())) > 1]
-    if not grids:
+        raise Missing(f"{cell} is {slots[0].state}. Compute it with: {slots[0].command}")
+    found = [
+        _search(row, column, seed, one, grid)
+        for seed, one in done
+        if len(grid := _candidates(one)) > 1
+    ]
+    if not found:
         protocol = row.protocols[column.eval]
-        raise ValueError(f"{cell}: {protocol} has one candidate, so no learning rate was searched")
-    found = [_search(seed, one, column) for seed, one in grids]
+        raise Missing(f"{cell}: {protocol} had one candidate, so no learning rate was searched")
     notes = [note for _, notes in found for note in notes]
     return Chart(
         title=f"{row.label}, {column.label} (Table {table_id}): the search; suite "
         f"{board.suite.name}",
         panels=tuple(panel for panel, _ in found),
-        notes=(
-            "The candidate best on held-out training images is chosen; what it has on the images "
-            "that are reported decides nothing.",
-            *notes,
-        ),
+        notes=(CHOICE, *notes),
     )
 
 
-def _search(seed: int, result: Record, column: table.Column) -> tuple[Panel, list[str]]:
-    chosen, grid = result.outcome["chosen"], result.outcome["grid"]
-    values = {name: sorted({row[name] for row in grid}) for name in chosen}
+def _candidates(result: Record) -> list[dict[str, Any]]:
+    """The candidates of a search. An outcome is free JSON, and may be another lab's: those without
+    a number for each setting that was chosen are left out."""
+    return [
+        one
+        for one in result.outcome.get("grid", ())
+        if all(type(one.get(name)) in (int, float) for name in result.outcome["chosen"])
+    ]
+
+
+def _search(
+    row: table.Row,
+    column: table.Column,
+    seed: int,
+    result: Record,
+    grid: Sequence[Mapping[str, Any]],
+) -> tuple[Panel, list[str]]:
+    chosen = result.outcome["chosen"]
+    values = {name: sorted({one[name] for one in grid}) for name in chosen}
     along = max(values, key=lambda name: len(values[name]))
     others = [name for name in chosen if name != along and len(values[name]) > 1]
     select = f"select_{column.metric}"
-    kinds = ((select, "held-out images"), (column.metric, "reported images"))
     series = []
-    for metric, images in kinds:
-        rows = [row for row in grid if row.get(metric) is not None]
-        rows.sort(key=lambda row: (*(row[name] for name in others), row[along]))
-        for key, group in groupby(rows, key=lambda row: [row[name] for name in others]):
-            of = "".join(f", {_words(n)} {value:g}" for n, value in zip(others, key, strict=True))
-            x, y = zip(*((row[along], row[metric]) for row in group), strict=True)
+    for metric, images in ((select, "held-out images"), (column.metric, "reported images")):
+        seen = [one for one in grid if one.get(metric) is not None]
+        seen.sort(key=lambda one: (*(one[name] for name in others), one[along]))
+        for key, group in groupby(seen, key=lambda one: [one[name] for name in others]):
+            of = "".join(f", {_words(n)} {v:g}" for n, v in zip(others, key, strict=True))
+            x, y = zip(*((one[along], one[metric]) for one in group), strict=True)
             series.append(Series(f"{images}{of}", x, y))
-    for row in grid:
-        if all(row[name] == chosen[name] for name in chosen) and row.get(select) is not None:
-            series.append(Series("chosen", (row[along],), (row[select],), kind="star"))
+    best = [one for one in grid if all(one[name] == chosen[name] for name in chosen)]
+    series += [
+        Series("chosen", (one[along],), (one[select],), kind="star")
+        for one in best
+        if select in one
+    ]
     edges = [edge_warning(_words(name), chosen[name], values[name]) for name in chosen]
-    gone = [f"{row[along]:g}" for row in grid if row.get(column.metric) is None]
-    notes = [f"seed {seed}: {edge}" for edge in edges if edge]
+    gone = [f"{one[along]:g}" for one in grid if one.get(column.metric) is None]
+    title = f"{row.label}, {column.label}, seed {seed}"
+    notes = [f"{title}: {edge}." for edge in edges if edge]
     if gone:
-        notes.append(f"seed {seed}: diverged or stopped early at {_words(along)} {', '.join(gone)}")
-    return (
-        Panel(
-            title=f"seed {seed}, record {result.key}",
-            x_label=_words(along),
-            y_label=f"{column.metric} ({column.unit})",
-            series=tuple(series),
-            scale="log",
-            ticks=tuple(values[along]),
-        ),
-        notes,
+        notes.append(f"{title}: diverged or stopped early at {_words(along)} {', '.join(gone)}.")
+    panel = Panel(
+        title=f"{title} ({result.key})",
+        x_label=_words(along),
+        y_label=f"{column.metric} ({column.unit})",
+        series=tuple(series),
+        scale="log",
+        ticks=tuple(values[along]),
     )
+    return panel, notes
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def curves(board: Board, keys: Sequence[str]) -> Chart:
-    """What the logs of runs say over time, one panel a quantity. Raises ValueError for an unknown
-    key, or where no log has a number."""
+def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None) -> Chart:
+    """What the logs of runs say over time, one panel a quantity, or `only` some. Raises ValueError
+    for an unknown key, Missing where no log has a number."""
     found: dict[Curve, list[Series]] = {}
     for key in dict.fromkeys(keys):
         if key not in board.states:
@@ -230,9 +266,10 @@ def curves(board: Board, keys: Sequence[str]) -> Chart:
                 label = f"{label}, {which}"
             x, y = zip(*points, strict=True)
             found.setdefault(curve, []).append(Series(label, x, y))
+    found = {curve: series for curve, series in found.items() if only is None or curve[0] in only}
     if not found:
         names = ", ".join(f"{key} ({board.states[key].state})" for key in keys)
-        raise ValueError(
+        raise Missing(
             f"nothing over time is logged for {names}. A run writes it: see lewel-bench status for "
             "the runs that have started, and table N --missing for the commands of the others"
         )
@@ -259,12 +296,14 @@ def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]
         if event.get("event") not in ("step", "epoch", "monitor", "evaluated"):
             continue
         axis = "epoch" if "epoch" in event else "step"
+        if type(event.get(axis)) not in (int, float):
+            continue
         split = f"{event['split']} " if "split" in event else ""
         for name, value in event.items():
             several = isinstance(value, list) and len(value) > 1
             for i, one in enumerate(value if isinstance(value, list) else [value]):
                 # bool is an int, and no quantity
-                if name in NO_CURVE or type(one) not in (int, float) or axis not in event:
+                if name in NO_CURVE or type(one) not in (int, float):
                     continue
                 points = found.setdefault(((split + name, axis), i if several else None), [])
                 while points and points[-1][0] >= event[axis]:

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     _run_parser(verbs)
     _table_parser(verbs)
     _figure_parser(verbs)
+    _report_parser(verbs)
     explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
     explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
     explain.add_argument("--format", choices=("text", "json"), default="text")
@@ -136,6 +137,15 @@ def _table_parser(verbs: Any) -> None:
         "--missing", action="store_true", help="list empty cells and what fills them"
     )
     _where(table)
+
+
+def _report_parser(verbs: Any) -> None:
+    report = _verb(
+        verbs, "report", "report", "Write tables, figures, coverage and cost as one HTML file."
+    )
+    report.add_argument("out", metavar="OUT.html", help="where to; an older report is replaced")
+    report.add_argument("--force", action="store_true", help="replace any file")
+    _where(report)
 
 
 def _figure_parser(verbs: Any) -> None:

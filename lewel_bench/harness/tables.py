@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,15 @@ class Board:
         words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", ",".join(recipes)]
         words += ["--evals", ",".join(protocols) or "none"]
         words += ["--seeds", f"{seed},"] if seed else []
+        return shlex.join([*words, *self._given(protocols)])
+
+    def options(self) -> list[str]:
+        """The options by which another command sees the same board."""
+        return ["--suite", self.suite.name, *self._given(PROTOCOLS)]
+
+    def _given(self, protocols: Container[str]) -> list[str]:
+        """Data, settings (of these protocols and of recipes) and root, as options."""
+        words = []
         for role, path in self.datasets.own.items():
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
@@ -276,7 +285,7 @@ class Board:
             first = name.split(".")[0]
             if first not in PROTOCOLS or first in protocols:
                 words += ["--set", f"{name}={text}"]
-        return shlex.join([*words, "--root", str(self.root)])
+        return [*words, "--root", str(self.root)]
 
 
 def setting(protocol: Protocol) -> str:

@@ -16,7 +16,7 @@ def cost(record: Record) -> dict[str, float]:
     epochs = record.spec["recipe"]["epochs"]
     found = {
         "seconds_per_epoch": record.seconds / epochs,
-        "device_hours": record.seconds * record.processes / 3600,
+        "device_hours": device_hours(record),
     }
     if record.peak_memory is not None:
         found["peak_memory"] = record.peak_memory / GIB
@@ -35,12 +35,22 @@ def overhead(record: Record, baseline: Record) -> dict[str, float]:
 def machine(record: Record) -> str:
     """What a pre-training's time and memory depend on besides its recipe."""
     of = record.environment
-    where = [f"{record.processes} x {of.get('device', 'unknown device')}"]
-    if "threads" in of:
-        where.append(f"{of['threads']} threads")
-    where.append(record.spec["recipe"]["precision"])
+    where = [devices(record), record.spec["recipe"]["precision"]]
     if of.get("micro_batch", "whole") != "whole":
         where.append(f"micro-batches of {of['micro_batch']}")
     if of.get("compile") == "true":
         where.append("compiled")
     return ", ".join(where)
+
+
+def devices(record: Record) -> str:
+    """What a record was computed on, as "8 x Tesla V100, 4 threads"."""
+    of = record.environment
+    count = of.get("threads")
+    threads = f", {count} thread{'s' * (count != '1')}" if count else ""
+    return f"{record.processes} x {of.get('device', 'unknown device')}{threads}"
+
+
+def device_hours(record: Record) -> float:
+    """The hours that its devices were at work."""
+    return record.seconds * record.processes / 3600

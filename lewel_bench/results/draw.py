@@ -5,6 +5,7 @@ Series differ by marker and line style as well as by colour, so greyscale tells 
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "axes.formatter.useoffset": False,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is a $
     "svg.hashsalt": "lewel-bench",
     "lines.markersize": 5.5,
     "lines.linewidth": 1.4,
@@ -79,7 +81,8 @@ def inline(chart: Chart) -> str:
     with style(INLINE):
         text = saved(_figure(chart, bare=True), "svg", transparent=True).decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    return text.replace("'DejaVu Sans'", "inherit")
+    text = text.replace("'DejaVu Sans'", "inherit")
+    return re.sub(r'<g id="[^"]*"', "<g", text)  # an id may stand but once in a page
 
 
 @contextmanager
@@ -174,6 +177,7 @@ def _panel(axes: "Axes", panel: Panel, names: Mapping[str, int]) -> None:
     if panel.ticks:
         axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
         axes.minorticks_off()
+        axes.tick_params("x", labelsize=9 if len(panel.ticks) < 9 else 6.5)
     for i, (start, end, text) in enumerate(panel.spans):
         axes.axvspan(start, end, color="#8c8c8c", alpha=(0.16, 0.07)[i % 2], lw=0, zorder=0)
         axes.annotate(

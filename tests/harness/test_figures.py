@@ -22,7 +22,7 @@ def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
     for name, values in found.items():
         for seed, value in enumerate(values):
             finish(tmp_path, name, LINEAR, seed, metrics={"top1": value})
-    chart = ablation(board(tmp_path), "3a")
+    chart, command = ablation(board(tmp_path), "3a")
     (panel,) = chart.panels  # nothing of the segmentation is there
     (series,) = panel.series  # nothing published is at this scale
     assert series.x == (0.3, 0.5) and series.y == (64.0, 71.0)
@@ -30,8 +30,12 @@ def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
     assert panel.ticks == (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1) and panel.spans[0] == (0, 0.3, "[1]")
     assert "‘when β is too small (e.g., ≤ 0.3)" in chart.notes[0]
     assert any("prints no numbers" in n and "82.1" in n and "not drawn" in n for n in chart.notes)
-    assert "lewel_m_beta000_in100_240ep" in chart.notes[-1]
-    assert "linear_lars_in100,voc12_seg_fcn_d8" in chart.notes[-1]
+    assert chart.notes[-1] == (
+        "Not (or not with all seeds) measured: IN-100 top-1 at 0, 0.1, 0.7, 0.9, 1; "
+        "VOC12 mIoU at 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1."
+    )
+    assert "lewel_m_beta000_in100_240ep" in command
+    assert "--evals linear_lars_in100,voc12_seg_fcn_d8" in command
 
 
 def test_a_figure_without_a_point_names_the_command(tmp_path: Path, bench: Bench) -> None:

@@ -1,0 +1,368 @@
+"""The report: tables, figures, coverage and cost as one HTML file that needs nothing else.
+
+Whatever comes from a record (names, commands, warnings) is escaped here, or travels as JSON that
+`web/report.js` sets as text. A content security policy forbids every script but that one.
+"""
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.results.chart import Chart
+from lewel_bench.results.cost import GIB, devices
+from lewel_bench.results.draw import inline
+from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.record import Record
+from lewel_bench.results.sheet import BLANK, Cell, sheet
+from lewel_bench.results.table import ORIGINS, Column, Row
+
+WEB = Path(__file__).parent / "web"
+MARK = '<meta name="generator" content="lewel-bench report">'
+LOOKS = {"reproduced": "good", "within noise": "fair", "differs": "bad"}  # of a verdict
+STATES = ("done", "part", "running", "queued", "failed", "stale", "missing")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What jobs of one name took: their number, device-hours, seconds an epoch and the most memory
+    of a device in bytes (None: not of this kind, or not measured)."""
+
+    kind: str
+    name: str
+    jobs: int
+    device_hours: float
+    seconds_per_epoch: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is reported. `records` are those behind the tables; `logs` the keys of those that have a
+    log; `root` is the address of the run root from the report's place, ending in "/"; `options`
+    follow `lewel-bench explain CELL` to show the same numbers. `problems` are said at the top."""
+
+    suite: str
+    scale: str
+    comparable: bool
+    tables: Sequence[Filled]
+    records: Mapping[str, Record]
+    logs: frozenset[str]
+    root: str
+    options: str
+    figures: Sequence[tuple[str, Chart]]
+    costs: Sequence[Cost]
+    problems: Sequence[str] = ()
+
+
+def report(of: Report) -> str:
+    """The whole HTML document; the same text for the same content."""
+    script = (WEB / "report.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            '<meta charset="utf-8">',
+            MARK,
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>LEWEL, measured: suite {escape(of.suite)}</title>",
+            f"<style>\n{(WEB / 'report.css').read_text('utf-8')}</style>",
+            *_head(of),
+            "<main>",
+            *(_table(filled) for filled in of.tables),
+            *_figures(of.figures),
+            *_coverage(of.tables),
+            *_costs(of.costs),
+            "</main>",
+            "<dialog><div></div></dialog>",
+            f'<script type="application/json" id="data">{_json(_data(of))}</script>',
+            f"<script>{script}</script>",
+            "</html>\n",
+        ]
+    )
+
+
+def _head(of: Report) -> Iterator[str]:
+    states = _states(of.tables)
+    verdicts = Counter(e.verdict for t in of.tables for e in t.entries.values() if e.state)
+    hours = sum(one.device_hours for one in of.costs)
+    newest = max((one.finished for one in of.records.values()), default=None)
+    yield "<header><h1>Learning Where to Learn, measured</h1>"
+    yield (
+        '<p class="soft">The tables of LEWEL (CVPR 2022, <a href="https://arxiv.org/abs/2203.14898">'
+        f"arXiv 2203.14898</a>) beside what lewel-bench measured. Suite {escape(of.suite)}: "
+        f"{escape(of.scale)}.</p>"
+    )
+    if not of.comparable:
+        yield (
+            '<p class="warn">This suite is not the paper’s scale: its values stand here for '
+            "orientation only, and no difference is a verdict.</p>"
+        )
+    yield from (f'<p class="warn">{escape(problem)}</p>' for problem in of.problems)
+    cards = [
+        (f"{states['done']} of {sum(states.values())}", "cells measured with all their seeds"),
+        *((str(verdicts[v]), v) for v in ("reproduced", "within noise", "differs") if verdicts[v]),
+        (f"{len(of.records):,}", "records behind them"),
+        (f"{hours:,.3g}", "device-hours"),
+        *([(f"{newest:%Y-%m-%d}", "newest record")] if newest else []),
+    ]
+    shown = "".join(
+        f"<div><b>{escape(n)}</b><span>{escape(what)}</span></div>" for n, what in cards
+    )
+    yield f'<div class="cards">{shown}</div></header>'
+    places = [(f"table{t.table.id}", f"Table {t.table.id}") for t in of.tables]
+    places += [("figures", "Figures")] if of.figures else []
+    places += [("coverage", "Coverage"), ("cost", "Cost")]
+    links = " ".join(f'<a href="#{escape(id)}">{escape(name)}</a>' for id, name in places)
+    choices = "".join(f"<option>{escape(verdict)}</option>" for verdict in sorted(verdicts))
+    yield (
+        f'<nav><div>{links}<form name="filter"><input type="search" name="words" '
+        'placeholder="Filter rows" aria-label="Show only rows with these words">'
+        '<select name="verdict" aria-label="Show only rows with this verdict">'
+        f'<option value="">any verdict</option>{choices}</select></form></div></nav>'
+    )
+
+
+def _table(filled: Filled) -> str:
+    drawn = sheet(filled)
+    lead = drawn.header[: len(drawn.header) - len(filled.table.columns) - 1]
+    heads = "".join(
+        f"<th data-sort{' data-text' if i == 0 else ''}><button>{escape(name)}</button></th>"
+        for i, name in enumerate(lead)
+    )
+    heads += "".join(
+        f'<th class="value" data-sort><button>{escape(name)}</button></th>'
+        for name in drawn.header[len(lead) + 1 :]
+    )
+    lines = [
+        f'<section class="table" id="table{escape(filled.table.id)}">',
+        f"<h2>{escape(drawn.title)}</h2>",
+        f'<p class="soft">{escape(drawn.caption)}</p>',
+        f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>',
+    ]
+    for place, (row, block) in enumerate(zip(filled.table.rows, drawn.blocks, strict=True)):
+        words = escape(" ".join((row.id, *block.lead, row.block)).lower())
+        lines.append(f'<tr data-place="{place}" data-words="{words}">{_lead(row, block.lead)}')
+        by_column = zip(*(line.cells for line in block.lines), strict=True)
+        for column, cells in zip(filled.table.columns, by_column, strict=True):
+            lines.append(_cell(filled, row, column, cells))
+        lines.append("</tr>")
+    lines.append("</tbody></table></div>")
+    for kind, texts in (("ul", (*drawn.remarks, *drawn.problems)), ("ol", drawn.notes)):
+        if texts:
+            items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+            lines.append(f'<{kind} class="notes">{items}</{kind}>')
+    return "\n".join([*lines, "</section>"])
+
+
+def _lead(row: Row, lead: Sequence[str]) -> str:
+    block = f" <small>{escape(row.block)}</small>" if row.block else ""
+    first = f'<th data-value="{escape(lead[0])}">{escape(lead[0])}{block}</th>'
+    rest = (f'<td data-value="{row.epochs or ""}">{escape(text)}</td>' for text in lead[1:])
+    return first + "".join(rest)
+
+
+def _cell(filled: Filled, row: Row, column: Column, cells: Sequence[Cell]) -> str:
+    """One place of a table; `cells` are the published value and, of rows that can be measured, the
+    measured value, difference and verdict."""
+    entry = filled.entries.get((row.id, column.id))
+    if entry is None:
+        return f'<td class="cell" data-value="">{BLANK}</td>'
+    published = f"<small{_about(cells[0])}>paper {_drawn(cells[0])}</small>"
+    value = entry.mean if entry.mean is not None else entry.published
+    number = f'data-value="{"" if value is None else value!r}"'
+    if entry.state is None:
+        return f'<td class="cell" {number}>{published}</td>'
+    _, measured, difference, verdict = cells
+    look = LOOKS.get(entry.verdict, "") if entry.mean is not None else "none"
+    shown = _drawn(measured) if entry.mean is not None else escape(str(verdict))
+    delta = f"{escape(str(difference))} " if entry.delta is not None else ""
+    below = (
+        f'<small>{delta}<span class="chip"{_about(verdict)}>{escape(str(verdict))}</span></small>'
+    )
+    return (
+        f'<td class="cell {look}" {number} data-verdict="{escape(entry.verdict)}" '
+        f'data-id="{escape(_id(filled, entry))}">'
+        f"<button{_about(measured if measured.about else verdict)}>{shown}</button>"
+        f"{published if entry.published is not None else ''}"
+        f"{below if entry.mean is not None else ''}</td>"
+    )
+
+
+def _drawn(cell: Cell) -> str:
+    return cell.drawn(escape, "<b>{}</b>")
+
+
+def _about(cell: Cell) -> str:
+    return f' title="{escape(cell.about)}"' if cell.about else ""
+
+
+def _id(filled: Filled, entry: Entry) -> str:
+    return f"table{filled.table.id}:{entry.row}:{entry.column}"
+
+
+def _figures(figures: Sequence[tuple[str, Chart]]) -> Iterator[str]:
+    if not figures:
+        return
+    yield '<section id="figures"><h2>Figures</h2>'
+    for id, chart in figures:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in chart.notes)
+        yield f'<figure id="{escape(id)}"><h3>{escape(chart.title)}</h3>{inline(chart)}'
+        yield f'<figcaption><ul class="notes">{notes}</ul></figcaption></figure>'
+    yield "</section>"
+
+
+def _states(tables: Iterable[Filled]) -> Counter[str]:
+    """How many cells that a run can fill are in each of STATES; part: with some of their seeds."""
+    found = Counter(dict.fromkeys(STATES, 0))
+    for filled in tables:
+        for entry in filled.entries.values():
+            if entry.state is not None:
+                part = entry.state != "done" and entry.n
+                found["part" if part else entry.state] += 1
+    return found
+
+
+def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
+    yield '<section id="coverage"><h2>Coverage</h2>'
+    yield (
+        '<p class="soft">Cells that a run can fill. Measured: every seed that was ever planned has '
+        "a record; in part: some have. The command that fills a cell stands behind it: click it, "
+        "or ask <code>lewel-bench table N --missing</code>.</p>"
+    )
+    rows = [(f"Table {one.table.id}", _states([one])) for one in tables]
+    rows.append(("all", _states(tables)))
+    lines = []
+    for name, states in rows:
+        bar = "".join(
+            f'<i class="{kind}" style="flex:{states[kind]}"></i>' for kind in ("done", "part")
+        )
+        rest = sum(states.values()) - states["done"] - states["part"]
+        bar = f'<span class="bar">{bar}<span style="flex:{rest}"></span></span>'
+        lines.append((escape(name), bar, *(str(states[state] or BLANK) for state in STATES)))
+    header = ("table", "", "measured", "in part", *STATES[2:])
+    yield f"{_plain(header, lines)}</section>"
+
+
+def _costs(costs: Sequence[Cost]) -> Iterator[str]:
+    yield '<section id="cost"><h2>Cost</h2>'
+    yield (
+        '<p class="soft">What the suite’s jobs under the run root took, interruptions not counted. '
+        "A device is a GPU, or a process on a CPU.</p>"
+    )
+    lines = [
+        (
+            escape(one.kind),
+            escape(one.name),
+            f"{one.jobs:,}",
+            f"{one.device_hours:,.3g}",
+            BLANK if one.seconds_per_epoch is None else f"{one.seconds_per_epoch:,.4g}",
+            BLANK if one.memory is None else f"{one.memory / GIB:.2f}",
+        )
+        for one in costs
+    ]
+    total = sum(one.device_hours for one in costs)
+    jobs = sum(one.jobs for one in costs)
+    lines.append(("all", "", f"{jobs:,}", f"{total:,.3g}", BLANK, BLANK))
+    header = ("", "name", "jobs", "device-hours", "seconds an epoch", "peak memory (GiB)")
+    yield f"{_plain(header, lines)}</section>"
+
+
+def _plain(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of HTML texts: two leading columns, then numbers."""
+    head = "".join(
+        f"<th{' class=value' if i > 1 else ''}>{name}</th>" for i, name in enumerate(header)
+    )
+    body = "\n".join(
+        f'<tr><th>{line[0]}</th><td class="name">{line[1]}</td>'
+        f"{''.join(f'<td>{text}</td>' for text in line[2:])}</tr>"
+        for line in lines
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _data(of: Report) -> dict[str, Any]:
+    """What the script shows on a click."""
+    cells = {
+        _id(filled, entry): _behind(filled, entry)
+        for filled in of.tables
+        for entry in filled.entries.values()
+        if entry.state is not None
+    }
+    records = {key: _record(one, key in of.logs) for key, one in of.records.items()}
+    return {"root": of.root, "options": of.options, "cells": cells, "records": records}
+
+
+def _behind(filled: Filled, entry: Entry) -> dict[str, Any]:
+    row, column = filled.table.row(entry.row), filled.table.column(entry.column)
+    digits, unit = column.digits, column.unit
+    published = mean = None
+    if entry.published is not None:
+        published = f"{entry.published:.{digits}f} {unit}; {ORIGINS[entry.origin]}"
+        published += f". {entry.note}" if entry.note else ""
+    if entry.mean is not None:
+        std = "" if entry.std is None else f" ± {entry.std:.{digits + 1}f}"
+        mean = f"{entry.mean:.{digits + 1}f}{std} {unit}; {entry.n} of {entry.wanted} seeds"
+    label = f"{row.label}, {row.epochs} epochs" if row.epochs else row.label
+    commands = dict.fromkeys(slot.command for slot in entry.slots if slot.command)
+    found = {
+        "title": f"{label}: {column.label} (Table {filled.table.id})",
+        "published": published,
+        "measured": mean,
+        "difference": None if entry.delta is None else f"{entry.delta:+.{digits + 1}f} {unit}",
+        "verdict": entry.verdict,
+        "setting": entry.setting,
+        "reasons": list(entry.reasons),
+        "commands": list(commands),
+        "metric": column.metric,
+        "runs": [[s.key, s.seed, s.trial] for s in entry.slots if s.state == "done"],
+    }
+    return {name: value for name, value in found.items() if value or name == "runs"}
+
+
+def _record(one: Record, log: bool) -> dict[str, Any]:
+    outcome = one.outcome
+    images = [
+        f"{role}: {d.images:,} of {d.name} (fingerprint {d.fingerprint[:12]})"
+        for role, d in one.data.items()
+    ]
+    found = {
+        "metrics": _rounded(one.metrics),
+        "chosen": _rounded(outcome.get("chosen")),
+        "paper_rule": _rounded(outcome.get("paper_rule")),
+        "gap": _rounded(outcome.get("selection_gap")),
+        "warnings": list(one.warnings),
+        "data": images,
+        "checkpoint": one.checkpoint and f"{one.checkpoint.file}, sha256 {one.checkpoint.sha256}",
+        "upstream": list(one.upstream),
+        "machine": devices(one),
+        "seconds": one.seconds,
+        "finished": f"{one.finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": one.commit + (" with uncommitted changes" if one.dirty else ""),
+        "command": one.command,
+        "log": log,
+    }
+    return {name: value for name, value in found.items() if value or name in ("metrics", "seconds")}
+
+
+def _rounded(named: Any) -> dict[str, float]:
+    """The numbers of a mapping out of a record, whose outcome is free JSON."""
+    if not isinstance(named, Mapping):
+        return {}
+    return {k: float(f"{v:.6g}") for k, v in named.items() if type(v) in (int, float)}
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end the element that it stands in."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
