@@ -78,3 +78,12 @@ def test_quick_commands_do_not_import_torch(arguments: list[str], tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_checking_data_does_not_import_torch() -> None:
+    """So that a login node submits at once."""
+    modules = ("harness.material", "harness.splits", "harness.cluster", "pretrain.shapes")
+    checks = ("evals.detection.check", "evals.segmentation.check", "evals.segmentation.data")
+    names = ", ".join(f"lewel_bench.{name}" for name in (*modules, *checks))
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lewel_bench.pretrain.data import Images
+from lewel_bench.pretrain.folder import Images
 
 DataT = TypeVar("DataT")  # the images and annotations of a dense task
 

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lewel_bench.evals.engines import require
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain.files import write_atomically
@@ -35,6 +34,8 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
     training = [j for j in todo if not j.reads_records]
     engines = {j.protocol.engine for j in training if isinstance(j.protocol, Dense)}
     for engine in sorted(engines - {"native"}):
+        from lewel_bench.evals.engines import require
+
         require(engine, context.site.pythons)
     for job in {(j.data.root, _task(j)): j for j in todo}.values():
         if job.data.id == shapes_id():

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from lewel_bench.evals.detection import coco, voc
-from lewel_bench.evals.detection.views import upright_size
-from lewel_bench.pretrain.data import decode
+from lewel_bench.evals.detection.upright import upright_size
+from lewel_bench.pretrain.decode import decode
 
 Layout = Literal["voc", "coco"]
 SAMPLE = 2000  # images of a split that are decoded at least, unless all are

@@ -18,19 +18,9 @@ from torch import Tensor
 
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.scenes import Floats, Scene
-from lewel_bench.pretrain.data import decode
+from lewel_bench.evals.detection.upright import upright
 
 _EMPTY = 1e-5  # px; boxes of no larger width or height are left out (filter_empty_instances)
-_ORIENTATION = 274  # the EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +110,6 @@ def move(points: Floats, scale: Floats, mirror: float | None) -> Floats:
     return moved
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, turned as its EXIF tag says; raises what Pillow raises."""
-    with Image.open(path) as header:
-        turned = header.getexif().get(_ORIENTATION, 1) >= 5
-        return header.size if turned else header.size[::-1]
-
-
 def _outlines(scene: Scene, index: int) -> Sequence[Floats]:
     found = scene.objects.polygons[index]
     if not found:
@@ -139,11 +122,7 @@ def _outlines(scene: Scene, index: int) -> Sequence[Floats]:
 
 def _read(root: Path, scene: Scene) -> NDArray[np.uint8]:
     path = Path(root) / scene.file
-    image = decode(path)
-    with Image.open(path) as header:
-        turn = _TURNS.get(header.getexif().get(_ORIENTATION, 1))
-    if turn is not None:
-        image = np.asarray(Image.fromarray(image).transpose(turn))
+    image = upright(path)
     if image.shape[:2] != (scene.height, scene.width):
         raise ValueError(
             f"{path}: the image is {image.shape[1]}x{image.shape[0]} px, its annotation says "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lewel_bench.pretrain.data import decode
+from lewel_bench.pretrain.decode import decode
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

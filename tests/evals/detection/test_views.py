@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lewel_bench.evals.detection import views, voc
+from lewel_bench.evals.detection import upright, views, voc
 from lewel_bench.evals.detection.scenes import Objects, Scene, read_coco, read_voc
 from lewel_bench.evals.protocols import PROTOCOLS
 
@@ -127,7 +127,7 @@ def test_images_are_turned_as_their_tag_says(tmp_path, orientation):
     exif[274] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
     turned = orientation >= 5
-    assert views.upright_size(tmp_path / "a.jpg") == ((64, 48) if turned else (48, 64))
+    assert upright.upright_size(tmp_path / "a.jpg") == ((64, 48) if turned else (48, 64))
     height, width = (64, 48) if turned else (48, 64)
     scene = scene_of([], height=height, width=width)
     image = views.view(tmp_path, scene, 48, 1000, False, False).image

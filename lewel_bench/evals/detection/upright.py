@@ -1,0 +1,34 @@
+"""Image files turned as their EXIF tag says, as detectron2 reads them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lewel_bench.pretrain.decode import Pixels, decode
+
+_ORIENTATION = 274  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(path: Path) -> Pixels:
+    """The pixels of an image file, uint8 (h, w, 3); raises as `decode`."""
+    image = decode(path)
+    with Image.open(path) as header:
+        turn = _TURNS.get(header.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, turned as its EXIF tag says; raises what Pillow raises."""
+    with Image.open(path) as header:
+        turned = header.getexif().get(_ORIENTATION, 1) >= 5
+        return header.size if turned else header.size[::-1]
