@@ -46,6 +46,8 @@ def figure(arguments: argparse.Namespace, context: "Context", format: Format) ->
         images = splits.read(job.data, "val")
     if not 1 <= arguments.count <= len(images):
         raise ValueError(f"--count {arguments.count}: {images.root} has {len(images)} images")
+    if arguments.maps < 1:
+        raise ValueError(f"--maps {arguments.maps}: must be at least 1")
     batch = _drawn(images, recipe, arguments.count, arguments.seed)
     x = torch.stack([distort(batch.pixels[v], batch.params[v], CPU) for v in range(2)])
     W = maps(method, x, recipe)  # (V, B, d, h, w)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lewel_bench.harness.figures import Missing, ablation, curves, rates
+from lewel_bench.harness.curves import curves
+from lewel_bench.harness.figures import ablation
+from lewel_bench.harness.searches import search
 from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import cost, figure, table
-from lewel_bench.results.chart import Chart
+from lewel_bench.results.chart import Chart, Missing
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.record import Record
 from lewel_bench.results.report import MARK, Cost, Report, report
@@ -76,10 +78,7 @@ def _behind(board: Board, tables: Iterable[Filled]) -> list[str]:
 
 def _figures(board: Board, tables: Iterable[Filled]) -> list[tuple[str, Chart]]:
     """Figures 3a and 3b, and of Table 1's first cells the searches and the runs behind them."""
-    found = {
-        f"figure{id}": _there(lambda board, id: ablation(board, id)[0], board, id)
-        for id in figure.FIGURES
-    }
+    found = {f"figure{id}": _there(_ablation, board, id) for id in figure.FIGURES}
     done = {
         f"table1:{row}:{column}": entry.slots[0].key
         for filled in tables
@@ -92,7 +91,7 @@ def _figures(board: Board, tables: Iterable[Filled]) -> list[tuple[str, Chart]]:
     )
     if runs:
         found["curves"] = _there(curves, board, runs[:SHOWN], ("loss", "knn_top1"))
-    searches = [chart for cell in list(done)[:SHOWN] if (chart := _there(rates, board, cell))]
+    searches = [chart for cell in list(done)[:SHOWN] if (chart := _there(search, board, cell))]
     if searches:
         found["searches"] = Chart(
             "The searches behind Table 1",
@@ -100,6 +99,11 @@ def _figures(board: Board, tables: Iterable[Filled]) -> list[tuple[str, Chart]]:
             tuple(dict.fromkeys(note for chart in searches for note in chart.notes)),
         )
     return [(id, chart) for id, chart in found.items() if chart]
+
+
+def _ablation(board: Board, id: str) -> Chart:
+    chart, _ = ablation(board, id)
+    return chart
 
 
 def _there(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:

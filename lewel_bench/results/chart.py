@@ -1,7 +1,11 @@
 """What a figure shows, as values; `draw` makes a picture of it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeGuard
+
+
+class Missing(ValueError):
+    """What a figure would show is not there; the message says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,13 @@ class Chart:
     title: str
     panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value out of free JSON is a number that can be drawn; true and false are none."""
+    return type(value) in (int, float)
+
+
+def words(name: str) -> str:
+    """A name as a reader sees it."""
+    return name.replace("_", " ")

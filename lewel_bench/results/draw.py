@@ -88,8 +88,10 @@ def inline(chart: Chart) -> str:
 @contextmanager
 def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Draw as all our figures are drawn, whatever the user's matplotlibrc says."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("figures need matplotlib: pip install matplotlib") from None
     looks: Any = {**STYLE, **(more or {})}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

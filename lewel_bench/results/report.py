@@ -10,18 +10,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from lewel_bench.results.behind import behind, cell_id
 from lewel_bench.results.chart import Chart
-from lewel_bench.results.cost import GIB, devices
+from lewel_bench.results.cost import GIB
 from lewel_bench.results.draw import inline
-from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.fill import Filled
 from lewel_bench.results.record import Record
 from lewel_bench.results.sheet import BLANK, Cell, sheet
-from lewel_bench.results.table import ORIGINS, Column, Row
+from lewel_bench.results.table import Column, Row
 
 WEB = Path(__file__).parent / "web"
 MARK = '<meta name="generator" content="lewel-bench report">'
@@ -65,6 +65,7 @@ def report(of: Report) -> str:
     """The whole HTML document; the same text for the same content."""
     script = (WEB / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = behind(of.tables, of.records, of.logs, of.root, of.options)
     policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
     return "\n".join(
         [
@@ -84,7 +85,7 @@ def report(of: Report) -> str:
             *_costs(of.costs),
             "</main>",
             "<dialog><div></div></dialog>",
-            f'<script type="application/json" id="data">{_json(_data(of))}</script>',
+            f'<script type="application/json" id="data">{_json(data)}</script>',
             f"<script>{script}</script>",
             "</html>\n",
         ]
@@ -191,7 +192,7 @@ def _cell(filled: Filled, row: Row, column: Column, cells: Sequence[Cell]) -> st
     )
     return (
         f'<td class="cell {look}" {number} data-verdict="{escape(entry.verdict)}" '
-        f'data-id="{escape(_id(filled, entry))}">'
+        f'data-id="{escape(cell_id(filled, entry))}">'
         f"<button{_about(measured if measured.about else verdict)}>{shown}</button>"
         f"{published if entry.published is not None else ''}"
         f"{below if entry.mean is not None else ''}</td>"
@@ -204,10 +205,6 @@ def _drawn(cell: Cell) -> str:
 
 def _about(cell: Cell) -> str:
     return f' title="{escape(cell.about)}"' if cell.about else ""
-
-
-def _id(filled: Filled, entry: Entry) -> str:
-    return f"table{filled.table.id}:{entry.row}:{entry.column}"
 
 
 def _figures(figures: Sequence[tuple[str, Chart]]) -> Iterator[str]:
@@ -289,77 +286,6 @@ def _plain(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wide">{table}</div>'
-
-
-def _data(of: Report) -> dict[str, Any]:
-    """What the script shows on a click."""
-    cells = {
-        _id(filled, entry): _behind(filled, entry)
-        for filled in of.tables
-        for entry in filled.entries.values()
-        if entry.state is not None
-    }
-    records = {key: _record(one, key in of.logs) for key, one in of.records.items()}
-    return {"root": of.root, "options": of.options, "cells": cells, "records": records}
-
-
-def _behind(filled: Filled, entry: Entry) -> dict[str, Any]:
-    row, column = filled.table.row(entry.row), filled.table.column(entry.column)
-    digits, unit = column.digits, column.unit
-    published = mean = None
-    if entry.published is not None:
-        published = f"{entry.published:.{digits}f} {unit}; {ORIGINS[entry.origin]}"
-        published += f". {entry.note}" if entry.note else ""
-    if entry.mean is not None:
-        std = "" if entry.std is None else f" ± {entry.std:.{digits + 1}f}"
-        mean = f"{entry.mean:.{digits + 1}f}{std} {unit}; {entry.n} of {entry.wanted} seeds"
-    label = f"{row.label}, {row.epochs} epochs" if row.epochs else row.label
-    commands = dict.fromkeys(slot.command for slot in entry.slots if slot.command)
-    found = {
-        "title": f"{label}: {column.label} (Table {filled.table.id})",
-        "published": published,
-        "measured": mean,
-        "difference": None if entry.delta is None else f"{entry.delta:+.{digits + 1}f} {unit}",
-        "verdict": entry.verdict,
-        "setting": entry.setting,
-        "reasons": list(entry.reasons),
-        "commands": list(commands),
-        "metric": column.metric,
-        "runs": [[s.key, s.seed, s.trial] for s in entry.slots if s.state == "done"],
-    }
-    return {name: value for name, value in found.items() if value or name == "runs"}
-
-
-def _record(one: Record, log: bool) -> dict[str, Any]:
-    outcome = one.outcome
-    images = [
-        f"{role}: {d.images:,} of {d.name} (fingerprint {d.fingerprint[:12]})"
-        for role, d in one.data.items()
-    ]
-    found = {
-        "metrics": _rounded(one.metrics),
-        "chosen": _rounded(outcome.get("chosen")),
-        "paper_rule": _rounded(outcome.get("paper_rule")),
-        "gap": _rounded(outcome.get("selection_gap")),
-        "warnings": list(one.warnings),
-        "data": images,
-        "checkpoint": one.checkpoint and f"{one.checkpoint.file}, sha256 {one.checkpoint.sha256}",
-        "upstream": list(one.upstream),
-        "machine": devices(one),
-        "seconds": one.seconds,
-        "finished": f"{one.finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": one.commit + (" with uncommitted changes" if one.dirty else ""),
-        "command": one.command,
-        "log": log,
-    }
-    return {name: value for name, value in found.items() if value or name in ("metrics", "seconds")}
-
-
-def _rounded(named: Any) -> dict[str, float]:
-    """The numbers of a mapping out of a record, whose outcome is free JSON."""
-    if not isinstance(named, Mapping):
-        return {}
-    return {k: float(f"{v:.6g}") for k, v in named.items() if type(v) in (int, float)}
 
 
 def _json(data: Any) -> str:

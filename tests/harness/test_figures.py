@@ -9,10 +9,14 @@ from command_line import Bench, write_images
 from finished import board, finish
 
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.figures import ablation, curves, logged, rates
+from lewel_bench.harness.curves import curves, logged
+from lewel_bench.harness.figures import ablation
 from lewel_bench.harness.maps import maps, telling
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.searches import search
 from lewel_bench.pretrain import checkpoint, methods
 from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results.chart import Missing
 
 LINEAR = "linear_lars_in100"
 
@@ -57,7 +61,7 @@ def test_a_search_shows_its_grid_its_choice_and_what_is_gone(tmp_path: Path) -> 
     outcome = {"chosen": {"lr": 0.4, "weight_decay": 0.0}, "grid": GRID}
     metrics = {"top1": 53.5}
     finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics=metrics, outcome=outcome)
-    chart = rates(board(tmp_path), "table1:lewel_m:200:top1")
+    chart = search(board(tmp_path), "table1:lewel_m:200:top1")
     (panel,) = chart.panels
     held, reported, star = panel.series
     assert (held.x, held.y) == ((0.1, 0.2, 0.4), (50.0, 54.0, 55.0))
@@ -71,7 +75,7 @@ def test_a_search_shows_its_grid_its_choice_and_what_is_gone(tmp_path: Path) -> 
 def test_a_choice_at_the_edge_is_said(tmp_path: Path) -> None:
     outcome = {"chosen": {"lr": 0.1, "weight_decay": 0.0}, "grid": GRID}
     finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
-    chart = rates(board(tmp_path), "table1:lewel_m:200:top1")
+    chart = search(board(tmp_path), "table1:lewel_m:200:top1")
     assert any("the smallest of the grid" in note for note in chart.notes)
 
 
@@ -83,7 +87,7 @@ def test_two_rates_give_a_line_for_each_of_the_lesser(tmp_path: Path) -> None:
     ]
     outcome = {"chosen": {"backbone_lr": 0.3, "head_lr": 2.0}, "grid": grid}
     finish(tmp_path, "lewel_m_200ep", "semi_1pct", metrics={"top1": 40.3}, outcome=outcome)
-    (panel,) = rates(board(tmp_path), "table2:lewel_m:200:1pct:top1").panels
+    (panel,) = search(board(tmp_path), "table2:lewel_m:200:1pct:top1").panels
     assert [one.label for one in panel.series] == [
         "held-out images, head lr 1",
         "held-out images, head lr 2",
@@ -96,15 +100,34 @@ def test_two_rates_give_a_line_for_each_of_the_lesser(tmp_path: Path) -> None:
 
 def test_what_has_no_search_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is missing\. Compute it with: lewel-bench run"):
-        rates(board(tmp_path), "table1:lewel_m:200:top1")
+        search(board(tmp_path), "table1:lewel_m:200:top1")
     with pytest.raises(ValueError, match="no learning rate is searched"):
-        rates(board(tmp_path), "table9:lewel_m:hours")
+        search(board(tmp_path), "table9:lewel_m:hours")
     with pytest.raises(ValueError, match="Did you mean 'lewel_m'"):
-        rates(board(tmp_path), "table1:lewel_n:200:top1")
+        search(board(tmp_path), "table1:lewel_n:200:top1")
     outcome = {"chosen": {"lr": 0.1, "weight_decay": 0.0}, "grid": GRID[:1]}
     finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
     with pytest.raises(ValueError, match="one candidate"):
-        rates(board(tmp_path), "table1:lewel_m:200:top1")
+        search(board(tmp_path), "table1:lewel_m:200:top1")
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        {},
+        {"chosen": 3, "grid": [1, 2]},
+        {"chosen": {"lr": "x"}, "grid": "no"},
+        {"chosen": {"lr": "x"}, "grid": [{"lr": "x"}, {"lr": [1]}, None]},
+        {"chosen": {}, "grid": [{}, {}]},
+    ],
+)
+def test_another_labs_record_without_a_search_is_said(
+    tmp_path: Path, outcome: dict[str, object]
+) -> None:
+    """An outcome is free JSON."""
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
+    with pytest.raises(Missing, match="one candidate"):
+        search(board(tmp_path), "table1:lewel_m:200:top1")
 
 
 def _log(path: Path, *events: dict[str, object], torn: str = "") -> None:
@@ -222,4 +245,14 @@ def test_figure_5_of_a_run_of_any_images(
     (folder / "backbone.safetensors").write_bytes((folder / "spec.json").read_bytes())
     assert "does not belong to the backbone" in draw(*wanted)
     (folder / "projector.safetensors").unlink()
+    # an interrupted run has a checkpoint of the whole method
+    job = Job.model_validate_json((folder / "spec.json").read_text())
+    assert job.recipe is not None
+    state = {"method": methods.build(job.recipe, 7).state_dict()}
+    saved = checkpoint.save(folder, 1, state)
+    assert draw(*wanted) == "" and draw(saved, *wanted[1:]) == ""
+    assert out.read_bytes() != first
+    saved.write_bytes(saved.read_bytes()[:-1])
+    assert "no intact checkpoint" in draw(saved, *wanted[1:])
+    saved.unlink()
     assert "lewel-bench run --suite shapes --method lewel_m_200ep" in draw(*wanted)

@@ -1,0 +1,94 @@
+"""What stands behind a report's numbers, as the data that its script shows on a click."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from lewel_bench.results.chart import is_number
+from lewel_bench.results.cost import devices
+from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.record import Record
+from lewel_bench.results.table import ORIGINS
+
+
+def behind(
+    tables: Sequence[Filled],
+    records: Mapping[str, Record],
+    logs: frozenset[str],
+    root: str,
+    options: str,
+) -> dict[str, Any]:
+    """Cells by their name for `explain`, and records by their key; the arguments are those of
+    `report.Report`."""
+    cells = {
+        cell_id(filled, entry): _cell(filled, entry)
+        for filled in tables
+        for entry in filled.entries.values()
+        if entry.state is not None
+    }
+    shown = {key: _record(one, key in logs) for key, one in records.items()}
+    return {"root": root, "options": options, "cells": cells, "records": shown}
+
+
+def cell_id(filled: Filled, entry: Entry) -> str:
+    """The name of a cell, as `explain` takes it."""
+    return f"table{filled.table.id}:{entry.row}:{entry.column}"
+
+
+def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
+    row, column = filled.table.row(entry.row), filled.table.column(entry.column)
+    digits, unit = column.digits, column.unit
+    published = mean = None
+    if entry.published is not None:
+        published = f"{entry.published:.{digits}f} {unit}; {ORIGINS[entry.origin]}"
+        published += f". {entry.note}" if entry.note else ""
+    if entry.mean is not None:
+        std = "" if entry.std is None else f" ± {entry.std:.{digits + 1}f}"
+        mean = f"{entry.mean:.{digits + 1}f}{std} {unit}; {entry.n} of {entry.wanted} seeds"
+    label = f"{row.label}, {row.epochs} epochs" if row.epochs else row.label
+    commands = dict.fromkeys(slot.command for slot in entry.slots if slot.command)
+    found = {
+        "title": f"{label}: {column.label} (Table {filled.table.id})",
+        "published": published,
+        "measured": mean,
+        "difference": None if entry.delta is None else f"{entry.delta:+.{digits + 1}f} {unit}",
+        "verdict": entry.verdict,
+        "setting": entry.setting,
+        "reasons": list(entry.reasons),
+        "commands": list(commands),
+        "metric": column.metric,
+        "runs": [[s.key, s.seed, s.trial] for s in entry.slots if s.state == "done"],
+    }
+    return {name: value for name, value in found.items() if value or name == "runs"}
+
+
+def _record(one: Record, log: bool) -> dict[str, Any]:
+    outcome = one.outcome
+    images = [
+        f"{role}: {d.images:,} of {d.name} (fingerprint {d.fingerprint[:12]})"
+        for role, d in one.data.items()
+    ]
+    found = {
+        "metrics": _rounded(one.metrics),
+        "chosen": _rounded(outcome.get("chosen")),
+        "paper_rule": _rounded(outcome.get("paper_rule")),
+        "gap": _rounded(outcome.get("selection_gap")),
+        "warnings": list(one.warnings),
+        "data": images,
+        "checkpoint": one.checkpoint and f"{one.checkpoint.file}, sha256 {one.checkpoint.sha256}",
+        "upstream": list(one.upstream),
+        "machine": devices(one),
+        "seconds": one.seconds,
+        "finished": f"{one.finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": one.commit + (" with uncommitted changes" if one.dirty else ""),
+        "command": one.command,
+        "log": log,
+    }
+    return {name: value for name, value in found.items() if value or name in ("metrics", "seconds")}
+
+
+def _rounded(named: Any) -> dict[str, float]:
+    """The numbers of a mapping out of a record, whose outcome is free JSON."""
+    if not isinstance(named, Mapping):
+        return {}
+    return {k: float(f"{v:.6g}") for k, v in named.items() if is_number(v)}
