@@ -109,6 +109,10 @@ def _head(of: Report) -> Iterator[str]:
             "orientation only, and no difference is a verdict.</p>"
         )
     yield from (f'<p class="warn">{escape(problem)}</p>' for problem in of.problems)
+    yield (
+        '<p class="soft">In a cell: measured mean ± standard deviation (seeds); the paper’s value; '
+        "difference and verdict. Click it for what is behind it, a header to sort.</p>"
+    )
     cards = [
         (f"{states['done']} of {sum(states.values())}", "cells measured with all their seeds"),
         *((str(verdicts[v]), v) for v in ("reproduced", "within noise", "differs") if verdicts[v]),
@@ -177,10 +181,13 @@ def _cell(filled: Filled, row: Row, column: Column, cells: Sequence[Cell]) -> st
     measured value, difference and verdict."""
     entry = filled.entries.get((row.id, column.id))
     if entry is None:
-        return f'<td class="cell" data-value="">{BLANK}</td>'
+        return f'<td class="cell">{BLANK}</td>'
     published = f"<small{_about(cells[0])}>paper {_drawn(cells[0])}</small>"
-    value = entry.mean if entry.mean is not None else entry.published
-    number = f'data-value="{"" if value is None else value!r}"'
+    number = " ".join(
+        f'data-{name}="{value!r}"'
+        for name, value in (("value", entry.mean), ("paper", entry.published))
+        if value is not None
+    )
     if entry.state is None:
         return f'<td class="cell" {number}>{published}</td>'
     _, measured, difference, verdict = cells

@@ -90,7 +90,7 @@ function provenance(id) {
   box.scrollTop = 0;
 }
 
-// By what is measured, else by what is published; rows without either stay last.
+// Measured values first, then those that are only published; rows without either stay last.
 function sort(header) {
   const table = header.closest("table");
   const body = table.tBodies[0];
@@ -99,19 +99,18 @@ function sort(header) {
   all("th[aria-sort]", table).forEach((one) => one.removeAttribute("aria-sort"));
   if (order) header.setAttribute("aria-sort", order);
   const sign = order === "ascending" ? 1 : -1;
-  const rows = all("tr", body);
-  const value = (row) => {
-    const cell = row.cells[header.cellIndex];
-    const found = cell?.dataset.value ?? "";
-    return found === "" ? null : "text" in header.dataset ? found : Number(found);
+  const key = (row) => {
+    const { value, paper } = row.cells[header.cellIndex].dataset;
+    if (value) return [0, "text" in header.dataset ? value : Number(value)];
+    return paper ? [1, Number(paper)] : [2, 0];
   };
+  const rows = all("tr", body).map((row) => ({ row, key: key(row), place: row.dataset.place }));
   rows.sort((a, b) => {
-    if (!order) return a.dataset.place - b.dataset.place;
-    const [x, y] = [value(a), value(b)];
-    if (x === null || y === null) return (x === null) - (y === null);
-    return sign * (x < y ? -1 : x > y ? 1 : 0) || a.dataset.place - b.dataset.place;
+    if (!order) return a.place - b.place;
+    const [x, y] = [a.key[1], b.key[1]];
+    return a.key[0] - b.key[0] || sign * (x < y ? -1 : x > y ? 1 : 0) || a.place - b.place;
   });
-  body.append(...rows);
+  body.append(...rows.map(({ row }) => row));
 }
 
 function filter() {
