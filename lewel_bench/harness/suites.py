@@ -14,6 +14,8 @@ PAPER = Suite(
 
 # MoCo's CIFAR-10 notebook for queue, temperature and momentum; no blur on small images. A run has
 # a few hundred steps, not 10^5: the target of BYOL follows faster, and all rates are higher.
+# So high a rate throws gains and biases, which LARS does not adapt, so far that all features become
+# alike: they have Barlow Twins' share of it. Smaller batches make twice the steps.
 _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
@@ -23,7 +25,10 @@ _MOCO_SCALE = {
 _BYOL_SCALE = {
     "augment": NO_BLUR,
     "args.hidden": 256,
-    "ema.start": 0.97,
+    "batch": 32,
+    "bn_group": 32,
+    "ema.start": 0.98,
+    "optimizer.excluded_lr": 0.024,
     "schedule.warmup_epochs": 2,
 }
 # as a share of the images as many clusters as on ImageNet, and one epoch in ten of warm-up
