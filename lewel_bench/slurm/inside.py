@@ -8,6 +8,7 @@ checkpoints are.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,7 +226,14 @@ def _preempted(job: str) -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return "JobState=RUNNING" in shown.stdout and "PreemptTime=None" not in shown.stdout
+    return in_grace(shown.stdout)
+
+
+def in_grace(shown: str) -> bool:
+    """Whether `scontrol show job -o` shows a preemption; it leaves the time out, or writes None or
+    Unknown, where there was none."""
+    time = re.search(r"\bPreemptTime=(?!None|Unknown)\S", shown)
+    return "JobState=RUNNING" in shown and time is not None
 
 
 def _since(path: Path, began: float) -> bool:

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -210,6 +211,7 @@ def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
     bench.cell("b", fault="sigkill")
     bench.run()
     until(lambda: bench.ticks("a") >= 3)
+    time.sleep(6)  # the controller saves what has changed every 5 s
     lab.controller("kill")
     for ask in (bench.run, lambda: sweep.survey(bench.root)):
         with pytest.raises(Unreachable):

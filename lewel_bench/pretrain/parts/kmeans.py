@@ -63,7 +63,7 @@ def _by_faiss(features: Array, k: int, seed: int) -> Clusters:
     settings.niter, settings.nredo, settings.seed = STEPS, TRIES, seed
     settings.min_points_per_centroid, settings.max_points_per_centroid = 10, 1000
     clustering = faiss.Clustering(d, k, settings)
-    index = faiss.IndexFlatL2(d)
+    index: Any = faiss.IndexFlatL2(d)  # or its twin on a GPU, a type of its own
     if faiss.get_num_gpus():
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     clustering.train(features, index)
