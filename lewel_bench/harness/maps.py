@@ -5,16 +5,16 @@ B images, V = 2 views, P = h·w positions, d maps.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lewel_bench.harness import splits
-from lewel_bench.harness.plan import Job
+from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain import checkpoint, methods
+from lewel_bench.pretrain import checkpoint, methods, published
 from lewel_bench.pretrain.augment import distort
 from lewel_bench.pretrain.colour import BOX, MEAN, STD
 from lewel_bench.pretrain.data import Batch, Images, decode, view_batches
@@ -34,23 +34,32 @@ ALIKE = 0.9  # a map that correlates more than this with one that is shown adds 
 CPU = torch.device("cpu")
 
 
+class Source(NamedTuple):
+    """What maps are made by: a method with its weights, as a title names it, and the data set of
+    its training (None: it came from elsewhere)."""
+
+    method: Method
+    recipe: Recipe
+    title: str
+    data: Dataset | None
+
+
 def figure(arguments: argparse.Namespace, context: "Context", format: Format) -> bytes:
     """The picture that a command line asks for. Raises ValueError for a run without a projector."""
-    folder, job, named = _found(arguments.run, context.root)
-    assert job.recipe is not None
-    recipe = job.recipe
-    method = _loaded(folder, job, named)
+    source = _source(arguments.run, context.root)
     if arguments.images:
         images = read_any(Path(arguments.images).expanduser())
+    elif source.data:
+        images = splits.read(source.data, "val")
     else:
-        images = splits.read(job.data, "val")
+        raise ValueError(f"{arguments.run} comes without images: name a folder with --images")
     if not 1 <= arguments.count <= len(images):
         raise ValueError(f"--count {arguments.count}: {images.root} has {len(images)} images")
     if arguments.maps < 1:
         raise ValueError(f"--maps {arguments.maps}: must be at least 1")
-    batch = _drawn(images, recipe, arguments.count, arguments.seed)
+    batch = _drawn(images, source.recipe, arguments.count, arguments.seed)
     x = torch.stack([distort(batch.pixels[v], batch.params[v], CPU) for v in range(2)])
-    W = maps(method, x, recipe)  # (V, B, d, h, w)
+    W = maps(source.method, x, source.recipe)  # (V, B, d, h, w)
     if arguments.channels:
         channels = _listed(arguments.channels, W.shape[2])
     else:
@@ -59,8 +68,7 @@ def figure(arguments: argparse.Namespace, context: "Context", format: Format) ->
     return mosaic(
         _shown(images, batch, x, W[:, :, channels]),
         channels,
-        f"Figure 5. Alignment maps of {recipe.label}, {recipe.epochs} epochs, seed {job.seed} "
-        f"({job.key})",
+        f"Figure 5. Alignment maps of {source.title}",
         (
             f"Maps of the projector in evaluation mode on both views: {len(channels)} of "
             f"{W.shape[2]}, {how}. Each is drawn from its smallest to its largest weight; the "
@@ -111,10 +119,15 @@ def telling(W: Tensor, count: int) -> list[int]:
     return [*chosen, *rest[: max(0, count - len(chosen))]]
 
 
-def _found(run: str, root: Path) -> tuple[Path, Job, Path | None]:
-    """The folder of a run, its job, and the checkpoint that was named, if one was."""
+def _source(run: str, root: Path) -> Source:
+    """What a key, a run's folder, one of our checkpoints or a published one stands for."""
     path = Path(run).expanduser()
+    if path.name in ("backbone.safetensors", checkpoint.PROJECTOR):
+        path = path.parent
     named = path if path.is_file() else None
+    if named and not checkpoint.is_ours(named):
+        project, recipe, method = published.read(named)
+        return Source(method, recipe, f"{named.name} (a checkpoint of {project}'s code)", None)
     folder = path.parent if named else path if path.is_dir() else root / run
     try:
         job = Job.model_validate_json((folder / SPEC).read_text())
@@ -125,7 +138,8 @@ def _found(run: str, root: Path) -> tuple[Path, Job, Path | None]:
         raise ValueError(
             f"{job.key} is {job.name}, not a pre-training: take {job.upstream}, which it evaluates"
         )
-    return folder, job, named
+    title = f"{job.recipe.label}, {job.recipe.epochs} epochs, seed {job.seed} ({job.key})"
+    return Source(_loaded(folder, job, named), job.recipe, title, job.data)
 
 
 def _loaded(folder: Path, job: Job, named: Path | None) -> Method:

@@ -160,7 +160,12 @@ def _figure_parser(verbs: Any) -> None:
         "figure",
         "Figure 5: images, two views of each, and the alignment maps of a pre-training.",
     )
-    maps.add_argument("run", metavar="RUN", help="key or folder of a pre-training, or a checkpoint")
+    maps.add_argument(
+        "run",
+        metavar="RUN",
+        help="key or folder of a pre-training, a checkpoint in it, or one that the authors of "
+        "LEWEL, EMAN (BYOL) or MoCo v2 publish",
+    )
     maps.add_argument(
         "--images",
         metavar="FOLDER",

@@ -64,11 +64,16 @@ def load(
     return None
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file's name is that of one of our checkpoints."""
+    return path.name.startswith("checkpoint-") and path.suffix == ".pt"
+
+
 def open_file(path: Path) -> dict[str, Any]:
-    """The state in one checkpoint of ours. Raises ValueError for another file, or a corrupt one."""
+    """The state in one checkpoint of ours. Raises ValueError for a corrupt one."""
     data = path.read_bytes()
-    if not (path.name.startswith("checkpoint-") and _intact(path, data)):
-        raise ValueError(f"{path} is no intact checkpoint of lewel-bench (its name holds its hash)")
+    if not _intact(path, data):
+        raise ValueError(f"{path} is corrupt: its name holds the hash of another content")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 

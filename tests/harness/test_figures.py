@@ -241,7 +241,9 @@ def test_figure_5_of_a_run_of_any_images(
     assert "has 18 images" in draw(folder.name, "--count", "99")
     assert "no image in it" in draw(folder.name, "--images", tmp_path / "runs")
     assert "unknown run" in draw("a0b1c2d3e4f5")
-    assert "no intact checkpoint" in draw(folder / "backbone.safetensors")
+    assert draw(folder / "backbone.safetensors", *wanted[1:], "--channels", "3,15") == ""
+    assert out.read_bytes() == first
+    assert "no file of plain tensors" in draw(data / "val" / "class0" / "000.jpg")
     (folder / "backbone.safetensors").write_bytes((folder / "spec.json").read_bytes())
     assert "does not belong to the backbone" in draw(*wanted)
     (folder / "projector.safetensors").unlink()
@@ -253,6 +255,6 @@ def test_figure_5_of_a_run_of_any_images(
     assert draw(*wanted) == "" and draw(saved, *wanted[1:]) == ""
     assert out.read_bytes() != first
     saved.write_bytes(saved.read_bytes()[:-1])
-    assert "no intact checkpoint" in draw(saved, *wanted[1:])
+    assert "is corrupt" in draw(saved, *wanted[1:])
     saved.unlink()
     assert "lewel-bench run --suite shapes --method lewel_m_200ep" in draw(*wanted)
