@@ -8,7 +8,10 @@ from lewel_bench.slurm import inside
 @pytest.mark.parametrize(
     ("shown", "told"),
     [
-        ("JobState=RUNNING PreemptEligibleTime=2026-11-25T13:33 PreemptTime=2026-11-25T13:34", True),
+        (
+            "JobState=RUNNING PreemptEligibleTime=2026-11-25T13:33 PreemptTime=2026-11-25T13:34",
+            True,
+        ),
         ("JobState=RUNNING PreemptEligibleTime=2026-11-25T13:33 PreemptTime=None Start=x", False),
         ("JobState=RUNNING PreemptTime=Unknown", False),
         ("JobState=RUNNING EligibleTime=2026-11-25T13:33:52 AccrueTime=Unknown", False),
