@@ -284,6 +284,24 @@ def show_logs(arguments: argparse.Namespace) -> int:
     return cluster.logs(Context(arguments).root, arguments.key, arguments.follow)
 
 
+def collect_garbage(arguments: argparse.Namespace) -> int:
+    """`lewel-bench gc`."""
+    from lewel_bench.harness import gc
+    from lewel_bench.results.store import Store
+
+    context = Context(arguments)
+    found = gc.waste(context.root, _states(context, Store(context.root)))
+    if not found:
+        print(f"{context.root}: nothing to remove")
+        return 0
+    if arguments.yes:
+        print(f"{len(found)} files removed, {gc.size(gc.clear(found))} freed")
+        return 0
+    gc.show(found, context.root)
+    print(f"{len(found)} files, {gc.size(sum(one.size for one in found))}: remove them with --yes")
+    return 0
+
+
 def show_list(arguments: argparse.Namespace) -> int:
     """`lewel-bench ls`."""
     from lewel_bench.harness import listing
@@ -372,6 +390,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cancel": cancel_jobs,
     "retry": retry_jobs,
     "logs": show_logs,
+    "gc": collect_garbage,
     "ls": show_list,
     "data make": make_data,
     "data check": check_data,

@@ -1,0 +1,85 @@
+"""What gc lists and removes, and what it leaves."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from command_line import Bench
+from filelock import FileLock
+
+from lewel_bench.harness import gc
+from lewel_bench.harness.status import LOCK, SPEC, JobState, survey
+
+HELD = ("checkpoint-00000010-abc.pt", "backbone.safetensors", "events.jsonl", "predictions.npz")
+
+
+def job(root: Path, key: str) -> Path:
+    folder = root / key
+    folder.mkdir(parents=True)
+    (folder / SPEC).write_text(json.dumps({"kind": "pretrain", "name": key, "seed": 0}))
+    for name in (*HELD, ".checkpoint-00000020-abc.pt.1234"):
+        (folder / name).write_text("x" * 10)
+    os.utime(folder / name, (0, 0))
+    return folder
+
+
+def left(root: Path, state: str) -> set[str]:
+    folder = job(root, "a" * 12)
+    found = gc.waste(root, {"a" * 12: JobState("a" * 12, "pretrain", "", 0, "", state)})
+    assert gc.clear(found) == 10 * len(found) == sum(one.size for one in found)
+    return {path.name for path in folder.iterdir()} - {SPEC}
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        ("done", HELD[1:]),
+        ("stale", HELD[2:]),
+        ("failed", HELD),
+        ("missing", HELD),
+        ("running", (*HELD, ".checkpoint-00000020-abc.pt.1234")),
+        ("queued", (*HELD, ".checkpoint-00000020-abc.pt.1234")),
+        ("stuck", (*HELD, ".checkpoint-00000020-abc.pt.1234")),
+    ],
+)
+def test_only_what_no_cell_needs_goes(tmp_path: Path, state: str, kept: tuple[str, ...]) -> None:
+    assert left(tmp_path, state) == set(kept)
+
+
+def test_a_link_to_elsewhere_is_left(tmp_path: Path) -> None:
+    folder = job(tmp_path / "runs", "a" * 12)
+    (tmp_path / "outside.pt").write_text("mine")
+    (folder / "checkpoint-00000030-abc.pt").symlink_to(tmp_path / "outside.pt")
+    states = {"a" * 12: JobState("a" * 12, "pretrain", "", 0, "", "done")}
+    gc.clear(gc.waste(tmp_path / "runs", states))
+    assert (tmp_path / "outside.pt").read_text() == "mine"
+
+
+def test_a_job_that_a_process_works_on_is_left(tmp_path: Path) -> None:
+    folder = job(tmp_path, "a" * 12)
+    with FileLock(folder / LOCK):
+        assert gc.waste(tmp_path, survey(tmp_path)) == []
+    assert [one.path.name[0] for one in gc.waste(tmp_path, survey(tmp_path))] == ["."]
+
+
+def test_a_write_that_may_go_on_is_left(tmp_path: Path) -> None:
+    os.utime(job(tmp_path, "a" * 12) / ".checkpoint-00000020-abc.pt.1234")
+    assert gc.waste(tmp_path, survey(tmp_path)) == []
+
+
+def test_gc_is_dry_unless_told(bench: Bench, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    torn = job(root, "a" * 12) / ".checkpoint-00000020-abc.pt.1234"
+    shown = bench("gc", "--root", str(root))
+    assert shown.returncode == 0 and "1 files, 10 B: remove them with --yes" in shown.stdout
+    assert torn.name in shown.stdout and torn.exists()
+    assert "10 B freed" in bench("gc", "--root", str(root), "--yes").stdout and not torn.exists()
+    assert "nothing to remove" in bench("gc", "--root", str(root)).stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (2**31, "2.0 GiB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert gc.size(count) == text
