@@ -155,8 +155,8 @@ def _names(chart: Chart) -> dict[str, int]:
 def _legend_rows(names: list[str], inches: float) -> list[list[str]]:
     if len(names) < 2:
         return []
-    letters = max(map(len, names)) + 8
-    wide = max(1, min(len(names), int(inches * 15 / letters)))
+    letters = max(map(len, names)) + 10  # with its line
+    wide = max(1, min(len(names), int(inches * 13.5 / letters)))
     return [names[i : i + wide] for i in range(0, len(names), wide)]
 
 
