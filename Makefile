@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BENCH) table 2 $(SUITE)
 
 test: $(VENV)/.installed-dev lint
-	$(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 golden: $(VENV)/.installed-dev
 	LEWEL_BENCH_REGOLD=1 $(VENV)/bin/python -m pytest -q tests/results/test_render.py -k golden
@@ -24,7 +24,7 @@ golden: $(VENV)/.installed-dev
 test-slurm: $(VENV)/.installed-dev
 	@command -v sbatch >/dev/null || { echo "sbatch is missing: apt-get install \
 	--no-install-recommends slurmctld slurmd slurm-client munge" >&2; exit 2; }
-	LEWEL_BENCH_SLURM=1 $(VENV)/bin/python -m pytest -q tests/slurm
+	OMP_NUM_THREADS=1 LEWEL_BENCH_SLURM=1 $(VENV)/bin/python -m pytest -q -n 3 tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
