@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+_LISTED = 40  # names that a message lists in full
+_NEAREST = 8
+
 
 class Value(BaseModel):
     """A frozen value; an unknown field is an error that names the nearest known one."""
@@ -35,17 +38,25 @@ class Value(BaseModel):
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:
-    """The message for a name that does not exist: nearest known name, then all of them."""
+    """The message for a name that does not exist: nearest known name, then all of them, or the
+    nearest of very many."""
     names = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if len(names) > _LISTED:
+        nearest = difflib.get_close_matches(str(name), names, n=_NEAREST, cutoff=0)
+        return f"unknown {what} {str(name)!r}.{hint} Nearest of {len(names)}: {', '.join(nearest)}"
     return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
 
 
 def explain(error: ValidationError) -> str:
     """A pydantic error as one line a person can act on; long inputs are cut at 80 characters."""
     lines = []
-    for one in error.errors():
+    errors = error.errors()
+    for one in errors:
+        inside = {e["loc"][: len(one["loc"])] for e in errors if len(e["loc"]) > len(one["loc"])}
+        if one["loc"] in inside:
+            continue  # a list that is too short without its wrong items
         where = ".".join(map(str, one["loc"]))
         message = one["msg"].removeprefix("Value error, ")
         if one["type"] == "tuple_type":

@@ -10,6 +10,7 @@ from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.shapes_revision import REVISION
 
 NAMED = ("imagenet", "imagenet100", "cifar10", "shapes", "voc", "coco")
 LAYOUTS: dict[str, Layout] = {
@@ -196,8 +197,6 @@ def _measure(folder: Path, layout: Layout) -> str:
 
 def shapes_id() -> str:
     """What stands for the generated images in keys: they follow from the generator's revision."""
-    from lewel_bench.pretrain.shapes import REVISION
-
     return f"shapes-r{REVISION}"
 
 

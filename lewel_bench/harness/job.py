@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -238,18 +239,27 @@ def _described(data: Dataset, part: Any) -> Data:
     return Data(name=data.name, fingerprint=digest, images=len(part))
 
 
+def device(settings: MachineSettings) -> str:
+    """The device asked for, else CUDA where there is one. Raises ValueError if it is not there."""
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: no CUDA device works here; use --device cpu")
+    number = int(name.partition(":")[2] or 0)
+    if name != "cpu" and number >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: only {torch.cuda.device_count()} CUDA devices are here")
+    return name
+
+
 def machine(settings: MachineSettings) -> Machine:
     """Where this process computes. Raises ValueError for a device that is not there."""
-    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device(settings)
     if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {name}: no CUDA device works here; use --device cpu")
         if name == "cuda":
             name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
         torch.cuda.set_device(name)
         torch.backends.cudnn.benchmark = True
-    elif name != "cpu":
-        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

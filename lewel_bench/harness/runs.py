@@ -74,9 +74,10 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import local, material, signals, view
+    from lewel_bench.harness import job, local, material, signals, view
     from lewel_bench.pretrain.report import Stopped
 
+    job.device(settings)  # before any data is made
     material.prepare(todo, context)
     signals.listen()
     there = len(jobs) - len(todo)

@@ -18,10 +18,10 @@ from filelock import FileLock
 
 from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.pretrain.shapes_labels import Coco, Voc, jpeg
+from lewel_bench.pretrain.shapes_revision import REVISION
 from lewel_bench.pretrain.shapes_scene import CLASSES, Rng, Scene, Thing, draw, spread
 from lewel_bench.value import Value
 
-REVISION = 4  # of the scenes: raise it when a byte of any file changes
 MARKER = "shapes.json"
 SIZES = ((80, 80), (96, 80), (80, 96), (88, 88), (84, 112), (112, 84))  # height, width
 DENSE_SIZES = ((128, 128), (96, 128), (128, 96), (108, 128), (128, 112))
