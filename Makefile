@@ -11,7 +11,7 @@ SHELL = /bin/bash
 .PHONY: demo test golden test-slurm lint install clean
 
 demo: $(VENV)/.installed
-	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi
+	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi --jobs 2
 	$(BENCH) table 1 $(SUITE)
 	$(BENCH) table 2 $(SUITE)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -51,6 +52,7 @@ class Runner:
         self.failed: dict[str, str] = {}  # key -> reason, of jobs that failed or never can start
         self.mistakes = True
         self.waiting_for = ""
+        self.began = time.time()
 
     def run(self) -> list[str]:
         """Compute every job without a record; returns the keys computed here.
@@ -83,7 +85,11 @@ class Runner:
         return (self.root / key / NAME).exists()
 
     def _settled(self, job: Job) -> bool:
-        if job.key in self.failed or self._done(job.key):
+        if job.key in self.failed:
+            return True
+        if self._done(job.key):
+            if job.key not in self.computed:
+                self.say(f"done by another process: {job.name} ({job.key})")
             return True
         broken = [need for need in job.needs if need in self.failed]
         if broken:
@@ -99,6 +105,8 @@ class Runner:
                 if is_held(self.root / job.key / WORK):
                     return False  # its parent was killed, its processes go on
                 if not self._done(job.key):
+                    if reason := self._failed_elsewhere(job):
+                        raise reason
                     self._compute(job)
                     self.computed.append(job.key)
         except Timeout:
@@ -113,6 +121,14 @@ class Runner:
                 self.failed[job.key] += f"; see {self.root / job.key / FAILURE}"
             self.say(f"failed: {self.failed[job.key]}")
         return True
+
+    def _failed_elsewhere(self, job: Job) -> Exception | None:
+        """Why another process failed at a job while this one was there: it is not tried again."""
+        path = self.root / job.key / FAILURE
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime > self.began:
+                return failure(self.root / job.key)
+        return None
 
     def _compute(self, job: Job) -> None:
         processes = self.settings.processes or _devices(self.settings)

@@ -123,6 +123,7 @@ def _run_parser(verbs: Any) -> None:
     run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
     run.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
     run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    run.add_argument("--jobs", type=int, help="jobs at once on a CPU, whose cores they share")
     run.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
     run.add_argument("--workers", type=int, help="loader processes of each")
     run.add_argument("--micro-batch", type=int, help="images of one forward pass of a process")

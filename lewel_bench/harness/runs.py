@@ -32,6 +32,8 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
     if arguments.cluster:
+        if arguments.jobs:
+            raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
         return _submit(context, arguments, jobs, todo, store, settings)
     if arguments.dry_run:
         _show(jobs, todo, store)
@@ -74,10 +76,11 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import job, local, material, signals, view
+    from lewel_bench.harness import companions, job, local, material, signals, view
     from lewel_bench.pretrain.report import Stopped
 
     job.device(settings)  # before any data is made
+    settings = companions.shared(settings)
     material.prepare(todo, context)
     signals.listen()
     there = len(jobs) - len(todo)
@@ -88,7 +91,8 @@ def _compute(
 
     runner = local.Runner(todo, context.root, settings, lambda job: view.progress(job.name), say)
     try:
-        computed = runner.run()
+        with companions.companions(settings):
+            computed = runner.run()
     except Stopped as stopped:
         number = signals.received() or signal.SIGTERM
         say(f"stopped: {stopped}. Run the same command again to go on.")
@@ -141,7 +145,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _machine(arguments: argparse.Namespace, site: Site) -> MachineSettings:
     given = {
         name: value
-        for name in ("device", "processes", "workers", "micro_batch", "compile")
+        for name in ("device", "jobs", "processes", "workers", "micro_batch", "compile")
         if (value := getattr(arguments, name)) is not None
     }
     if arguments.save_every is not None:

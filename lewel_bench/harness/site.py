@@ -50,6 +50,7 @@ class MachineSettings(Value):
     """How jobs run here; never part of a number's identity."""
 
     device: str | None = None
+    jobs: Annotated[int, Field(gt=0)] = 1  # at once
     processes: Annotated[int, Field(gt=0)] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None
     micro_batch: Annotated[int, Field(gt=0)] | None = None

@@ -183,6 +183,22 @@ def test_two_runs_at_once_compute_each_key_once(
     assert results(tmp_path / "runs") == undisturbed["lewel_m"]
 
 
+def test_jobs_at_once_give_the_same_numbers(
+    images: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    words = arguments(images, "lewel_m", ("linear_lars",))
+    process = start(tmp_path, [*words, "--seeds", "2", "--jobs", "2"])
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    found = results(tmp_path / "runs")
+    assert undisturbed["lewel_m"].items() <= found.items() and len(found) == 4
+    commands = {one["command"] for one in records(tmp_path / "runs").values()}
+    assert len(commands) == 1 and commands.pop().endswith("--jobs 2")
+    assert {one["environment"]["threads"] for one in records(tmp_path / "runs").values()} == {
+        str(max(1, len(os.sched_getaffinity(0)) // 2))
+    }
+
+
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder in which lewel_m with all its evaluations has run, and the words that ran it."""
