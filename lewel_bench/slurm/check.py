@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import subprocess
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lewel_bench.slurm.queue import Nodes, Unreachable
 from lewel_bench.value import unknown
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
+PACKAGES = ("submitit", "filelock", "pydantic", "torch")  # what every job imports
 Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 
@@ -46,6 +48,26 @@ def possible(cluster: Cluster, kinds: Collection[str]) -> None:
     if found:
         lines = "; ".join(f"kinds.{kind}: {wrong}" for kind, wrong in found.items())
         raise ValueError(f"cluster {cluster.name} ({cluster.source}): {lines}")
+    if wrong := lacks(cluster, kinds):
+        raise ValueError(f"cluster {cluster.name} ({cluster.source}): {wrong}")
+
+
+def lacks(cluster: Cluster, kinds: Collection[str]) -> str:
+    """Which of our packages the profile's Python has not, as far as this machine can tell.
+
+    Empty where only a node knows: in a container, after set-up lines, or when it is not here.
+    """
+    prepared = any(cluster.kinds[kind].setup for kind in kinds)
+    if not cluster.python or cluster.container or prepared or not Path(cluster.python).is_file():
+        return ""
+    find = (
+        "import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
+    )
+    done = subprocess.run([cluster.python, "-c", find, *PACKAGES], capture_output=True, text=True)
+    said = done.stdout.strip() or done.stderr.strip().rpartition("\n")[2]
+    if not said:
+        return ""
+    return f"python {cluster.python} lacks {said}: install lewel-bench there, or name another"
 
 
 def misfit(asked: Resources, nodes: Sequence[Nodes]) -> str:

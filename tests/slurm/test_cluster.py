@@ -1,5 +1,8 @@
 """Cluster profiles: the examples, and what is wrong with a wrong one."""
 
+import sys
+import venv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +85,18 @@ FARM = [
 def test_what_a_cluster_can_never_run(asked: dict[str, Any], said: str) -> None:
     found = check.misfit(cluster.Resources(**asked), FARM)
     assert said in found and bool(said) == bool(found)
+
+
+def test_a_python_without_our_packages(tmp_path: Path) -> None:
+    assert not check.lacks(
+        cluster.parse("x", {"defaults": {"nodes": 1}, "python": sys.executable}, ""), KINDS
+    )
+    venv.create(tmp_path, with_pip=False)
+    python = str(tmp_path / "bin" / "python3")
+    bare = cluster.parse("x", {"defaults": {"nodes": 1}, "python": python}, "")
+    assert f"{python} lacks submitit" in check.lacks(bare, KINDS)
+    loaded = {"defaults": {"setup": ["module load torch"]}, "python": python}
+    assert not check.lacks(cluster.parse("x", loaded, ""), KINDS)
 
 
 def test_time_limits() -> None:
