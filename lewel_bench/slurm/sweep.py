@@ -321,12 +321,18 @@ def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
     with books.lock():
         seen = _reconcile(books)
         ended: dict[str, list[str]] = {}
+        waiting: list[Entry] = []
         for key in keys:
             if key in seen.live:
                 entry, index, task = seen.live[key]
                 if task is not None:
                     ended.setdefault(task.id, list(entry.submission.tasks[index]))
+                    if task.state == "PENDING":  # it will never write an attempt
+                        entry.ended[index] = "CANCELLED"
+                        waiting.append(entry)
         queue.cancel(list(ended))
+        for entry in waiting:
+            books.ended(entry)
     return ended
 
 

@@ -212,3 +212,4 @@ def test_hands(here: Here, images: Path) -> None:
     finally:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(lambda: here.status()[key]["state"] == "missing", 20)
+    assert here.status()[key]["reason"] == "cancelled; run again to go on"
