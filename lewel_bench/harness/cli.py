@@ -181,6 +181,15 @@ def write_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export_backbone(arguments: argparse.Namespace) -> int:
+    """`lewel-bench export`."""
+    from lewel_bench.harness import exports
+
+    for path in exports.write(arguments, Context(arguments)):
+        print(path)
+    return 0
+
+
 def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
     from dataclasses import asdict
@@ -385,6 +394,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": show_table,
     "figure": draw_figure,
     "report": write_report,
+    "export": export_backbone,
     "explain": explain_cell,
     "status": show_status,
     "cancel": cancel_jobs,

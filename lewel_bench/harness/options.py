@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     _table_parser(verbs)
     _figure_parser(verbs)
     _report_parser(verbs)
+    _export_parser(verbs)
     explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
     explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
     explain.add_argument("--format", choices=("text", "json"), default="text")
@@ -150,6 +151,20 @@ def _report_parser(verbs: Any) -> None:
     report.add_argument("out", metavar="OUT.html", help="where to; an older report is replaced")
     report.add_argument("--force", action="store_true", help="replace any file")
     _where(report)
+
+
+def _export_parser(verbs: Any) -> None:
+    export = _verb(
+        verbs, "export", "export", "Write a backbone as another tool's file, with a model card."
+    )
+    export.add_argument("run", metavar="KEY|NAME", help="a pre-training's key, as status shows it")
+    export.add_argument("out", metavar="OUT", help="the file; the card is OUT.md")
+    export.add_argument(
+        "--to", required=True, help="torchvision, safetensors, timm, detectron2 or mmseg"
+    )
+    export.add_argument("--licence", help="what the card says about it (default: not stated)")
+    export.add_argument("--force", action="store_true", help="replace files that exist")
+    export.add_argument("--root", help="run root (default: of the site file, else ./runs)")
 
 
 def _figure_parser(verbs: Any) -> None:

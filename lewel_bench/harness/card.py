@@ -1,0 +1,104 @@
+"""The model card of an exported backbone: where it comes from and what was measured on it."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from lewel_bench.evals.export import FORMATS
+from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.results.record import Record
+from lewel_bench.results.store import Store
+
+UNSTATED = "unknown"  # the Hugging Face Hub's word for it
+
+
+def card(
+    store: Store,
+    run: Record,
+    spec: Backbone,
+    *,
+    file: str,
+    sha256: str,
+    format: str,
+    licence: str | None,
+) -> str:
+    """A model card in Markdown, with the front matter that the Hugging Face Hub reads."""
+    suite = _suite(store, run)
+    lines = [
+        "---",
+        f"license: {json.dumps(licence or UNSTATED)}",
+        "tags: [lewel-bench, self-supervised, resnet]",
+        "---",
+        "",
+        f"# {run.name}, seed {run.seed}",
+        "",
+        f"A {spec.arch} (stem {spec.stem}, width {spec.width}) without classifier, as `{file}` in "
+        f"the format {format}.",
+        "",
+        f"- run {run.key}{f' of the suite {suite}' if suite else ''}, finished "
+        f"{run.finished:%Y-%m-%d}, lewel-bench {run.version}, "
+        f"{run.commit}{' with uncommitted changes' if run.dirty else ''}",
+        f"- command: `{run.command}`",
+        f"- sha256 of this file: {sha256}",
+        f"- licence: {licence or 'not stated'}. The terms of the training images are their own.",
+        "",
+        "## Reading it",
+        "",
+        "```python",
+        FORMATS[format].how(spec).format(out=file),
+        "```",
+        "",
+        "Images are RGB in [0, 1], minus the mean (0.485, 0.456, 0.406), over the standard "
+        "deviation (0.229, 0.224, 0.225).",
+        "",
+        "## Data",
+        "",
+        *_table(
+            ("role", "data set", "images", "fingerprint"),
+            [(r, d.name, f"{d.images:,}", d.fingerprint) for r, d in run.data.items()],
+        ),
+        "",
+        "## Measured",
+        "",
+        *_measured(store, run, suite),
+        "",
+        "## Recipe",
+        "",
+        "Everything that determines these weights:",
+        "",
+        "```json",
+        json.dumps(run.spec, indent=1, ensure_ascii=False),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _suite(store: Store, run: Record) -> str:
+    try:
+        suite = json.loads((store.root / run.key / SPEC).read_text()).get("suite", "")
+    except (OSError, ValueError):
+        return ""
+    return str(suite)
+
+
+def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
+    rows = [
+        (one.name, str(one.seed), metric, f"{value:.4g}", one.key)
+        for one in sorted(store.records.values(), key=lambda one: (one.name, one.seed))
+        if one.kind == "final" and one.spec.get("upstream") == run.key
+        for metric, value in one.metrics.items()
+    ]
+    if not rows:
+        yield "No evaluation has finished."
+        return
+    if suite not in ("", "paper"):
+        yield f"Numbers of the suite {suite} cannot be held against the paper's."
+        yield ""
+    yield from _table(("evaluation", "seed", "metric", "value", "record"), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    ]
