@@ -65,6 +65,7 @@ def _uses_rich(path: Path) -> bool:
         ["ls", "recipes"],
         ["ls", "protocols"],
         ["ls", "conflicts"],
+        ["ls", "checkpoints"],
         ["status"],
         ["table", "all", "--suite", "shapes"],
         ["table", "1", "--format", "json"],

@@ -1,17 +1,18 @@
 """`lewel-bench ls`: what there is, as rows."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import suites
+from lewel_bench.harness import cells, suites
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
-from lewel_bench.results import conflicts, table
+from lewel_bench.results import checkpoints, conflicts, table
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
@@ -26,6 +27,7 @@ def listing(what: str, site: Site, root: Path) -> Listing:
         "protocols": _protocols,
         "tables": _tables,
         "suites": lambda: _suites(site),
+        "checkpoints": _checkpoints,
         "conflicts": _conflicts,
         "runs": lambda: _runs(root),
     }
@@ -120,6 +122,32 @@ def _conflicts() -> Listing:
             (one.id, one.paper, f"{one.code} [{one.where}]", one.default, one.why, "; ".join(sides))
         )
     return ("conflict", "the paper", "the code", "default here", "why", "by name"), rows
+
+
+def _checkpoints() -> Listing:
+    rows = []
+    for one in checkpoints.load():
+        reported = ", ".join(f"{what} {value:g}" for what, value in one.reported.items())
+        epochs = str(one.epochs) if one.epochs else "not stated"
+        stands = (one.recipe or "–", fills(one.recipe) or "–")
+        file = one.file or "behind the link"
+        said = (one.licence, one.note, one.url, one.source)
+        rows.append((one.name, one.label, epochs, file, reported, *stands, *said))
+    return (
+        *("checkpoint", "method", "epochs", "file", "its authors report", "--as", "fills cells of"),
+        *("licence", "note", "from", "source"),
+    ), rows
+
+
+def fills(recipe: str) -> str:
+    """The tables that have cells of a recipe, with how many."""
+    found = Counter(
+        quoted.id
+        for quoted in map(table.load, table.TABLES)
+        for row, column in quoted.cells()
+        if column.eval != table.PRETRAIN and cells.recipe_name(row, column) == recipe
+    )
+    return ", ".join(f"Table {id} ({count})" for id, count in found.items())
 
 
 def _runs(root: Path) -> Listing:

@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--yes", action="store_true", help="remove them")
     gc.add_argument("--root", help="run root (default: of the site file, else ./runs)")
     ls = _verb(verbs, "ls", "ls", "List what there is.")
-    ls.add_argument("what", help="methods, recipes, protocols, tables, suites, conflicts or runs")
+    ls.add_argument(
+        "what", help="methods, recipes, protocols, tables, suites, checkpoints, conflicts or runs"
+    )
     ls.add_argument("--format", choices=("rich", "json"), default="rich")
     ls.add_argument("--root", help="run root, for runs")
     _data_parser(verbs)
