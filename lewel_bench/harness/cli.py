@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
+    from lewel_bench.harness.shares import Share
     from lewel_bench.harness.status import JobState
     from lewel_bench.harness.tables import Board
 
@@ -194,6 +195,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
     from dataclasses import asdict
 
+    from lewel_bench.harness.shares import shares
     from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
     from lewel_bench.value import unknown
@@ -212,14 +214,21 @@ def show_status(arguments: argparse.Namespace) -> int:
     shown = [s for s in states if not arguments.state or s.state in arguments.state]
     shown.sort(key=lambda s: ORDER.index(s.state))
     _warn_corrupt(store.bad)
+    methods, tables = shares(states)
     if arguments.format == "json":
-        print(json.dumps({"jobs": [asdict(s) for s in shown]}, indent=2))
+        found: dict[str, Sequence[Any]] = {"jobs": shown, "methods": methods, "tables": tables}
+        print(json.dumps({k: [asdict(one) for one in v] for k, v in found.items()}, indent=2))
         return 0
     from lewel_bench.harness import view
 
     counts = {state: sum(s.state == state for s in states) for state in ORDER}
     rows = [(s.state, s.key, s.kind, s.name, str(s.seed), s.suite, s.reason) for s in shown]
     view.show_list(("state", "key", "kind", "name", "seed", "suite", "why"), rows)
+    if methods:
+        columns = ("", "suite", "done", "planned", "device-hours", "to go")
+        print()
+        view.show_list(columns, [_share(one) for one in (*methods, *tables)])
+        print()
     print(
         f"{context.root}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
         if states
@@ -228,10 +237,17 @@ def show_status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _share(one: "Share") -> tuple[str, ...]:
+    left = f"{one.hours_to_go:.3g}" + (f", {one.unknown} jobs unknown" if one.unknown else "")
+    counts = (str(one.done), str(one.jobs))
+    return (one.name, one.suite, *counts, f"{one.spent_hours:.3g}", left)
+
+
 def _states(context: Context, store: Any, cluster: str | None = None) -> "dict[str, JobState]":
+    from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.status import survey
 
-    states = survey(context.root, store)
+    states = survey(context.root, store, Estimator(store.records))
     if cluster is None and not (context.root / ".slurm").exists():
         return states
     from lewel_bench.harness import cluster as clusters
@@ -268,15 +284,13 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
         if state not in ORDER:
             raise ValueError(unknown("state", state, ORDER))
     states = _states(context, Store(context.root))
-    for key in arguments.keys:
-        if key not in states:
-            raise ValueError(unknown("key", key, states))
+    named = {key for text in arguments.keys for key in cluster.named(states, text)}
     if not (arguments.keys or arguments.method or arguments.table or arguments.state):
-        raise ValueError("name keys, or --method, --table or --state: see lewel-bench status")
-    wanted = set(arguments.keys) or set(states)
+        raise ValueError("name keys or cells, or --method, --table or --state: see status")
+    wanted = named or set(states)
     if arguments.method or arguments.table:
         names = cluster.recipes(arguments.method, arguments.table)
-        wanted &= {k for k, recipe in cluster.recipe_names(context.root, states) if recipe in names}
+        wanted &= {key for key, one in states.items() if one.recipe in names}
     return [
         key
         for key, one in states.items()
@@ -289,8 +303,11 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
 def show_logs(arguments: argparse.Namespace) -> int:
     """`lewel-bench logs`."""
     from lewel_bench.harness import cluster
+    from lewel_bench.results.store import Store
 
-    return cluster.logs(Context(arguments).root, arguments.key, arguments.follow)
+    context = Context(arguments)
+    keys = cluster.named(_states(context, Store(context.root)), arguments.key)
+    return cluster.logs(context.root, keys, arguments.key, arguments.follow)
 
 
 def collect_garbage(arguments: argparse.Namespace) -> int:

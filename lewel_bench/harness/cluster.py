@@ -1,7 +1,6 @@
 """`--cluster NAME`: the same jobs on SLURM, and what a person sees and does there."""
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +17,14 @@ from lewel_bench.evals.protocol import Semi
 from lewel_bench.harness import cells
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
-from lewel_bench.harness.status import FAILURE, SPEC, JobState, write_spec
+from lewel_bench.harness.status import FAILURE, JobState, write_spec
 from lewel_bench.results.record import NAME
-from lewel_bench.results.table import load
+from lewel_bench.results.table import load, parse_cell
 from lewel_bench.slurm import check, cluster, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Cell
 from lewel_bench.slurm.sweep import Pass, Sweep
+from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -173,8 +173,9 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
 
 def _reason(one: sweep.Live, before: JobState) -> str:
     if one.state == "running":
-        where = f"job {one.job} on {one.nodes} for {one.elapsed}"
-        return f"{where}, {before.reason}" if before.state == "running" and before.reason else where
+        done = before.progress
+        more = (str(done), done.left) if done else ()
+        return ", ".join(filter(None, (f"job {one.job} on {one.nodes} for {one.elapsed}", *more)))
     place = f", place {one.place} of yours" if one.place else ""
     return f"job {one.job}{place}{one.reason and ': '}{one.reason}"
 
@@ -213,12 +214,12 @@ def again(root: Path, keys: Sequence[str]) -> int:
     return 0
 
 
-def logs(root: Path, key: str, follow: bool) -> int:
-    """`lewel-bench logs`: what the jobs of a key printed."""
-    found = sweep.logs(root, key)
+def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
+    """`lewel-bench logs`: what the jobs of some keys printed."""
+    found = [path for key in keys for path in sweep.logs(root, key)]
     if not found:
         raise ValueError(
-            f"no job of a cluster has written for {key} under {root}: see lewel-bench status"
+            f"no job of a cluster has written for {asked} under {root}: see lewel-bench status"
         )
     if follow:
         return subprocess.call(["tail", "-n", "50", "-F", *map(str, found)])
@@ -246,10 +247,18 @@ def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
     return names
 
 
-def recipe_names(root: Path, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each key with the recipe that it belongs to."""
-    for key in keys:
-        try:
-            yield key, json.loads((root / key / SPEC).read_text())["recipe_name"]
-        except (OSError, ValueError, KeyError):
-            continue
+def named(states: Mapping[str, JobState], text: str) -> list[str]:
+    """The keys that a key, or a cell such as table1:lewel_m:200:top1, stands for: of a cell its
+    evaluations and the pre-trainings before them. Raises ValueError for what there is not."""
+    if ":" not in text:
+        if text not in states:
+            raise ValueError(unknown("key", text, states))
+        return [text]
+    table_id, row_id, column_id = parse_cell(text)
+    table = load(table_id)
+    row, column = table.row(row_id), table.column(column_id)
+    recipe, protocols = cells.recipe_name(row, column), ("", row.protocols.get(column.eval, ""))
+    found = [k for k, one in states.items() if one.recipe == recipe and one.protocol in protocols]
+    if recipe is None or not found:
+        raise ValueError(f"nothing that fills {text} was ever planned here: see lewel-bench status")
+    return found

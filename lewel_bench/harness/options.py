@@ -53,15 +53,15 @@ def _cluster_parsers(verbs: Any) -> None:
     cancel = _verb(verbs, "cancel", "cancel", "End jobs on a cluster; asks first.")
     retry = _verb(verbs, "retry", "retry", "Have the next run try failed jobs of a cluster again.")
     for one in (cancel, retry):
-        one.add_argument("keys", nargs="*", metavar="KEY", help="keys, as status shows them")
+        one.add_argument("keys", nargs="*", metavar="KEY|CELL", help="keys or cells of a table")
         one.add_argument("--method", action="append", default=[], help="all of a method or recipe")
         one.add_argument("--table", action="append", default=[], help="all that a table needs")
         one.add_argument("--suite", default="", dest="only_suite", help="only this suite")
         one.add_argument("--state", action="append", default=[], help="only jobs in this state")
         one.add_argument("--root", help="run root (default: of the site file, else ./runs)")
     cancel.add_argument("--yes", action="store_true", help="do not ask")
-    logs = _verb(verbs, "logs", "logs", "What the cluster's jobs of a key printed.")
-    logs.add_argument("key", help="a key, as status shows it")
+    logs = _verb(verbs, "logs", "logs", "What the cluster's jobs of a key or a cell printed.")
+    logs.add_argument("key", metavar="KEY|CELL", help="a key, or a cell: table1:lewel_m:200:top1")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
     logs.add_argument("--root", help="run root (default: of the site file, else ./runs)")
 

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.results.cost import device_hours
+from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
+from lewel_bench.slurm import attempt
 
 if TYPE_CHECKING:
+    from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.plan import Job
 
 SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
@@ -35,6 +39,41 @@ class JobState:
     suite: str
     state: str
     reason: str = ""
+    recipe: str = ""
+    protocol: str = ""
+    progress: "Progress | None" = None  # of the last attempt, where there is no record
+    spent_hours: float = 0.0  # of devices, over all attempts
+    hours: float | None = None  # an estimate of the whole job's; None: not known, or not asked for
+
+    @property
+    def hours_to_go(self) -> float | None:
+        """Device-hours until there is a record; None where nothing is known."""
+        if self.state in ("done", "stale"):
+            return 0.0
+        done = self.progress.step / self.progress.steps if self.progress else 0.0
+        return None if self.hours is None else self.hours * (1 - done)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job has come, and in how many seconds it will be done at its pace."""
+
+    step: int
+    steps: int
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        return f"step {self.step} of {self.steps}"
+
+    @property
+    def left(self) -> str:
+        """The time left in words; empty where no pace is known."""
+        if self.seconds_left is None:
+            return ""
+        minutes = self.seconds_left / 60
+        if minutes < 1:
+            return "under a minute left"
+        return f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
 
 
 def write_spec(job: "Job", root: Path) -> None:
@@ -45,8 +84,10 @@ def write_spec(job: "Job", root: Path) -> None:
         write_atomically(folder / SPEC, job.model_dump_json(indent=1))
 
 
-def survey(root: Path, store: Store | None = None) -> dict[str, JobState]:
-    """The state of every job that has a folder under `root`, by key.
+def survey(
+    root: Path, store: Store | None = None, costs: "Estimator | None" = None
+) -> dict[str, JobState]:
+    """The state of every job that has a folder under `root`, by key; with `costs` its hours too.
 
     done: has a record; stale: has one, but its recipe, protocol or data now means something else;
     running: a live process holds its lock; queued: a live `run` will start it; failed: its last
@@ -57,11 +98,36 @@ def survey(root: Path, store: Store | None = None) -> dict[str, JobState]:
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     states = {}
     for key, spec in _specs(root, store):
-        state, reason = _state(root / key, key, store, queued, corrupt, spec)
+        folder, record = root / key, store.records.get(key)
+        done = progress(folder) if record is None else None
+        state, reason = _state(folder, key, store, queued, corrupt, spec, done)
+        hours = spent = None
+        if costs:
+            spent = attempt.device_hours(folder) if record is None else _spent(record)
+            hours = costs.cost_of(spec).hours if "data" in spec else None
         states[key] = JobState(
-            key, spec["kind"], spec["name"], spec["seed"], spec.get("suite", ""), state, reason
+            key,
+            spec["kind"],
+            spec["name"],
+            spec["seed"],
+            spec.get("suite", ""),
+            state,
+            reason,
+            spec.get("recipe_name", ""),
+            (spec.get("protocol") or {}).get("name", ""),
+            done,
+            spent or 0.0,
+            hours,
         )
     return states
+
+
+def _spent(record: Record) -> float:
+    """The device-hours of a record, on a cluster with those of attempts that were lost."""
+    attempts = record.outcome.get("attempts")
+    if not attempts:
+        return device_hours(record)
+    return float(sum(one["seconds"] * one["processes"] for one in attempts)) / 3600
 
 
 def _state(
@@ -71,13 +137,14 @@ def _state(
     queued: set[str],
     corrupt: Mapping[str, str],
     spec: Mapping[str, Any],
+    done: Progress | None,
 ) -> tuple[str, str]:
     if key in corrupt:
         return "failed", f"corrupt record: {corrupt[key]}; run again with --replace-corrupt"
     if key in store.records:
         return ("stale", spec["stale"]) if spec.get("stale") else ("done", "")
     if is_locked(folder):
-        return "running", progress(folder)
+        return "running", ", ".join(filter(None, (str(done), done.left))) if done else ""
     if key in queued:
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
@@ -85,16 +152,23 @@ def _state(
     failure = _json(folder / FAILURE)
     if failure:
         return "failed", str(failure.get("message", "no reason was written"))
-    done = progress(folder)
     return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
 
 
-def progress(folder: Path) -> str:
-    """`step 320 of 800` from the last events of a job; empty when there are none."""
-    for event in reversed(tail(folder / EVENTS)):
+def progress(folder: Path) -> Progress | None:
+    """How far a job has come, by the last events of its last attempt; None when there are none."""
+    steps: list[dict[str, Any]] = []
+    for event in tail(folder / EVENTS):
+        if event.get("event") == "start" and steps:
+            steps = steps[-1:]  # the pace is that of the last attempt
         if "step" in event and "steps" in event:
-            return f"step {event['step']} of {event['steps']}"
-    return ""
+            steps.append(event)
+    if not steps:
+        return None
+    first, last = steps[0], steps[-1]
+    passed, seconds = last["step"] - first["step"], last["time"] - first["time"]
+    left = (last["steps"] - last["step"]) * seconds / passed if passed > 0 else None
+    return Progress(last["step"], last["steps"], left)
 
 
 def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:

@@ -167,5 +167,10 @@ def summary(folder: Path) -> list[Mapping[str, Any]]:
     ]
 
 
+def device_hours(folder: Path) -> float:
+    """The hours of devices that all attempts at a cell have taken."""
+    return sum(one.seconds * one.processes for one in history(folder)) / 3600
+
+
 def _path(folder: Path, name: str) -> Path:
     return folder / ATTEMPTS / f"{name}.json"
