@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lewel_bench.evals import features
 from lewel_bench.harness import job as jobs
-from lewel_bench.harness import signals, view
+from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import SPEC, WORK
@@ -44,6 +44,7 @@ def main() -> int:
             lock.acquire()
     report = view.plain(job.name)
     try:
+        material.generated(job)
         jobs.run(job, folder.parent, _halved(settings, job), report, _stop, attempt.check)
     except Stopped:
         return EXIT["stopped"]

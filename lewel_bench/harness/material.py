@@ -26,10 +26,11 @@ SHOWN = 20  # problems of one data set
 SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
 
-def prepare(todo: Sequence[Job], context: "Context") -> None:
+def prepare(todo: Sequence[Job], context: "Context", *, generate: bool = True) -> None:
     """Make or check the data of the jobs, and find the engines that they run on.
 
-    Raises ValueError that names every problem found.
+    Images that are generated and not there yet are left to the first job where `generate` is
+    False, as a login node does. Raises ValueError that names every problem found.
     """
     training = [j for j in todo if not j.reads_records]
     engines = {j.protocol.engine for j in training if isinstance(j.protocol, Dense)}
@@ -37,21 +38,33 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
         from lewel_bench.evals.engines import require
 
         require(engine, context.site.pythons)
+    later = set()
     for job in {(j.data.root, _task(j)): j for j in todo}.values():
-        if job.data.id == shapes_id():
-            _make_shapes(Path(job.data.root).parent)
-        else:
+        if job.data.id != shapes_id():
             _check_once(job.data, _task(job), context.root)
+        elif generate or Path(job.data.root).exists():
+            generated(job)
+        else:
+            later.add(job.data.root)
     # one job of each kind: seeds and candidates ask for the same images
     for job in {
         (j.data.root, j.recipe_name, j.kind, j.protocol and j.protocol.name): j for j in todo
     }.values():
-        _fits(job, job.data)
+        if job.data.root not in later:
+            _fits(job, job.data)
+
+
+def generated(job: Job) -> None:
+    """Make the images of a job where they are generated ones and not there yet."""
+    if job.data.id == shapes_id():
+        _make_shapes(Path(job.data.root).parent)
 
 
 def _make_shapes(folder: Path) -> None:
     from lewel_bench.pretrain import shapes
 
+    if not folder.exists():
+        print(f"making the images of the shapes suite in {folder}, once", file=sys.stderr)
     shapes.make(folder)
 
 

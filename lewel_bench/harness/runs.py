@@ -58,7 +58,7 @@ def _submit(
         if todo:
             from lewel_bench.harness import material
 
-            material.prepare(todo, context)
+            material.prepare(todo, context, generate=False)
 
     if arguments.dry_run:
         _show(jobs, todo, store)
