@@ -193,8 +193,6 @@ def export_backbone(arguments: argparse.Namespace) -> int:
 
 def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
-    from dataclasses import asdict
-
     from lewel_bench.harness.shares import shares
     from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
@@ -217,7 +215,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     methods, tables = shares(states)
     if arguments.format == "json":
         found: dict[str, Sequence[Any]] = {"jobs": shown, "methods": methods, "tables": tables}
-        print(json.dumps({k: [asdict(one) for one in v] for k, v in found.items()}, indent=2))
+        print(_lines({name: [vars(one) for one in several] for name, several in found.items()}))
         return 0
     from lewel_bench.harness import view
 
@@ -235,6 +233,17 @@ def show_status(arguments: argparse.Namespace) -> int:
         else f"{context.root}: no jobs yet"
     )
     return 0
+
+
+def _lines(lists: dict[str, list[dict[str, Any]]]) -> str:
+    """JSON with a line for each entry: ten thousands of jobs are written and read as fast."""
+    parts = (
+        f"{json.dumps(name)}: [\n"
+        + ",\n".join(json.dumps(e, default=vars) for e in several)
+        + "\n]"
+        for name, several in lists.items()
+    )
+    return "{" + ", ".join(parts) + "}"
 
 
 def _share(one: "Share") -> tuple[str, ...]:

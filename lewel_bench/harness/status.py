@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +97,15 @@ def survey(
     queued = _queued(root)
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     states = {}
-    for key, spec in _specs(root, store):
+    for key, spec, held in _specs(root, store):
         folder, record = root / key, store.records.get(key)
-        done = progress(folder) if record is None else None
-        state, reason = _state(folder, key, store, queued, corrupt, spec, done)
+        done = progress(folder) if record is None and EVENTS in held else None
+        state, reason = _state(folder, held, store, queued, corrupt, spec, done)
         hours = spent = None
-        if costs:
-            spent = attempt.device_hours(folder) if record is None else _spent(record)
+        if costs and record is not None:
+            spent = _spent(record)
+        elif costs:
+            spent = attempt.device_hours(folder) if attempt.ATTEMPTS in held else None
             hours = costs.cost_of(spec).hours if "data" in spec else None
         states[key] = JobState(
             key,
@@ -132,25 +134,25 @@ def _spent(record: Record) -> float:
 
 def _state(
     folder: Path,
-    key: str,
+    held: Collection[str],
     store: Store,
     queued: set[str],
     corrupt: Mapping[str, str],
     spec: Mapping[str, Any],
     done: Progress | None,
 ) -> tuple[str, str]:
+    key = folder.name
     if key in corrupt:
         return "failed", f"corrupt record: {corrupt[key]}; run again with --replace-corrupt"
     if key in store.records:
         return ("stale", spec["stale"]) if spec.get("stale") else ("done", "")
-    if is_locked(folder):
+    if (LOCK in held or WORK in held) and is_locked(folder):
         return "running", ", ".join(filter(None, (str(done), done.left))) if done else ""
     if key in queued:
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
         return "stale", spec["stale"]
-    failure = _json(folder / FAILURE)
-    if failure:
+    if FAILURE in held and (failure := _json(folder / FAILURE)):
         return "failed", str(failure.get("message", "no reason was written"))
     return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
 
@@ -240,7 +242,8 @@ def _queued(root: Path) -> set[str]:
     return keys
 
 
-def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
+    """Each key with its spec and the names in its folder: what is not there is not looked at."""
     try:
         names = sorted(e.name for e in os.scandir(root) if e.is_dir())
     except FileNotFoundError:
@@ -253,7 +256,8 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
         if spec is None and record is not None:
             spec = {"kind": record.kind, "name": record.name, "seed": record.seed}
         if spec is not None:
-            yield name, {**spec, "stale": _stale(spec)}
+            spec["stale"] = _stale(spec)
+            yield name, spec, frozenset(os.listdir(root / name))
 
 
 def _stale(spec: Mapping[str, Any]) -> str:
