@@ -85,7 +85,7 @@ def _machine() -> Iterator[Check]:
 
 def _places(context: "Context") -> Iterator[Check]:
     path = context.site.path
-    yield "site file", "ok", str(path) if path else "none (defaults): see README, Configuration"
+    yield "site file", "ok", str(path) if path else "none (defaults): see README, The paper's scale"
     yield _writable(context.root)
     for name in datasets.NAMED:
         if name == "shapes":

@@ -199,7 +199,10 @@ def scale_protocol(name: str, suite: Suite, settings: Iterable[tuple[str, Any]])
     """Protocol `name` at the suite's scale, with the settings that begin with its name."""
     prefix = f"{name}."
     own = {k.removeprefix(prefix): v for k, v in settings if k.startswith(prefix)}
-    scaled: Protocol = change(suite.protocol(name, PROTOCOLS[name]), own)
+    try:
+        scaled: Protocol = change(suite.protocol(name, PROTOCOLS[name]), own)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return scaled
 
 

@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -81,6 +83,7 @@ def _compute(
 
     job.device(settings)  # before any data is made
     settings = companions.shared(settings)
+    _writable(context.root)
     material.prepare(todo, context)
     signals.listen()
     there = len(jobs) - len(todo)
@@ -102,6 +105,19 @@ def _compute(
         return 2 if unfinished.mistakes else 1
     print(f"done: {len(computed)} jobs computed here. {_hint(jobs, arguments)}")
     return 0
+
+
+def _writable(root: Path) -> None:
+    """Make the run root. Raises ValueError where nothing can be written there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the run root {root}: {error.strerror}. Choose another with --root, "
+            "or as `runs` in the site file"
+        ) from None
 
 
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:
