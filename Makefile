@@ -1,5 +1,5 @@
 # make demo: install, then the main job on the generated shapes suite, and its tables
-# make test: install, then the tests; those of the cluster are skipped without SLURM
+# make test: install, then the tests, two at once; those of the cluster are skipped
 # make golden: write the tables that tests/results expects again; then read the difference
 # make test-slurm: the tests on a private SLURM, which needs Debian's slurmctld slurmd slurm-client
 PYTHON ?= python3

@@ -119,6 +119,15 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     one = next(iter(records(here.root).values()))
     (attempt,) = one["outcome"]["attempts"]
     assert attempt["outcome"] == "done" and attempt["seconds"] > 0
+    (final, *_) = (r for r in records(here.root).values() if r["kind"] == "final")
+    half = here.root / final["key"] / "record.json"
+    half.write_text(half.read_text()[:100])  # as a full disk or a bad copy leaves it
+    refused = here.bench(*asked, "--cluster", "lab")
+    assert refused.returncode == 2 and f"{half}: half-written" in refused.stderr
+    again = here.bench(*asked, "--cluster", "lab", "--replace-corrupt")
+    assert "1 submitted now" in again.stdout, again.stdout + again.stderr
+    until(over, 120)
+    assert measured(here.root) == measured(local.root)
 
 
 def test_two_nodes_of_two_processes_train_as_torchrun_does(
