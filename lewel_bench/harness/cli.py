@@ -162,6 +162,23 @@ def _print_tree(value: Any, depth: int) -> None:
                 print(f"{pad}{one}")
 
 
+def judge_claims(arguments: argparse.Namespace) -> int:
+    """`lewel-bench claims`; the exit code says whether all are supported."""
+    from lewel_bench.harness.claims import judged
+    from lewel_bench.results import judge
+    from lewel_bench.results.judged import as_json, markdown, text
+    from lewel_bench.value import unknown
+
+    writers = {"text": text, "md": markdown, "json": as_json}
+    if arguments.format not in writers:
+        raise ValueError(unknown("format", arguments.format, writers))
+    board = _board(Context(arguments))
+    found = judged(board, arguments.claims)
+    _warn_corrupt(board.store.bad)
+    print(writers[arguments.format](found, board.suite.name))
+    return judge.exit_code(found)
+
+
 def draw_figure(arguments: argparse.Namespace) -> int:
     """`lewel-bench figure`."""
     from lewel_bench.harness.figures import make
@@ -418,6 +435,7 @@ def _warn_corrupt(bad: Sequence[Any]) -> None:
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_jobs,
     "table": show_table,
+    "claims": judge_claims,
     "figure": draw_figure,
     "report": write_report,
     "export": export_backbone,

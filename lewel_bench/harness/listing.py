@@ -12,7 +12,7 @@ from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
-from lewel_bench.results import checkpoints, conflicts, table
+from lewel_bench.results import checkpoints, claim, conflicts, table
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
@@ -26,6 +26,7 @@ def listing(what: str, site: Site, root: Path) -> Listing:
         "recipes": _recipes,
         "protocols": _protocols,
         "tables": _tables,
+        "claims": _claims,
         "suites": lambda: _suites(site),
         "checkpoints": _checkpoints,
         "conflicts": _conflicts,
@@ -106,6 +107,18 @@ def _tables() -> Listing:
         cells = len(list(one.cells()))
         rows.append((name, one.title, f"{cells} cells can be measured", one.source))
     return ("table", "title", "cells", "source"), rows
+
+
+def _claims() -> Listing:
+    floors = claim.floors()
+    rows = []
+    for one in claim.load():
+        how = f"{claim.HOLDS[one.holds]}: {floors[one.floor].value:g}"
+        cells = str(len(list(one.comparisons())))
+        source = floors[one.floor].source
+        rows.append((one.id, one.says, one.where, cells, how, source, one.flaw or "–"))
+    columns = ("claim", "the paper", "where", "comparisons", "holds where", "noise floor from")
+    return (*columns, "its own tables"), rows
 
 
 def _suites(site: Site) -> Listing:

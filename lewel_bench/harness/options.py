@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB", dest="verb_name")
     _run_parser(verbs)
     _table_parser(verbs)
+    _claims_parser(verbs)
     _figure_parser(verbs)
     _report_parser(verbs)
     _export_parser(verbs)
@@ -38,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     gc.add_argument("--root", help="run root (default: of the site file, else ./runs)")
     ls = _verb(verbs, "ls", "ls", "List what there is.")
     ls.add_argument(
-        "what", help="methods, recipes, protocols, tables, suites, checkpoints, conflicts or runs"
+        "what",
+        help="methods, recipes, protocols, tables, claims, suites, checkpoints, conflicts or runs",
     )
     ls.add_argument("--format", choices=("rich", "json"), default="rich")
     ls.add_argument("--root", help="run root, for runs")
@@ -144,6 +146,20 @@ def _table_parser(verbs: Any) -> None:
         "--missing", action="store_true", help="list empty cells and what fills them"
     )
     _where(table)
+
+
+def _claims_parser(verbs: Any) -> None:
+    summary = "Which of the paper's claims the measured numbers support."
+    claims = verbs.add_parser(
+        "claims",
+        help=summary,
+        description=f"{summary} Exit code 0: all that were asked for are supported; 1: one is "
+        "contradicted; 2: neither, as some are inconclusive or missing.",
+    )
+    claims.set_defaults(verb="claims")
+    claims.add_argument("claims", nargs="*", metavar="CLAIM", help="see ls claims (default: all)")
+    claims.add_argument("--format", default="text", help="text, md or json")
+    _where(claims)
 
 
 def _report_parser(verbs: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lewel_bench.harness.claims import judged
 from lewel_bench.harness.curves import curves
 from lewel_bench.harness.figures import ablation
 from lewel_bench.harness.searches import search
@@ -54,6 +55,7 @@ def gather(board: Board, folder: Path) -> Report:
         options=f" {shlex.join(words)}" if words else "",
         figures=_figures(board, tables),
         costs=_costs(board),
+        claims=judged(board, tables=tables),
         problems=[f"Corrupt record, not counted: {one}" for one in board.store.bad],
     )
 

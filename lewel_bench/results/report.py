@@ -1,4 +1,4 @@
-"""The report: tables, figures, coverage and cost as one HTML file that needs nothing else.
+"""The report: tables, claims, figures, coverage and cost as one HTML file, complete in itself.
 
 Whatever comes from a record (names, commands, warnings) is escaped here, or travels as JSON that
 `web/report.js` sets as text. A content security policy forbids every script but that one.
@@ -19,6 +19,8 @@ from lewel_bench.results.chart import Chart
 from lewel_bench.results.cost import GIB
 from lewel_bench.results.draw import inline
 from lewel_bench.results.fill import Filled
+from lewel_bench.results.judge import Judged
+from lewel_bench.results.judged import section
 from lewel_bench.results.record import Record
 from lewel_bench.results.sheet import BLANK, Cell, sheet
 from lewel_bench.results.table import Column, Row
@@ -58,6 +60,7 @@ class Report:
     options: str
     figures: Sequence[tuple[str, Chart]]
     costs: Sequence[Cost]
+    claims: Sequence[Judged] = ()
     problems: Sequence[str] = ()
 
 
@@ -80,6 +83,7 @@ def report(of: Report) -> str:
             *_head(of),
             "<main>",
             *(_table(filled) for filled in of.tables),
+            *(section(of.claims) if of.claims else ()),
             *_figures(of.figures),
             *_coverage(of.tables),
             *_costs(of.costs),
@@ -125,6 +129,7 @@ def _head(of: Report) -> Iterator[str]:
     )
     yield f'<div class="cards">{shown}</div></header>'
     places = [(f"table{t.table.id}", f"Table {t.table.id}") for t in of.tables]
+    places += [("claims", "Claims")] if of.claims else []
     places += [("figures", "Figures")] if of.figures else []
     places += [("coverage", "Coverage"), ("cost", "Cost")]
     links = " ".join(f'<a href="#{escape(id)}">{escape(name)}</a>' for id, name in places)

@@ -92,7 +92,7 @@ def test_it_holds_every_table_and_what_is_behind_each_number(root: Path, file: P
     text = file.read_text()
     page = Reader(text)
     ids = [attrs.get("id") for tag, attrs in page.found if tag == "section"]
-    assert ids == [*(f"table{t}" for t in TABLES), "figures", "coverage", "cost"]
+    assert ids == [*(f"table{t}" for t in TABLES), "claims", "figures", "coverage", "cost"]
     data = json.loads(page.scripts[0])
     cell = data["cells"]["table1:lewel_m:200:top1"]
     assert cell["measured"] == "72.00 ± 2.00 %; 3 of 3 seeds" and cell["metric"] == "top1"

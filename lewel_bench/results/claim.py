@@ -1,0 +1,151 @@
+"""The paper's claims as data: which cells each compares, how, and the noise it is judged by."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lewel_bench.results import table
+from lewel_bench.value import Value, unknown
+
+FILE = Path(__file__).with_name("claims.toml")
+
+Text = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Holds = Literal["better", "no better", "on par", "at most"]
+HOLDS: dict[Holds, str] = {
+    "better": "the difference is above 0, and above the noise floor",
+    "no better": "the difference is not above the noise floor",
+    "on par": "the difference is not below 0 by more than the noise floor",
+    "at most": "the value is not above the claimed one by more than the noise floor",
+}
+
+
+class Floor(Value):
+    """A difference this small, in points, is no difference."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    source: Text
+
+
+class Pairs(Value):
+    """Row `of` beside each row of `over`, in each of `columns` of one table; `by` is the difference
+    that the text gives, in points. Of "at most" nothing is beside it and `by` is the bound."""
+
+    of: Text
+    over: tuple[Text, ...] = ()
+    columns: tuple[Text, ...]
+    by: Finite | None = None
+
+
+class Claim(Value):
+    """One claim. It holds where all of its comparisons do; `up_to` is the largest difference that
+    the text gives. `flaw` says what the paper's own tables have against it."""
+
+    id: Text
+    says: Text
+    where: Text
+    table: str
+    holds: Holds
+    floor: str
+    pairs: tuple[Pairs, ...]
+    up_to: Finite | None = None
+    flaw: str = ""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        for pair in self.pairs:
+            if (self.holds == "at most") == bool(pair.over):
+                raise ValueError(f"claim {self.id}: all but 'at most' name rows to be over")
+            if self.holds == "at most" and pair.by is None:
+                raise ValueError(f"claim {self.id}: 'at most' needs a bound (by)")
+        return self
+
+    def comparisons(self) -> Iterator["Comparison"]:
+        """What must hold, one by one. Raises ValueError for a row or column that is not there."""
+        quoted = table.load(self.table)
+        for pair in self.pairs:
+            for name in pair.columns:
+                column, of = quoted.column(name), quoted.row(pair.of)
+                for over in map(quoted.row, pair.over):
+                    yield Comparison(self, column, of, over, pair.by)
+                if not pair.over:
+                    yield Comparison(self, column, of, None, pair.by)
+
+
+class Comparison:
+    """Two rows of a table in one column, or one row beside a bound."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        column: table.Column,
+        of: table.Row,
+        over: table.Row | None,
+        by: float | None,
+    ) -> None:
+        self.claim, self.column, self.of, self.over, self.by = claim, column, of, over, by
+
+    @property
+    def text(self) -> str:
+        """In words: "LEWEL_M over MoCov2*, 100 ep top-1"."""
+        over = f" over {_name(self.over)}" if self.over else ""
+        return f"{_name(self.of)}{over}, {self.column.label}"
+
+    @property
+    def published(self) -> float | None:
+        """The difference that the paper's table has, in points; None where it prints none."""
+        rows = [self.of, self.over] if self.over else [self.of]
+        values = [row.values.get(self.column.id) for row in rows]
+        known = [value for value in values if value is not None]
+        if len(known) < len(rows):
+            return None
+        # one digit each: 66.1 - 64.5 is 1.6, not 1.5999999999999943
+        return round(known[0] - (known[1] if self.over else 0.0), 6)
+
+
+def _name(row: table.Row) -> str:
+    return f"{row.label} {row.epochs} ep" if row.epochs else row.label
+
+
+class _Register(Value):
+    floors: dict[str, Floor]
+    claims: tuple[Claim, ...]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        ids = [one.id for one in self.claims]
+        if twice := sorted({id for id in ids if ids.count(id) > 1}):
+            raise ValueError(f"two claims have the same id: {', '.join(twice)}")
+        for one in self.claims:
+            if one.floor not in self.floors:
+                raise ValueError(unknown(f"floor of claim {one.id}", one.floor, self.floors))
+            list(one.comparisons())
+        return self
+
+
+@cache
+def load() -> tuple[Claim, ...]:
+    """All claims, in the paper's order. Raises ValueError naming the file and what is wrong."""
+    return _register().claims
+
+
+@cache
+def floors() -> dict[str, Floor]:
+    """The noise floors, by name."""
+    return _register().floors
+
+
+def find(id: str) -> Claim:
+    """The claim `id`. Raises ValueError naming the nearest one."""
+    for one in load():
+        if one.id == id:
+            return one
+    raise ValueError(unknown("claim", id, [one.id for one in load()]))
+
+
+@cache
+def _register() -> _Register:
+    return _Register.of_toml(FILE)

@@ -1,0 +1,227 @@
+"""What measured numbers, and the paper's own tables, say about a claim."""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lewel_bench.results import claim
+from lewel_bench.results.claim import Claim, Comparison, Holds
+from lewel_bench.results.fill import Entry, Filled, Measured
+from lewel_bench.results.table import Row
+from lewel_bench.results.verdict import half_width
+
+Judgement = Literal["supported", "contradicted", "inconclusive", "missing"]
+Own = Literal["holds", "within noise", "contradicted", "not printed"]
+# What a claim of several comparisons is: the first that one of them is.
+GRAVITY: tuple[Judgement, ...] = ("contradicted", "missing", "inconclusive", "supported")
+OWN_GRAVITY: tuple[Own, ...] = ("contradicted", "not printed", "within noise", "holds")
+
+Interval = tuple[float, float]
+Images = Callable[[str, str, str], tuple[Interval, int] | str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison, measured. `difference` is the mean over the `n` seeds that both sides have,
+    in points, and `low` to `high` its 95 % interval, from what `how` says. `keys` are the records
+    of either side. `own` is what the paper's table says, whose difference is `published`."""
+
+    comparison: Comparison
+    judgement: Judgement
+    difference: float | None
+    low: float | None
+    high: float | None
+    n: int
+    how: str
+    keys: tuple[str, ...]
+    published: float | None
+    own: Own
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with all its findings; `own` is what the paper's tables say about it."""
+
+    claim: Claim
+    judgement: Judgement
+    own: Own
+    findings: tuple[Finding, ...]
+
+
+def judge(
+    one: Claim, filled: Filled, records: Mapping[str, Measured], images: Images | None = None
+) -> Judged:
+    """What the measured values of its table say about a claim.
+
+    - With two seeds or more on both sides: the t-interval of the differences of like seeds.
+    - With one: a bootstrap over the reported images, where `images` (key, key, metric) has one for
+      the two records, and does not say why not. It knows nothing of what another seed would give,
+      so the noise floor is added to either end. Without it, and at another scale than the paper's,
+      where no noise floor is known: inconclusive.
+    """
+    floor = claim.floors()[one.floor].value
+    findings = tuple(_finding(c, filled, records, images, floor) for c in one.comparisons())
+    judgements = {finding.judgement for finding in findings}
+    own = {finding.own for finding in findings}
+    return Judged(
+        one,
+        next(j for j in GRAVITY if j in judgements),
+        "contradicted" if _exaggerates(one, findings) else next(o for o in OWN_GRAVITY if o in own),
+        findings,
+    )
+
+
+def exit_code(judged: Sequence[Judged]) -> int:
+    """0: all supported; 1: one is contradicted; 2: neither, as some are inconclusive or missing."""
+    found = Counter(one.judgement for one in judged)
+    if found["contradicted"]:
+        return 1
+    return 2 if found["inconclusive"] or found["missing"] else 0
+
+
+def decide(holds: Holds, low: float, high: float, floor: float, bound: float = 0.0) -> Judgement:
+    """What an interval of a difference says about a claim; `bound` is that of "at most"."""
+    middle = (low + high) / 2
+    gains = low > 0 and middle > floor
+    if holds == "better":
+        yes, no = gains, high <= floor
+    elif holds == "no better":
+        yes, no = high <= floor, gains
+    elif holds == "on par":
+        yes, no = low >= -floor, high < -floor
+    else:
+        yes, no = high <= bound + floor, low > bound + floor
+    return "supported" if yes else "contradicted" if no else "inconclusive"
+
+
+def own(comparison: Comparison, floor: float) -> Own:
+    """What the paper's table says, a number having no more spread than the noise floor."""
+    published, by = comparison.published, comparison.by
+    if published is None:
+        return "not printed"
+    holds = comparison.claim.holds
+    if holds == "at most":
+        assert by is not None, "checked when the claim was loaded"
+        return "holds" if published <= by + floor else "contradicted"
+    if by is not None and abs(published - by) > 0.05 + 1e-9:
+        return "contradicted"
+    if holds == "better":
+        return (
+            "contradicted" if published <= 0 else "holds" if published > floor else "within noise"
+        )
+    fine = published <= floor if holds == "no better" else published >= -floor
+    return "holds" if fine else "contradicted"
+
+
+def _exaggerates(one: Claim, findings: Sequence[Finding]) -> bool:
+    """Whether the largest difference in the table is another than the text says."""
+    if one.up_to is None:
+        return False
+    known = [f.published for f in findings if f.published is not None]
+    return abs(max(known) - one.up_to) > 0.05
+
+
+def _finding(
+    comparison: Comparison,
+    filled: Filled,
+    records: Mapping[str, Measured],
+    images: Images | None,
+    floor: float,
+) -> Finding:
+    column = comparison.column
+    rows = [row for row in (comparison.of, comparison.over) if row]
+    entries = [filled.entries.get((row.id, column.id)) for row in rows]
+    sides = [_by_seed(entry, records, column.metric) for entry in entries]
+    seeds = sorted(set.intersection(*map(set, sides)))
+    differences = [
+        statistics.fmean(sides[0][seed].values())
+        - (statistics.fmean(sides[1][seed].values()) if len(sides) > 1 else 0.0)
+        for seed in seeds
+    ]
+    reasons = _reasons(rows, entries, sides, seeds)
+    known = floor if filled.comparable else 0.0
+    first = [side[seeds[0]] for side in sides] if seeds else []
+    interval, how = _interval(differences, first, images, column.metric, known)
+    if not seeds:
+        judgement: Judgement = "missing"
+        how = ""
+    elif interval is None:
+        judgement = "inconclusive"
+        reasons.append(f"one seed; {how}")
+        how = ""
+    elif len(seeds) == 1 and not filled.comparable:
+        judgement = "inconclusive"
+        reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
+    else:
+        judgement = decide(comparison.claim.holds, *interval, floor, comparison.by or 0.0)
+    return Finding(
+        comparison,
+        judgement,
+        difference=statistics.fmean(differences) if differences else None,
+        low=interval[0] if interval else None,
+        high=interval[1] if interval else None,
+        n=len(seeds),
+        how=how,
+        keys=tuple(key for side in sides for seed in seeds for key in side[seed]),
+        published=comparison.published,
+        own=own(comparison, floor),
+        reasons=tuple(reasons),
+    )
+
+
+def _by_seed(
+    entry: Entry | None, records: Mapping[str, Measured], metric: str
+) -> dict[int, dict[str, float]]:
+    """The values in an entry's mean, by seed and key of their record."""
+    found: dict[int, dict[str, float]] = {}
+    for slot in entry.slots if entry else ():
+        if entry and slot.key in entry.keys:
+            found.setdefault(slot.seed, {})[slot.key] = records[slot.key].metrics[metric]
+    return found
+
+
+def _interval(
+    differences: Sequence[float],
+    first: Sequence[Mapping[str, float]],
+    images: Images | None,
+    metric: str,
+    floor: float,
+) -> tuple[Interval | None, str]:
+    """The interval of a difference and what it is from; None and why there is none."""
+    n = len(differences)
+    if n > 1:
+        mean, half = statistics.fmean(differences), half_width(differences)
+        return (mean - half, mean + half), f"t-interval over {n} seeds"
+    if not n or images is None or any(len(side) != 1 for side in first) or len(first) < 2:
+        return None, "there is no interval"
+    (of,), (over,) = first
+    found = images(of, over, metric)
+    if isinstance(found, str):
+        return None, found
+    (low, high), count = found
+    how = f"bootstrap over {count} images" + (f" and the noise floor, {floor:g}" if floor else "")
+    return (low - floor, high + floor), how
+
+
+def _reasons(
+    rows: Sequence[Row],
+    entries: Sequence[Entry | None],
+    sides: Sequence[Mapping[int, object]],
+    seeds: Sequence[int],
+) -> list[str]:
+    """Why a comparison has no seed, and that its sides were measured in two ways."""
+    said = []
+    for row, entry, side in zip(rows, entries, sides, strict=True):
+        if entry is None or entry.state is None:
+            said.append(f"nothing fills {row.label} here")
+        elif not side:
+            said.append(f"{row.label} is {entry.state}")
+    if not seeds and not said:
+        said.append("the two have no seed in common")
+    settings = [entry.setting for entry in entries if entry and entry.mean is not None]
+    if seeds and len(set(settings)) > 1:
+        said.append(f"measured in two ways: {'; '.join(settings)}")
+    return said

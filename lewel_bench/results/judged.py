@@ -1,0 +1,157 @@
+"""Judged claims as text, Markdown, JSON and as a section of the report."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from typing import Any
+
+from lewel_bench.results import claim, judge
+from lewel_bench.results.claim import Claim
+from lewel_bench.results.judge import Finding, Judged, Judgement
+
+LOOKS: dict[Judgement, str] = {
+    "supported": "good",
+    "contradicted": "bad",
+    "inconclusive": "fair",
+    "missing": "none",
+}
+
+
+def text(found: Sequence[Judged], suite: str) -> str:
+    """A block for each claim, each of its comparisons on a line, and how many there are of each."""
+    blocks = [
+        "\n".join([f"{one.judgement:12}  {one.claim.id}: {one.claim.says}", *_about(one)])
+        for one in found
+    ]
+    tables = sorted({one.claim.table for one in found if one.judgement == "missing"})
+    fill = "".join(f"\nwhat is missing: lewel-bench table {name} --missing" for name in tables)
+    return "\n\n".join([*blocks, f"suite {suite}: {tally(found)}{fill}"])
+
+
+def markdown(found: Sequence[Judged], suite: str) -> str:
+    """The claims as one table of Markdown, a comparison a line."""
+    lines = [
+        f"Claims of the paper, suite {suite}: {tally(found)}.",
+        "",
+        "| claim | | compared | measured | published |",
+        "|---|---|---|---:|---:|",
+    ]
+    for one in found:
+        for place, finding in enumerate(one.findings):
+            head = f"{one.claim.says} ({one.claim.id})" if not place else ""
+            state = one.judgement if not place else ""
+            words = (head, state, finding.comparison.text, measured(finding), published(finding))
+            lines.append(f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(found: Sequence[Judged], suite: str) -> str:
+    """The claims with all their numbers; differences are in points."""
+    return json.dumps(
+        {"suite": suite, "claims": [_plain(one) for one in found]},
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def tally(found: Iterable[Judged]) -> str:
+    """How many claims are of each judgement: "3 supported, 34 missing"."""
+    counts = Counter(one.judgement for one in found)
+    return ", ".join(f"{counts[j]} {j}" for j in reversed(judge.GRAVITY) if counts[j])
+
+
+def measured(finding: Finding) -> str:
+    """The difference with its interval, in words."""
+    if finding.difference is None:
+        return "; ".join(finding.reasons)
+    within = f" [{finding.low:+.1f}, {finding.high:+.1f}]" if finding.low is not None else ""
+    seeds = f"n={finding.n}" + (f", {finding.how}" if finding.how else "")
+    said = "".join(f"; {reason}" for reason in finding.reasons)
+    return f"{finding.difference:+.1f}{within} ({seeds}){said}"
+
+
+def published(finding: Finding) -> str:
+    """The paper's difference, what its text says where that is another, and what is odd in it."""
+    comparison = finding.comparison
+    claimed = None if comparison.by is None else f"{comparison.by:+g}"
+    if finding.published is None:
+        return f"text: {claimed}" if claimed else "not printed"
+    own = "" if finding.own == "holds" else f" ({finding.own})"
+    return f"{finding.published:+.1f}{own}"
+
+
+def about(one: Claim, own: str) -> list[str]:
+    """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
+    floor = claim.floors()[one.floor]
+    said = [f"{one.where}. Holds where {claim.HOLDS[one.holds]} ({floor.value:g})."]
+    if own == "contradicted":
+        said.append(f"The paper's own table contradicts it: {one.flaw}")
+    elif own == "within noise":
+        said.append("In the paper's own table some of it is within the noise floor.")
+    return said
+
+
+def _about(one: Judged) -> list[str]:
+    lines = [f"    {line}" for line in about(one.claim, one.own)]
+    for finding in one.findings:
+        lines.append(
+            f"    {finding.judgement}: {finding.comparison.text}: {measured(finding)}; "
+            f"paper {published(finding)}"
+        )
+    return lines
+
+
+def _plain(one: Judged) -> dict[str, Any]:
+    return {
+        "id": one.claim.id,
+        "says": one.claim.says,
+        "where": one.claim.where,
+        "holds": one.claim.holds,
+        "floor": claim.floors()[one.claim.floor].model_dump(),
+        "judgement": one.judgement,
+        "paper": one.own,
+        "flaw": one.claim.flaw,
+        "comparisons": [
+            {
+                "of": f"table{one.claim.table}:{f.comparison.of.id}:{f.comparison.column.id}",
+                "over": f.comparison.over
+                and f"table{one.claim.table}:{f.comparison.over.id}:{f.comparison.column.id}",
+                "claimed": f.comparison.by,
+                "published": f.published,
+                "paper": f.own,
+                "judgement": f.judgement,
+                "difference": f.difference,
+                "low": f.low,
+                "high": f.high,
+                "n": f.n,
+                "interval": f.how,
+                "keys": list(f.keys),
+                "reasons": list(f.reasons),
+            }
+            for f in one.findings
+        ],
+    }
+
+
+def section(found: Sequence[Judged]) -> Iterator[str]:
+    """The claims as a section of the HTML report."""
+    yield '<section id="claims"><h2>Claims</h2>'
+    yield f'<p class="soft">What the paper says, and what the records say about it: {tally(found)}.'
+    yield " Differences are in points, with their 95 % interval.</p>"
+    for one in found:
+        shown = " open" if one.judgement == "contradicted" else ""
+        yield (
+            f'<details class="claim {LOOKS[one.judgement]}"{shown}><summary><span class="chip">'
+            f"{one.judgement}</span> {escape(one.claim.says)} "
+            f'<small class="soft">{escape(one.claim.id)}</small></summary>'
+        )
+        yield from (f'<p class="soft">{escape(line)}</p>' for line in about(one.claim, one.own))
+        yield '<div class="wide"><table><thead><tr><th>compared</th><th></th><th>measured</th>'
+        yield "<th>paper</th></tr></thead><tbody>"
+        for finding in one.findings:
+            texts = (finding.judgement, measured(finding), published(finding))
+            cells = "".join(f'<td class="name">{escape(text)}</td>' for text in texts)
+            yield f"<tr><th>{escape(finding.comparison.text)}</th>{cells}</tr>"
+        yield "</tbody></table></div></details>"
+    yield "</section>"

@@ -1,0 +1,83 @@
+"""Two models' predictions for the same images: how far their difference may be chance.
+
+Shapes: N images, C classes, R resamples.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+PICTURES = 1_000  # resamples of a confusion: each is a sum over all pictures
+Interval = tuple[float, float]
+
+SAME = ("files", "label")
+# What a metric is computed from, as the evaluations write it.
+METRICS = {
+    "top1": ("files", "label", "top5"),
+    "top5": ("files", "label", "top5"),
+    "miou": ("files", "confusion"),
+}
+
+
+def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
+    """The 95 % percentile interval, in points, of a difference in top1, top5 or miou under a
+    bootstrap over the images that two files of predictions share, and their number; or why there
+    is none. The same for the same files."""
+    if metric not in METRICS:
+        return f"{metric} is not resampled over images"
+    try:
+        ours, theirs = _load(of, METRICS[metric]), _load(over, METRICS[metric])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return f"no predictions of single images: {error}"
+    if any(not np.array_equal(ours[name], theirs[name]) for name in ours if name in SAME):
+        return "the predictions of the two are not of the same images"
+    random = np.random.default_rng(0)
+    if metric == "miou":
+        differences = _miou(ours["confusion"], theirs["confusion"], random)
+        count = len(ours["confusion"])
+    else:
+        gained = _right(ours, metric).astype(int) - _right(theirs, metric)  # (N,) of -1, 0, 1
+        count = len(gained)
+        # a resample is known by how many images it has of each kind
+        shares = [(gained == kind).mean() for kind in (-1, 0, 1)]
+        lost, _, won = random.multinomial(count, shares, RESAMPLES).T
+        differences = 100 * (won - lost) / count
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return (float(low), float(high)), count
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in names}
+
+
+def _right(predictions: dict[str, NDArray[Any]], metric: str) -> NDArray[np.bool_]:
+    best = predictions["top5"][:, : 1 if metric == "top1" else 5]  # (N, 1 or 5)
+    right: NDArray[np.bool_] = (best == predictions["label"][:, None]).any(1)
+    return right
+
+
+def _miou(
+    ours: NDArray[Any], theirs: NDArray[Any], random: np.random.Generator
+) -> NDArray[np.float64]:
+    """The differences in mIoU of resampled pictures, whose confusions are (N, C, C)."""
+    count, classes, _ = ours.shape
+    weights = random.multinomial(count, np.full(count, 1 / count), PICTURES).astype(float)  # (R, N)
+    sums = [weights @ c.reshape(count, -1).astype(float) for c in (ours, theirs)]  # (R, C * C)
+    first, second = (miou(one.reshape(-1, classes, classes)) for one in sums)
+    return first - second
+
+
+def miou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Percent (R,) of confusions (R, C, C): rows are true classes; a class that is neither there
+    nor predicted is left out, as in the metric that a record holds."""
+    hits = np.diagonal(confusion, axis1=1, axis2=2)  # (R, C)
+    united = confusion.sum(2) + confusion.sum(1) - hits
+    iou = np.divide(hits, united, out=np.full_like(hits, np.nan), where=united > 0)
+    mean: NDArray[np.float64] = 100 * np.nanmean(iou, axis=1)
+    return mean

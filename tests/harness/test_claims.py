@@ -1,0 +1,77 @@
+"""The verb `claims` on records of the shapes suite."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import board, finish
+
+from lewel_bench.harness.claims import PREDICTIONS
+from lewel_bench.harness.cli import main
+
+
+def claims(root: Path, *words: str) -> int:
+    return main(["claims", "--suite", "shapes", "--root", str(root), *words])
+
+
+def test_records_decide_and_the_exit_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert claims(tmp_path, "linear:lewel_m") == 2
+    assert "LEWEL_M is missing" in capsys.readouterr().out
+    for seed in range(3):
+        for recipe, value in (("lewel_m_100ep", 60.0 + 5 * seed), ("moco_v2_100ep", 58.0)):
+            value += 5 * seed if recipe == "moco_v2_100ep" else seed / 10
+            finish(tmp_path, recipe, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
+    assert claims(tmp_path, "linear:lewel_m") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("supported     linear:lewel_m: LEWEL improves MoCo v2 by 1.6 points")
+    assert "+2.1 [+1.9, +2.3] (n=3, t-interval over 3 seeds); paper +1.6" in out
+    for seed in range(3):
+        for recipe, value in (("lewel_b_100ep", 60.0), ("byol_100ep", 61.0)):
+            metrics = {"top1": value + seed / 50, "top5": 90.0}
+            finish(tmp_path, recipe, "linear_sgd", seed, metrics=metrics)
+    assert claims(tmp_path, "linear:lewel_b", "linear:lewel_m") == 1
+    assert "suite shapes: 1 supported, 1 contradicted" in capsys.readouterr().out
+    assert claims(tmp_path) == 1
+    capsys.readouterr()
+    assert claims(tmp_path, "--format", "json") == 1
+    found = {one["id"]: one for one in json.loads(capsys.readouterr().out)["claims"]}
+    assert found["linear:lewel_b"]["judgement"] == "contradicted"
+    (one,) = found["linear:lewel_m"]["comparisons"]
+    assert one["of"] == "table1:lewel_m:100:top1" and len(one["keys"]) == 6 and one["n"] == 3
+    assert found["coco:lewel_m"]["paper"] == "contradicted" and found["coco:lewel_m"]["flaw"]
+    assert claims(tmp_path, "linear:lewel_m", "--format", "md") == 0
+    assert "| supported | LEWEL_M over MoCov2*, 100 ep top-1 | +2.1" in capsys.readouterr().out
+
+
+def test_one_seed_is_read_image_by_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = np.zeros(100, int)
+    for recipe, right in (("lewel_m_100ep", 80), ("moco_v2_100ep", 70)):
+        metrics = {"top1": float(right), "top5": 100.0}
+        key = finish(tmp_path, recipe, "linear_lars", metrics=metrics)
+        top5 = np.where(np.arange(100) < right, 0, 1)[:, None] + np.array([0, 2, 3, 4, 5])
+        files = np.array([f"{i}.jpg" for i in range(100)])
+        np.savez(tmp_path / key / PREDICTIONS, files=files, label=label, top5=top5)
+    assert claims(tmp_path, "linear:lewel_m") == 2
+    out = capsys.readouterr().out
+    assert "bootstrap over 100 images" in out and "one seed, and no noise floor is known" in out
+    assert board(tmp_path).suite.comparable is False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["linear:lewelm"], "unknown claim 'linear:lewelm'. Did you mean 'linear:lewel_m'?"),
+        (["--format", "jsn"], "unknown format 'jsn'. Did you mean 'json'?"),
+        (["--set", "optimizer.rate=1"], "unknown field of optimizer 'rate'"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert claims(tmp_path, *words) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,257 @@
+"""Claims: that each quotes the paper, and what numbers say about it."""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lewel_bench.evals.segmentation import metric
+from lewel_bench.results import claim, fill, judge, paired, table
+from lewel_bench.results.claim import Claim, Pairs
+from lewel_bench.results.fill import Slot
+
+ONE = claim.find("linear:lewel_m")  # better by 1.6, floor .1
+
+
+@dataclass(frozen=True)
+class Run:
+    metrics: Mapping[str, float]
+
+
+def test_every_claim_is_about_cells_that_a_run_can_fill() -> None:
+    assert len(claim.load()) >= 35
+    for one in claim.load():
+        cells = {(r.id, c.id) for r, c in table.load(one.table).cells()}
+        for comparison in one.comparisons():
+            rows = [comparison.of] + ([comparison.over] if comparison.over else [])
+            for row in rows:
+                assert (row.id, comparison.column.id) in cells, (one.id, row.id)
+            if comparison.over:
+                assert comparison.over.id != comparison.of.id
+
+
+def test_differences_that_the_text_gives_are_those_of_the_tables() -> None:
+    given = [c for one in claim.load() for c in one.comparisons() if c.by is not None and c.over]
+    assert len(given) >= 14
+    for one in given:
+        assert one.published == pytest.approx(one.by, abs=1e-6), (one.claim.id, one.text)
+
+
+def test_a_claim_that_the_papers_tables_contradict_says_so_and_no_other_does() -> None:
+    filled = {id: fill.fill(table.load(id), {}, {}, "paper", True) for id in table.TABLES}
+    against = {
+        one.id
+        for one in claim.load()
+        if judge.judge(one, filled[one.table], {}).own == "contradicted"
+    }
+    assert against == {one.id for one in claim.load() if one.flaw}
+    # methods.md, Part C: LEWEL_M's top-5 with 1 %, Table 4's ties and .6, Table 7's peak at h = 4
+    assert {"semi:all", "coco:lewel_m", "groups:segmentation"} <= against
+
+
+def test_gains_within_the_noise_floor_are_named() -> None:
+    filled = fill.fill(table.load("3"), {}, {}, "paper", True)
+    found = judge.judge(claim.find("voc:lewel_m"), filled, {})
+    assert found.own == "within noise" and found.judgement == "missing"
+    assert {f.comparison.column.id for f in found.findings if f.own == "within noise"} == {
+        "ap50", "ap75",
+    }  # fmt: skip
+
+
+def measured(
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    *,
+    of: Claim = ONE,
+    comparable: bool = True,
+    images: judge.Images | None = None,
+) -> judge.Judged:
+    """A claim of one comparison with values by seed on its two sides."""
+    (only,) = of.comparisons()
+    records, slots = {}, {}
+    for row, values in ((only.of, ours), (only.over, theirs)):
+        if row is None:
+            continue
+        for seed, value in values.items():
+            records[f"{row.id}{seed}"] = Run({only.column.metric: value})
+        slots[row.id, only.column.id] = [Slot(f"{row.id}{s}", s, "done") for s in values]
+    filled = fill.fill(table.load(of.table), slots, records, "suite", comparable)
+    return judge.judge(of, filled, records, images)
+
+
+def test_seeds_are_compared_in_pairs() -> None:
+    # the seeds differ by far more than the two methods do
+    found = measured({0: 51.0, 1: 62.1, 2: 73.2}, {0: 50.0, 1: 61.0, 2: 72.0})
+    (finding,) = found.findings
+    half = 4.302653 * 0.1 / math.sqrt(3)  # t of two degrees of freedom, scipy.stats.t.ppf(.975, 2)
+    assert finding.difference == pytest.approx(1.1) and finding.n == 3
+    assert (finding.low, finding.high) == pytest.approx((1.1 - half, 1.1 + half), abs=1e-5)
+    assert found.judgement == "supported"
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ((51.0, 61.0, 71.5), "supported"),
+        ((50.05, 60.05, 70.05), "contradicted"),  # above, by less than the floor
+        ((49.0, 59.0, 69.1), "contradicted"),
+        ((50.5, 60.0, 73.0), "inconclusive"),
+    ],
+)
+def test_what_three_seeds_say(ours: tuple[float, ...], expected: str) -> None:
+    found = measured(dict(enumerate(ours)), {0: 50.0, 1: 60.0, 2: 70.0})
+    assert found.judgement == expected
+    assert judge.exit_code([found]) == {"supported": 0, "contradicted": 1}.get(expected, 2)
+
+
+def test_only_seeds_of_both_sides_count() -> None:
+    (finding,) = measured({0: 52.0, 1: 53.0}, {1: 50.0, 2: 99.0}).findings
+    assert finding.n == 1 and finding.difference == 3.0
+    (finding,) = measured({0: 52.0}, {1: 50.0}).findings
+    assert finding.judgement == "missing" and finding.reasons == ("the two have no seed in common",)
+    (finding,) = measured({0: 52.0}, {}).findings
+    assert finding.judgement == "missing" and "MoCov2* is missing" in finding.reasons
+
+
+def test_one_seed_has_the_images_and_the_noise_floor() -> None:
+    def images(of: str, over: str, metric: str) -> tuple[judge.Interval, int]:
+        assert (of, over, metric) == ("lewel_m0", "moco_v20", "top1")
+        return (0.5, 1.5), 50_000
+
+    found = measured({0: 51.0}, {0: 50.0}, images=images)
+    (finding,) = found.findings
+    assert (finding.low, finding.high) == pytest.approx((0.4, 1.6))
+    assert found.judgement == "supported" and "50000 images" in finding.how
+    assert measured({0: 51.0}, {0: 50.0}).judgement == "inconclusive"
+    # at another scale nothing is known of how seeds differ
+    small = measured({0: 51.0}, {0: 50.0}, images=images, comparable=False)
+    assert small.judgement == "inconclusive" and small.findings[0].low == 0.5
+
+
+def test_the_ways_a_claim_can_hold() -> None:
+    decide = judge.decide
+    assert decide("better", 0.2, 0.4, 0.1) == "supported"
+    assert decide("better", -0.2, 0.4, 0.1) == "inconclusive"
+    assert decide("no better", 0.2, 0.4, 0.1) == "contradicted"
+    assert decide("no better", -0.5, 0.05, 0.1) == "supported"
+    assert decide("on par", -0.1, 3.0, 0.1) == "supported"
+    assert decide("on par", -3.0, -0.2, 0.1) == "contradicted"
+    assert decide("on par", -3.0, 1.0, 0.1) == "inconclusive"
+    assert decide("at most", 3.0, 4.4, 0.5, 4.0) == "supported"
+    assert decide("at most", 4.6, 5.0, 0.5, 4.0) == "contradicted"
+    time = measured({0: 3.9, 1: 4.1}, {}, of=claim.find("time:lewel_b"))
+    assert time.judgement == "inconclusive"  # 4 +- 1.3
+    assert time.own == "not printed"
+
+
+def test_the_gravest_comparison_decides_and_so_does_the_gravest_claim() -> None:
+    supported = measured({0: 52.0, 1: 52.1}, {0: 50.0, 1: 50.0})
+    contradicted = measured({0: 48.0, 1: 48.1}, {0: 50.0, 1: 50.0})
+    missing = measured({}, {})
+    assert judge.exit_code([supported]) == 0
+    assert judge.exit_code([supported, missing]) == 2
+    assert judge.exit_code([supported, missing, contradicted]) == 1
+    baselines = claim.find("linear:baselines")
+    slots = {("lewel_m", "100:top1"): [Slot("a", 0, "done"), Slot("b", 1, "done")],
+             ("moco_v2", "100:top1"): [Slot("c", 0, "done"), Slot("d", 1, "done")]}  # fmt: skip
+    records = {k: Run({"top1": v}) for k, v in zip("abcd", (48.0, 48.1, 50.0, 50.0), strict=True)}
+    found = judge.judge(baselines, fill.fill(table.load("1"), slots, records, "s", True), records)
+    assert found.judgement == "contradicted"
+
+
+def write(path: Path, **arrays: Any) -> Path:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def predictions(path: Path, right: np.ndarray[Any, Any], files: str = "n") -> Path:
+    """Predictions whose first class is the label where `right`."""
+    count = len(right)
+    label = np.arange(count) % 10
+    first = np.where(right, label, (label + 1) % 10)
+    top5 = np.stack([first, *(np.full(count, 10 + i) for i in range(4))], 1)
+    return write(
+        path, files=np.array([f"{files}{i}" for i in range(count)]), label=label, top5=top5
+    )
+
+
+def test_the_bootstrap_of_images_is_the_binomials_own_interval(tmp_path: Path) -> None:
+    # 60 images only ours has right, 40 only theirs, of 1,000: sd of the difference's mean is
+    # sqrt(.1 - .02 ** 2) / sqrt(1000) = .9980 points
+    kinds = np.arange(1000)
+    ours = predictions(tmp_path / "a.npz", kinds < 560)
+    theirs = predictions(tmp_path / "b.npz", (kinds < 500) | (kinds >= 960))
+    found = paired.interval(ours, theirs, "top1")
+    assert not isinstance(found, str)
+    (low, high), count = found
+    assert count == 1000
+    assert (low, high) == pytest.approx((2 - 1.96 * 0.998, 2 + 1.96 * 0.998), abs=0.12)
+    assert paired.interval(ours, theirs, "top1") == found  # the same for the same files
+    assert paired.interval(ours, ours, "top1") == ((0.0, 0.0), 1000)
+
+
+def test_pictures_are_resampled_whole(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    truth = random.integers(0, 3, (40, 16, 16))
+    confusions = []
+    for share in (0.9, 0.5):
+        guess = np.where(random.random(truth.shape) < share, truth, (truth + 1) % 3)
+        confusions.append(
+            np.stack([metric.confusion(g, t, 4) for g, t in zip(guess, truth, strict=True)])
+        )
+    ours, theirs = (
+        write(tmp_path / f"{i}.npz", files=np.arange(40), confusion=c)
+        for i, c in enumerate(confusions)
+    )
+    values = [metric.scores(c.sum(0), tuple("abcd"))["miou"] for c in confusions]
+    for value, c in zip(values, confusions, strict=True):
+        assert paired.miou(c.sum(0, keepdims=True).astype(float))[0] == pytest.approx(value)
+    found = paired.interval(ours, theirs, "miou")
+    assert not isinstance(found, str) and found[1] == 40
+    assert found[0][0] < values[0] - values[1] < found[0][1]
+    assert found[0][1] - found[0][0] < 5
+
+
+def test_predictions_that_cannot_be_compared(tmp_path: Path) -> None:
+    right = np.ones(10, bool)
+    ours, other = predictions(tmp_path / "a", right), predictions(tmp_path / "b", right, "m")
+    assert "not of the same images" in str(paired.interval(ours, other, "top1"))
+    assert "No such file" in str(paired.interval(ours, tmp_path / "none", "top1"))
+    assert "confusion" in str(paired.interval(ours, ours, "miou"))
+    assert paired.interval(ours, ours, "box_ap") == "box_ap is not resampled over images"
+    other.write_bytes(b"PK\x03\x04 broken")
+    said = paired.interval(ours, other, "top1")
+    assert isinstance(said, str) and said.startswith("no predictions of single images")
+    found = measured({0: 51.0}, {0: 50.0}, images=lambda *_: str(said))
+    assert found.judgement == "inconclusive" and said in found.findings[0].reasons[0]
+
+
+def test_a_bad_register_is_named(tmp_path: Path) -> None:
+    text = claim.FILE.read_text()
+    for old, new, said in (
+        ('floor = "linear"', 'floor = "liner"', "Did you mean 'linear'"),
+        ('of = "lewel_m", over', 'of = "lewel_n", over', "Did you mean 'lewel_m'"),
+        (
+            'columns = ["100:top1"]',
+            'columns = ["100:top2"]',
+            "unknown column of table 1 '100:top2'",
+        ),
+        ('id = "linear:lewel_b"', 'id = "linear:lewel_m"', "two claims have the same id"),
+    ):
+        bad = tmp_path / "claims.toml"
+        bad.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=said):
+            claim._Register.of_toml(bad)
+    with pytest.raises(ValueError, match="Did you mean 'linear:lewel_m'"):
+        claim.find("linear:lewel")
+    with pytest.raises(ValueError, match="needs a bound"):
+        Claim.model_validate(
+            {**ONE.model_dump(), "holds": "at most", "pairs": [Pairs(of="a", columns=("b",))]}
+        )
