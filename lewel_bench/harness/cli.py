@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lewel_bench.harness.shares import Share
     from lewel_bench.harness.status import JobState
     from lewel_bench.harness.tables import Board
+    from lewel_bench.results.store import Store
 
 MISTAKE = 2  # exit code of what a user can mend
 
@@ -81,7 +82,7 @@ def show_table(arguments: argparse.Namespace) -> int:
     context = Context(arguments)
     board = _board(context)
     filled = [board.filled(name) for name in names]
-    _warn_corrupt(board.store.bad)
+    _warn(board.store)
     if arguments.missing:
         lacking = [one for table in filled for one in fill.missing(table)]
         return _show_missing(lacking, arguments.format)
@@ -174,7 +175,7 @@ def judge_claims(arguments: argparse.Namespace) -> int:
         raise ValueError(unknown("format", arguments.format, writers))
     board = _board(Context(arguments))
     found = judged(board, arguments.claims)
-    _warn_corrupt(board.store.bad)
+    _warn(board.store)
     print(writers[arguments.format](found, board.suite.name))
     return judge.exit_code(found)
 
@@ -194,9 +195,47 @@ def write_report(arguments: argparse.Namespace) -> int:
 
     board = _board(Context(arguments))
     write(board, Path(arguments.out), force=arguments.force)
-    _warn_corrupt(board.store.bad)
+    _warn(board.store)
     print(arguments.out)
     return 0
+
+
+def write_bundle(arguments: argparse.Namespace) -> int:
+    """`lewel-bench bundle`."""
+    from lewel_bench.harness import bundle
+    from lewel_bench.harness.gc import size
+
+    path = Path(arguments.file)
+    if arguments.verify:
+        found = bundle.verify(path)
+    else:
+        root, force = Context(arguments).root, arguments.force
+        found = bundle.write(root, path, weights=arguments.weights, force=force)
+    total = size(sum(file.size for file in found.files.values()))
+    print(
+        f"{path}: {len(found.keys)} records, {len(found.files)} files, {total}"
+        f"{', all as they were written' if arguments.verify else ''}; sha256 {found.digest}"
+    )
+    return 0
+
+
+def merge_bundle(arguments: argparse.Namespace) -> int:
+    """`lewel-bench merge`."""
+    from lewel_bench.harness import bundle
+    from lewel_bench.harness.merge import differences, merge
+    from lewel_bench.results.store import Store
+
+    root = Context(arguments).root
+    found = merge(bundle.verify(Path(arguments.bundle)), root)
+    for text in differences(Store(root)):
+        print(text)
+    for key, why in found.held.items():
+        print(f"{key} was left out: {why}", file=sys.stderr)
+    print(
+        f"{root}: {len(found.new)} records came, {len(found.there)} were there, "
+        f"{len(found.other)} have another number and are kept beside ours"
+    )
+    return 1 if found.held else 0
 
 
 def export_backbone(arguments: argparse.Namespace) -> int:
@@ -228,7 +267,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     states = list(_states(context, store, arguments.cluster).values())
     shown = [s for s in states if not arguments.state or s.state in arguments.state]
     shown.sort(key=lambda s: ORDER.index(s.state))
-    _warn_corrupt(store.bad)
+    _warn(store)
     methods, tables = shares(states)
     if arguments.format == "json":
         found: dict[str, Sequence[Any]] = {"jobs": shown, "methods": methods, "tables": tables}
@@ -424,12 +463,16 @@ def _role(text: str) -> tuple[str, Path]:
     return role, Path(path)
 
 
-def _warn_corrupt(bad: Sequence[Any]) -> None:
-    for one in bad:
+def _warn(store: "Store") -> None:
+    from lewel_bench.harness.merge import differences
+
+    for one in store.bad:
         print(
             f"warning: corrupt record {one}; run with --replace-corrupt to compute it again",
             file=sys.stderr,
         )
+    for text in differences(store):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -438,6 +481,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "claims": judge_claims,
     "figure": draw_figure,
     "report": write_report,
+    "bundle": write_bundle,
+    "merge": merge_bundle,
     "export": export_backbone,
     "explain": explain_cell,
     "status": show_status,

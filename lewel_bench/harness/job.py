@@ -193,6 +193,11 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     upstream = record.read(root / job.upstream / record.NAME)
     assert upstream.checkpoint is not None
     backbone = root / job.upstream / upstream.checkpoint.file
+    if not backbone.exists():
+        raise ValueError(
+            f"{backbone} is missing, but its record is here. If it came with a bundle, ask for one "
+            f"with --weights; to pre-train it again remove {backbone.parent}"
+        )
     if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
         raise ValueError(
             f"{backbone} is not the file that its record names (its hash differs): remove "

@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     _claims_parser(verbs)
     _figure_parser(verbs)
     _report_parser(verbs)
+    _bundle_parsers(verbs)
     _export_parser(verbs)
     explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
     explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
@@ -169,6 +170,22 @@ def _report_parser(verbs: Any) -> None:
     report.add_argument("out", metavar="OUT.html", help="where to; an older report is replaced")
     report.add_argument("--force", action="store_true", help="replace any file")
     _where(report)
+
+
+def _bundle_parsers(verbs: Any) -> None:
+    bundle = _verb(
+        verbs, "bundle", "bundle", "Pack records, specs, logs and predictions, with their hashes."
+    )
+    bundle.add_argument("file", metavar="OUT.zip", help="where to; with --verify what to check")
+    bundle.add_argument("--verify", action="store_true", help="check a bundle, byte by byte")
+    bundle.add_argument("--weights", action="store_true", help="pack the trained weights too")
+    bundle.add_argument("--force", action="store_true", help="replace a file that exists")
+    merge = _verb(
+        verbs, "merge", "merge", "Bring another lab's records in; what is here never changes."
+    )
+    merge.add_argument("bundle", metavar="BUNDLE.zip")
+    for one in (bundle, merge):
+        one.add_argument("--root", help="run root (default: of the site file, else ./runs)")
 
 
 def _export_parser(verbs: Any) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from lewel_bench.harness.claims import judged
 from lewel_bench.harness.curves import curves
 from lewel_bench.harness.figures import ablation
+from lewel_bench.harness.merge import differences
 from lewel_bench.harness.searches import search
 from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.tables import Board
@@ -56,7 +57,10 @@ def gather(board: Board, folder: Path) -> Report:
         figures=_figures(board, tables),
         costs=_costs(board),
         claims=judged(board, tables=tables),
-        problems=[f"Corrupt record, not counted: {one}" for one in board.store.bad],
+        problems=[
+            *(f"Corrupt record, not counted: {one}" for one in board.store.bad),
+            *differences(board.store),
+        ],
     )
 
 

@@ -353,6 +353,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         **found,
         "value": board.measured[slot.key].metrics.get(metric),
         "metrics": dict(result.metrics),
+        "elsewhere": [dict(other.metrics) for other in board.store.others.get(slot.key, ())],
         "chosen": result.outcome.get("chosen", {}),
         "paper_rule": result.outcome.get("paper_rule", {}),
         "selection_gap": result.outcome.get("selection_gap", {}),

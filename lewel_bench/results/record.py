@@ -211,6 +211,11 @@ def read(path: Path) -> Record:
             text = file.read()
     except OSError as error:
         raise BadRecord(path, f"cannot be read: {error.strerror}") from None
+    return parse(text, path)
+
+
+def parse(text: bytes, path: Path) -> Record:
+    """The record in `text`, which is that of `path`. Raises BadRecord as `read` does."""
     try:
         record = Record.model_validate_json(text)
     except (ValidationError, TypeError) as error:

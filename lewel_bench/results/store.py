@@ -5,9 +5,12 @@ import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from lewel_bench.results.record import NAME, BadRecord, Record, read
+
+MERGED = ".merged"  # <digest of a bundle>/<key>: records whose number is another than ours
 
 
 class Store:
@@ -22,6 +25,17 @@ class Store:
         with _without_garbage_collection():
             records, self.bad = _scan(self.root)
         self.records: Mapping[str, Record] = records
+
+    @cached_property
+    def others(self) -> Mapping[str, tuple[Record, ...]]:
+        """The records of merged bundles that have another number than ours of the same key."""
+        found: dict[str, list[Record]] = {}
+        for bundle in _folders(self.root / MERGED):
+            for key in _folders(self.root / MERGED / bundle):
+                path = self.root / MERGED / bundle / key / NAME
+                if key in self.records and path.exists():  # without: a merge that was killed
+                    found.setdefault(key, []).append(read(path))
+        return {key: tuple(several) for key, several in found.items()}
 
     def get(self, key: str) -> Record:
         """The record of `key`. Raises its BadRecord, or ValueError naming the nearest key."""

@@ -1,0 +1,244 @@
+"""A bundle: the records under a run root with their specs, logs and predictions, as one zip file.
+
+    manifest.json                   what made it, and of every file its size and SHA-256
+    <key>/record.json, spec.json, events.jsonl, predictions.*, …
+
+The zip's comment is the SHA-256 of all bytes before it, so that no byte can change unseen. Equal
+records give equal bytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lewel_bench import __version__
+from lewel_bench.results import record
+from lewel_bench.results.store import Store
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+KEPT = ("spec.json", "events.jsonl", "predictions.*", "config.*", "metrics.json", "predictions/*")
+WEIGHTS = "*.safetensors"
+# No part of a name starts with a dot or holds what could lead elsewhere.
+NAME = re.compile(r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*")
+DIGEST = 64  # characters of the comment
+MOST_MANIFEST = 1 << 28  # bytes; that of a million files
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a bundle, as its manifest has it."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was checked; `files` by name, `digest` that of the whole."""
+
+    path: Path
+    digest: str
+    files: Mapping[str, File]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its records, sorted."""
+        return sorted({name.split("/")[0] for name in self.files})
+
+    def of(self, key: str) -> list[str]:
+        """The names of the files of a key, the record last."""
+        names = sorted(name for name in self.files if name.startswith(f"{key}/"))
+        return sorted(names, key=lambda name: name.endswith(f"/{record.NAME}"))
+
+
+def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) -> Bundle:
+    """Write the bundle of a run root to `out`, atomically; with `weights` the networks too.
+
+    Raises ValueError where there is no record, or `out` exists and `force` was not asked for.
+    """
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists: name another file, or add --force")
+    store = Store(root)
+    if not store.records:
+        raise ValueError(f"there is no record under {root} to bundle")
+    names = [name for key in sorted(store.records) for name in _files(root, key, weights)]
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        files = {}
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in names:
+                files[name] = _add(archive, name, root / name)
+            manifest = {
+                "bundle": FORMAT,
+                "lewel-bench": __version__,
+                "files": {name: vars(file) for name, file in files.items()},
+            }
+            archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1))
+            archive.comment = b"0" * DIGEST
+        digest = _seal(beside)
+        os.replace(beside, out)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    return Bundle(out, digest, files)
+
+
+def verify(path: Path) -> Bundle:
+    """The bundle in a file, every byte of it checked; nothing is written.
+
+    Raises ValueError that names the file of it that has changed, is not named in the manifest or
+    missing, or whose name could lead out of a run's folder.
+    """
+    with opened(path) as archive:
+        digest = archive.comment.decode(errors="replace")
+        files = _manifest(path, archive)
+        for name in files:
+            _check(path, archive, name, files[name])
+        for key in sorted({name.split("/")[0] for name in files}):
+            _record(path, archive, key, files)
+    if _digest(path) != digest:
+        raise ValueError(f"{path}: its table of contents has changed since it was written")
+    return Bundle(path, digest, files)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip of a bundle. Raises ValueError where it is none, or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    # NotImplementedError, RuntimeError: a changed byte asked for a method or a password
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no bundle, or is damaged: {error}") from None
+
+
+def _files(root: Path, key: str, weights: bool) -> Iterator[str]:
+    yield f"{key}/{record.NAME}"
+    for pattern in (*KEPT, *([WEIGHTS] if weights else [])):
+        for path in sorted((root / key).glob(pattern)):
+            if path.is_file() and not path.name.startswith("."):
+                yield path.relative_to(root).as_posix()
+
+
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> File:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{path}: its name cannot stand in a bundle")
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file, archive.open(_entry(name), "w", force_zip64=True) as entry:
+        while part := file.read(CHUNK):
+            digest.update(part)
+            size += len(part)
+            entry.write(part)
+    return File(size, digest.hexdigest())
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)  # of 1980: equal records give equal bytes
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _seal(path: Path) -> str:
+    digest = _digest(path)
+    with open(path, "r+b") as file:
+        file.seek(-DIGEST, os.SEEK_END)
+        file.write(digest.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return digest
+
+
+def _digest(path: Path) -> str:
+    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    with open(path, "rb") as file:
+        while left > 0 and (part := file.read(min(CHUNK, left))):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()
+
+
+def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        name = entry.filename
+        if name in entries:
+            raise ValueError(f"{path}: {name!r} is in it twice")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG) or entry.flag_bits & 1:
+            raise ValueError(
+                f"{path}: {name!r} is a link, a folder or encrypted, and no plain file"
+            )
+        if name != MANIFEST and not NAME.fullmatch(name):
+            raise ValueError(f"{path}: {name!r} is no file of a run: nothing of it was unpacked")
+        entries[name] = entry
+    if MANIFEST not in entries:
+        raise ValueError(f"{path} is no bundle of lewel-bench: it has no {MANIFEST}")
+    if entries[MANIFEST].file_size > MOST_MANIFEST:
+        raise ValueError(f"{path}: {MANIFEST} is too large")
+    try:
+        content = json.loads(_bytes(path, archive, MANIFEST, MOST_MANIFEST))
+        if content["bundle"] != FORMAT:
+            raise ValueError(f"format {content['bundle']!r}, but this version reads {FORMAT}")
+        files = {
+            name: File(int(f["size"]), str(f["sha256"])) for name, f in content["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {MANIFEST} is damaged: {error}") from None
+    for name in {*files, *entries} - {MANIFEST}:
+        if name not in entries or name not in files:
+            where = "in the bundle" if name not in entries else f"named in {MANIFEST}"
+            raise ValueError(f"{path}: {name!r} is not {where}")
+    return files
+
+
+def _check(path: Path, archive: zipfile.ZipFile, name: str, file: File) -> None:
+    digest, size = hashlib.sha256(), 0
+    for part in _parts(path, archive, name):
+        digest.update(part)
+        size += len(part)
+        if size > file.size:  # a bomb ends here
+            break
+    if size != file.size or digest.hexdigest() != file.sha256:
+        raise ValueError(f"{path}: {name} has changed since the bundle was written")
+
+
+def _record(path: Path, archive: zipfile.ZipFile, key: str, files: Mapping[str, File]) -> None:
+    """Refuses what could not stand under a run root: a key without a whole record of its own."""
+    name = f"{key}/{record.NAME}"
+    if name not in files:
+        raise ValueError(f"{path}: {key} has no {record.NAME}")
+    found = record.parse(_bytes(path, archive, name, files[name].size), path / name)
+    if found.key != key:
+        raise ValueError(f"{path}: {name} is the record of {found.key}")
+
+
+def _bytes(path: Path, archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    found = bytearray()
+    for part in _parts(path, archive, name):
+        found += part
+        if len(found) > most:
+            raise ValueError(f"{path}: {name} is larger than it says")
+    return bytes(found)
+
+
+def _parts(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    try:
+        with archive.open(name) as entry:
+            while part := entry.read(CHUNK):
+                yield part
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        raise ValueError(
+            f"{path}: {name} has changed since the bundle was written: {error}"
+        ) from None

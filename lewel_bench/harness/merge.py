@@ -1,0 +1,94 @@
+"""`lewel-bench merge`: the records of a bundle under this run root; what is there is never changed.
+
+A record with another number under a key that is there already is kept beside it, in
+`.merged/<digest of the bundle>/<key>/`, and shown wherever ours is.
+"""
+
+import math
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lewel_bench.harness.bundle import Bundle, opened
+from lewel_bench.harness.status import SPEC, is_locked
+from lewel_bench.results import record
+from lewel_bench.results.store import MERGED, Store
+
+ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
+
+
+@dataclass
+class Merged:
+    """The keys of a bundle, by what became of them."""
+
+    new: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)  # with the same number
+    other: list[str] = field(default_factory=list)  # with another number: both are kept
+    held: dict[str, str] = field(default_factory=dict)  # left out, and why
+
+
+def merge(bundle: Bundle, root: Path) -> Merged:
+    """Bring the records of a bundle that was verified under `root`. May be killed at any moment and
+    called again: a record comes last, and whole."""
+    store, found = Store(root), Merged()
+    corrupt = {one.path.parent.name: one.reason for one in store.bad}
+    with opened(bundle.path) as archive:
+        for key in bundle.keys:
+            name = f"{key}/{record.NAME}"
+            theirs = record.parse(archive.read(name), bundle.path / name)
+            ours = store.records.get(key)
+            if key in corrupt:
+                found.held[key] = f"ours is corrupt ({corrupt[key]})"
+            elif ours is None and is_locked(root / key):
+                found.held[key] = "it is being computed here"
+            elif ours is None:
+                _unpack(archive, bundle, key, root / key)
+                found.new.append(key)
+            elif ours.metrics == theirs.metrics:
+                found.there.append(key)
+            else:
+                _unpack(archive, bundle, key, root / MERGED / bundle.digest[:12] / key)
+                found.other.append(key)
+    return found
+
+
+def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:
+    """The files of a key into its folder, the record last and, as always, by the first writer."""
+    *others, last = bundle.of(key)
+    for name in others:
+        path = folder / name.removeprefix(f"{key}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if path.name == SPEC:
+                continue  # ours knows where our data is
+            os.replace(path, path.with_name(path.name + ASIDE))
+        _write(archive, name, path)
+    record.commit(folder, record.parse(archive.read(last), bundle.path / last))
+
+
+def _write(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with archive.open(name) as source, open(beside, "wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def differences(store: Store) -> list[str]:
+    """Of each record that a merged bundle has with another number: the two, metric by metric."""
+    return [
+        f"{key} ({store.records[key].name}) has another number in a merged bundle: "
+        + ", ".join(
+            f"{name} {value:g} there, {ours:g} here"
+            for name, value in other.metrics.items()
+            if (ours := store.records[key].metrics.get(name, math.nan)) != value
+        )
+        for key, several in store.others.items()
+        for other in several
+    ]

@@ -1,0 +1,216 @@
+"""Bundles: what travels, that no byte changes unseen, and that nothing here is overwritten."""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished import board, finish
+
+from lewel_bench.harness import bundle, merge
+from lewel_bench.harness.cli import main
+from lewel_bench.harness.tables import provenance
+from lewel_bench.results import render
+from lewel_bench.results.store import MERGED, Store
+from lewel_bench.results.table import TABLES
+
+
+def lab(root: Path, value: float = 70.0) -> Path:
+    for seed in range(2):
+        metrics = {"top1": value + seed, "top5": 90.0}
+        key = finish(root, "lewel_m_200ep", "linear_lars", seed, metrics=metrics)
+        (root / key / "events.jsonl").write_text('{"event": "step", "step": 1, "steps": 2}\n')
+        (root / key / "predictions").mkdir()
+        (root / key / "predictions" / "a (1).png").write_bytes(b"mask")
+        (root / key / "predictions.npz").write_bytes(os.urandom(200))
+        (root / key / "heads.safetensors").write_bytes(b"weights")
+        (root / key / "checkpoint-00000001-0.pt").write_bytes(b"no")
+    return root
+
+
+def shown(root: Path) -> dict[str, str]:
+    tables = [board(root).filled(name) for name in TABLES]
+    return {name: render.render(tables, name) for name in render.FORMATS}
+
+
+def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:
+    root = lab(tmp_path / "theirs")
+    made = bundle.write(root, tmp_path / "a.zip")
+    assert len(made.keys) == 4 and not [
+        n for n in made.files if n.endswith((".pt", ".safetensors"))
+    ]
+    assert bundle.verify(made.path) == made
+    found = merge.merge(bundle.verify(made.path), tmp_path / "ours")
+    assert sorted(found.new) == made.keys and not (found.there or found.other or found.held)
+    assert shown(root) == shown(tmp_path / "ours")
+    again = bundle.write(tmp_path / "ours", tmp_path / "b.zip")
+    assert again.path.read_bytes() == made.path.read_bytes()
+    assert merge.merge(made, tmp_path / "ours").there == made.keys
+    with_weights = bundle.write(root, tmp_path / "c.zip", weights=True)
+    assert sum(name.endswith(".safetensors") for name in with_weights.files) == 2
+
+
+def test_no_byte_changes_unseen(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    finish(root, "lewel_m_200ep", "linear_lars", metrics={"top1": 70.0})
+    made = bundle.write(root, tmp_path / "a.zip")
+    whole = made.path.read_bytes()
+    bad = tmp_path / "bad.zip"
+    named = 0
+    for place in range(0, len(whole), 7):
+        bad.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"bad\.zip") as error:
+            bundle.verify(bad)
+        named += "record.json" in str(error.value) or "spec.json" in str(error.value)
+    assert named > len(whole) / 7 / 3
+    for cut in (10, len(whole) // 2, len(whole) - 1):
+        bad.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"bad\.zip"):
+            bundle.verify(bad)
+
+
+def evil(path: Path, entries: dict[str, bytes], mode: int = 0o100644, **manifest: Any) -> Path:
+    """A bundle whose hashes are all right."""
+    files = {
+        n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in entries.items()
+    }
+    files |= manifest
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = mode << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+        archive.writestr("manifest.json", json.dumps({"bundle": 1, "files": files}))
+        archive.comment = b"0" * 64
+    bundle._seal(path)
+    return path
+
+
+KEY = "0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../evil.json", r"'\.\./evil\.json' is no file of a run"),
+        (f"{KEY}/../../evil", "is no file of a run"),
+        ("/etc/evil", "is no file of a run"),
+        (f"{KEY}/.lock", "is no file of a run"),
+        (f"{KEY}/deep/er.json", "is no file of a run"),
+        (f"{KEY}\\..\\evil", "is no file of a run"),
+        ("C:/evil", "is no file of a run"),
+        ("record.json", "is no file of a run"),
+    ],
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        bundle.verify(evil(tmp_path / "evil.zip", {name: b"x"}))
+    assert main(["merge", str(tmp_path / "evil.zip"), "--root", str(tmp_path / "root")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]
+
+
+def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    key = finish(root, "lewel_m_200ep", "linear_lars", metrics={"top1": 70.0})
+    text = (root / key / "record.json").read_bytes()
+    out = tmp_path / "evil.zip"
+    whole = {f"{key}/record.json": text}
+    assert bundle.verify(evil(out, whole)).keys == [key]
+    for entries, options, said in (
+        (whole, {"mode": 0o120777}, "is a link"),
+        ({f"{KEY}/record.json": text}, {}, f"is the record of {key}"),
+        ({f"{key}/spec.json": b"{}"}, {}, "has no record.json"),
+        ({f"{key}/record.json": b"{}"}, {}, "foreign: not a record"),
+        (whole, {f"{key}/spec.json": {"size": 1, "sha256": ""}}, "spec.json' is not in the bundle"),
+        (whole, {f"{key}/record.json": {"size": 9, "sha256": ""}}, "record.json has changed"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            bundle.verify(evil(out, entries, **options))
+    bomb = {**whole, f"{key}/events.jsonl": b"0" * 50_000_000}
+    small = {f"{key}/events.jsonl": {"size": 10, "sha256": "0" * 64}}
+    with pytest.raises(ValueError, match=r"events\.jsonl has changed"):
+        bundle.verify(evil(out, bomb, **small))
+    evil(out, whole)
+    with zipfile.ZipFile(out, "a") as archive, pytest.warns(UserWarning):
+        archive.writestr(f"{key}/record.json", text)
+    with pytest.raises(ValueError, match="is in it twice"):
+        bundle.verify(out)
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("holiday.jpg", b"x")
+    with pytest.raises(ValueError, match="no file of a run"):
+        bundle.verify(out)
+    out.write_text("not a zip")
+    with pytest.raises(ValueError, match="is no bundle"):
+        bundle.verify(out)
+
+
+def test_another_number_is_kept_beside_ours_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
+    before = {p: p.read_bytes() for p in ours.rglob("*") if p.is_file()}
+    made = bundle.write(theirs, tmp_path / "a.zip")
+    table = shown(ours)
+    words = ["--root", str(ours)]
+    for _ in range(2):
+        assert main(["merge", str(made.path), *words]) == 0
+        out = capsys.readouterr().out
+        assert "0 records came, 2 were there, 2 have another number" in out
+        assert out.count("top1 71.5 there, 70 here") == 1
+        assert {p: p.read_bytes() for p in before} == before and shown(ours) == table
+        assert len(list((ours / MERGED).glob("*/*/record.json"))) == 2
+    assert main(["table", "1", "--suite", "shapes", "--format", "csv", *words]) == 0
+    assert "has another number in a merged bundle: top1 71.5 there" in capsys.readouterr().err
+    found = provenance(board(ours), "table1:lewel_m:200:top1")
+    assert found["seeds"][0]["elsewhere"] == [{"top1": 71.5, "top5": 90.0}]
+    assert sorted(Store(ours).others) == sorted({one["key"] for one in found["seeds"]})
+
+
+def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
+    made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
+    ours = lab(tmp_path / "ours", 1.0)
+    key = next(k for k in made.keys if f"{k}/events.jsonl" in made.files)
+    (ours / key / "record.json").unlink()
+    (ours / key / "events.jsonl").write_text("half")
+    found = merge.merge(made, ours)
+    assert found.new == [key] and len(found.other) == 1
+    assert (ours / key / "events.jsonl.before-merge").read_text() == "half"
+    assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
+
+
+def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
+    ours = tmp_path / "ours"
+    (ours / made.keys[0]).mkdir(parents=True)
+    (ours / made.keys[0] / "record.json").write_text("{")
+    monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == made.keys[1])
+    assert main(["merge", str(made.path), "--root", str(ours)]) == 1
+    said = capsys.readouterr()
+    assert f"{made.keys[0]} was left out: ours is corrupt" in said.err
+    assert f"{made.keys[1]} was left out: it is being computed here" in said.err
+    assert "2 records came" in said.out and (ours / made.keys[0] / "record.json").read_text() == "{"
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "root", tmp_path / "a.zip"
+    for words, said in (
+        (["bundle", str(out), "--root", str(root)], "there is no record under"),
+        (["bundle", str(out), "--verify"], "No such file"),
+        (["merge", str(out), "--root", str(root)], "No such file"),
+    ):
+        assert main(words) == 2 and said in capsys.readouterr().err
+    lab(root)
+    assert main(["bundle", str(out), "--root", str(root)]) == 0
+    assert main(["bundle", str(out), "--verify"]) == 0
+    assert "4 records, 14 files" in capsys.readouterr().out
+    assert main(["bundle", str(out), "--root", str(root)]) == 2
+    assert "name another file, or add --force" in capsys.readouterr().err
+    assert main(["bundle", str(out), "--root", str(root), "--force"]) == 0
+    assert main(["bundle", str(tmp_path / "no" / "a.zip"), "--root", str(root)]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "root"]
