@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
+    from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.shares import Share
     from lewel_bench.harness.status import JobState
     from lewel_bench.harness.tables import Board
@@ -54,6 +55,7 @@ class Context:
         self.engines = list(dict.fromkeys(getattr(arguments, "engine", [])))
         own = dict(_role(text) for text in getattr(arguments, "data", []))
         self.datasets = Datasets(self.site, self.root, self.suite, own, needed=needed)
+        self.estimator: Estimator | None = None  # once a probe has taught it something
 
     def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:
         """What --refit, --lrs and --engine mean for these protocols."""
@@ -71,7 +73,7 @@ def run_jobs(arguments: argparse.Namespace) -> int:
 
 def show_table(arguments: argparse.Namespace) -> int:
     """`lewel-bench table`."""
-    from lewel_bench.results import fill, render
+    from lewel_bench.results import render
     from lewel_bench.results.table import TABLES, load
     from lewel_bench.value import unknown
 
@@ -84,8 +86,10 @@ def show_table(arguments: argparse.Namespace) -> int:
     filled = [board.filled(name) for name in names]
     _warn(board.store)
     if arguments.missing:
-        lacking = [one for table in filled for one in fill.missing(table)]
-        return _show_missing(lacking, arguments.format)
+        from lewel_bench.harness.lacking import show
+
+        show(board, filled, arguments.format)
+        return 0
     if arguments.format == "rich":
         from lewel_bench.harness import view
 
@@ -102,33 +106,6 @@ def _board(context: Context) -> "Board":
 
     settings = [*context.settings, *context.choices(PROTOCOLS)]
     return Board(context.root, context.suite, context.datasets, settings)
-
-
-def _show_missing(lacking: list[Any], form: str) -> int:
-    if form == "json":
-        cells = [
-            {
-                "cell": one.cell,
-                "state": one.state,
-                "needs": sorted({need for slot in one.slots for need in slot.needs}),
-                "reasons": list(one.reasons),
-                "commands": list(one.commands),
-            }
-            for one in lacking
-        ]
-        print(json.dumps(cells, indent=2))
-        return 0
-    if not lacking:
-        print("no empty cells")
-    for one in lacking:
-        print(f"{one.cell}: {one.state} ({one.n} of {one.wanted} seeds)")
-        for reason in one.reasons:
-            print(f"    {reason}")
-        for need in dict.fromkeys(need for slot in one.slots for need in slot.needs):
-            print(f"    needs {need}")
-        for command in one.commands:
-            print(f"    fill with: {command}")
-    return 0
 
 
 def explain_cell(arguments: argparse.Namespace) -> int:

@@ -126,6 +126,18 @@ def _run_parser(verbs: Any) -> None:
     )
     _where(run)
     run.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
+    run.add_argument(
+        "--budget",
+        metavar="500gpuh",
+        help="only the cells that fit into so many device-hours, as estimated: short schedules "
+        "first, then what shares their pre-training; the same command goes on with the same cells",
+    )
+    run.add_argument(
+        "--probe",
+        type=int,
+        metavar="STEPS",
+        help="time so many steps of each kind of job that none here is like, for the estimates",
+    )
     run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
     run.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
     run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lewel_bench.harness import cells, plan
 from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import set_aside
@@ -33,12 +34,14 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
+    if arguments.probe or arguments.budget:
+        jobs, todo = _within(context, arguments, jobs, todo, store, settings)
     if arguments.cluster:
         if arguments.jobs:
             raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
         return _submit(context, arguments, jobs, todo, store, settings)
     if arguments.dry_run:
-        _show(jobs, todo, store)
+        _show(context, jobs, todo, store, settings.jobs)
         return 0
     if not todo:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
@@ -63,7 +66,8 @@ def _submit(
             material.prepare(todo, context, generate=False)
 
     if arguments.dry_run:
-        _show(jobs, todo, store)
+        kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
+        _show(context, jobs, todo, store, max(one.array_parallelism for one in kinds))
     elif not todo:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0
@@ -187,24 +191,71 @@ def _corrupt(jobs: Sequence[Job], store: Store, replace: bool) -> None:
         print(f"set aside: {set_aside(one.path)}", file=sys.stderr)
 
 
-def _show(jobs: Sequence[Job], todo: Sequence[Job], store: Store) -> None:
-    from lewel_bench.harness import view
-    from lewel_bench.harness.cost import Estimator
+def _within(
+    context: "Context",
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    store: Store,
+    settings: MachineSettings,
+) -> tuple[list[Job], list[Job]]:
+    """The jobs, and those to do, that --budget leaves; --probe times what has no like."""
+    from lewel_bench.harness import budget
+    from lewel_bench.harness.cost import total
 
-    estimator = Estimator(store.records)
+    hours = budget.hours_of(arguments.budget) if arguments.budget else None
+    estimator = context.estimator = Estimator(store.records, context.root)
+    if arguments.probe:
+        _probe(context, arguments, jobs, todo, estimator, settings)
+    if hours is None:
+        return list(jobs), list(todo)
+    keep = not arguments.dry_run
+    kept = budget.chosen(context.root, jobs, todo, estimator, hours, keep=keep)
+    keys = {job.key for job in kept}
+    rest = [job for job in todo if job.key not in keys]
+    if rest:
+        print(f"within {hours:g} device-hours: {total(kept, estimator)}")
+        print(f"left out: {total(rest, estimator)}, such as {rest[-1].name}")
+    out = {job.key for job in rest}
+    return [job for job in jobs if job.key not in out], kept
+
+
+def _probe(
+    context: "Context",
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    estimator: Estimator,
+    settings: MachineSettings,
+) -> None:
+    from lewel_bench.harness import job, material, probe, signals
+
+    if arguments.probe < 2:
+        raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
+    job.device(settings)
+    _writable(context.root)
+    material.prepare(todo, context)
+    signals.listen()
+    probe.probe(todo, jobs, estimator, settings, arguments.probe)
+
+
+def _show(
+    context: "Context", jobs: Sequence[Job], todo: Sequence[Job], store: Store, slots: int
+) -> None:
+    from lewel_bench.harness import view
+    from lewel_bench.harness.cost import total
+
+    estimator = context.estimator or Estimator(store.records, context.root)
     missing = {job.key for job in todo}
-    rows, total, unknown = [], 0.0, 0
+    rows = []
     for job in jobs:
         cost = estimator.cost(job)
-        if job.key in missing:
-            total += cost.hours or 0.0
-            unknown += cost.hours is None
         hours = "?" if cost.hours is None else f"{cost.hours:.3g}"
         state = "missing" if job.key in missing else "done"
         rows.append((state, job.key, job.kind, job.name, str(job.seed), hours, cost.basis))
     view.show_list(("state", "key", "kind", "name", "seed", "device-hours", "from"), rows)
-    more = f", and {unknown} jobs of unknown cost" if unknown else ""
-    print(f"{len(todo)} of {len(jobs)} jobs to do: {total:.3g} device-hours{more}")
+    done = f"{len(jobs) - len(todo)} jobs are done"
+    print(f"{done}; to do: {total(todo, estimator, slots)}" if todo else f"all {done}")
 
 
 def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:

@@ -128,7 +128,7 @@ class Board:
                 if self._done(key):
                     slots.append(Slot(key, seed, "done", trial=trial, setting=how))
                 elif seed == 0 or key in self.states:
-                    slots.append(self._slot(self._chain(name, protocol, seed), seed, key))
+                    slots.append(self._slot(self.jobs(name, [protocol], seed), seed, key))
         return slots
 
     def _costs(self, row: Row, column: Column, name: str) -> list[Slot]:
@@ -223,10 +223,12 @@ class Board:
             self.recipes[name] = record.key_by_seed({"kind": "pretrain", **what})
         return self.recipes[name]
 
-    def _chain(self, recipe: str, protocol: str, seed: int) -> list[Job]:
+    def jobs(self, recipe: str, protocols: Sequence[str], seed: int) -> list[Job]:
+        """The pre-training of a recipe and what evaluates it by some protocols."""
         first = self._first(recipe, seed)
-        scaled = self._protocol(protocol)
-        return [first, *plan.evaluation(scaled, first, self.suite, self.datasets)]
+        scaled = map(self._protocol, protocols)
+        after = (plan.evaluation(one, first, self.suite, self.datasets) for one in scaled)
+        return [first, *(job for several in after for job in several)]
 
     def _first(self, recipe: str, seed: int) -> Job:
         if (recipe, seed) not in self.firsts:

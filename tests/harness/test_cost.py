@@ -1,0 +1,239 @@
+"""What jobs are said to cost: sources, wall time, and what a budget buys."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import write_images
+from finished import SHAPES, board, finish
+
+from lewel_bench.harness import budget, plan, suites
+from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.cli import main
+from lewel_bench.harness.cost import Cost, Estimator, duration, steps_of, total, wall
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.site import Site
+from lewel_bench.results.store import Store
+
+PAPER = suites.SUITES["paper"]
+
+
+def jobs_of(root: Path, methods: str, evals: str = "linear", seeds: int = 1) -> list[Job]:
+    selection = Selection(
+        methods=tuple(methods.split(",")), evals=tuple(evals.split(",")), seeds=tuple(range(seeds))
+    )
+    return plan.plan(selection, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
+
+
+def paper_job(recipe: str) -> Job:
+    data = Dataset(name="imagenet", id="imagenet", root="/data")
+    selection = Selection(methods=(recipe,), evals=("none",))
+    (job,) = plan.plan(selection, PAPER, lambda name, task: data.model_copy(update={"id": name}))
+    return job
+
+
+def test_without_records_the_published_cost_is_the_estimate() -> None:
+    estimator = Estimator({})
+    hours = {r: estimator.cost(paper_job(f"{r}_200ep")) for r in ("moco_v2", "lewel_m", "byol")}
+    assert hours["moco_v2"] == Cost(424, "MoCo's README, V100", 8)
+    assert hours["lewel_m"].hours == pytest.approx(424 * 1222 / 1213)
+    assert hours["byol"].hours == pytest.approx(2 * 229 * 1141 / 1191)
+    assert estimator.cost(paper_job("lewel_b_100ep")).hours == pytest.approx(229)
+    unknown = estimator.cost(paper_job("densecl_200ep"))
+    assert unknown.hours is None and "--probe 50" in unknown.basis
+
+
+def test_records_come_before_probes_and_these_before_other_methods(tmp_path: Path) -> None:
+    pretrain, final = jobs_of(tmp_path, "moco_v2_200ep")
+    longer = jobs_of(tmp_path, "moco_v2_400ep")[0]
+    other = jobs_of(tmp_path, "lewel_m_200ep")[0]
+    estimator = Estimator({})
+    assert estimator.cost(pretrain).hours is None
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 1.0})  # 60 s each
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    assert estimator.cost(pretrain) == Cost(1 / 60, "1 of other methods here", 1)
+    assert estimator.cost(final) == Cost(1 / 60, "1 like it here", 1)
+    estimator.learn(pretrain, 360.0, 50)
+    assert estimator.cost(pretrain) == Cost(0.1, "probe of 50 steps here", 1)
+    assert estimator.cost(longer).hours == pytest.approx(0.2)  # twice the epochs
+    finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    assert estimator.cost(pretrain) == Cost(1 / 60, "1 like it here", 1)
+    folder = tmp_path / other.key
+    (folder / "backbone.safetensors").write_bytes(b"0" * 5000)
+    kept = sum(path.stat().st_size for path in folder.iterdir())
+    assert estimator.disk(other) == kept > 5000
+
+
+def test_half_of_a_sweep_predicts_the_other(tmp_path: Path) -> None:
+    """Bar: within a factor 1.5 for at least 90 % of jobs, here with a spread of 15 %."""
+    draw = random.Random(0)
+    specs = {}
+    for recipe in ("moco_v2_200ep", "lewel_m_200ep", "moco_v2_100ep", "lewel_m_100ep"):
+        for seed in range(5):
+            seconds = 200 * (2 if "200" in recipe else 1) * (1.3 if "lewel" in recipe else 1)
+            key = finish(
+                tmp_path, recipe, "linear_lars", seed, metrics={"top1": 1.0},
+                seconds=50 * math.exp(draw.gauss(0, 0.15)),
+            )  # fmt: skip
+            first = next(iter(Store(tmp_path).records[key].upstream))
+            path = tmp_path / first / "record.json"
+            record = json.loads(path.read_text())
+            record["seconds"] = seconds * math.exp(draw.gauss(0, 0.15))
+            path.write_text(json.dumps(record))
+            specs |= {k: json.loads((tmp_path / k / "spec.json").read_text()) for k in (key, first)}
+    records = Store(tmp_path).records
+    keys = sorted(records)
+    draw.shuffle(keys)
+    half = len(keys) // 2
+    estimator = Estimator({key: records[key] for key in keys[:half]})
+    good = 0
+    for key in keys[half:]:
+        hours = estimator.cost_of(specs[key]).hours
+        assert hours is not None
+        good += 1 / 1.5 <= hours * 3600 / records[key].seconds <= 1.5
+    assert good >= 0.9 * half
+
+
+def named(key: str, *needs: str) -> Job:
+    return jobs_of(Path("/nowhere"), "moco_v2_200ep")[0].model_copy(
+        update={"key": key, "needs": needs}
+    )
+
+
+def test_wall_time_is_that_of_a_schedule() -> None:
+    jobs = [named("a"), named("b"), named("c", "a"), named("d", "a", "b")]
+    costs = {k: Cost(h, "") for k, h in zip("abcd", (2.0, 1.0, 4.0, 1.0), strict=True)}
+    assert wall(jobs, costs, 1) == 8
+    assert wall(jobs, costs, 2) == 6  # a, then c; b beside a, then d
+    assert wall(jobs, costs, 9) == 6
+    assert wall(jobs, {**costs, "c": Cost(32.0, "", 8)}, 2) == 6  # eight devices at once
+    assert wall([], {}, 3) == 0
+
+
+def test_a_total_in_words(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, "moco_v2_200ep", "linear_lars,semi_1pct")
+    estimator = Estimator({})
+    estimator.learn(jobs[0], 3600.0, 50)
+    found = total(jobs, estimator, 2)
+    assert found.jobs == len(jobs) and found.hours == 1 and found.unknown == 5
+    assert str(found).startswith(
+        "7 jobs: 1 device-hours, and 5 jobs of unknown cost; 60 min with 2"
+    )
+    texts = [duration(hours) for hours in (0.05, 1.0, 1.5, 47, 72)]
+    assert texts == ["3 min", "60 min", "1.5 h", "47.0 h", "3.0 days"]
+
+
+@pytest.mark.parametrize(("text", "hours"), [("500gpuh", 500), ("2.5h", 2.5), ("7", 7), ("1 H", 1)])
+def test_a_budget_in_device_hours(text: str, hours: float) -> None:
+    assert budget.hours_of(text) == hours
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h", "-3h", "5days", "gpuh", "1e3", "nan"])
+def test_what_is_no_budget(text: str) -> None:
+    with pytest.raises(ValueError, match="device-hours above 0, as 500gpuh"):
+        budget.hours_of(text)
+
+
+def known(jobs: list[Job], **hours: float) -> Estimator:
+    """An estimator that knows jobs by their kind: pretrain by recipe, and evaluations."""
+    estimator = Estimator({})
+    for job in jobs:
+        name = job.recipe_name if job.recipe else job.protocol.name if job.protocol else ""
+        if not job.reads_records:
+            estimator.learn(job, 3600 * hours[name], 50)
+    return estimator
+
+
+def test_a_budget_takes_short_schedules_and_shared_pre_trainings_first(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, "moco_v2_400ep,moco_v2_100ep", "linear,knn")
+    estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
+
+    def taken(hours: float) -> list[tuple[str, str]]:
+        found = budget.affordable(jobs, estimator, hours)
+        return [(j.recipe_name[8:], j.protocol.name if j.protocol else "pretrain") for j in found]
+
+    short = [("100ep", "pretrain"), ("100ep", "linear_lars"), ("100ep", "knn")]
+    assert taken(2.5) == [short[0], short[2]]  # the cheaper cell
+    assert sorted(taken(3.5)) == sorted(short) == sorted(taken(8))
+    assert ("400ep", "knn") in taken(12) and ("400ep", "linear_lars") not in taken(12)
+    assert len(taken(13)) == 6
+    with pytest.raises(ValueError, match=r"less than the cheapest cell takes, about 2\.5"):
+        taken(2.4)
+    with pytest.raises(ValueError, match="the first is moco_v2_400ep: add --probe"):
+        budget.affordable(jobs, Estimator({}), 100)
+
+
+def test_a_finished_pre_training_is_free(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, "moco_v2_100ep,moco_v2_400ep", "linear,knn")
+    estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
+    todo = [job for job in jobs if job.recipe_name != "moco_v2_400ep" or job.protocol]
+    found = budget.affordable(todo, estimator, 1.5)
+    assert {(job.recipe_name, job.kind) for job in found} == {("moco_v2_400ep", "final")}
+
+
+def test_the_same_command_goes_on_with_the_same_cells(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, "moco_v2_100ep,moco_v2_400ep", "linear,knn")
+    estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
+
+    def chosen(todo: list[Job], hours: float, keep: bool = True) -> list[str]:
+        return [j.key for j in budget.chosen(tmp_path, jobs, todo, estimator, hours, keep=keep)]
+
+    first = chosen(jobs, 3.5, keep=False)
+    assert not (tmp_path / budget.CHOSEN).exists() and len(first) == 3
+    assert chosen(jobs, 3.5) == first
+    rest = [job for job in jobs if job.key != first[0]]  # one is done: nothing comes in its place
+    assert chosen(rest, 3.5) == first[1:]
+    assert len(chosen(rest, 13.0)) == 5
+
+
+def test_missing_cells_say_what_they_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 1.0, "top5": 2.0})
+    words = ["table", "1", "--suite", "shapes", "--root", str(tmp_path), "--missing"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    cell = out[out.index("table1:lewel_m:100:top1") :].split("table1:")[1]
+    assert "costs 0.025 device-hours (1 like it here)" in cell  # half a minute and a minute
+    assert "all of these cells: " in out.splitlines()[-1]
+    assert main([*words, "--format", "json"]) == 0
+    found = {one["cell"]: one for one in json.loads(capsys.readouterr().out)}
+    one = found["table1:lewel_m:100:top1"]
+    assert one["jobs"] == 2 and one["device_hours"] == pytest.approx(0.025)
+    assert one["estimated_from"] == ["1 like it here"] and not one["unknown_jobs"]
+    assert board(tmp_path).filled("1").entries["lewel_m", "200:top1"].state == "done"
+
+
+def test_the_pace_leaves_out_the_start() -> None:
+    assert steps_of([]) is None and steps_of([(5.0, 1, 100)]) is None
+    assert steps_of([(50.0, 1, 100), (52.0, 3, 100), (59.0, 10, 100)]) == 100
+
+
+def test_a_probe_times_jobs_and_keeps_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.chdir(tmp_path)
+    data, root = write_images(tmp_path / "data"), tmp_path / "runs"
+    words: list[Any] = [
+        "run", "--suite", "shapes", "--data", data, "--method", "moco_v2", "--epochs", "200",
+        "--evals", "linear,semi_10pct", "--set", "batch=8", "--set", "bn_group=8",
+        "--set", "epochs=2", "--set", "image_size=32", "--set", "linear_lars.held_out=12",
+        "--set", "linear_lars.batch=12", "--set", "semi_10pct.held_out=12",
+        "--set", "semi_10pct.batch=4", "--root", root,
+    ]  # fmt: skip
+    assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
+    said = capsys.readouterr()
+    assert "probe 1 of 3: moco_v2_200ep" in said.err and "probe of 2 steps here" in said.out
+    assert "unknown" not in said.out
+    assert not [path for path in root.iterdir() if path.name != "data"]
+    assert not Store(root).records
+    assert main([*map(str, words), "--dry-run", "--probe", "1"]) == 2
+    assert "a pace needs two steps at least" in capsys.readouterr().err
+    assert main([*map(str, words), "--dry-run", "--budget", "5h"]) == 2
+    assert "add --probe 50" in capsys.readouterr().err
