@@ -1,0 +1,1 @@
+"""Checkpoints that others have trained: opened safely, recognised, and read as a backbone."""

@@ -1,0 +1,306 @@
+"""The layouts of checkpoints that other projects write: where the backbone is, and what is no part
+of it. A name is given without `module` parts, which DistributedDataParallel and averages add.
+
+A new one is a few lines here, or a TOML file with the same fields for `--format FILE.toml`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from lewel_bench.evals.checkpoints.pixels import Pixels
+from lewel_bench.value import Value
+
+Rename = Callable[[str], str]
+Text = Annotated[str, Field(min_length=1)]
+
+NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+KEY = re.compile(
+    rf"conv1\.weight|bn1\.{NORM}|layer[1-4]\.\d+\."
+    rf"(conv[1-3]\.weight|bn[1-3]\.{NORM}|downsample\.(0\.weight|1\.{NORM}))"
+)
+
+
+class Format(Value):
+    """One layout.
+
+    `roots` are the places in a file where its names may begin; elsewhere in the file lies the state
+    of an optimizer. `networks` maps each network that a file may hold to the beginning of its
+    names; the first that is there is taken unless another is asked for. Names that begin as one of
+    `heads` are no part of a backbone; `needs` are beginnings of names, or after a slash names at
+    the top, one of which must be there: they tell this layout from the others. `rename` are
+    patterns and what becomes of them, one after another, until the name is torchvision's. `allows`
+    are globals that may be in the file.
+    """
+
+    source: Text
+    roots: tuple[str, ...] = ("state_dict.",)
+    networks: Annotated[dict[Text, str], Field(min_length=1)]
+    heads: tuple[Text, ...] = ()
+    needs: tuple[Text, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    pixels: Pixels = Pixels()
+    allows: tuple[Text, ...] = ()
+
+    @field_validator("rename")
+    @classmethod
+    def _patterns(cls, value: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+        for pattern, _ in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
+
+    def key(self, name: str) -> str:
+        """Torchvision's name of a name within a network; what fits no pattern stays."""
+        for pattern, becomes in self.rename:
+            name = re.sub(pattern, becomes, name)
+        return name
+
+
+def own(path: Path) -> Format:
+    """A user's layout. Raises ValueError naming the file and what is wrong with it."""
+    found: Format = Format.of_toml(path)
+    return found
+
+
+# nn.Sequential(*list(resnet.children())[:-1]), as lightly's examples cut a ResNet
+NUMBERED = (
+    (r"^0\.", "conv1."),
+    (r"^1\.", "bn1."),
+    *((rf"^{3 + n}\.(?=\d)", f"layer{n}.") for n in (1, 2, 3, 4)),
+)
+# detectron2 counts stages from the stem, and keeps a norm inside its convolution
+STAGED = (
+    (r"^(backbone\.bottom_up|backbone|roi_heads)\.(?=stem\.|res[2-5]\.)", ""),
+    (r"^stem\.conv1\.norm\.", "bn1."),
+    (r"^stem\.conv1\.", "conv1."),
+    *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    (r"\.conv([123])\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+)
+MMENGINE = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "addict.addict.Dict",
+)
+LIGHTNING = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.StringNode",
+    "omegaconf.nodes.BooleanNode",
+    "typing.Any",
+    "builtins.int",
+    "builtins.float",
+    "builtins.str",
+    "builtins.bool",
+)
+
+MOCO = Format(
+    source="facebookresearch/moco @7397dfe moco/builder.py, main_moco.py",
+    networks={"query": "encoder_q.", "key": "encoder_k."},
+    heads=("encoder_q.fc.", "encoder_k.fc.", "queue", "queue_ptr"),
+)
+TORCHVISION = Format(
+    source="pytorch/vision torchvision/models/resnet.py; also what DenseCL, Barlow Twins, DINO, "
+    "OpenSelfSup and VISSL's converter write of a backbone alone",
+    roots=("", "state_dict.", "model.", "model_state_dict."),
+    networks={"backbone": ""},
+    heads=("fc.",),
+)
+# from the special to the general: the first that takes a whole file is its format
+FORMATS: dict[str, Format] = {
+    "resim": MOCO.model_copy(
+        update={
+            "source": "Tete-Xiao/ReSim @b6a36ee moco/builder.py, moco/models.py",
+            "heads": (*MOCO.heads, "encoder_q.fpn", "encoder_k.fpn"),
+            "needs": ("encoder_q.fpn",),
+        }
+    ),
+    "moco": MOCO,
+    # one layout; PCL's queue is shorter, which says nothing
+    "pcl": MOCO.model_copy(
+        update={"source": "salesforce/PCL @964da1f pcl/builder.py, main_pcl.py"},
+    ),
+    "lewel": Format(
+        source="LayneH/LEWEL @4ee47eb models/lewel.py, main.py",
+        networks={"online": "online_net.backbone.", "target": "target_net.backbone."},
+        heads=("online_net.neck.", "target_net.neck.", "predictor.", "predictor_obj."),
+        needs=("online_net.neck.proj_obj.",),
+    ),
+    "eman": Format(
+        source="amazon-science/exponential-moving-average-normalization @f79248b models/byol.py",
+        networks={"online": "online_net.backbone.", "target": "target_net.backbone."},
+        heads=("online_net.neck.mlp.", "target_net.neck.mlp.", "predictor."),
+        needs=("online_net.neck.mlp.",),
+    ),
+    "densecl": Format(
+        source="WXinlong/DenseCL @b64bbb6 openselfsup/models/densecl.py",
+        networks={"query": "encoder_q.0.", "key": "encoder_k.0.", "backbone": "backbone."},
+        heads=("encoder_q.1.", "encoder_k.1.", "queue", "head."),
+        needs=("queue2",),
+        allows=MMENGINE,
+    ),
+    "openselfsup": Format(
+        source="open-mmlab/OpenSelfSup, as in WXinlong/DenseCL @b64bbb6 openselfsup/models",
+        networks={
+            "query": "encoder_q.0.",
+            "online": "online_net.0.",
+            "backbone": "backbone.",
+            "key": "encoder_k.0.",
+            "target": "target_net.0.",
+        },
+        heads=(
+            *("encoder_q.1.", "encoder_k.1.", "online_net.1.", "target_net.1."),
+            *("queue", "neck.", "head."),
+        ),
+        needs=("encoder_q.0.", "online_net.0."),
+        allows=MMENGINE,
+    ),
+    "simsiam": Format(
+        source="facebookresearch/simsiam @a7bc177 simsiam/builder.py, main_simsiam.py",
+        networks={"online": "encoder."},
+        heads=("encoder.fc.", "predictor."),
+        needs=("encoder.fc.",),
+    ),
+    "swav": Format(
+        source="facebookresearch/swav @06b1b7c src/resnet50.py, main_swav.py; the standard "
+        "deviation of red is .228 in src/multicropdataset.py and eval_linear.py",
+        roots=("state_dict.", ""),
+        networks={"backbone": ""},
+        heads=("projection_head.", "prototypes."),
+        needs=("projection_head.",),
+        pixels=Pixels(std=(0.228, 0.224, 0.225)),
+    ),
+    "barlow_twins": Format(
+        source="facebookresearch/barlowtwins @8e8d284 main.py",
+        roots=("model.",),
+        networks={"online": "backbone."},
+        heads=("projector.", "bn."),
+        needs=("projector.",),
+    ),
+    "pixpro": Format(
+        source="zdaxie/PixPro @e390d6b contrast/models/PixPro.py, main_pretrain.py",
+        roots=("model.",),
+        networks={"online": "encoder.", "target": "encoder_k."},
+        heads=("projector", "predictor.", "value_transform."),
+        needs=("projector_k.",),
+    ),
+    "pycontrast": Format(
+        source="HobbitLong/PyContrast @84f94ea networks/build_backbone.py, "
+        "learning/contrast_trainer.py",
+        roots=("",),
+        networks={"online": "model.encoder.", "momentum": "model_ema.encoder."},
+        heads=("model.head", "model_ema.head", "contrast.", "optimizer.", "amp.", "scheduler."),
+        needs=("model.head.",),
+    ),
+    "instdisc": Format(
+        source="zhirongw/lemniscate.pytorch @f7cfe29 models/resnet.py, main.py",
+        networks={"backbone": ""},
+        heads=("fc.",),
+        needs=("/lemniscate",),
+        allows=(
+            *("lib.NCEAverage.NCEAverage", "lib.LinearAverage.LinearAverage"),
+            *(
+                "lib.alias_multinomial.AliasMethod",
+                "torch.nn.backends.thnn._get_thnn_function_backend",
+            ),
+        ),
+    ),
+    "dino": Format(
+        source="facebookresearch/dino @7c446df main_dino.py",
+        roots=("",),
+        networks={"teacher": "teacher.backbone.", "student": "student.backbone."},
+        heads=(
+            *("teacher.head.", "student.head.", "dino_loss."),
+            *("optimizer.", "fp16_scaler."),
+        ),
+        needs=("teacher.head.", "student.head."),
+    ),
+    "vissl": Format(
+        source="facebookresearch/vissl @09270ed models/trunks/resnext.py, models/base_ssl_model.py",
+        roots=("classy_state_dict.base_model.model.", "base_model.model."),
+        networks={"trunk": "trunk._feature_blocks."},
+        heads=("heads.",),
+    ),
+    "solo_learn": Format(
+        source="vturrisi/solo-learn @9187ea3 solo/methods/base.py",
+        networks={
+            "online": "backbone.",
+            "momentum": "momentum_backbone.",
+            "online (old)": "encoder.",
+            "momentum (old)": "momentum_encoder.",
+        },
+        heads=(
+            *("backbone.fc.", "encoder.fc.", "momentum_backbone.fc.", "projector.", "predictor."),
+            *("classifier.", "prototypes.", "queue", "momentum_projector."),
+            *("momentum_classifier.", "dino_loss_func.", "head.", "momentum_head."),
+        ),
+        needs=("classifier.",),
+        allows=LIGHTNING,
+    ),
+    "lightly": Format(
+        source="lightly-ai/lightly examples/pytorch_lightning, benchmarks/imagenet/resnet50",
+        networks={
+            "online": "backbone.",
+            "student": "student_backbone.",
+            "teacher": "teacher_backbone.",
+            "momentum": "backbone_momentum.",
+        },
+        heads=(
+            *("projection_head", "prediction_head", "student_", "teacher_", "online_classifier."),
+            *("prototypes", "criterion.", "memory_bank", "query_", "key_", "start_queue"),
+        ),
+        needs=("/pytorch-lightning_version",),
+        rename=NUMBERED,
+        allows=LIGHTNING,
+    ),
+    "mmselfsup": Format(
+        source="open-mmlab/mmselfsup @db861f3 models/algorithms; mmpretrain has the same names",
+        networks={
+            "online": "backbone.",
+            "momentum": "encoder_k.0.",
+            "target": "target_net.0.",
+        },
+        heads=(
+            *("neck.", "head.", "queue", "predictor.", "data_preprocessor.", "prototypes."),
+            *("encoder_k.1.", "encoder_k.steps", "target_net.1.", "target_net.steps"),
+        ),
+        needs=("/meta", "neck.", "head."),
+        allows=MMENGINE,
+    ),
+    "detectron2": Format(
+        source="facebookresearch/detectron2 @02b5c4e modeling/backbone/resnet.py, "
+        "tools/convert-torchvision-to-d2.py; facebookresearch/moco @7397dfe "
+        "detection/convert-pretrain-to-detectron2.py",
+        roots=("model.",),
+        networks={"backbone": ""},
+        heads=(
+            *("stem.fc.", "fc.", "proposal_generator.", "roi_heads.box", "roi_heads.mask"),
+            *("backbone.fpn_", "pixel_mean", "pixel_std"),
+        ),
+        needs=("stem.conv1.", "backbone."),
+        rename=STAGED,
+    ),
+    "torchvision": TORCHVISION,
+    "timm": TORCHVISION.model_copy(
+        update={"source": "huggingface/pytorch-image-models timm/models/resnet.py"}
+    ),
+}
+ALLOWED = frozenset(name for one in FORMATS.values() for name in one.allows)

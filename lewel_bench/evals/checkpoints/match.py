@@ -1,0 +1,179 @@
+"""Where each name of a file goes by a layout, and what does not fit."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from lewel_bench.evals import weights
+from lewel_bench.evals.checkpoints.files import Content
+from lewel_bench.evals.checkpoints.formats import KEY, Format
+from lewel_bench.pretrain.backbone import LAYERS
+from lewel_bench.pretrain.recipe import Backbone
+
+Shape = tuple[int, ...]
+COUNTER = ".num_batches_tracked"  # older software does not keep it
+STEMS = {7: "imagenet", 3: "cifar"}  # by the side of the first convolution
+
+
+@dataclass
+class Network:
+    """One network of a file: for each key of a backbone its name in the file, and how that fails to
+    be a backbone."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    spec: Backbone | None = None
+    unlike: str = ""  # why it is none of our architectures
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not (self.unlike or self.missing or self.wrong or self.over)
+
+
+@dataclass
+class Match:
+    """A file as one layout has it: its networks, and names that belong to nothing."""
+
+    format: str
+    root: str
+    networks: dict[str, Network]
+    heads: list[str]
+    over: list[str]
+    lacks: str = ""  # what tells this layout from others, and is not there
+
+    @property
+    def sound(self) -> bool:
+        whole = all(one.sound for one in self.networks.values())
+        return bool(self.networks) and whole and not (self.over or self.lacks)
+
+    @property
+    def faults(self) -> int:
+        """How far it is from fitting, for the choice of what to show."""
+        several = self.networks.values()
+        wrong = sum(len(o.missing) + len(o.wrong) + len(o.over) + bool(o.unlike) for o in several)
+        placed = sum(len(one.keys) for one in several)
+        return wrong + len(self.over) + bool(self.lacks) - placed
+
+
+def match(name: str, layout: Format, content: Content) -> Match:
+    """The file by a layout, with the root that fits best."""
+    plain = _plain(content.shapes)
+    found = [
+        _at(name, layout, root, plain, content)
+        for root in layout.roots
+        if any(one.startswith(root) for one in plain)
+    ]
+    if not found:
+        places = " or ".join(repr(root.rstrip(".")) for root in layout.roots)
+        return Match(name, "", {}, [], [], f"it has no weights in {places}")
+    return min(found, key=lambda one: (not one.sound, one.faults))
+
+
+def _plain(shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """Names without the parts that wrappers add, and the names in the file. Raises ValueError where
+    two become one."""
+    found: dict[str, str] = {}
+    for name in shapes:
+        short = ".".join(part for part in name.split(".") if part != "module")
+        if short in found:
+            raise ValueError(f"{name} and {found[short]} are the same but for their wrapper")
+        found[short] = name
+    return found
+
+
+def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content: Content) -> Match:
+    networks: dict[str, Network] = {}
+    heads: list[str] = []
+    over: list[str] = []
+    inside = {n.removeprefix(root): file for n, file in plain.items() if n.startswith(root)}
+    prefixes = sorted(layout.networks.items(), key=lambda one: -len(one[1]))
+    for short, file in inside.items():
+        for network, prefix in prefixes:
+            key = layout.key(short.removeprefix(prefix)) if short.startswith(prefix) else ""
+            if KEY.fullmatch(key):
+                networks.setdefault(network, Network()).keys[key] = file
+                break
+        else:
+            (heads if short.startswith(layout.heads) else over).append(file)
+    for one in networks.values():
+        _judge(one, content.shapes)
+    tops = {f"/{top}" for top in content.tops}
+    needed = [n for n in layout.needs if n in tops or any(s.startswith(n) for s in inside)]
+    lacks = "" if needed or not layout.needs else f"it has no {' or '.join(layout.needs)}"
+    if not networks:
+        lacks = f"no weight of a ResNet begins with {' or '.join(layout.networks.values()) or root}"
+    order = [network for network in layout.networks if network in networks]
+    return Match(name, root, {n: networks[n] for n in order}, heads, over, lacks)
+
+
+def _judge(one: Network, shapes: Mapping[str, Shape]) -> None:
+    """Say what of `one` is no backbone of ours; the architecture is told from names and shapes."""
+    sizes = {key: shapes[file] for key, file in one.keys.items()}
+    stem = sizes.get("conv1.weight", ())
+    if len(stem) != 4:
+        one.missing = [] if stem else ["conv1.weight"]
+        one.wrong = [f"conv1.weight {stem}"] if stem else []
+        return
+    if stem[1] != 3 or stem[2] != stem[3] or stem[2] not in STEMS or not stem[0]:
+        one.unlike = f"its first convolution is {stem}, not (width, 3, 7, 7) or (width, 3, 3, 3)"
+        return
+    thick = any(".conv3." in key for key in sizes)
+    specs = [
+        Backbone.model_validate({"arch": arch, "stem": STEMS[stem[2]], "width": stem[0]})
+        for arch, (block, _) in LAYERS.items()
+        if (block.expansion > 1) == thick
+    ]
+    wanted = {spec.arch: _shapes(spec) for spec in specs}
+    spec = min(specs, key=lambda s: len(wanted[s.arch].keys() ^ sizes.keys()))
+    want = wanted[spec.arch]
+    counted = any(key.endswith(COUNTER) for key in sizes)
+    one.spec = spec
+    one.missing = [k for k in want if k not in sizes and (counted or not k.endswith(COUNTER))]
+    one.over = [one.keys[key] for key in sizes if key not in want]
+    one.wrong = [
+        f"{one.keys[key]} {sizes[key]}, not {want[key]}"
+        for key in want
+        if key in sizes and sizes[key] != want[key]
+    ]
+    blocks = _blocks(sizes)
+    if blocks != LAYERS[spec.arch][1] and len(one.over) + len(one.missing) > 20:
+        one.unlike = f"it has {blocks} blocks: ResNets of {', '.join(LAYERS)} are evaluated here"
+
+
+@cache
+def _shapes(spec: Backbone) -> Mapping[str, Shape]:
+    return weights.shapes(spec)
+
+
+def _blocks(sizes: Mapping[str, Shape]) -> tuple[int, ...]:
+    return tuple(
+        len({key.split(".")[1] for key in sizes if key.startswith(f"layer{n}.")})
+        for n in range(1, 5)
+    )
+
+
+def report(found: Match) -> str:
+    """Why a file does not fit a layout, in lines."""
+    lines = [f"  {found.lacks}"] if found.lacks else []
+    over = list(found.over)
+    for name, one in found.networks.items():
+        same = sum(file.removeprefix(found.root) == key for key, file in one.keys.items())
+        what = f" as a {one.spec.arch} of width {one.spec.width}" if one.spec else ""
+        lines.append(
+            f"  network {name}{what}: {len(one.keys)} names matched, {len(one.keys) - same} of "
+            "them renamed"
+        )
+        lines += [f"    {one.unlike}"] if one.unlike else []
+        for word, names in (("missing", one.missing), ("wrong shape", one.wrong)):
+            lines += [f"    {word}: {weights.listed(names)}"] if names else []
+        over += one.over
+        lines += [
+            f"    nearest to {key}: {near[0]}"
+            for key in one.missing[:3]
+            if (near := difflib.get_close_matches(key, [*found.over, *one.over], 1, 0.4))
+        ]
+    lines += [f"  left over: {weights.listed(over)}"] if over else []
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""How a network expects its pixels, and the same network for pixels as everything here gives them.
+
+Channel order and scale are put into the first convolution, which is exact whatever the engine; the
+mean is that of ImageNet in every format that is read here, and another one is refused: at the
+borders of an image, zeros stand for it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lewel_bench.value import Value
+
+# ImageNet's, as torchvision and nearly everybody takes them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Pixels(Value):
+    """Values in [0, 1], minus `mean`, over `std`, in the `order` of the network's channels; `mean`
+    and `std` are red, green, blue."""
+
+    order: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[Share, Share, Share] = MEAN
+    std: tuple[Share, Share, Share] = STD
+
+    @property
+    def usual(self) -> bool:
+        """Whether nothing differs from torchvision's."""
+        return self == Pixels()
+
+    def __str__(self) -> str:
+        return f"{self.order}, mean {self.mean}, std {self.std}"
+
+
+def adapt(weight: Tensor, pixels: Pixels) -> Tensor:
+    """The first convolution (C, 3, k, k) for pixels in torchvision's order and scale.
+
+    Raises ValueError for another mean.
+    """
+    if any(abs(one - ours) > 1e-4 for one, ours in zip(pixels.mean, MEAN, strict=True)):
+        raise ValueError(
+            f"a network for pixels minus {pixels.mean}: only {MEAN} can be put into its weights. "
+            "Fine-tune or convert it with the software that trained it"
+        )
+    if pixels.usual:
+        return weight
+    turned = weight if pixels.order == "RGB" else weight.flip(1)
+    scale = [ours / theirs for ours, theirs in zip(STD, pixels.std, strict=True)]
+    return turned * weight.new_tensor(scale)[:, None, None]

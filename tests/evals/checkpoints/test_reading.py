@@ -1,0 +1,357 @@
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lewel_bench.evals import export
+from lewel_bench.evals.checkpoints import files, formats, match, pixels, reading
+from lewel_bench.evals.checkpoints.formats import FORMATS
+from lewel_bench.pretrain import backbone
+from lewel_bench.pretrain.recipe import Backbone
+from tests.evals.checkpoints import layouts
+from tests.evals.checkpoints.layouts import DEEP, LAYOUTS, SMALL, State
+
+
+def _file(tmp_path: Path, name: str, a: State, b: State) -> Path:
+    layout = LAYOUTS[name]
+    return layouts.write(tmp_path / "file.pth", layout.content(a, b), layout.write)
+
+
+def _counted(state: Any, other: Any) -> None:
+    """Equal bit for bit; where a file has no counters they are 0."""
+    for key, value in other.items():
+        if key.endswith("num_batches_tracked"):
+            assert state[key] in (value, 0)
+        else:
+            assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_documented_layout(name: str, tmp_path: Path) -> None:
+    layout, a, b = LAYOUTS[name], layouts.state(1), layouts.state(2)
+    path = _file(tmp_path, name, a, b)
+    found = reading.read(path)
+    assert (found.format, found.network, found.spec) == (layout.format, layout.network, SMALL)
+    assert found.same + found.renamed == sum(
+        not k.endswith("num_batches_tracked") or layout.write != "pickle" for k in a
+    )
+    assert reading.read(path, layout.format).tensors == found.tensors
+    if found.pixels.usual:
+        _counted(found.state, a)
+    if layout.second:
+        other = reading.read(path, network=layout.second)
+        _counted(other.state, b)
+        assert other.network == layout.second and other.tensors != found.tensors
+    else:
+        with pytest.raises(ValueError, match=r"does not hold the network|unknown network"):
+            reading.read(path, network="target")
+
+
+def test_every_format_has_a_layout() -> None:
+    # moco and pcl, torchvision and timm, are one layout each: the first is recognised
+    assert {one.format for one in LAYOUTS.values()} | {"pcl", "timm"} == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", ["moco v2", "before torch 1.6", "detectron2", "timm", "instdisc"])
+def test_checksum_depends_on_the_weights_only(name: str, tmp_path: Path) -> None:
+    a, b = layouts.state(1), layouts.state(2)
+    mixed = dict(reversed(a.items()))
+    assert reading.read(_file(tmp_path, name, mixed, b)).tensors == reading.digest(a)
+
+
+def test_same_numbers_as_torch_reads(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(6, 8, generator=generator)
+    content = {
+        "slice": whole[1:, ::2],
+        "turned": whole.t(),
+        "one": torch.tensor(3.5, dtype=torch.float64),
+        "half": whole.half(),
+        "brain": whole.bfloat16(),
+        "none": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(whole),
+        "bool": whole > 0,
+        "nested": {"deep": [1, 2], "inner": {"tensor": torch.arange(5)}},
+    }
+    for new in (True, False):
+        path = tmp_path / f"{new}.pt"
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+        loaded = torch.load(path, weights_only=True)
+        loaded["nested.inner.tensor"] = loaded.pop("nested")["inner"]["tensor"]
+        found = files.read(path)
+        assert set(found.shapes) == set(loaded)
+        for name, value in loaded.items():
+            assert (
+                torch.equal(found.tensor(name), value) and found.tensor(name).dtype == value.dtype
+            )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Backbone(arch="resnet34", width=8),
+        DEEP,
+        Backbone(arch="resnet101", width=4),
+        Backbone(arch="resnet50", width=8),
+        Backbone(arch="resnet18", stem="cifar", width=8),
+    ],
+)
+def test_architecture_is_told_from_the_shapes(spec: Backbone, tmp_path: Path) -> None:
+    found = reading.read(layouts.write(tmp_path / "a.pth", layouts.state(1, spec)))
+    assert found.spec == spec and bool(found.guessed) == (spec.stem == "cifar")
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_round_trip_through_every_export(to: str, tmp_path: Path) -> None:
+    spec = DEEP if export.FORMATS[to].takes(DEEP) else Backbone(arch="resnet18")
+    state = layouts.state(1, spec)
+    path = tmp_path / f"out{export.FORMATS[to].suffix}"
+    path.write_bytes(export.write(to, state, spec))
+    found = reading.read(path)
+    assert found.spec == spec
+    _counted(found.state, state)
+    net, ours = backbone.build(spec).eval(), backbone.build(spec).eval()
+    net.load_state_dict(state)
+    ours.load_state_dict(dict(found.state))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(net(images), ours(images))
+
+
+def test_stem_of_a_file_of_ours(tmp_path: Path) -> None:
+    spec = Backbone(arch="resnet18", stem="small", width=8)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(export.write("safetensors", layouts.state(1, spec), spec))
+    found = reading.read(path)
+    assert found.spec == spec and not found.guessed
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        pixels.Pixels(std=(0.228, 0.224, 0.225)),
+        pixels.Pixels(order="BGR"),
+        pixels.Pixels(order="BGR", std=(1 / 255, 1 / 255, 1 / 255)),
+    ],
+)
+def test_preprocessing_is_put_into_the_weights(expected: pixels.Pixels) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 32, 32, generator=generator)
+    weight = torch.randn(4, 3, 7, 7, generator=generator)
+
+    def normalised(one: pixels.Pixels) -> torch.Tensor:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (one.mean, one.std))
+        found = (image - mean) / std
+        return found.flip(1) if one.order == "BGR" else found
+
+    theirs = torch.conv2d(normalised(expected), weight, stride=2, padding=3)
+    ours = torch.conv2d(
+        normalised(pixels.Pixels()), pixels.adapt(weight, expected), stride=2, padding=3
+    )
+    assert (theirs - ours).abs().max() < 1e-6 * theirs.abs().max()
+    assert pixels.adapt(weight, pixels.Pixels()) is weight
+
+
+def test_another_mean_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"only \(0\.485"):
+        pixels.adapt(torch.ones(4, 3, 7, 7), pixels.Pixels(mean=(0.5, 0.5, 0.5)))
+
+
+def _mutations(content: State, count: int) -> list[tuple[str, State]]:
+    """Copies with one name or shape of a backbone changed, and what was changed."""
+    random_ = random.Random(0)
+    names = sorted(n for n in content if re.search(r"encoder_[qk]\.(conv1|bn1|layer)", n))
+    made = []
+    for _ in range(count):
+        name, changed = random_.choice(names), dict(content)
+        value = changed.pop(name)
+        how = random_.choice(["letter", "cut", "doubled", "moved", "gone", "shape", "flat"])
+        other = name
+        if how == "letter":
+            while other == name:
+                at = random_.randrange(len(name))
+                other = name[:at] + random_.choice("abcxyz0123456789._") + name[at + 1 :]
+        elif how == "cut":
+            at = random_.randrange(len(name))
+            other = name[:at] + name[at + 1 :]
+        elif how == "doubled":
+            at = random_.randrange(len(name))
+            other = name[:at] + name[at] + name[at:]
+        elif how == "moved":
+            parts = name.split(".")
+            random_.shuffle(parts)
+            other = ".".join(parts)
+        elif how == "shape":
+            value = value[None] if value.ndim == 0 else torch.cat([value, value])
+        elif how == "flat":
+            value = value[None] if value.ndim < 2 else value.flatten()
+        if how == "gone":
+            made.append((f"{name} gone", changed))
+        elif other != name or how in ("shape", "flat"):
+            made.append((f"{name} {how} {other}", {**changed, other: value}))
+    return made
+
+
+def test_no_mutation_is_accepted(tmp_path: Path) -> None:
+    """200 files whose names or shapes are changed in one place: each is refused with a report."""
+    content = LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2))
+    tried = 0
+    for what, changed in _mutations(dict(content["state_dict"]), 230):
+        held = {f"state_dict.{name}": tuple(value.shape) for name, value in changed.items()}
+        held_content = files.Content(
+            "torch", held, frozenset({"state_dict"}), {}, frozenset(), None
+        )
+        try:
+            found = reading._recognised(FORMATS, held_content)
+            accepted = found.sound
+        except ValueError:
+            accepted = False
+        if accepted and found.networks.keys() == {"query", "key"}:
+            # a part `module` more or less, as wrappers add, is the same name
+            plain = {n.replace("module.", "") for n in held}
+            assert plain == {
+                f"state_dict.{n.replace('module.', '')}" for n in content["state_dict"]
+            }
+            continue
+        assert not accepted, what
+        tried += 1
+    assert tried >= 200
+
+
+@pytest.mark.parametrize("how", ["name", "shape"])
+def test_report(how: str, tmp_path: Path) -> None:
+    a = layouts.state(1)
+    if how == "name":
+        a["layer2.0.convl.weight"] = a.pop("layer2.0.conv1.weight")
+    else:
+        a["layer2.0.conv1.weight"] = a["layer2.0.conv1.weight"][:3]
+    with pytest.raises(ValueError) as caught:
+        reading.read(layouts.write(tmp_path / "a.pth", a))
+    said = str(caught.value)
+    assert "network backbone as a resnet18 of width 8" in said
+    if how == "name":
+        assert "missing: layer2.0.conv1.weight" in said and "nearest to layer2.0.conv1" in said
+        assert "left over: layer2.0.convl.weight" in said
+    else:
+        assert "wrong shape: layer2.0.conv1.weight (3, 8, 3, 3), not (16, 8, 3, 3)" in said
+
+
+def _resnet(depths: tuple[int, int, int, int]) -> State:
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    with torch.device("meta"):
+        net = ResNet(Bottleneck, list(depths))
+    return {k: torch.zeros(1).expand(v.shape) if v.ndim else v for k, v in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("vit", "no backbone is in it"),
+        ("mobilenet", "no backbone is in it"),
+        ("projector", "no backbone is in it"),
+        ("resnet152", r"\(3, 8, 36, 3\) blocks"),
+        ("swapped", "left over"),
+    ],
+)
+def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    if wrong == "vit":
+        shapes = {"cls_token": (1, 1, 8), "blocks.0.attn.qkv.weight": (24, 8), "norm.weight": (8,)}
+    elif wrong == "mobilenet":
+        shapes = {"features.0.0.weight": (32, 3, 3, 3), "features.0.1.running_mean": (32,)}
+    elif wrong == "projector":
+        shapes = {"state_dict.projector.0.weight": (8, 8), "state_dict.projector.1.bias": (8,)}
+    elif wrong == "resnet152":
+        shapes = {k: tuple(v.shape) for k, v in _resnet((3, 8, 36, 3)).items()}
+    else:  # the query's blocks behind the key's prefix and the other way round, for one stage
+        whole = LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2))["state_dict"]
+        turned = {n: n.replace("encoder_q.layer3", "encoder_q.layer5") for n in whole}
+        shapes = {f"state_dict.{turned[n]}": tuple(v.shape) for n, v in whole.items()}
+    content = files.Content("torch", shapes, frozenset(), {}, frozenset(), None)
+    found = reading._recognised(FORMATS, content)
+    assert not found.sound
+    said = reading._refusal(Path("a.pth"), found, FORMATS[found.format], content, None)
+    assert re.search(words, said), said
+
+
+PAIRS = [(name, format) for name in LAYOUTS for format in FORMATS]
+
+
+def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
+    """Every documented layout under every format's name."""
+    same = ({"moco", "pcl"}, {"torchvision", "timm"})
+    for name, layout in LAYOUTS.items():
+        path = _file(tmp_path, name, layouts.state(1), layouts.state(2))
+        content = files.read(path, formats.ALLOWED)
+        for format in FORMATS:
+            wanted = format == layout.format or {format, layout.format} in same
+            if name == "densecl" and format == "openselfsup":
+                wanted = True  # DenseCL is a method of OpenSelfSup
+            if name == "instdisc" and format in ("torchvision", "timm"):
+                wanted = True  # but for the object beside: see below
+            assert match.match(format, FORMATS[format], content).sound == wanted, (name, format)
+    with pytest.raises(ValueError, match=r"lib\.NCEAverage\.NCEAverage, which is no plain data"):
+        reading.read(_file(tmp_path, "instdisc", layouts.state(1), {}), "torchvision")
+    path = _file(tmp_path, "moco v2", layouts.state(1), layouts.state(2))
+    with pytest.raises(ValueError, match=r"does not fit the format dino[^$]*it is a file of the"):
+        reading.read(path, "dino")
+
+
+OWN = """
+source = "our own trainer"
+roots = ["model."]
+networks = { main = "trunk." }
+heads = ["head."]
+rename = [["^stem\\\\.", ""], ["\\\\.norm", ".bn"]]
+pixels = { order = "BGR" }
+"""
+
+
+def test_layout_of_the_users_own(tmp_path: Path) -> None:
+    a = layouts.state(1)
+    named = {}
+    for key, value in a.items():
+        inner = re.sub(r"(layer.*)\.bn", r"\1.norm", key)
+        named[f"trunk.stem.{key}" if key.startswith(("conv1", "bn1")) else f"trunk.{inner}"] = value
+    path = layouts.write(tmp_path / "a.pth", {"model": {**named, "head.weight": torch.ones(2)}})
+    (tmp_path / "own.toml").write_text(OWN)
+    found = reading.read(path, str(tmp_path / "own.toml"))
+    assert (found.format, found.network) == ("own", "main")
+    assert torch.equal(found.state["conv1.weight"], a["conv1.weight"].flip(1))
+    (tmp_path / "own.toml").write_text(OWN.replace("roots", "rotos"))
+    with pytest.raises(ValueError, match="Did you mean 'roots'"):
+        reading.read(path, str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
+    a = layouts.state(1)
+    a["layer3.0.conv1.weight"][0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"layer3\.0\.conv1\.weight: 1 of its 4608 numbers"):
+        reading.read(layouts.write(tmp_path / "a.pth", a))
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    a = layouts.state(1)
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in a.items()}
+    found = reading.read(layouts.write(tmp_path / "a.pth", halves))
+    assert torch.equal(found.state["bn1.weight"], a["bn1.weight"].half().float())
+
+
+@pytest.mark.parametrize("author", ["Caffe2", "Detectron2 Model Zoo"])
+def test_caffe_is_refused(author: str, tmp_path: Path) -> None:
+    content = {**LAYOUTS["detectron2"].content(layouts.state(1), {}), "__author__": author}
+    with pytest.raises(ValueError, match="stride in the 1x1 convolution"):
+        reading.read(layouts.write(tmp_path / "a.pkl", content, "pickle"))
+
+
+def test_misspelt_names(tmp_path: Path) -> None:
+    path = _file(tmp_path, "moco v2", layouts.state(1), layouts.state(2))
+    with pytest.raises(ValueError, match="Did you mean 'moco'"):
+        reading.read(path, "moko")
+    with pytest.raises(ValueError, match="Did you mean 'query'"):
+        reading.read(path, network="qery")
