@@ -1,0 +1,160 @@
+"""Whether a backbone does what a trained one does: the proof before a checkpoint is evaluated.
+
+A checkpoint whose keys all fit may still be read wrongly (the wrong network, another order of the
+channels, statistics that were never saved). On generated scenes its features must vary from image
+to image, and neighbours in them must be of one class clearly more often than with random weights.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from lewel_bench.evals import features, knn
+from lewel_bench.evals.dense import MEAN, STD
+from lewel_bench.pretrain import backbone
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.pretrain.shapes import single
+from lewel_bench.pretrain.shapes_scene import CLASSES
+
+SEED = 5150  # scenes that are in no data set
+BANK, QUERIES = 20, 20  # scenes a class
+LOOK = 16  # images whose features are looked at
+K, TEMPERATURE = 10, 0.07
+# A ResNet's features of the scenes at these sizes tell the classes apart, and the proof of a
+# ResNet-50 takes some 20 s of two cores.
+SIZES = {"imagenet": 96, "small": 64, "cifar": 32}
+CLEAR = 2.33  # standard errors: by chance, one checkpoint that knows nothing in a hundred passes
+LARGE = 1e6  # of a statistic: activations are of the order of 1 to 100
+DEAD = 1e-12  # a variance that says that a channel never moved
+ALIKE = 1e-3  # spread of the features over images, as a share of their length
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found, as plain numbers, and what in it speaks against the checkpoint."""
+
+    found: dict[str, Any]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def prove(state: Mapping[str, Tensor], spec: Backbone) -> Proof:
+    """Look at the batch-norm statistics, at features of generated images and at their neighbours.
+
+    Deterministic. Raises ValueError for weights that are not those of `spec` or make features that
+    are no numbers.
+    """
+    net = backbone.build(spec).eval()
+    net.load_state_dict(dict(state))
+    statistics, warnings = _statistics(net)
+    bank, queries = scenes(SIZES[spec.stem], 0, BANK), scenes(SIZES[spec.stem], 1, QUERIES)
+    ours, x = _right(net, bank, queries)
+    seen, more = _look(x[:: len(x) // LOOK])
+    neighbours, doubt = _compare(ours, _right(_random(spec, bank[0]), bank, queries)[0])
+    found = {"batch_norm": statistics, "features": seen, "knn": neighbours}
+    return Proof(found, (*warnings, *more, *doubt))
+
+
+def scenes(size: int, split: int, count: int) -> tuple[Tensor, Tensor]:
+    """Normalised pixels (N, 3, size, size) and classes (N,) of `count` generated scenes a class."""
+    pixels, labels = [], []
+    for kind in range(len(CLASSES)):
+        for index in range(count):
+            seeds = np.random.SeedSequence([SEED, split, kind, index])
+            scene = single(kind, np.random.Generator(np.random.Philox(seeds)))
+            image = torch.from_numpy(scene.pixels).permute(2, 0, 1)[None].float()
+            pixels.append(interpolate(image, (size, size), mode="bilinear", antialias=True))
+            labels.append(kind)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (torch.cat(pixels) - mean) / std, torch.tensor(labels)
+
+
+def _statistics(net: ResNet) -> tuple[dict[str, float], list[str]]:
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    mean = torch.cat([m.running_mean for m in norms if m.running_mean is not None])
+    var = torch.cat([m.running_var for m in norms if m.running_var is not None])
+    found = {
+        "largest_mean": float(mean.abs().max()),
+        "smallest_variance": float(var.min()),
+        "largest_variance": float(var.max()),
+        "dead_channels": float((var < DEAD).float().mean()),
+    }
+    said = []
+    if bool((mean == 0).all()) and bool((var == 1).all()):
+        said.append(
+            "batch norm: every statistic is as at the start (mean 0, variance 1): these weights "
+            "were never trained, or their statistics were not saved"
+        )
+    if bool((var < 0).any()):
+        said.append("batch norm: some variances are negative")
+    if (largest := max(found["largest_mean"], found["largest_variance"])) > LARGE:
+        said.append(f"batch norm: statistics up to {largest:.3g}")
+    if found["dead_channels"] > 0.1:
+        said.append(f"batch norm: {found['dead_channels']:.0%} of the channels never varied")
+    return found, said
+
+
+def _look(x: Tensor) -> tuple[dict[str, float], list[str]]:
+    """The length of features (N, D) and how much they vary from image to image."""
+    length = x.norm(dim=1)
+    spread = (x - x.mean(0)).norm(dim=1).mean() / length.mean().clamp_min(1e-30)
+    found = {
+        "images": float(len(x)),
+        "norm": float(length.mean()),
+        "spread": float(spread),
+        "constant_dimensions": float((x.std(0) == 0).float().mean()),
+    }
+    said = []
+    if not found["spread"] > ALIKE:
+        said.append(
+            f"features of {len(x)} different images are alike: their spread is "
+            f"{found['spread']:.2g} of their length"
+        )
+    return found, said
+
+
+def _compare(ours: Tensor, random: Tensor) -> tuple[dict[str, float], list[str]]:
+    """kNN accuracy beside that of random weights; McNemar's test on the queries of both."""
+    better, worse = int((ours & ~random).sum()), int((random & ~ours).sum())
+    errors = (better - worse) / math.sqrt(max(1, better + worse))
+    top1, chance = (100 * float(one.float().mean()) for one in (ours, random))
+    found = {"queries": float(len(ours)), "top1": top1, "random_top1": chance, "errors": errors}
+    if errors >= CLEAR:
+        return found, []
+    return found, [
+        f"kNN on {len(ours)} generated scenes: top-1 {top1:.1f}, and {chance:.1f} with random "
+        f"weights of the same architecture ({errors:+.1f} standard errors; a trained network has "
+        f"at least {CLEAR})"
+    ]
+
+
+def _random(spec: Backbone, pixels: Tensor) -> ResNet:
+    """Random weights whose statistics are those of the images, as if trained at rate 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        net = backbone.build(spec)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        for part in torch.split(pixels, 60):
+            net.train()(part)
+    return net.eval()
+
+
+@torch.no_grad()
+def _right(
+    net: ResNet, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Which queries (Q,) kNN has right, and their features (Q, D)."""
+    keys, x = (features.pooled(net, pixels, 60) for pixels in (bank[0], queries[0]))
+    if not bool(keys.isfinite().all() and x.isfinite().all()):
+        raise ValueError("its features of generated images are no finite numbers")
+    votes = knn.vote((keys, bank[1]), x, K, TEMPERATURE, len(CLASSES))
+    return votes.argmax(1) == queries[1], x

@@ -1,0 +1,89 @@
+"""The proof: what it says of networks that know something, and of those that do not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lewel_bench.evals import proof
+from lewel_bench.pretrain import backbone
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.recipe import Backbone
+
+SMALL = Backbone(arch="resnet18", stem="small", width=8)
+
+
+def weights(calibrated: bool = True) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    net = backbone.build(SMALL)
+    if calibrated:
+        net.train()(proof.scenes(64, 0, 2)[0])
+    return net.state_dict()
+
+
+@pytest.fixture(scope="module")
+def taught() -> dict[str, torch.Tensor]:
+    """A small network after some steps on generated scenes that are in no proof."""
+    torch.manual_seed(0)
+    net, head = backbone.build(SMALL), nn.Linear(64, 12)
+    x, y = proof.scenes(64, 7, 30)
+    parameters = [*net.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    for _ in range(8):
+        for part in torch.randperm(len(x)).split(40):
+            loss = nn.functional.cross_entropy(head(net(x[part]).mean((2, 3))), y[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.state_dict()
+
+
+def test_a_trained_network_passes(taught: dict[str, Any]) -> None:
+    found = proof.prove(taught, SMALL)
+    assert found.warnings == ()
+    neighbours = found.found["knn"]
+    assert neighbours["top1"] > neighbours["random_top1"] + 10
+    assert found.found["features"]["images"] == 16
+    assert proof.prove(taught, SMALL) == found  # it draws the same scenes again
+
+
+def test_random_weights_do_not_beat_random_weights() -> None:
+    (doubt,) = proof.prove(weights(), SMALL).warnings
+    assert "with random weights of the same architecture" in doubt
+
+
+def network(state: dict[str, torch.Tensor]) -> ResNet:
+    net = backbone.build(SMALL)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def test_statistics_as_at_the_start_are_named() -> None:
+    (said,) = proof._statistics(network(weights(calibrated=False)))[1]
+    assert "every statistic is as at the start" in said
+    assert proof._statistics(network(weights()))[1] == []
+
+
+def test_statistics_out_of_range_are_named() -> None:
+    state = weights()
+    wide = {**state, "bn1.running_var": state["bn1.running_var"] * 1e9}
+    assert "statistics up to" in proof._statistics(network(wide))[1][0]
+    dead = {k: v * 0 if k.startswith("layer4") and "var" in k else v for k, v in state.items()}
+    assert "of the channels never varied" in proof._statistics(network(dead))[1][0]
+    below = {**state, "bn1.running_var": -state["bn1.running_var"]}
+    assert "some variances are negative" in proof._statistics(network(below))[1][0]
+
+
+def test_features_that_are_alike_are_named() -> None:
+    x = torch.ones(16, 8) + 1e-5 * torch.rand(16, 8)
+    assert "features of 16 different images are alike" in proof._look(x)[1][0]
+    found, said = proof._look(torch.eye(16))
+    assert said == [] and found["norm"] == 1
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    state = weights()
+    state["layer4.0.bn1.running_var"] *= -1
+    with pytest.raises(ValueError, match="no finite numbers"):
+        proof.prove(state, SMALL)
