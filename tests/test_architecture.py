@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,18 @@ def test_checking_data_does_not_import_torch() -> None:
     names = ", ".join(f"lewel_bench.{name}" for name in (*modules, *checks))
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_wheel_holds_every_file_that_is_no_module() -> None:
+    configured = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"][
+        "setuptools"
+    ]
+    packed = {
+        path
+        for package, patterns in configured["package-data"].items()
+        for pattern in patterns
+        for path in (PACKAGE.parent / package.replace(".", "/")).glob(pattern)
+    }
+    files = {path for path in (PACKAGE.parent / "lewel_bench").rglob("*") if path.is_file()}
+    lacking = {p for p in files - packed if p.suffix != ".py" and "__pycache__" not in p.parts}
+    assert packed and not lacking

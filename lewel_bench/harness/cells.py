@@ -129,7 +129,7 @@ def _known(method: str) -> str:
 
 def probe(recipe: str) -> str:
     """The linear protocol that the paper reads a recipe with, on the data of its pre-training."""
-    name = PROBES.get(family(recipe)) or PROBES[RECIPES[recipe].method]
+    name = PROBES.get(family(recipe)) or PROBES.get(RECIPES[recipe].method, "linear_lars")
     return f"{name}_in100" if RECIPES[recipe].data == "imagenet100" else name
 
 

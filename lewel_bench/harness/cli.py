@@ -42,19 +42,20 @@ class Context:
     """What the options --root, --suite, --data and --set come to."""
 
     def __init__(self, arguments: argparse.Namespace, *, needed: bool = False) -> None:
-        from lewel_bench.harness import site, suites
+        from lewel_bench.harness import own, site, suites
         from lewel_bench.harness.datasets import Datasets
 
         self.site = site.load()
         root = getattr(arguments, "root", None)
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
+        self.own = own.remember(self.root)  # recipes of the user's, by name
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
         self.refit = getattr(arguments, "refit", False)
         self.lrs = _rates(getattr(arguments, "lrs", None))
         self.engines = list(dict.fromkeys(getattr(arguments, "engine", [])))
-        own = dict(_role(text) for text in getattr(arguments, "data", []))
-        self.datasets = Datasets(self.site, self.root, self.suite, own, needed=needed)
+        data = dict(_role(text) for text in getattr(arguments, "data", []))
+        self.datasets = Datasets(self.site, self.root, self.suite, data, needed=needed)
         self.estimator: Estimator | None = None  # once a probe has taught it something
 
     def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.harness import cells
+from lewel_bench.harness import cells, own
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import FAILURE, JobState, write_spec
@@ -71,7 +71,7 @@ def submit(
 
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
     command = ("-m", "lewel_bench.harness.cell", "{folder}", settings.model_dump_json())
-    wake = ("-m", "lewel_bench.harness.cli", *sys.argv[1:])
+    wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
     return Sweep(root, on, command, wake, record=NAME, marks=MARKS)
 
 

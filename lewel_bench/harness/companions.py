@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lewel_bench.harness import own
 from lewel_bench.harness.job import device
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -35,7 +36,8 @@ def companions(settings: MachineSettings) -> Iterator[None]:
     They end when no job is left, and save and stop where this process leaves with an exception;
     when it is killed they go on. What they do shows in the run root.
     """
-    command = [sys.executable, "-m", "lewel_bench.harness.cli", *sys.argv[1:], "--jobs", "1"]
+    command = [sys.executable, "-m", "lewel_bench.harness.cli"]
+    command += [*map(own.named, sys.argv[1:]), "--jobs", "1"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(settings.threads),

@@ -8,10 +8,11 @@ from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cells, suites
+from lewel_bench.harness.own import METHODS_GROUP, offered
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.results import checkpoints, claim, conflicts, table
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
@@ -42,6 +43,12 @@ def _methods() -> Listing:
     for name, summary in METHODS.items():
         families = [f for f, names in FAMILIES.items() if RECIPES[names[0]].method == name]
         rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
+    own = {(r.method, r.own.file): r for r in RECIPES.values() if r.own}
+    for (name, file), recipe in own.items():
+        rows.append((name, f"your own, from {file}", family(recipe.name)))
+    for point in offered(METHODS_GROUP):
+        whose = point.dist.name if point.dist else point.value
+        rows.append((point.name, f"offered by {whose}", point.name))
     return ("method", "what it is", "recipes (families)"), rows
 
 

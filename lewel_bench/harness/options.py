@@ -113,7 +113,13 @@ def _where(parser: argparse.ArgumentParser) -> None:
 
 def _run_parser(verbs: Any) -> None:
     run = _verb(verbs, "run", "run", "Pre-train and evaluate; does only what has no record yet.")
-    run.add_argument("--method", action="append", default=[], help="method or recipe; repeatable")
+    run.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        help="method or recipe, or a recipe in a file of your own, as ./my_method.py:recipe; "
+        "repeatable",
+    )
     run.add_argument("--epochs", action="append", default=[], help="the paper's epochs, as 100,200")
     run.add_argument("--table", action="append", default=[], help="all that a table needs")
     run.add_argument(

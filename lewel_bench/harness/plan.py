@@ -80,7 +80,9 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """
     settings = recipe.identity()
     settings.pop("data")
-    defaults = {name: default for name, (_, default) in arguments(recipe.method).items()}
+    defaults = {
+        name: default for name, (_, default) in arguments(recipe.method, recipe.own).items()
+    }
     later = LATER.get(recipe.method, {})
     settings["args"] = {
         name: value

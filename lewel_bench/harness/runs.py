@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from lewel_bench.harness import cells, plan
+from lewel_bench.harness import cells, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
@@ -126,10 +126,11 @@ def _writable(root: Path) -> None:
 
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:
     """The selection of a command line. Raises ValueError for what cannot be meant."""
-    methods_ = _split(arguments.method)
+    methods_ = own.of_methods(_split(arguments.method), context.root)
     tables = tuple(t.removeprefix("table") for t in _split(arguments.table))
     epochs = tuple(_positive("--epochs", text) for text in _split(arguments.epochs))
     evals = _split([arguments.evals]) if arguments.evals else ()
+    own.of_protocols(evals)
     asked = Selection(
         methods=methods_,
         epochs=epochs,

@@ -74,6 +74,16 @@ class Ema(Value):
     buffers: bool = False
 
 
+class Own(Value):
+    """Where the class of a user's own method is: `code` is the SHA-256 of the file that defines it,
+    `file` a copy of that, and `module` its name where it is part of an installed distribution (and
+    is imported by it). Only `code` is part of an identity."""
+
+    code: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    file: str
+    module: str = ""
+
+
 # Fields that came when keys had been written without them: no part of a key at these values.
 LATER: dict[str, dict[str, Any]] = {
     "optimizer": {"excluded_lr": 1.0, "constant": ""},
@@ -86,7 +96,8 @@ class Recipe(Value):
 
     `batch` is the global batch; `bn_group` the number of images whose statistics one batch norm
     shares (None: the whole global batch), so both mean the same on 1 device or 8. `ema` is None
-    for methods without a momentum network.
+    for methods without a momentum network. `own` is set where `method` is the name of a class of
+    the user's own.
     """
 
     name: str
@@ -106,6 +117,7 @@ class Recipe(Value):
     augment: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     revision: Positive = 1
+    own: Own | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -123,7 +135,9 @@ class Recipe(Value):
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result of the recipe, as plain data."""
-        found = self.model_dump(exclude={"name", "label", "source"})
+        found = self.model_dump(exclude={"name", "label", "source", "own"})
+        if self.own:
+            found["own"] = {"code": self.own.code}
         for part, fields in LATER.items():
             for name, value in fields.items():
                 if found[part][name] == value:

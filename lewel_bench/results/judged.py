@@ -25,7 +25,9 @@ def text(found: Sequence[Judged], suite: str) -> str:
         for one in found
     ]
     tables = sorted({one.claim.table for one in found if one.judgement == "missing"})
-    fill = "".join(f"\nwhat is missing: lewel-bench table {name} --missing" for name in tables)
+    fill = "".join(
+        f"\nwhat is missing: lewel-bench table {name} --suite {suite} --missing" for name in tables
+    )
     return "\n\n".join([*blocks, f"suite {suite}: {tally(found)}{fill}"])
 
 

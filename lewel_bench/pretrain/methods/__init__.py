@@ -2,13 +2,17 @@
 
 import ast
 import importlib
+import importlib.util
+import sys
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lewel_bench.pretrain.recipe import Positive, Rate, Recipe
+from lewel_bench.pretrain.recipe import Own, Positive, Rate, Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.value import unknown
 
@@ -68,8 +72,11 @@ def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "M
     from lewel_bench.pretrain.norm import BatchNorm, TokenNorm
 
     check(recipe)
-    module = importlib.import_module(f"{__name__}.{recipe.method}")
-    method_class = getattr(module, METHODS[recipe.method].split(":")[0])
+    if recipe.own:
+        method_class = own_class(recipe.own, recipe.method)
+    else:
+        module = importlib.import_module(f"{__name__}.{recipe.method}")
+        method_class = getattr(module, METHODS[recipe.method].split(":")[0])
     group = recipe.bn_group
     given = {"ema": recipe.ema, "seed": seed, "images": images, "classes": classes}
     asked = inspect.signature(method_class).parameters
@@ -89,11 +96,11 @@ def check(recipe: Recipe) -> None:
 
     Reads the method's source and not its module, so that planning stays quick.
     """
-    if recipe.method not in METHODS:
+    if recipe.own is None and recipe.method not in METHODS:
         raise ValueError(unknown("method", recipe.method, METHODS))
     if recipe.augment not in AUGMENTS:
         raise ValueError(unknown("augment", recipe.augment, AUGMENTS))
-    known = arguments(recipe.method)
+    known = arguments(recipe.method, recipe.own)
     for name, value in recipe.args.items():
         if name not in known:
             raise ValueError(unknown(f"argument of {recipe.method}", name, known))
@@ -103,7 +110,7 @@ def check(recipe: Recipe) -> None:
             message = error.errors()[0]["msg"]
             where = f"argument {name} of {recipe.method}"
             raise ValueError(f"{where}: {message} (got {value!r})") from None
-    if recipe.ema is None and "ema" in _asked(recipe.method):
+    if recipe.ema is None and "ema" in _asked(recipe):
         raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
     settings = {name: default for name, (_, default) in known.items()} | recipe.args
     pushed = recipe.batch * (2 if settings.get("symmetric") else 1)
@@ -127,26 +134,84 @@ def check(recipe: Recipe) -> None:
             )
 
 
+def own_class(own: Own, name: str) -> "type[Method]":
+    """A class of the user's own, from its copied file or its installed module.
+
+    Raises ValueError where the file is not the one that was planned, or has no such method.
+    """
+    import inspect
+
+    from lewel_bench.pretrain.method import Method
+
+    module = load_own(own)
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise ValueError(f"{own.file}: {name} is no class made from lewel_bench's Method")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise ValueError(f"{own.file}: {name} does not define {lacking}")
+    return found
+
+
+def load_own(own: Own) -> ModuleType:
+    """The module of a user's own method. Raises ValueError where its file has changed."""
+    if own.module:
+        module = importlib.import_module(own.module)
+        path = Path(str(module.__file__))
+    else:
+        path = Path(own.file)
+    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != own.code:
+        raise ValueError(f"{path} is not the file that was planned with: run it again by its name")
+    if own.module:
+        return module
+    name = f"lewel_bench_own_{own.code[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
 @cache
-def arguments(method: str) -> dict[str, tuple[Any, Any]]:
+def arguments(method: str, own: Own | None = None) -> dict[str, tuple[Any, Any]]:
     """The arguments that a recipe may give `method`: name -> (type, default)."""
     found = {}
-    given = _constructor(method)
+    given = _constructor(method, own)
     for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if argument.annotation is not None and default is not None:
-            annotation = eval(ast.unparse(argument.annotation), dict(_TYPES))
+            text = ast.unparse(argument.annotation)
+            try:
+                annotation = eval(text, dict(_TYPES))
+            except NameError:
+                known = ", ".join(("bool", "int", "float", "str", *_TYPES))
+                raise ValueError(
+                    f"argument {argument.arg} of {method}: its type {text} is none of {known}"
+                ) from None
             found[argument.arg] = (annotation, ast.literal_eval(default))
     return found
 
 
-def _asked(method: str) -> set[str]:
-    return {argument.arg for argument in _constructor(method).kwonlyargs}
+def _asked(recipe: Recipe) -> set[str]:
+    return {argument.arg for argument in _constructor(recipe.method, recipe.own).kwonlyargs}
 
 
 @cache
-def _constructor(method: str) -> ast.arguments:
-    name = METHODS[method].split(":")[0]
-    tree = ast.parse((Path(__file__).parent / f"{method}.py").read_text("utf-8"))
-    (body,) = (x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name)
-    (init,) = (x for x in body if isinstance(x, ast.FunctionDef) and x.name == "__init__")
-    return init.args
+def _constructor(method: str, own: Own | None) -> ast.arguments:
+    """The parameters of a method's constructor, from its source."""
+    name = method if own else METHODS[method].split(":")[0]
+    path = Path(own.file) if own else Path(__file__).parent / f"{method}.py"
+    tree = ast.parse(path.read_text("utf-8"))
+    classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name]
+    if not classes:
+        raise ValueError(f"{path} has no class {name}, which its recipe names as its method")
+    functions = (x for x in classes[-1].body if isinstance(x, ast.FunctionDef))
+    inits = [x.args for x in functions if x.name == "__init__"]
+    if not inits:
+        raise ValueError(f"{path}: {name} has no __init__(self, backbone, norm, *, ...)")
+    return inits[-1]

@@ -1,0 +1,244 @@
+"""A user's own method: the worked example, what is kept of it, and what is said of mistakes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import write_images
+
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness import job as jobs
+from lewel_bench.harness import own, plan, suites
+from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.cli import main
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.plan import Job
+from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.method import Views
+from lewel_bench.pretrain.recipe import change
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.pretrain.report import Stopped, silent
+from lewel_bench.results.store import Store
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "own_method.py"
+SHAPES = suites.SUITES["shapes"]
+SMALL = (
+    ("args.dim", 16), ("batch", 8), ("epochs", 3), ("image_size", 32), ("optimizer.lr", 0.5),
+    ("schedule.warmup_epochs", 0),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test makes known is forgotten after it."""
+    kept = [(table, dict(table)) for table in (RECIPES, PROTOCOLS)]
+    families = {name: list(names) for name, names in FAMILIES.items()}
+    yield
+    for table, content in [*kept, (FAMILIES, families)]:
+        table.clear()
+        table.update(content)
+
+
+def added(tmp_path: Path, old: str = "", new: str = "") -> str:
+    """The example as a file of its own, made known; its recipe's name."""
+    file = tmp_path / "mine" / "my_method.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(EXAMPLE.read_text().replace(old, new) if old else EXAMPLE.read_text())
+    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
+    return name
+
+
+def pretraining(tmp_path: Path, name: str) -> Job:
+    data = tmp_path / "data"
+    if not data.exists():
+        write_images(data)
+    datasets = Datasets(Site(), tmp_path / "runs", SHAPES, {"": data}, needed=True)
+    selection = Selection(methods=(name,), evals=("none",), settings=SMALL)
+    (job,) = plan.plan(selection, SHAPES, datasets)
+    return job
+
+
+def test_the_example_is_short_and_its_loss_falls(tmp_path: Path) -> None:
+    assert len(EXAMPLE.read_text().splitlines()) <= 80
+    recipe = change(RECIPES[added(tmp_path)], {"args.dim": 16, "backbone.width": 8})
+    recipe = change(recipe, {"backbone.arch": "resnet18", "backbone.stem": "small"})
+    method = methods.build(recipe, 0)
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 32, 32)
+    nothing = torch.zeros(2, 16)
+    views = Views(
+        (x, x + torch.randn_like(x) / 4), torch.arange(16), torch.zeros(16, dtype=torch.int64),
+        nothing[..., None].expand(-1, -1, 4), nothing > 0,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(method.parameters(), 0.02)
+    losses = []
+    for step in range(20):
+        loss, shown = method(views, method.keys(views, step), slice(0, 16))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step(None, step, 20)
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0] and 0 < shown["feature_std"] < 2
+    assert all(p.grad is not None for p in method.backbone.parameters())
+
+
+def test_the_terms_of_the_example_are_those_of_its_paper(tmp_path: Path) -> None:
+    recipe = RECIPES[added(tmp_path)]
+    assert recipe.own is not None
+    module = methods.load_own(recipe.own)
+    z = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
+    # variances 8 and 0: hinges 0 and 1 - sqrt(1e-4); no covariance
+    assert module.spread(z).item() == pytest.approx((0 + 0.99) / 2 / 2)
+    assert module.repeated(z).item() == 0
+    same = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])  # every entry of C is 2
+    assert module.repeated(same).item() == pytest.approx(2 * 2**2 / 2)
+
+
+def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> None:
+    name = added(tmp_path)
+    job, settings = pretraining(tmp_path, name), MachineSettings(device="cpu", workers=0)
+    whole = jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
+    assert whole.spec["recipe"]["own"] == {"code": RECIPES[name].own.code}  # type: ignore[union-attr]
+    asked = iter([False, False, False, True])
+    with pytest.raises(Stopped):
+        jobs.run(job, tmp_path / "again", settings, silent, lambda: next(asked))
+    resumed = jobs.run(job, tmp_path / "again", settings, silent, lambda: False)
+    assert resumed.metrics == whole.metrics and resumed.checkpoint == whole.checkpoint
+    for known in (RECIPES, FAMILIES):
+        known.pop(name, None)
+    FAMILIES.pop("vicreg")
+    assert main(["ls", "methods", "--root", str(tmp_path / "runs")]) == 0
+    assert "your own, from" in capsys.readouterr().out and RECIPES[name].method == "VICReg"
+    assert pretraining(tmp_path, name).key == job.key
+    assert set(Store(tmp_path / "runs").records) == {job.key}
+
+
+def test_an_edited_file_is_another_number(tmp_path: Path) -> None:
+    first = pretraining(tmp_path, added(tmp_path))
+    same = pretraining(tmp_path, added(tmp_path))
+    label = pretraining(tmp_path, added(tmp_path, 'label="VICReg"', 'label="Mine"'))
+    other = pretraining(tmp_path, added(tmp_path, "variance: Rate = 25.0", "variance: Rate = 20.0"))
+    assert same.key == first.key and len({first.key, label.key, other.key}) == 3
+    assert first.recipe and first.recipe.own and Path(first.recipe.own.file).exists()
+    assert len(list((tmp_path / "runs" / own.FOLDER).glob("*-my_method.py"))) == 3
+    # what was planned with is what runs: the copy must not have changed
+    Path(first.recipe.own.file).write_text("raise SystemExit('never run')")
+    with pytest.raises(ValueError, match="is not the file that was planned with"):
+        methods.build(first.recipe, 0)
+
+
+def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
+    file = tmp_path / "longer.py"
+    file.write_text(
+        "from lewel_bench.pretrain.recipe import change\n"
+        "from lewel_bench.pretrain.recipes import RECIPES\n"
+        "mine = change(RECIPES['moco_v2_100ep'], {'name': 'moco_v2_mine_50ep', 'epochs': 50})\n"
+    )
+    (name,) = own.of_methods([f"{file}:mine"], tmp_path / "runs")
+    assert name == "moco_v2_mine_50ep" and RECIPES[name].own is None
+    assert plan.scale_recipe(RECIPES[name], SHAPES, ()).args["queue"] == 1024  # as moco_v2's
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("class VICReg(Method):", "class VICReg(Method:", "line 21: invalid syntax"),
+        (
+            "import torch\n",
+            "import torhc\n",
+            "line 9: ModuleNotFoundError: No module named 'torhc'",
+        ),
+        ('method="VICReg"', 'method="VicReg"', "VicReg is no class made from lewel_bench's Method"),
+        ("(Method):", ":", "VICReg is no class made from"),
+        ("    def after_step", "    def after_steps", "does not define after_step"),
+        ("vicreg_100ep", "vicreg", "name it by its family and its epochs, as my_method_100ep"),
+        ("vicreg_100ep", "vicreg_200ep", "name it by its family and its epochs"),
+        ("vicreg_100ep", "moco_v2_100ep", "the paper's recipes have a family moco_v2"),
+        ("dim: Positive", "dim: Tensor", "its type Tensor is none of bool, int"),
+        ('augment="byol_eman"', 'augment="byol_emam"', "Did you mean 'byol_eman'?"),
+        ("epochs=100", "epochs=0", "ValidationError: epochs: Input should be greater"),
+        ("recipe = Recipe(", "other = Recipe(", "unknown recipe 'recipe'. Known: other"),
+    ],
+)
+def test_mistakes_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    file = tmp_path / "my_method.py"
+    file.write_text(EXAMPLE.read_text().replace(old, new))
+    words = ["run", "--suite", "shapes", "--method", f"{file}:recipe", "--root"]
+    assert main([*words, str(tmp_path / "runs"), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not list((tmp_path / "runs").glob("*/record.json"))
+
+
+def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([f"{EXAMPLE}"], "name a recipe in it"),
+        ([f"{tmp_path}/none.py:recipe"], "there is no file"),
+        ([f"{EXAMPLE}:recipe", "--set", "args.dmi=3"], "Did you mean 'dim'?"),
+        ([f"{EXAMPLE}:recipe", "--set", "args.dim=-3"], "greater than 0"),
+        ([f"{EXAMPLE}:recipe", "--epochs", "200"], "has no recipe of 200 epochs"),
+    ):
+        command = ["run", "--suite", "shapes", "--root", str(tmp_path), "--dry-run", "--method"]
+        assert main([*command, *words]) == 2
+        assert said in capsys.readouterr().err
+    (tmp_path / own.FOLDER / "vicreg_100ep.json").write_text("{")
+    assert main(["status", "--root", str(tmp_path)]) == 2
+    assert "is damaged: remove it" in capsys.readouterr().err
+
+
+def test_what_runs_later_names_the_recipe_and_not_the_file(tmp_path: Path) -> None:
+    added(tmp_path)
+    word = f"--method={tmp_path / 'mine' / 'my_method.py'}:recipe,lewel_m"
+    assert own.named(word) == "--method=vicreg_100ep,lewel_m"
+    assert own.named("lewel_m") == "lewel_m"
+
+
+def test_an_installed_distribution_offers_methods_and_protocols(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "site" / "lewel_own_example"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "vicreg.py").write_text(EXAMPLE.read_text() + "recipes = [recipe]\n")
+    (package / "protocols.py").write_text(
+        "from lewel_bench.evals.protocols import PROTOCOLS\n"
+        "known = PROTOCOLS['linear_sgd']\n"
+        "linear_long = known.model_copy(update={'name': 'linear_long', 'epochs': 99})\n"
+        "wrong = 3\n"
+    )
+    info = tmp_path / "site" / "lewel_own_example-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lewel-own-example\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{own.METHODS_GROUP}]\nvicreg = lewel_own_example.vicreg:recipes\n"
+        "broken = lewel_own_example.absent:recipes\n"
+        f"[{own.PROTOCOLS_GROUP}]\nlinear_long = lewel_own_example.protocols:linear_long\n"
+        "linear_wrong = lewel_own_example.protocols:wrong\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    words = ["run", "--suite", "shapes", "--root", str(tmp_path / "runs"), "--dry-run"]
+    assert main(["ls", "methods", "--root", str(tmp_path / "runs")]) == 0
+    assert "offered by lewel-own-example" in capsys.readouterr().out
+    assert "lewel_own_example.vicreg" not in sys.modules  # nothing is loaded to list it
+    assert main([*words, "--method", "vicreg", "--epochs", "100", "--evals", "linear_long"]) == 0
+    assert "linear_long of vicreg_100ep" in capsys.readouterr().out
+    recipe = json.loads((tmp_path / "runs" / own.FOLDER / "vicreg_100ep.json").read_text())
+    assert recipe["own"]["module"] == "lewel_own_example.vicreg"
+    method = methods.build(change(RECIPES["vicreg_100ep"], {"args.dim": 8}), 0)
+    assert type(method).__module__ == "lewel_own_example.vicreg"
+    assert main([*words, "--method", "vicreg_100ep", "--evals", "linear_long"]) == 0
+    for more, said in (
+        (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
+        (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),
+        (["--method", "vicreg", "--evals", "linear_lang"], "unknown evaluation 'linear_lang'"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
