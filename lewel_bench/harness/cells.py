@@ -78,9 +78,7 @@ def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, .
             wanted = {n: _protocols(n, selection.evals) for n in wanted}
     else:
         for recipe in _recipes(selection.methods, selection.epochs):
-            names = [n for n in of_paper(recipe.name) if suite.comparable or n in suite.protocols]
-            asked = selection.evals
-            wanted[recipe.name] = _protocols(recipe.name, asked) if asked else names
+            wanted[recipe.name] = evaluations(recipe.name, selection.evals, suite)
     if not wanted:
         raise ValueError(
             "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
@@ -146,11 +144,20 @@ def of_paper(recipe: str) -> list[str]:
     ) or [probe(recipe)]
 
 
+def evaluations(recipe: str, asked: Sequence[str], suite: Suite) -> list[str]:
+    """The protocols for a backbone that stands for `recipe` (empty: for none of the paper's): those
+    asked for, else those by which the paper judges it, as far as the suite has a scale for them."""
+    if asked:
+        return _protocols(recipe, asked)
+    names = of_paper(recipe) if recipe else _protocols(recipe, ("linear", "semi", "voc", "coco"))
+    return [n for n in names if suite.comparable or n in suite.protocols]
+
+
 def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:
     names: list[str] = []
     for one in evals:
         if one == "linear":
-            names.append(probe(recipe))
+            names.append(probe(recipe) if recipe else "linear_lars")
         elif one in EVALS:
             names += EVALS[one]
         elif one in PROTOCOLS:

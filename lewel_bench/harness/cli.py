@@ -53,6 +53,7 @@ class Context:
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
         self.refit = getattr(arguments, "refit", False)
         self.lrs = _rates(getattr(arguments, "lrs", None))
+        self.beside = [n for text in getattr(arguments, "beside", []) for n in text.split(",")]
         self.engines = list(dict.fromkeys(getattr(arguments, "engine", [])))
         data = dict(_role(text) for text in getattr(arguments, "data", []))
         self.datasets = Datasets(self.site, self.root, self.suite, data, needed=needed)
@@ -68,6 +69,13 @@ class Context:
 def run_jobs(arguments: argparse.Namespace) -> int:
     """`lewel-bench run`."""
     from lewel_bench.harness.runs import run
+
+    return run(Context(arguments, needed=True), arguments)
+
+
+def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
+    """`lewel-bench eval`."""
+    from lewel_bench.harness.imports import run
 
     return run(Context(arguments, needed=True), arguments)
 
@@ -106,7 +114,7 @@ def _board(context: Context) -> "Board":
     from lewel_bench.harness.tables import Board
 
     settings = [*context.settings, *context.choices(PROTOCOLS)]
-    return Board(context.root, context.suite, context.datasets, settings)
+    return Board(context.root, context.suite, context.datasets, settings, context.beside)
 
 
 def explain_cell(arguments: argparse.Namespace) -> int:
@@ -455,6 +463,7 @@ def _warn(store: "Store") -> None:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": run_jobs,
+    "eval": evaluate_checkpoint,
     "table": show_table,
     "claims": judge_claims,
     "figure": draw_figure,

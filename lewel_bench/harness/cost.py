@@ -58,7 +58,7 @@ class Estimator:
         self.wide: dict[Any, _Known] = {}
         self.probed: dict[Any, tuple[float, int]] = {}
         for key, record in records.items():
-            if not record.seconds:
+            if not record.seconds or record.kind == "import":
                 continue
             exact, wide, units = _shape(record.kind, record.spec)
             for known, shape in ((self.exact, exact), (self.wide, wide)):

@@ -14,6 +14,8 @@ from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
+LEAVE = ("pretrain", "import")  # the kinds of a backbone
+
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
@@ -55,7 +57,7 @@ def write(arguments: argparse.Namespace, context: "Context") -> list[Path]:
 def find(store: Store, text: str) -> Record:
     """The run that left a backbone, by key or by name. Raises ValueError naming the nearest, or the
     keys of several of one name."""
-    having = {key: one for key, one in store.records.items() if one.kind == "pretrain"}
+    having = {key: one for key, one in store.records.items() if one.kind in LEAVE}
     if text in having:
         return having[text]
     if text in store.records:

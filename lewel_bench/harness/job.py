@@ -201,7 +201,7 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
         raise ValueError(
             f"{backbone} is not the file that its record names (its hash differs): remove "
-            f"{backbone.parent} to pre-train it again"
+            f"{backbone.parent} to make it again"
         )
     found = splits.of(job)
     began = time.perf_counter()

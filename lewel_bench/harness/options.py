@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lewel-bench {__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB", dest="verb_name")
     _run_parser(verbs)
+    _eval_parser(verbs)
     _table_parser(verbs)
     _claims_parser(verbs)
     _figure_parser(verbs)
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     explain = _verb(verbs, "explain", "explain", "From a table's cell to everything behind it.")
     explain.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
     explain.add_argument("--format", choices=("text", "json"), default="text")
+    _beside(explain)
     _where(explain)
     status = _verb(verbs, "status", "status", "What every job under the run root is doing.")
     status.add_argument("--format", choices=("rich", "json"), default="rich")
@@ -122,16 +124,9 @@ def _run_parser(verbs: Any) -> None:
     )
     run.add_argument("--epochs", action="append", default=[], help="the paper's epochs, as 100,200")
     run.add_argument("--table", action="append", default=[], help="all that a table needs")
-    run.add_argument(
-        "--evals",
-        help="linear, semi, voc, coco, knn, none or protocols, as linear,semi_1pct (default: those "
-        "of the paper's tables)",
-    )
-    run.add_argument(
-        "--seeds", default="1", help="how many (3: seeds 0, 1, 2), or which (0,2,5); default 1"
-    )
+    _evaluations(run)
     _where(run)
-    run.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
+    _computing(run)
     run.add_argument(
         "--budget",
         metavar="500gpuh",
@@ -144,15 +139,81 @@ def _run_parser(verbs: Any) -> None:
         metavar="STEPS",
         help="time so many steps of each kind of job that none here is like, for the estimates",
     )
-    run.add_argument("--replace-corrupt", action="store_true", help="compute corrupt records again")
-    run.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
-    run.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    run.add_argument("--jobs", type=int, help="jobs at once on a CPU, whose cores they share")
-    run.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
-    run.add_argument("--workers", type=int, help="loader processes of each")
-    run.add_argument("--micro-batch", type=int, help="images of one forward pass of a process")
-    run.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
-    run.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints")
+
+
+def _evaluations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--evals",
+        help="linear, semi, voc, coco, knn, none or protocols, as linear,semi_1pct (default: those "
+        "of the paper's tables)",
+    )
+    parser.add_argument(
+        "--seeds", default="1", help="how many (3: seeds 0, 1, 2), or which (0,2,5); default 1"
+    )
+
+
+def _computing(parser: argparse.ArgumentParser) -> None:
+    """What says where and how jobs run."""
+    parser.add_argument("--dry-run", action="store_true", help="show the jobs and their cost, only")
+    parser.add_argument(
+        "--replace-corrupt", action="store_true", help="compute corrupt records again"
+    )
+    parser.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument("--jobs", type=int, help="jobs at once on a CPU, whose cores they share")
+    parser.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
+    parser.add_argument("--workers", type=int, help="loader processes of each")
+    parser.add_argument("--micro-batch", type=int, help="images of one forward pass of a process")
+    parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")
+    parser.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints")
+
+
+def _eval_parser(verbs: Any) -> None:
+    summary = "Evaluate a checkpoint that somebody else trained; does only what has no record yet."
+    one = _verb(verbs, "eval", "eval", summary)
+    one.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="a checkpoint of PyTorch, safetensors or .pkl; nothing in it is executed. May be left "
+        "out for a NAME that is here already",
+    )
+    one.add_argument("--name", required=True, help="what to call it; see ls checkpoints")
+    one.add_argument(
+        "--format",
+        help="whose layout it has (default: recognised): moco, lewel, swav, torchvision, …, or a "
+        "TOML file that describes your own",
+    )
+    one.add_argument(
+        "--network",
+        help="which network of the file: query or key, online or target, student or teacher "
+        "(default: the one that the project evaluates)",
+    )
+    one.add_argument(
+        "--as",
+        dest="stands_for",
+        metavar="RECIPE",
+        help="the recipe that it was trained by, beside whose published values its own shall "
+        "stand: moco_v2_200ep",
+    )
+    one.add_argument("--epochs", type=int, help="the length of its pre-training, without --as")
+    one.add_argument(
+        "--force", action="store_true", help="go on although the proof speaks against it"
+    )
+    _evaluations(one)
+    _where(one)
+    _computing(one)
+    one.set_defaults(probe=None, budget=None)
+
+
+def _beside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--with",
+        dest="beside",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a row for this imported checkpoint too (see eval); repeatable",
+    )
 
 
 def _table_parser(verbs: Any) -> None:
@@ -164,6 +225,7 @@ def _table_parser(verbs: Any) -> None:
     table.add_argument(
         "--missing", action="store_true", help="list empty cells and what fills them"
     )
+    _beside(table)
     _where(table)
 
 
@@ -187,6 +249,7 @@ def _report_parser(verbs: Any) -> None:
     )
     report.add_argument("out", metavar="OUT.html", help="where to; an older report is replaced")
     report.add_argument("--force", action="store_true", help="replace any file")
+    _beside(report)
     _where(report)
 
 

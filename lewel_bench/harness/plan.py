@@ -7,7 +7,7 @@ candidate, nothing is searched. Jobs with the same key are the same job.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.protocol import Linear, Protocol, Semi
@@ -41,6 +41,15 @@ class Dataset(Value):
     lists: dict[str, str] = {}  # protocol name -> file that lists its labelled subset
 
 
+class Upstream(NamedTuple):
+    """What left the backbone that an evaluation reads: the key of its record, a name for it, and
+    the seed of the evaluations."""
+
+    key: str
+    name: str
+    seed: int
+
+
 class Job(Value):
     """One unit of work; `identity` is all that determines its result."""
 
@@ -52,7 +61,7 @@ class Job(Value):
     data: Dataset
     recipe: Recipe | None = None
     protocol: Protocol | None = None
-    upstream: str | None = None  # key of the pre-training that is evaluated
+    upstream: str | None = None  # key of what left the backbone that is evaluated
     needs: tuple[str, ...] = ()
     lr: tuple[float, float] | None = None  # of a search: backbone and head, or lr and weight decay
     trial: int = 0  # of a final that trains: fine-tunings of one backbone
@@ -137,8 +146,47 @@ def chain(
 ) -> list[Job]:
     """The pre-training of `recipe` and everything that evaluates it, at the suite's scale."""
     first = pretraining(recipe, seed, suite, dataset, settings)
+    upstream = Upstream(first.key, first.recipe_name, seed)
+    return [first, *evaluations(upstream, evals, suite, dataset, settings)]
+
+
+def of_checkpoint(
+    upstream: str,
+    name: str,
+    evals: Sequence[str],
+    seeds: Iterable[int],
+    suite: Suite,
+    dataset: Callable[[str, str], Dataset],
+    settings: Sequence[tuple[str, Any]] = (),
+) -> list[Job]:
+    """The jobs that evaluate an imported checkpoint, in dependency order, each key once.
+
+    Raises ValueError for settings that none of the protocols has.
+    """
+    for dotted, _ in settings:
+        if dotted.split(".")[0] in Recipe.model_fields:
+            raise ValueError(
+                f"--set {dotted}: a checkpoint has no recipe that could be changed; a protocol's "
+                f"field is --set PROTOCOL.FIELD=VALUE"
+            )
+    _used(settings, set(evals))
+    jobs: dict[str, Job] = {}
+    for seed in seeds:
+        for job in evaluations(Upstream(upstream, name, seed), evals, suite, dataset, settings):
+            jobs.setdefault(job.key, job)
+    return list(jobs.values())
+
+
+def evaluations(
+    upstream: Upstream,
+    evals: Iterable[str],
+    suite: Suite,
+    dataset: Callable[[str, str], Dataset],
+    settings: Iterable[tuple[str, Any]] = (),
+) -> list[Job]:
+    """The jobs that evaluate a backbone by several protocols, at the suite's scale."""
     protocols = (scale_protocol(name, suite, settings) for name in evals)
-    return [first, *(job for one in protocols for job in evaluation(one, first, suite, dataset))]
+    return [job for one in protocols for job in evaluation(one, upstream, suite, dataset)]
 
 
 def pretraining(
@@ -227,28 +275,28 @@ def _used(settings: Iterable[tuple[str, Any]], protocols: set[str]) -> None:
 
 
 def evaluation(
-    protocol: Protocol, pretrain: Job, suite: Suite, dataset: Callable[[str, str], Dataset]
+    protocol: Protocol, upstream: Upstream, suite: Suite, dataset: Callable[[str, str], Dataset]
 ) -> list[Job]:
-    """The jobs that evaluate a pre-training by a protocol, both at the suite's scale."""
+    """The jobs that evaluate a backbone by a protocol at the suite's scale."""
     data = dataset(protocol.data, protocol.runner)
     common: dict[str, Any] = {
-        "recipe_name": pretrain.recipe_name,
+        "recipe_name": upstream.name,
         "suite": suite.name,
-        "seed": pretrain.seed,
+        "seed": upstream.seed,
         "data": data,
         "protocol": protocol,
-        "upstream": pretrain.key,
+        "upstream": upstream.key,
     }
-    name = f"{protocol.name} of {pretrain.recipe_name}"
+    name = f"{protocol.name} of {upstream.name}"
     if not isinstance(protocol, Searched):
-        return [_keyed(kind="final", name=name, needs=(pretrain.key,), **common)]
+        return [_keyed(kind="final", name=name, needs=(upstream.key,), **common)]
     again = isinstance(protocol, Dense) and protocol.refit
     searched = protocol.grid() if not again or len(protocol.grid()) > 1 else []
     searches = [
         _keyed(
             kind="search",
             name=f"{name}, lr {one[0]:g}/{one[1]:g}",
-            needs=(pretrain.key,),
+            needs=(upstream.key,),
             lr=one,
             **common,
         )
@@ -261,7 +309,7 @@ def evaluation(
         _keyed(
             kind="final",
             name=name if trial == 0 else f"{name}, trial {trial}",
-            needs=(*needs, pretrain.key),
+            needs=(*needs, upstream.key),
             trial=trial,
             **common,
         )

@@ -124,7 +124,7 @@ def _costs(board: Board) -> list[Cost]:
     """What the suite's jobs took, by kind and name of what they do."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for key, one in board.store.records.items():
-        if board.states[key].suite in ("", board.suite.name):
+        if one.kind != "import" and board.states[key].suite in ("", board.suite.name):
             kind = "pre-training" if one.kind == "pretrain" else "evaluation"
             # an evaluation's name is "PROTOCOL of RECIPE" and what it tries
             name = one.name if one.kind == "pretrain" else one.name.split(" of ")[0]

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
     selection = select(arguments, context)
-    jobs = plan.plan(selection, context.suite, context.datasets)
-    settings = _machine(arguments, context.site)
+    return work(context, arguments, plan.plan(selection, context.suite, context.datasets))
+
+
+def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> int:
+    """Check `jobs`, then compute or submit those without a record; the exit code."""
+    settings = machine(arguments, context.site)
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
@@ -87,7 +91,7 @@ def _compute(
 
     job.device(settings)  # before any data is made
     settings = companions.shared(settings)
-    _writable(context.root)
+    writable(context.root)
     material.prepare(todo, context)
     signals.listen()
     there = len(jobs) - len(todo)
@@ -111,7 +115,7 @@ def _compute(
     return 0
 
 
-def _writable(root: Path) -> None:
+def writable(root: Path) -> None:
     """Make the run root. Raises ValueError where nothing can be written there."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -126,24 +130,24 @@ def _writable(root: Path) -> None:
 
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:
     """The selection of a command line. Raises ValueError for what cannot be meant."""
-    methods_ = own.of_methods(_split(arguments.method), context.root)
-    tables = tuple(t.removeprefix("table") for t in _split(arguments.table))
-    epochs = tuple(_positive("--epochs", text) for text in _split(arguments.epochs))
-    evals = _split([arguments.evals]) if arguments.evals else ()
+    methods_ = own.of_methods(split(arguments.method), context.root)
+    tables = tuple(t.removeprefix("table") for t in split(arguments.table))
+    epochs = tuple(_positive("--epochs", text) for text in split(arguments.epochs))
+    evals = split([arguments.evals]) if arguments.evals else ()
     own.of_protocols(evals)
     asked = Selection(
         methods=methods_,
         epochs=epochs,
         tables=tables,
         evals=evals,
-        seeds=_seeds(arguments.seeds),
+        seeds=seeds(arguments.seeds),
         settings=tuple(context.settings),
     )
     choices = context.choices(cells.protocols(asked, context.suite))
     return replace(asked, settings=(*context.settings, *choices))
 
 
-def _split(texts: Sequence[str]) -> tuple[str, ...]:
+def split(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
@@ -153,17 +157,17 @@ def _positive(option: str, text: str) -> int:
     return int(text)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seeds(text: str) -> tuple[int, ...]:
     """`3` is seeds 0, 1, 2; `0,2,5` and `4,` are these."""
     if "," not in text:
         return tuple(range(_positive("--seeds", text)))
-    parts = _split([text])
+    parts = split([text])
     if not parts or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--seeds {text}: write a number of seeds (3) or a list of them (0,2,5)")
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _machine(arguments: argparse.Namespace, site: Site) -> MachineSettings:
+def machine(arguments: argparse.Namespace, site: Site) -> MachineSettings:
     given = {
         name: value
         for name in ("device", "jobs", "processes", "workers", "micro_batch", "compile")
@@ -234,7 +238,7 @@ def _probe(
     if arguments.probe < 2:
         raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
     job.device(settings)
-    _writable(context.root)
+    writable(context.root)
     material.prepare(todo, context)
     signals.listen()
     probe.probe(todo, jobs, estimator, settings, arguments.probe)
@@ -262,17 +266,20 @@ def _show(
 def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
     """The commands that show the tables whose cells the jobs fill."""
     fills = {(job.recipe_name, job.protocol.name if job.protocol else None) for job in jobs}
+    imported = arguments.name if arguments.verb == "eval" else None
     tables = [
         name
         for name in TABLES
         for quoted in [load(name)]
         if any(
-            (cells.recipe_name(r, c), r.protocols.get(c.eval)) in fills for r, c in quoted.cells()
+            (imported or cells.recipe_name(r, c), r.protocols.get(c.eval)) in fills
+            for r, c in quoted.cells()
         )
     ]
     if not tables:
         return "See: lewel-bench ls runs"
-    more = [] if arguments.suite == "paper" else ["--suite", arguments.suite]
+    more = ["--with", imported] if imported else []
+    more += [] if arguments.suite == "paper" else ["--suite", arguments.suite]
     more += ["--root", arguments.root] if arguments.root else []
     more += ["--refit"] if arguments.refit else []
     more += ["--lrs", arguments.lrs] if arguments.lrs else []

@@ -5,7 +5,6 @@ from itertools import groupby
 from typing import Any
 
 from lewel_bench.evals.grid import edge_warning
-from lewel_bench.harness import cells
 from lewel_bench.harness.tables import Board
 from lewel_bench.results import table
 from lewel_bench.results.chart import Chart, Missing, Panel, Series, is_number, words
@@ -20,10 +19,10 @@ CHOICE = (
 def search(board: Board, cell: str) -> Chart:
     """The search behind a cell: its metric against the learning rate, one panel a seed. Raises
     ValueError for what is no cell of a search, Missing where it has no record yet."""
-    table_id, row_id, column_id = table.parse_cell(cell)
-    quoted = table.load(table_id)
+    table_id, row_id, column_id = table.parse_cell(cell, board.quoted)
+    quoted = board.quoted(table_id)
     row, column = quoted.row(row_id), quoted.column(column_id)
-    if cells.recipe_name(row, column) is None or column.eval not in row.protocols:
+    if board.recipe_name(row, column) is None or column.eval not in row.protocols:
         raise ValueError(f"{cell}: no learning rate is searched for it")
     slots = [slot for slot in board.slots(row, column) if slot.trial == 0]
     done = [(slot.seed, board.store.records[slot.key]) for slot in slots if slot.state == "done"]

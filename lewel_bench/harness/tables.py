@@ -10,7 +10,7 @@ from typing import Any
 
 from lewel_bench.evals.protocol import Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import cells, plan
+from lewel_bench.harness import cells, extras, plan
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.status import JobState, survey
@@ -40,10 +40,13 @@ class Board:
         suite: Suite,
         datasets: Datasets,
         settings: Sequence[tuple[str, Any]] = (),
+        beside: Sequence[str] = (),
     ) -> None:
         self.root, self.suite, self.datasets, self.settings = root, suite, datasets, settings
         self.store = Store(root)
         self.states = survey(root, self.store)
+        # rows beside the paper's, by name
+        self.extras = {one.name: one for one in extras.find(self.store, beside)}
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
         self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed
@@ -63,7 +66,22 @@ class Board:
 
     def filled(self, table_id: str) -> Filled:
         """Table `table_id` with its measured values, as `fill`."""
-        return self.fill(table.load(table_id))
+        return self.fill(self.quoted(table_id))
+
+    def quoted(self, table_id: str) -> table.Table:
+        """Table `table_id` as the paper has it, with the rows that are to stand beside."""
+
+        def evaluated(extra: extras.Extra, protocol: str) -> bool:
+            return any(
+                self.final_key(extra.name, protocol, seed) in self.states for seed in self.seeds
+            )
+
+        return extras.extended(table.load(table_id), list(self.extras.values()), evaluated)
+
+    def recipe_name(self, row: Row, column: Column) -> str | None:
+        """The recipe that fills a cell, or the extra whose row it is; None where nothing can."""
+        family = row.family(column)
+        return family if family in self.extras else cells.recipe_name(row, column)
 
     def fill(self, quoted: table.Table) -> Filled:
         """A table with its measured values; with settings, those of the rows that can have them.
@@ -71,7 +89,7 @@ class Board:
         slots = {
             (row.id, column.id): self.slots(row, column)
             for row, column in quoted.cells()
-            if self._takes_settings(cells.recipe_name(row, column))
+            if self._takes_settings(self.recipe_name(row, column))
         }
         suite, engines = self.suite, self._engines(quoted)
         return fill.fill(quoted, slots, self.measured, suite.name, suite.comparable, engines)
@@ -89,6 +107,8 @@ class Board:
         """Whether a recipe can have the settings: another method may lack what they name."""
         if recipe is None:
             return False
+        if recipe in self.extras:
+            return all(name.split(".")[0] in PROTOCOLS for name, _ in self.settings)
         if recipe not in self.possible:
             self.possible[recipe] = self._refusal(recipe) is None
         if not (self.possible[recipe] or any(self.possible.values())):
@@ -110,7 +130,7 @@ class Board:
 
     def slots(self, row: Row, column: Column) -> list[Slot]:
         """One slot a seed and trial: those of seed 0, and any other whose cell was planned."""
-        name = cells.recipe_name(row, column)
+        name = self.recipe_name(row, column)
         assert name is not None
         if column.eval == table.PRETRAIN:
             return self._costs(row, column, name)
@@ -212,6 +232,8 @@ class Board:
         return self.final_keys[known]
 
     def _pretrain_key(self, recipe: str, seed: int) -> str:
+        if recipe in self.extras:
+            return self.extras[recipe].key
         if (recipe, seed) not in self.pretrain_keys:
             self.pretrain_keys[recipe, seed] = self._recipe(recipe)(seed)
         return self.pretrain_keys[recipe, seed]
@@ -224,11 +246,12 @@ class Board:
         return self.recipes[name]
 
     def jobs(self, recipe: str, protocols: Sequence[str], seed: int) -> list[Job]:
-        """The pre-training of a recipe and what evaluates it by some protocols."""
-        first = self._first(recipe, seed)
+        """The pre-training of a recipe, if it is one, and what evaluates it by some protocols."""
+        first = [] if recipe in self.extras else [self._first(recipe, seed)]
+        upstream = plan.Upstream(self._pretrain_key(recipe, seed), recipe, seed)
         scaled = map(self._protocol, protocols)
-        after = (plan.evaluation(one, first, self.suite, self.datasets) for one in scaled)
-        return [first, *(job for several in after for job in several)]
+        after = (plan.evaluation(one, upstream, self.suite, self.datasets) for one in scaled)
+        return [*first, *(job for several in after for job in several)]
 
     def _first(self, recipe: str, seed: int) -> Job:
         if (recipe, seed) not in self.firsts:
@@ -267,15 +290,17 @@ class Board:
         return self.command_of([job.recipe_name], [job.protocol.name] if job.protocol else [], seed)
 
     def command_of(self, recipes: Sequence[str], protocols: Sequence[str], seed: int = 0) -> str:
-        """The command that pre-trains recipes and evaluates them by protocols."""
-        words = ["lewel-bench", "run", "--suite", self.suite.name, "--method", ",".join(recipes)]
+        """The command that pre-trains recipes and evaluates them by protocols, or an extra."""
+        verb, option = ("eval", "--name") if recipes[0] in self.extras else ("run", "--method")
+        words = ["lewel-bench", verb, "--suite", self.suite.name, option, ",".join(recipes)]
         words += ["--evals", ",".join(protocols) or "none"]
         words += ["--seeds", f"{seed},"] if seed else []
         return shlex.join([*words, *self._given(protocols)])
 
     def options(self) -> list[str]:
         """The options by which another command sees the same board."""
-        return ["--suite", self.suite.name, *self._given(PROTOCOLS)]
+        beside = ["--with", ",".join(self.extras)] if self.extras else []
+        return ["--suite", self.suite.name, *beside, *self._given(PROTOCOLS)]
 
     def _given(self, protocols: Container[str]) -> list[str]:
         """Data, settings (of these protocols and of recipes) and root, as options."""
@@ -309,11 +334,11 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
 
     Raises ValueError naming an unknown table, row or column, or a cell that nothing can fill.
     """
-    table_id, row_id, column_id = table.parse_cell(cell)
-    quoted = table.load(table_id)
+    table_id, row_id, column_id = table.parse_cell(cell, board.quoted)
+    quoted = board.quoted(table_id)
     row, column = quoted.row(row_id), quoted.column(column_id)
     known = (table.PRETRAIN, *row.protocols)
-    if cells.recipe_name(row, column) is None or column.eval not in known:
+    if board.recipe_name(row, column) is None or column.eval not in known:
         raise ValueError(
             f"{cell} is blank in the paper, and nothing fills {row.label} at {column.label}"
         )
@@ -394,4 +419,5 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "checkpoint": _checkpoint(board.root / key, result.checkpoint),
         "log": str(board.root / key / "events.jsonl"),
         "spec": result.spec,
+        **({"proof": result.outcome.get("proof")} if result.kind == "import" else {}),
     }

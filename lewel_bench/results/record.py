@@ -72,7 +72,7 @@ class Record(_Frozen):
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
     key: str
-    kind: Literal["pretrain", "search", "final"]
+    kind: Literal["pretrain", "import", "search", "final"]
     name: str
     spec: dict[str, Any]
     seed: int

@@ -1,6 +1,6 @@
 """The paper's tables as quotations: what each cell says, where the value is from, what it needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -17,12 +17,13 @@ Positive = Annotated[int, Field(gt=0)]
 PRETRAIN = "pretrain"  # the eval of a column that the pre-training itself measures
 OVERHEAD = "overhead"  # the metric that sets a row against its baseline
 
-Origin = Literal["cited", "ref9", "repro", "own"]
+Origin = Literal["cited", "ref9", "repro", "own", "none"]
 ORIGINS: dict[Origin, str] = {
     "cited": "cited from the method's own paper or repository",
     "ref9": "cited from SimSiam's paper (the paper's †)",
     "repro": "the LEWEL authors' reproduction (the paper's *)",
     "own": "the LEWEL authors' own method",
+    "none": "not in the paper",
 }
 
 
@@ -51,7 +52,8 @@ class Row(Value):
     `recipes` names another one for some evals; `protocols` names the protocol of each column's
     `eval`. `values` and `notes` are by column id; a column without a value is blank in the paper.
     `block` is the heading above the row where the paper has some: bold is the best of a block.
-    `baseline` is the family that the overhead of this one is over."""
+    `baseline` is the family that the overhead of this one is over. `more` are columns that a run
+    can fill although the paper prints nothing there."""
 
     id: str
     label: str
@@ -65,6 +67,7 @@ class Row(Value):
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     origins: dict[str, Origin] = {}  # of the columns whose value is from elsewhere
     notes: dict[str, str] = {}
+    more: tuple[str, ...] = ()
 
     def origin_of(self, column: str) -> Origin:
         """Where the value of a column is from: one of ORIGINS."""
@@ -78,7 +81,8 @@ class Row(Value):
         """Whether a table asks for a run here: for what the paper prints, and what is ours."""
         if column.metric == OVERHEAD and self.baseline is None:
             return False
-        return bool(self.family(column)) and (column.ours or column.id in self.values)
+        asked = column.ours or column.id in self.values or column.id in self.more
+        return bool(self.family(column)) and asked
 
 
 class Table(Value):
@@ -137,11 +141,10 @@ class Table(Value):
 Item = TypeVar("Item", Row, Column)
 
 
-def epochs(row: Row, column: Column) -> int:
-    """The pre-training epochs of one cell; the row or the column says it."""
-    known = row.epochs or column.epochs
-    assert known is not None, "checked when the table was loaded"
-    return known
+def epochs(row: Row, column: Column) -> int | None:
+    """The pre-training epochs of one cell, as the row or the column says; None where it is neither
+    known of a row that is not in the paper."""
+    return row.epochs or column.epochs
 
 
 @cache
@@ -152,13 +155,14 @@ def load(id: str) -> Table:
     return Table.of_toml(FOLDER / f"{id}.toml")
 
 
-def parse_cell(text: str) -> tuple[str, str, str]:
+def parse_cell(text: str, read: Callable[[str], Table] = load) -> tuple[str, str, str]:
     """Table, row and column id of a cell such as "table1:lewel_m:200:top1" or
-    "table2:lewel_m:200:1pct:top1". Raises ValueError naming what is unknown and the nearest."""
+    "table2:lewel_m:200:1pct:top1", of the tables as `read` has them. Raises ValueError naming what
+    is unknown and the nearest."""
     head, *parts = text.split(":")
     if not head.startswith("table") or not parts:
         raise ValueError(f"{text!r} is not a cell. Write table:row:column: table1:lewel_m:200:top1")
-    table = load(head.removeprefix("table"))
+    table = read(head.removeprefix("table"))
     depth = 1 + table.rows[0].id.count(":")
     row = table.row(":".join(parts[:depth]))
     return table.id, row.id, table.column(":".join(parts[depth:])).id

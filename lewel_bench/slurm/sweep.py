@@ -64,7 +64,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     with books.lock():
         books.belongs(sweep.cluster.name, limits)
         seen = _reconcile(books)
-        done = recorded(sweep.root, [cell.key for cell in cells], sweep.record)
+        done = recorded(sweep.root, _asked(cells), sweep.record)
         decision = _decide(sweep, books, seen, cells, done, limits, attended)
         code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
         submitted: dict[str, Batch] = {}
@@ -126,6 +126,11 @@ def _explain(ended: Sequence[Entry]) -> None:
         if id in unknown:
             entry, index = unknown[id]
             entry.ended[index] = state
+
+
+def _asked(cells: Sequence[Cell]) -> set[str]:
+    """The cells' keys, and those of records that they need, which no cell of theirs may leave."""
+    return {key for cell in cells for key in (cell.key, *cell.needs)}
 
 
 def recorded(root: Path, keys: Collection[str], record: str) -> set[str]:
@@ -243,7 +248,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
     books = Ledger(sweep.root)
     limits = queue.limits()
     seen = _reconcile(books, write=False)
-    done = recorded(sweep.root, [cell.key for cell in cells], sweep.record)
+    done = recorded(sweep.root, _asked(cells), sweep.record)
     decision = _decide(sweep, books, seen, cells, done, limits, True)
     scripts: dict[str, str] = {}
     for batch in decision.batches:

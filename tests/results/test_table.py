@@ -327,7 +327,10 @@ def test_parse_cell_names_what_is_wrong(cell: str, message: str) -> None:
             "a value in a column that is ours",
         ),
         (('label = "PCL"', 'label = "PCL"\nepochs = 200'), "in the row or in the column"),
-        (('origin = "repro"', 'origin = "reproduced"'), "'cited', 'ref9', 'repro' or 'own'"),
+        (
+            ('origin = "repro"', 'origin = "reproduced"'),
+            "'cited', 'ref9', 'repro', 'own' or 'none'",
+        ),
         (('id = "pcl"', 'id = "pcl:200"'), "differ in their number of parts"),
         (("[[rows]]", "[[rows"), "1.toml"),
     ],

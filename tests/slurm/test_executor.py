@@ -44,6 +44,16 @@ def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
     until(bench.idle)
 
 
+def test_a_record_of_no_cell_makes_ready_too(bench: Bench) -> None:
+    """An imported checkpoint has a record, and is no cell of the sweep that evaluates it."""
+    bench.cell("a", needs=["imported"])
+    assert bench.run().states["a"][0] == "waiting"
+    (bench.root / "imported").mkdir()
+    (bench.root / "imported" / "record.json").write_text("{}")
+    assert bench.run().states["a"][0] == "submit"
+    until(lambda: bench.run().states["a"][0] == "done")
+
+
 def test_queued_jobs_run_the_code_that_was_there(bench: Bench, tmp_path: Path) -> None:
     """The checkout is edited, and a folder `pretrain/` appears, between submit and start."""
     checkout = tmp_path / "checkout"

@@ -1,0 +1,147 @@
+"""Rows that are not in the paper: a label and a backbone, for `table --with`."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lewel_bench.harness import cells
+from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results.store import Store
+from lewel_bench.results.table import PRETRAIN, Column, Row, Table
+from lewel_bench.value import unknown
+
+UNKNOWN = "unknown"  # in a row's id, for the epochs of a pre-training
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A backbone whose numbers are to stand beside the paper's: the name by which it is asked for,
+    the row's label, and the key of the run that left it. `recipe` is the recipe of the paper's
+    that it stands for (empty: none), `epochs` its length where that is known."""
+
+    name: str
+    label: str
+    key: str
+    recipe: str = ""
+    epochs: int | None = None
+
+
+def find(store: Store, names: Sequence[str]) -> list[Extra]:
+    """The imported checkpoints of these names. Raises ValueError naming the nearest."""
+    if not names:
+        return []
+    known = imported(store)
+    for name in names:
+        if name not in known:
+            if not known:
+                raise ValueError(
+                    f"--with {name}: no checkpoint is imported under {store.root}: "
+                    f"lewel-bench eval --checkpoint FILE --name {name}"
+                )
+            raise ValueError(unknown("imported checkpoint", name, known))
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def imported(store: Store) -> dict[str, Extra]:
+    """Every imported checkpoint under a root, by name."""
+    found = {}
+    for key, record in store.records.items():
+        if record.kind != "import":
+            continue
+        said = labels(store, key)
+        name = str(said.get("name") or record.name)
+        recipe = str(said.get("as") or "")
+        label = f"{name} (imported, sha256 {record.spec['tensors'][:8]})"
+        length = RECIPES[recipe].epochs if recipe in RECIPES else said.get("epochs")
+        found[name] = Extra(name, label, key, recipe, length)
+    return found
+
+
+def labels(store: Store, key: str) -> dict[str, Any]:
+    """What a checkpoint is called, which is no part of its identity and may change."""
+    try:
+        content = json.loads((store.root / key / SPEC).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def extended(
+    quoted: Table, extras: Sequence[Extra], evaluated: Callable[[Extra, str], bool]
+) -> Table:
+    """`quoted` with a row for each extra (in Table 4 one for each detector): below the row of its
+    recipe, with that row's published values and protocols, else at the end of the table. There it
+    has of the table's protocols for an evaluation the first that it is `evaluated` by."""
+    rows, remarks = list(quoted.rows), list(quoted.remarks)
+    lengths = {column.epochs for column in quoted.columns if column.epochs}
+    for extra in extras:
+        for model, row in _rows(quoted, extra, evaluated):
+            rows.insert(rows.index(model) + 1, row)
+        if extra.epochs is None and len(lengths) > 1:
+            remarks.append(
+                f"The length of {extra.name}'s pre-training is not given (eval --epochs N): its "
+                "values stand in the columns of every length."
+            )
+    # not validated anew: such a row may have no epochs
+    return quoted.model_copy(update={"rows": tuple(rows), "remarks": tuple(remarks)})
+
+
+def _rows(
+    quoted: Table, extra: Extra, evaluated: Callable[[Extra, str], bool]
+) -> Iterator[tuple[Row, Row]]:
+    """The rows of one extra, each with the row of the paper that it stands below."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in quoted.rows:
+        groups.setdefault(_prefix(row), []).append(row)
+    for prefix, rows in groups.items():
+        beside = [row for row in rows if any(_is(extra, row, c) for c in quoted.columns)]
+        model = (beside or rows)[-1]
+        evals = dict.fromkeys(c.eval for c in quoted.columns if c.eval != PRETRAIN)
+        known = {
+            name: list(
+                dict.fromkeys(r.protocols[name] for r in beside or rows if name in r.protocols)
+            )
+            for name in evals
+        }
+        protocols = {
+            name: next((p for p in several if evaluated(extra, p)), several[0])
+            for name, several in known.items()
+            if several
+        }
+        more = [
+            c.id
+            for c in quoted.columns
+            if c.eval in protocols and extra.epochs in (None, c.epochs or extra.epochs)
+        ]
+        if not more:
+            continue
+        own = [c.id for c in quoted.columns if beside and _is(extra, model, c)]
+        length = (str(extra.epochs or UNKNOWN),) if model.epochs else ()
+        yield (
+            model,
+            Row(
+                id=":".join((*prefix, extra.name, *length)),
+                label=extra.label,
+                block=model.block,
+                recipes=dict.fromkeys(protocols, extra.name),
+                epochs=extra.epochs if model.epochs else None,
+                origin=model.origin if beside else "none",
+                protocols=protocols,
+                values={id: value for id, value in model.values.items() if id in own},
+                origins={id: one for id, one in model.origins.items() if id in own},
+                notes={id: note for id, note in model.notes.items() if id in own},
+                more=tuple(more),
+            ),
+        )
+
+
+def _prefix(row: Row) -> tuple[str, ...]:
+    """What stands before the name of the method in a row's id."""
+    parts = row.id.split(":")
+    return tuple(parts[: -2 if row.epochs else -1])
+
+
+def _is(extra: Extra, row: Row, column: Column) -> bool:
+    return bool(extra.recipe) and cells.recipe_name(row, column) == extra.recipe

@@ -1,0 +1,231 @@
+"""`lewel-bench eval`: what is read, proved, recorded, refused; and the rows of `table --with`."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import command, environment, write_images
+from finished import SHAPES, START
+
+from lewel_bench.evals.proof import Proof
+from lewel_bench.harness import extras, plan, suites
+from lewel_bench.harness.cli import main
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.site import Site
+from lewel_bench.harness.suite import Suite
+from lewel_bench.harness.tables import Board, provenance
+from lewel_bench.pretrain import checkpoint
+from lewel_bench.results import record
+from lewel_bench.results.record import Record
+from lewel_bench.results.store import Store
+from tests.evals.checkpoints import layouts
+
+PAPER = suites.SUITES["paper"]
+FOUND = {
+    "batch_norm": {"largest_mean": 1.0, "smallest_variance": 0.5, "largest_variance": 2.0},
+    "features": {"images": 16.0, "norm": 3.0, "spread": 0.5},
+    "knn": {"top1": 60.0, "random_top1": 20.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof has tests of its own."""
+    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: Proof(FOUND))
+
+
+def moco(path: Path, seed: int = 1) -> Path:
+    layout = layouts.LAYOUTS["moco v2"]
+    return layouts.write(path, layout.content(layouts.state(seed), layouts.state(seed + 1)))
+
+
+def evaluate(root: Path, *arguments: object) -> int:
+    given = ["eval", "--suite", "shapes", "--evals", "none", "--root", root, *arguments]
+    return main(list(map(str, given)))
+
+
+def imported(root: Path) -> Record:
+    (found,) = (one for one in Store(root).records.values() if one.kind == "import")
+    return found
+
+
+def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
+    made = imported(root)
+    assert made.spec["network"] == "query" and made.outcome["proof"] == FOUND
+    assert made.outcome["file_sha256"] == checkpoint.sha256(path)
+    assert made.checkpoint is not None
+    file = root / made.key / made.checkpoint.file
+    assert made.checkpoint.sha256 == checkpoint.sha256(file)
+    state, header = checkpoint.read_backbone(file)
+    assert header == {"arch": "resnet18", "stem": "imagenet", "width": "8"}
+    ours = layouts.state(1)
+    assert all(torch.equal(state[key], value) for key, value in ours.items())
+    (extra,) = extras.find(Store(root), ["mine"])
+    assert (extra.recipe, extra.epochs, extra.key) == ("moco_v2_200ep", 200, made.key)
+
+
+def test_identity_is_that_of_the_network(tmp_path: Path) -> None:
+    """Another file of the same weights is the same; another network of the same file is not."""
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", path, "--name", "query") == 0
+    alone = {f"encoder_q.{key}": value for key, value in reversed(layouts.state(1).items())}
+    other = layouts.write(tmp_path / "other.pth", {"state_dict": alone}, "old")
+    assert evaluate(root, "--checkpoint", other, "--name", "query") == 0
+    assert evaluate(root, "--checkpoint", path, "--name", "key", "--network", "key") == 0
+    known = extras.imported(Store(root))
+    assert set(known) == {"query", "key"} and known["query"].key != known["key"].key
+
+
+def test_evaluated_in_full_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real command line: kNN on class folders, again without the file, exported, collected."""
+    images, root = write_images(tmp_path / "images"), tmp_path / "runs"
+    path = moco(tmp_path / "moco.pth.tar")
+
+    def bench(verb: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        line = command(verb, *map(str, arguments), "--root", root)
+        return subprocess.run(line, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+
+    asked = ("--name", "mine", "--suite", "shapes", "--evals", "knn", "--data", images)
+    done = bench("eval", "--checkpoint", path, *asked, "--set", "knn.ks=[3]", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "moco, network query" in done.stdout and "done: 1 jobs" in done.stdout
+    made = imported(root)
+    assert made.warnings and made.outcome["proof"]["knn"]["queries"] == 240
+    path.unlink()
+    again = bench("eval", "--checkpoint", path, *asked, "--set", "knn.ks=[3]")
+    assert again.returncode == 0 and "nothing to do: all 1 jobs have records" in again.stdout
+    assert "is gone: going on" in again.stderr
+    out = tmp_path / "out.pth"
+    assert main(["export", "mine", str(out), "--to", "mmseg", "--root", str(root)]) == 0
+    assert "# mine" in (tmp_path / "out.pth.md").read_text()
+    assert main(["status", "--root", str(root)]) == 0
+    assert "2 done" in capsys.readouterr().out
+
+
+def test_proof_comes_before_any_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    doubt = Proof(FOUND, ("kNN on 240 generated scenes: top-1 9.0",))
+    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: doubt)
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--evals", "knn") == 2
+    said = capsys.readouterr().err
+    assert "top-1 9.0\nNothing was queued; --force" in said and not list(root.glob("*/*.json"))
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--force") == 0
+    assert imported(root).warnings == doubt.warnings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "moco_v2"], "no name of a recipe"),
+        (["--name", "../x"], "letters, digits"),
+        (["--name", "n", "--as", "moco_v2_20ep"], "Did you mean 'moco_v2_200ep'"),
+        (["--name", "n", "--as", "moco_v2_200ep", "--epochs", "100"], "moco_v2_200ep has 200"),
+        (["--name", "n", "--epochs", "0"], "at least 1"),
+        (["--name", "n", "--evals", "liner"], "Did you mean 'linear'"),
+        (["--name", "n", "--seeds", "none"], "whole number"),
+        (["--name", "n", "--format", "moko"], "Did you mean 'moco'"),
+        (["--name", "n", "--format", "simsiam"], "it is a file of the format moco"),
+        (["--name", "n", "--network", "target"], "unknown network of moco"),
+        (["--name", "n", "--set", "optimizer.lr=1"], "a checkpoint has no recipe"),
+        (["--name", "n", "--checkpoint", "gone.pth"], "No such file"),
+        (["--name", "n", "--suite", "paper", "--evals", "linear"], "needs the data set imagenet"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", path, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(root.glob("*/*"))
+
+
+def test_names_are_unique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "runs"
+    one, two = moco(tmp_path / "one.pth"), moco(tmp_path / "two.pth", 5)
+    assert evaluate(root, "--name", "one") == 2
+    assert "To import one: --checkpoint FILE" in capsys.readouterr().err
+    assert evaluate(root, "--checkpoint", one, "--name", "one") == 0
+    assert evaluate(root, "--checkpoint", two, "--name", "one") == 2
+    assert "is another checkpoint's here" in capsys.readouterr().err
+    assert evaluate(root, "--checkpoint", one, "--name", "two") == 2
+    assert "these weights are here as one" in capsys.readouterr().err
+    assert evaluate(root, "--name", "onw") == 2
+    assert "Did you mean 'one'" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    given = ("--checkpoint", path, "--name", "mine", "--evals", "linear,knn", "--dry-run")
+    assert evaluate(root, *given) == 0
+    assert "linear_lars of mine" in capsys.readouterr().out
+    assert not root.exists() or not list(root.glob("*/record.json"))
+
+
+def evaluated(root: Path, suite: Suite, name: str, protocol: str, values: list[float]) -> None:
+    """Records of an imported checkpoint's evaluations, one a seed."""
+    datasets = Datasets(Site(), root, suite, needed=False)
+    key = extras.imported(Store(root))[name].key
+    jobs = plan.of_checkpoint(key, name, [protocol], range(len(values)), suite, datasets)
+    for job, value in zip((j for j in jobs if j.kind == "final"), values, strict=True):
+        made: dict[str, Any] = {
+            "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
+            "seed": job.seed, "commit": "c", "dirty": False, "version": "0",
+            "command": "lewel-bench eval", "started": START, "finished": START, "seconds": 60.0,
+        }  # fmt: skip
+        top = {"top1": value, "top5": value + 15}
+        record.commit(root / job.key, Record(**made, metrics=top, upstream=(key,)))
+        (root / job.key / "spec.json").write_text(job.model_dump_json())
+
+
+def board(root: Path, suite: Suite, *names: str) -> Board:
+    return Board(root, suite, Datasets(Site(), root, suite, needed=False), beside=names)
+
+
+def test_row_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the paper's scale: difference and verdict where the paper has the method and epochs."""
+    root = tmp_path / "runs"
+    path = moco(tmp_path / "a.pth")
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
+    evaluated(root, PAPER, "mine", "linear_lars", [67.3, 67.5, 67.6])
+    filled = board(root, PAPER, "mine").filled("1")
+    rows = [row.id for row in filled.table.rows]
+    assert rows.index("mine") == rows.index("moco_v2") + 1
+    entry = filled.entries["mine", "200:top1"]
+    assert (entry.n, entry.published, entry.verdict) == (3, 67.5, "reproduced")
+    assert entry.delta == pytest.approx(-1 / 30)
+    assert filled.table.row("mine").label.startswith("mine (imported, sha256 ")
+    assert ("mine", "100:top1") not in filled.entries
+    # the paper's own row stays empty
+    assert filled.entries["moco_v2", "200:top1"].n == 0
+    found = provenance(board(root, PAPER, "mine"), "table1:mine:200:top1")
+    assert json.dumps(found).count('"random_top1": 20.0')
+    assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
+    assert "imported, sha256" in capsys.readouterr().out
+
+
+def test_row_of_no_method_of_the_paper(tmp_path: Path) -> None:
+    """It stands at the end, in the columns of its length, with nothing published."""
+    root = tmp_path / "runs"
+    path = moco(tmp_path / "a.pth")
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--epochs", "400") == 0
+    evaluated(root, SHAPES, "mine", "linear_lars", [50.0])
+    filled = board(root, SHAPES, "mine").filled("1")
+    assert filled.table.rows[-1].id == "mine"
+    entry = filled.entries["mine", "400:top1"]
+    assert (entry.mean, entry.published, entry.verdict) == (50.0, None, "nothing published")
+    assert ("mine", "200:top1") not in filled.entries
+    for number in ("2", "3", "4", "8", "9"):
+        board(root, SHAPES, "mine").filled(number)
+
+
+def test_unknown_name_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "1", "--with", "mine", "--root", str(tmp_path)]) == 2
+    assert "no checkpoint is imported" in capsys.readouterr().err
