@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lewel_bench.harness import cells
+from lewel_bench.harness.own import own_recipes
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.store import Store
@@ -18,8 +19,9 @@ UNKNOWN = "unknown"  # in a row's id, for the epochs of a pre-training
 @dataclass(frozen=True)
 class Extra:
     """A backbone whose numbers are to stand beside the paper's: the name by which it is asked for,
-    the row's label, and the key of the run that left it. `recipe` is the recipe of the paper's
-    that it stands for (empty: none), `epochs` its length where that is known."""
+    the row's label, and the key of an imported one (empty: it is that of a recipe of the user's,
+    another with each seed). `recipe` is the recipe of the paper's that it stands for (empty:
+    none), `epochs` its length where that is known."""
 
     name: str
     label: str
@@ -29,18 +31,22 @@ class Extra:
 
 
 def find(store: Store, names: Sequence[str]) -> list[Extra]:
-    """The imported checkpoints of these names. Raises ValueError naming the nearest."""
+    """The imported checkpoints, and recipes of the user's own, of these names. Raises ValueError
+    naming the nearest."""
     if not names:
         return []
-    known = imported(store)
+    own = {name: Extra(name, f"{RECIPES[name].label} (own)", "", epochs=RECIPES[name].epochs)
+           for name in own_recipes()}  # fmt: skip
+    known = {**own, **imported(store)}
     for name in names:
         if name not in known:
             if not known:
                 raise ValueError(
-                    f"--with {name}: no checkpoint is imported under {store.root}: "
-                    f"lewel-bench eval --checkpoint FILE --name {name}"
+                    f"--with {name}: under {store.root} there is no imported checkpoint "
+                    f"(lewel-bench eval --checkpoint FILE --name {name}) and no method of your own "
+                    "(lewel-bench run --method ./my_method.py:recipe)"
                 )
-            raise ValueError(unknown("imported checkpoint", name, known))
+            raise ValueError(unknown("checkpoint or recipe", name, known))
     return [known[name] for name in dict.fromkeys(names)]
 
 

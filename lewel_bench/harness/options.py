@@ -212,7 +212,7 @@ def _beside(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a row for this imported checkpoint too (see eval); repeatable",
+        help="a row for this imported checkpoint (see eval) or recipe of your own too; repeatable",
     )
 
 

@@ -191,6 +191,11 @@ def _register(recipe: Recipe) -> None:
         names.append(recipe.name)
 
 
+def own_recipes() -> list[str]:
+    """The names of the recipes that are known here and not the paper's."""
+    return [name for name in RECIPES if family(name) not in _PAPER]
+
+
 def _hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 

@@ -107,7 +107,7 @@ class Board:
         """Whether a recipe can have the settings: another method may lack what they name."""
         if recipe is None:
             return False
-        if recipe in self.extras:
+        if self._is_imported(recipe):
             return all(name.split(".")[0] in PROTOCOLS for name, _ in self.settings)
         if recipe not in self.possible:
             self.possible[recipe] = self._refusal(recipe) is None
@@ -231,8 +231,11 @@ class Board:
             self.final_keys[known] = record.key(what)
         return self.final_keys[known]
 
+    def _is_imported(self, recipe: str) -> bool:
+        return recipe in self.extras and bool(self.extras[recipe].key)
+
     def _pretrain_key(self, recipe: str, seed: int) -> str:
-        if recipe in self.extras:
+        if self._is_imported(recipe):
             return self.extras[recipe].key
         if (recipe, seed) not in self.pretrain_keys:
             self.pretrain_keys[recipe, seed] = self._recipe(recipe)(seed)
@@ -247,7 +250,7 @@ class Board:
 
     def jobs(self, recipe: str, protocols: Sequence[str], seed: int) -> list[Job]:
         """The pre-training of a recipe, if it is one, and what evaluates it by some protocols."""
-        first = [] if recipe in self.extras else [self._first(recipe, seed)]
+        first = [] if self._is_imported(recipe) else [self._first(recipe, seed)]
         upstream = plan.Upstream(self._pretrain_key(recipe, seed), recipe, seed)
         scaled = map(self._protocol, protocols)
         after = (plan.evaluation(one, upstream, self.suite, self.datasets) for one in scaled)
@@ -291,7 +294,8 @@ class Board:
 
     def command_of(self, recipes: Sequence[str], protocols: Sequence[str], seed: int = 0) -> str:
         """The command that pre-trains recipes and evaluates them by protocols, or an extra."""
-        verb, option = ("eval", "--name") if recipes[0] in self.extras else ("run", "--method")
+        imported = self._is_imported(recipes[0])
+        verb, option = ("eval", "--name") if imported else ("run", "--method")
         words = ["lewel-bench", verb, "--suite", self.suite.name, option, ",".join(recipes)]
         words += ["--evals", ",".join(protocols) or "none"]
         words += ["--seeds", f"{seed},"] if seed else []

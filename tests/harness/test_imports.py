@@ -228,4 +228,4 @@ def test_row_of_no_method_of_the_paper(tmp_path: Path) -> None:
 
 def test_unknown_name_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", "1", "--with", "mine", "--root", str(tmp_path)]) == 2
-    assert "no checkpoint is imported" in capsys.readouterr().err
+    assert "there is no imported checkpoint" in capsys.readouterr().err

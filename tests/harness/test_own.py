@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import write_images
+from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import job as jobs
@@ -192,6 +193,25 @@ def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / own.FOLDER / "vicreg_100ep.json").write_text("{")
     assert main(["status", "--root", str(tmp_path)]) == 2
     assert "is damaged: remove it" in capsys.readouterr().err
+
+
+def test_its_row_stands_below_the_papers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, name = tmp_path / "runs", added(tmp_path)
+    for seed, value in enumerate((50.0, 52.0)):
+        finish(root, name, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
+    words = ["table", "1", "--suite", "shapes", "--root", str(root)]
+    assert main([*words, "--with", name, "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert row["label"] == "VICReg (own)" and set(row["cells"]) == {"100:top1", "100:top5"}
+    cell = row["cells"]["100:top1"]
+    assert cell["mean"] == 51 and cell["n"] == 2 and cell["published"] is None
+    assert cell["verdict"] == "nothing published"
+    assert main([*words, "--with", name, "--missing"]) == 0
+    assert "vicreg" not in capsys.readouterr().out  # nothing of it is missing
+    assert main([*words, "--with", "vicrge_100ep"]) == 2
+    assert "Did you mean 'vicreg_100ep'" in capsys.readouterr().err
 
 
 def test_what_runs_later_names_the_recipe_and_not_the_file(tmp_path: Path) -> None:
