@@ -1,6 +1,5 @@
-"""VICReg as a method of one's own: embeddings agree, vary, and do not repeat themselves.
+"""VICReg (Bardes, Ponce and LeCun, ICLR 2022, arXiv 2105.04906) as a method of one's own.
 
-Bardes, Ponce and LeCun, "VICReg", ICLR 2022, arXiv 2105.04906.
 B images of this process, G of all, D channels of f, d = dim.
 """
 

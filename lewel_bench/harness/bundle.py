@@ -25,7 +25,10 @@ from lewel_bench.results.store import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-KEPT = ("spec.json", "events.jsonl", "predictions.*", "config.*", "metrics.json", "predictions/*")
+KEPT = (
+    *("spec.json", "method.py", "events.jsonl", "predictions.*", "config.*", "metrics.json"),
+    "predictions/*",
+)
 WEIGHTS = "*.safetensors"
 # No part of a name starts with a dot or holds what could lead elsewhere.
 NAME = re.compile(r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*")

@@ -18,7 +18,7 @@ from lewel_bench.harness import job as jobs
 from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import SPEC, WORK
+from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged, Stopped
 from lewel_bench.slurm import attempt
@@ -35,7 +35,7 @@ def main() -> int:
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
     distributed.start(jobs.machine(settings).device)
-    job = Job.model_validate_json((folder / SPEC).read_text())
+    job = read_spec(folder)
     lock = FileLock(folder / WORK, timeout=LOCK_S)
     if distributed.rank() == 0:
         # it shows this machine that somebody works here; who may write, the claim says, also when

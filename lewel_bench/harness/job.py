@@ -26,7 +26,7 @@ from lewel_bench.harness.log import Log, write_failure
 from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
-from lewel_bench.harness.status import FAILURE, SPEC, WORK
+from lewel_bench.harness.status import FAILURE, WORK, read_spec
 from lewel_bench.pretrain import checkpoint, distributed, memory, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
@@ -286,7 +286,7 @@ def main() -> int:
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
     distributed.start(machine(settings).device)
-    job = Job.model_validate_json((folder / SPEC).read_text())
+    job = read_spec(folder)
     alone = FileLock(folder / WORK, timeout=0) if distributed.rank() == 0 else nullcontext()
     # the parent reads what happened in the folder: an exit code is torchrun's
     with alone, suppress(Stopped, ValueError, OSError):

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cells, suites
-from lewel_bench.harness.own import METHODS_GROUP, offered
+from lewel_bench.harness.own import METHODS_GROUP, PROTOCOLS_GROUP, is_ours, offered, origin
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
@@ -44,12 +45,17 @@ def _methods() -> Listing:
         families = [f for f, names in FAMILIES.items() if RECIPES[names[0]].method == name]
         rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
     own = {(r.method, r.own.file): r for r in RECIPES.values() if r.own}
-    for (name, file), recipe in own.items():
-        rows.append((name, f"your own, from {file}", family(recipe.name)))
+    for (name, _), recipe in own.items():
+        rows.append((name, origin(recipe), family(recipe.name)))
     for point in offered(METHODS_GROUP):
-        whose = point.dist.name if point.dist else point.value
-        rows.append((point.name, f"offered by {whose}", point.name))
+        rows.append((point.name, _offer(point, is_ours(point.name)), point.name))
     return ("method", "what it is", "recipes (families)"), rows
+
+
+def _offer(point: EntryPoint, ours: bool) -> str:
+    """What is said of what a distribution offers, without loading it."""
+    taken = ", not used: the name is one of ours" if ours else ""
+    return f"offered by {point.dist.name if point.dist else point.value}{taken}"
 
 
 def _recipes() -> Listing:
@@ -57,7 +63,8 @@ def _recipes() -> Listing:
     for r in RECIPES.values():
         norm = f"{r.bn_group} images" if r.bn_group else "whole batch"
         rate = f"{r.optimizer.name} {r.optimizer.lr:g}"
-        rows.append((r.name, r.label, r.data, str(r.epochs), str(r.batch), rate, norm, r.source))
+        source = "; ".join(filter(None, (r.source, origin(r))))
+        rows.append((r.name, r.label, r.data, str(r.epochs), str(r.batch), rate, norm, source))
     return (
         "recipe",
         "label",
@@ -76,6 +83,8 @@ def _protocols() -> Listing:
         setting, grid = _setting(p)
         held = "–" if p.runner == "knn" else f"{p.held_out} held-out training images"
         rows.append((p.name, p.label, setting, grid, held, p.source))
+    for point in offered(PROTOCOLS_GROUP):
+        rows.append((point.name, "–", "–", "–", "–", _offer(point, point.name in PROTOCOLS)))
     return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
 
 

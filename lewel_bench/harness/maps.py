@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lewel_bench.harness import splits
 from lewel_bench.harness.plan import Dataset, Job
-from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.status import SPEC, read_spec
 from lewel_bench.pretrain import checkpoint, methods, published
 from lewel_bench.pretrain.augment import distort
 from lewel_bench.pretrain.colour import BOX, MEAN, STD
@@ -130,7 +130,7 @@ def _source(run: str, root: Path) -> Source:
         return Source(method, recipe, f"{named.name} (a checkpoint of {project}'s code)", None)
     folder = path.parent if named else path if path.is_dir() else root / run
     try:
-        job = Job.model_validate_json((folder / SPEC).read_text())
+        job = read_spec(folder)
     except FileNotFoundError:
         known = [p.parent.name for p in root.glob(f"*/{SPEC}")]
         raise ValueError(unknown("run", run, known) if known else f"no run in {root}") from None

@@ -3,18 +3,21 @@
     lewel-bench run --method ./my_method.py:recipe
 
 runs the file once, takes the `Recipe` of that name, and keeps both under the run root, in
-`.methods/`: a copy of the file by its hash, which is what every job runs and what the key of its
-number is made of, and the recipe by its name, so that every later command knows it without running
-anything. A distribution offers recipes (or a sequence of them) in the entry-point group
-`lewel_bench.methods`, by the name of their family, and protocols in `lewel_bench.protocols`.
+`.methods/`: a copy of the file by its hash, which is what the key of its number is made of, and the
+recipe by its name, so that every later command knows it without running anything. A job has a copy
+in its folder, and runs that. A distribution offers recipes (or a list of them) in the entry-point
+group `lewel_bench.methods`, by the name of their family, and protocols in `lewel_bench.protocols`.
 """
 
+import importlib
+import inspect
 import re
 import traceback
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +31,7 @@ from lewel_bench.value import explain, unknown
 
 FOLDER = ".methods"
 METHODS_GROUP, PROTOCOLS_GROUP = "lewel_bench.methods", "lewel_bench.protocols"
-_NAMED: dict[str, str] = {}  # what a command line asked for -> the recipe's name
+_NAMED: dict[str, str] = {}  # what a command line asked for -> the same of the copy that was kept
 NAME = re.compile(r"[a-z][a-z0-9_]*_(\d+)ep")
 
 
@@ -40,6 +43,11 @@ def remember(root: Path) -> list[str]:
             recipe = Recipe.model_validate_json(path.read_bytes())
         except ValueError:
             raise ValueError(f"{path} is damaged: remove it, and run the method again") from None
+        if is_ours(family(recipe.name)):
+            raise ValueError(f"{path}: {family(recipe.name)} is a family of ours now: remove it")
+        if recipe.own:  # the run root may have been moved
+            file = str(path.with_name(Path(recipe.own.file).name))
+            recipe = recipe.model_copy(update={"own": recipe.own.model_copy(update={"file": file})})
         _register(recipe)
         names.append(recipe.name)
     return names
@@ -55,23 +63,39 @@ def of_methods(texts: Sequence[str], root: Path) -> tuple[str, ...]:
     names: list[str] = []
     for text in texts:
         if ".py" in text:
-            _NAMED[text] = _keep(*_of_file(text), root)
-            names.append(_NAMED[text])
-        elif text in FAMILIES or text in RECIPES or not (point := _offered(METHODS_GROUP, text)):
-            names.append(text)
-        else:
-            several = _recipes_of(point)
-            kept = [_keep(recipe, own, root) for recipe, own in several]
-            names += [text] if text in FAMILIES else [name for name in kept if name == text]
+            names.append(_of_file(text, root))
+            continue
+        name = family(text) if NAME.fullmatch(text) else text
+        if not is_ours(name) and (point := _offered(METHODS_GROUP, name)):
+            for recipe, own in _recipes_of(point):
+                _keep(recipe, own, root)
+        names.append(text)  # also of what was run here before
     return tuple(names)
 
 
 def named(word: str) -> str:
-    """A word of this command line with the names of recipes in place of the files that they are
-    from: what is run later must not read a file again that may have changed since."""
-    for text, name in _NAMED.items():
-        word = word.replace(text, name)
+    """A word of this command line with the copies that were kept in place of the files: what is run
+    later must not read a file that may have changed since."""
+    for text, copy in _NAMED.items():
+        word = word.replace(text, copy)
     return word
+
+
+def is_ours(name: str) -> bool:
+    """Whether a family or recipe is among ours, the paper's."""
+    return name in _OURS
+
+
+def origin(recipe: Recipe) -> str:
+    """Where a recipe that is not ours is from; empty for ours."""
+    if is_ours(family(recipe.name)):
+        return ""
+    if not recipe.own:
+        return "your own"
+    code = f"sha256 {recipe.own.code[:12]}"
+    if recipe.own.module:
+        return f"your own, module {recipe.own.module}, {code}"
+    return f"your own, {recipe.own.file}, {code}"
 
 
 def of_protocols(texts: Sequence[str]) -> None:
@@ -94,11 +118,10 @@ def offered(group: str) -> list[EntryPoint]:
     return sorted(entry_points(group=group), key=lambda point: point.name)
 
 
-def _offered(group: str, text: str) -> EntryPoint | None:
-    names = (text, family(text)) if "_" in text else (text,)
-    found = [point for point in offered(group) if point.name in names]
+def _offered(group: str, name: str) -> EntryPoint | None:
+    found = [point for point in offered(group) if point.name == name]
     if len(found) > 1:
-        raise ValueError(f"{text} is offered twice: by {' and by '.join(map(_said, found))}")
+        raise ValueError(f"{name} is offered twice: by {' and by '.join(map(_said, found))}")
     return found[0] if found else None
 
 
@@ -110,78 +133,109 @@ def _said(point: EntryPoint) -> str:
 def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{_said(point)} cannot be loaded: {_line(error, '')}") from None
 
 
 def _recipes_of(point: EntryPoint) -> list[tuple[Recipe, Own | None]]:
     found = _load(point)
-    several = [found] if isinstance(found, Recipe) else list(found)
+    several = found if isinstance(found, list | tuple) and found else [found]
     made: list[tuple[Recipe, Own | None]] = []
     for recipe in several:
         if not isinstance(recipe, Recipe) or family(recipe.name) != point.name:
             raise ValueError(
                 f"{_said(point)}: {recipe!r:.80} is no recipe of a family {point.name}"
             )
-        own = None
-        if recipe.method not in methods.METHODS:
-            import importlib
-
-            path = Path(str(importlib.import_module(point.module).__file__))
-            own = Own(code=_hash(path), file=str(path), module=point.module)
-        made.append((recipe, own))
+        module = importlib.import_module(point.module)
+        made.append((recipe, _own_of(recipe, module)))
     return made
 
 
-def _of_file(text: str) -> tuple[Recipe, Own | None]:
+def _own_of(recipe: Recipe, module: ModuleType) -> Own | None:
+    """The module that defines the class of a recipe's method; None where the method is ours."""
+    found = getattr(module, recipe.method, None)
+    if recipe.method in methods.METHODS and not inspect.isclass(found):
+        return None
+    defining = importlib.import_module(getattr(found, "__module__", module.__name__))
+    path = Path(str(defining.__file__))
+    return Own(code=_hash(path.read_bytes()), file=str(path), module=defining.__name__)
+
+
+def _of_file(text: str, root: Path) -> str:
+    """Run the file of `text` once, keep it and make its recipe known; the recipe's name."""
     path_text, colon, name = text.rpartition(":")
     path = Path(path_text if colon else text).expanduser()
     if not path.is_file():
         raise ValueError(f"--method {text}: there is no file {path}")
-    own = Own(code=_hash(path), file=str(path.resolve()))
+    source = path.read_bytes()
+    own = Own(code=_hash(source), file=str(path.resolve()))
     try:
         module = methods.load_own(own)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--method {text}: {_line(error, own.file)}") from None
     known = sorted(k for k, v in vars(module).items() if isinstance(v, Recipe))
     if not colon or name not in known:
         given = ", ".join(f"{path}:{one}" for one in known) or "none: see docs/own_method.md"
         if not colon:
             raise ValueError(f"--method {text}: name a recipe in it. It has {given}")
+        if name in vars(module):
+            raise ValueError(f"--method {text}: {name} is no Recipe. It has {given}")
         raise ValueError(f"--method {text}: {unknown('recipe', name, known)}. It has {given}")
     recipe = getattr(module, name)
-    return recipe, None if recipe.method in methods.METHODS else own
+    ours = recipe.method in methods.METHODS and not inspect.isclass(vars(module).get(recipe.method))
+    folder = (root / FOLDER).resolve()
+    again = Path(own.file).parent == folder  # a copy: what is run later names it
+    kept = _keep(recipe, None if ours else own, root, again=again)
+    _NAMED[text] = f"{own.file if again else _copied(own, folder).file}:{name}"
+    return kept
 
 
-def _keep(recipe: Recipe, own: Own | None, root: Path) -> str:
-    """Check a recipe, keep it and its file under `root`, and make it known; its name."""
+def _keep(recipe: Recipe, own: Own | None, root: Path, *, again: bool = False) -> str:
+    """Check a recipe, keep it and its file under `root` (where that was not done before, as
+    `again` says), and make it known; its name."""
+    _check_name(recipe)
+    if own and recipe.method in methods.METHODS:
+        raise ValueError(
+            f"{own.file}: the class {recipe.method} has the name of one of our methods: choose "
+            "another"
+        )
+    recipe = recipe.model_copy(update={"own": own})
+    if own:
+        methods.own_class(own, recipe.method)
+    methods.check(recipe)
+    if not again:
+        folder = (root / FOLDER).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if own:
+            recipe = recipe.model_copy(update={"own": _copied(own, folder)})
+        write_atomically(folder / f"{recipe.name}.json", recipe.model_dump_json(indent=1))
+    _register(recipe)
+    return recipe.name
+
+
+def _copied(own: Own, folder: Path) -> Own:
+    """`own` with a copy of its file in `folder`, by its hash."""
+    copy = folder / f"{own.code[:12]}-{Path(own.file).name}"
+    if not copy.exists() or _hash(copy.read_bytes()) != own.code:
+        write_atomically(copy, Path(own.file).read_bytes())
+    return own.model_copy(update={"file": str(copy)})
+
+
+def _check_name(recipe: Recipe) -> None:
     found = NAME.fullmatch(recipe.name)
     if not found or int(found[1]) != recipe.epochs:
         raise ValueError(
             f"recipe {recipe.name!r}: name it by its family and its epochs, as "
             f"my_method_{recipe.epochs}ep"
         )
-    if family(recipe.name) in _PAPER:
+    if is_ours(family(recipe.name)):
         raise ValueError(
             f"recipe {recipe.name!r}: the paper's recipes have a family {family(recipe.name)}: "
             "choose another name"
         )
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    if own:
-        methods.own_class(own, recipe.method)
-        source = Path(own.file)
-        copy = folder / f"{own.code[:12]}-{source.name}"
-        if not copy.exists():
-            write_atomically(copy, source.read_bytes())
-        recipe = recipe.model_copy(update={"own": own.model_copy(update={"file": str(copy)})})
-    methods.check(recipe)
-    write_atomically(folder / f"{recipe.name}.json", recipe.model_dump_json(indent=1))
-    _register(recipe)
-    return recipe.name
 
 
-_PAPER = frozenset(FAMILIES)
+_OURS = frozenset((*FAMILIES, *RECIPES))
 
 
 def _register(recipe: Recipe) -> None:
@@ -193,14 +247,14 @@ def _register(recipe: Recipe) -> None:
 
 def own_recipes() -> list[str]:
     """The names of the recipes that are known here and not the paper's."""
-    return [name for name in RECIPES if family(name) not in _PAPER]
+    return [name for name in RECIPES if not is_ours(family(name))]
 
 
-def _hash(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+def _hash(source: bytes) -> str:
+    return sha256(source).hexdigest()
 
 
-def _line(error: Exception, file: str) -> str:
+def _line(error: BaseException, file: str) -> str:
     """What went wrong and in which line of the user's file, or of any."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lewel_bench.harness.plan import Job
 
 SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
+METHOD = "method.py"  # the file of a user's own method, as its job runs it
 LOCK = ".lock"  # held by the `run` that computes a job
 WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
@@ -80,8 +81,23 @@ def write_spec(job: "Job", root: Path) -> None:
     """Make the folder of a job, with everything that is needed to run it."""
     folder = root / job.key
     folder.mkdir(parents=True, exist_ok=True)
+    own = job.recipe and job.recipe.own
+    if own and not (folder / METHOD).exists():
+        write_atomically(folder / METHOD, Path(own.file).read_bytes())
     if not (folder / SPEC).exists():
         write_atomically(folder / SPEC, job.model_dump_json(indent=1))
+
+
+def read_spec(folder: Path) -> "Job":
+    """The job of a folder; a method of the user's own is the file there, wherever the folder is."""
+    from lewel_bench.harness.plan import Job
+
+    job = Job.model_validate_json((folder / SPEC).read_text())
+    if job.recipe and job.recipe.own and (folder / METHOD).exists():
+        own = job.recipe.own.model_copy(update={"file": str(folder / METHOD)})
+        recipe = job.recipe.model_copy(update={"own": own})
+        job = job.model_copy(update={"recipe": recipe})
+    return job
 
 
 def survey(

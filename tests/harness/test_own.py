@@ -1,6 +1,7 @@
 """A user's own method: the worked example, what is kept of it, and what is said of mistakes."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import job as jobs
-from lewel_bench.harness import own, plan, suites
+from lewel_bench.harness import own, plan, status, suites
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -65,7 +66,7 @@ def pretraining(tmp_path: Path, name: str) -> Job:
 
 
 def test_the_example_is_short_and_its_loss_falls(tmp_path: Path) -> None:
-    assert len(EXAMPLE.read_text().splitlines()) <= 80
+    assert len(EXAMPLE.read_text().splitlines()) < 80
     recipe = change(RECIPES[added(tmp_path)], {"args.dim": 16, "backbone.width": 8})
     recipe = change(recipe, {"backbone.arch": "resnet18", "backbone.stem": "small"})
     method = methods.build(recipe, 0)
@@ -115,7 +116,7 @@ def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> Non
         known.pop(name, None)
     FAMILIES.pop("vicreg")
     assert main(["ls", "methods", "--root", str(tmp_path / "runs")]) == 0
-    assert "your own, from" in capsys.readouterr().out and RECIPES[name].method == "VICReg"
+    assert "your own, /" in capsys.readouterr().out and RECIPES[name].method == "VICReg"
     assert pretraining(tmp_path, name).key == job.key
     assert set(Store(tmp_path / "runs").records) == {job.key}
 
@@ -149,11 +150,11 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("class VICReg(Method):", "class VICReg(Method:", "line 21: invalid syntax"),
+        ("class VICReg(Method):", "class VICReg(Method:", "line 20: invalid syntax"),
         (
             "import torch\n",
             "import torhc\n",
-            "line 9: ModuleNotFoundError: No module named 'torhc'",
+            "line 8: ModuleNotFoundError: No module named 'torhc'",
         ),
         ('method="VICReg"', 'method="VicReg"', "VicReg is no class made from lewel_bench's Method"),
         ("(Method):", ":", "VICReg is no class made from"),
@@ -165,6 +166,13 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         ('augment="byol_eman"', 'augment="byol_emam"', "Did you mean 'byol_eman'?"),
         ("epochs=100", "epochs=0", "ValidationError: epochs: Input should be greater"),
         ("recipe = Recipe(", "other = Recipe(", "unknown recipe 'recipe'. Known: other"),
+        ("recipe = Recipe(", "recipe = dict(", "recipe is no Recipe"),
+        ("import torch\n", "raise SystemExit(3)\n", "line 8: SystemExit: 3"),
+        ("VICReg", "byol", "the class byol has the name of one of our methods"),
+        ("dim: Positive = 8192", "dim: Positive", "argument dim of VICReg: give it a type and a"),
+        ("dim: Positive = 8192", "dim=8192", "argument dim of VICReg: give it a type and a"),
+        ("= 8192", "= 8 * 1024", "its default 8 * 1024 is no plain number"),
+        ("        *,\n", "", "write (self, backbone, norm, *, ...)"),
     ],
 )
 def test_mistakes_in_the_file(
@@ -214,11 +222,59 @@ def test_its_row_stands_below_the_papers(
     assert "Did you mean 'vicreg_100ep'" in capsys.readouterr().err
 
 
-def test_what_runs_later_names_the_recipe_and_not_the_file(tmp_path: Path) -> None:
-    added(tmp_path)
+def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
+    first = RECIPES[added(tmp_path)]
     word = f"--method={tmp_path / 'mine' / 'my_method.py'}:recipe,lewel_m"
-    assert own.named(word) == "--method=vicreg_100ep,lewel_m"
+    later = own.named(word)
+    assert later == f"--method={first.own and first.own.file}:recipe,lewel_m"
     assert own.named("lewel_m") == "lewel_m"
+    edited = RECIPES[added(tmp_path, 'label="VICReg"', 'label="Mine"')]
+    # a planner that wakes after the edit goes on with the first, and what is known stays the second
+    own.of_methods([later.removeprefix("--method=").split(",")[0]], tmp_path / "runs")
+    assert RECIPES["vicreg_100ep"] == first
+    own.remember(tmp_path / "runs")
+    assert RECIPES["vicreg_100ep"] == edited != first
+
+
+def test_edits_of_the_same_second_and_size_are_told_apart(tmp_path: Path) -> None:
+    for weight in ("24.0", "23.0"):
+        name = added(tmp_path, "invariance: Rate = 25.0", f"invariance: Rate = {weight}")
+        os.utime(tmp_path / "mine" / "my_method.py", (1, 1))
+        built = methods.build(change(RECIPES[name], {"args.dim": 8}), 0)
+        assert built.weights[0] == float(weight)
+
+
+def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
+    name = added(tmp_path)
+    job = pretraining(tmp_path, name)
+    status.write_spec(job, tmp_path / "runs")
+    (tmp_path / "mine" / "my_method.py").unlink()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    folder = tmp_path / "moved" / job.key
+    assert (folder / status.METHOD).read_text() == EXAMPLE.read_text()
+    read = status.read_spec(folder)
+    assert read.recipe and type(methods.build(read.recipe, 0)).__name__ == "VICReg"
+    assert read.identity() == job.identity()
+    own.remember(tmp_path / "moved")
+    assert methods.arguments("VICReg", RECIPES[name].own)["dim"][1] == 8192
+
+
+def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "sub.py"
+    file.write_text(
+        "from lewel_bench.pretrain.methods.byol import BYOL\n"
+        "from lewel_bench.pretrain.recipe import change\n"
+        "from lewel_bench.pretrain.recipes import RECIPES\n"
+        "class Mine(BYOL):\n"
+        "    def forward(self, views, keys, rows):\n"
+        "        loss, shown = super().forward(views, keys, rows)\n"
+        "        return 2 * loss, shown\n"
+        "fields = {'name': 'byol_twice_100ep', 'method': 'Mine', 'args.dim': 8}\n"
+        "recipe = change(RECIPES['byol_100ep'], fields)\n"
+    )
+    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
+    assert set(methods.arguments("Mine", RECIPES[name].own)) == {"dim", "hidden", "bias"}
+    assert type(methods.build(RECIPES[name], 0)).__name__ == "Mine"
 
 
 def test_an_installed_distribution_offers_methods_and_protocols(
@@ -255,6 +311,14 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     method = methods.build(change(RECIPES["vicreg_100ep"], {"args.dim": 8}), 0)
     assert type(method).__module__ == "lewel_own_example.vicreg"
     assert main([*words, "--method", "vicreg_100ep", "--evals", "linear_long"]) == 0
+    assert main(["ls", "protocols", "--root", str(tmp_path / "runs")]) == 0
+    assert "offered by lewel-own-example" in capsys.readouterr().out
+    # a new release is another number, not what was run here before
+    (package / "vicreg.py").write_text(EXAMPLE.read_text() + "\nrecipes = [recipe]\n")
+    del sys.modules["lewel_own_example.vicreg"]
+    before = RECIPES["vicreg_100ep"]
+    assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
+    assert RECIPES["vicreg_100ep"].identity() != before.identity()
     for more, said in (
         (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
         (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),

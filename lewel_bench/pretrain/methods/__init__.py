@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import sys
 from functools import cache
 from hashlib import sha256
@@ -47,6 +46,8 @@ LATER: dict[str, dict[str, Any]] = {
     "moco_v2": {"symmetric": False},
 }
 
+GIVEN = ("ema", "seed", "images", "classes")  # what a constructor may ask for beside its arguments
+
 _TYPES = {
     "Positive": Positive,
     "Size": Size,
@@ -78,7 +79,7 @@ def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "M
         module = importlib.import_module(f"{__name__}.{recipe.method}")
         method_class = getattr(module, METHODS[recipe.method].split(":")[0])
     group = recipe.bn_group
-    given = {"ema": recipe.ema, "seed": seed, "images": images, "classes": classes}
+    given = dict(zip(GIVEN, (recipe.ema, seed, images, classes), strict=True))
     asked = inspect.signature(method_class).parameters
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -160,18 +161,22 @@ def load_own(own: Own) -> ModuleType:
         path = Path(str(module.__file__))
     else:
         path = Path(own.file)
-    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != own.code:
-        raise ValueError(f"{path} is not the file that was planned with: run it again by its name")
+    source = path.read_bytes() if path.is_file() else b""
+    if sha256(source).hexdigest() != own.code:
+        raise ValueError(
+            f"{path} is not the file that was planned with: plan again by `lewel-bench run "
+            f"--method` {'its name' if own.module else 'FILE:RECIPE'}"
+        )
     if own.module:
         return module
     name = f"lewel_bench_own_{own.code[:12]}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        # not by an import, which would trust byte code of the same second and size as the file
+        module = ModuleType(name)
+        module.__file__ = str(path)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            exec(compile(source, path, "exec"), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
@@ -183,18 +188,31 @@ def arguments(method: str, own: Own | None = None) -> dict[str, tuple[Any, Any]]
     """The arguments that a recipe may give `method`: name -> (type, default)."""
     found = {}
     given = _constructor(method, own)
+    if own and len(given.args) != 3:
+        raise ValueError(f"{method}.__init__: write (self, backbone, norm, *, ...)")
     for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         if argument.annotation is not None and default is not None:
-            text = ast.unparse(argument.annotation)
-            try:
-                annotation = eval(text, dict(_TYPES))
-            except NameError:
-                known = ", ".join(("bool", "int", "float", "str", *_TYPES))
-                raise ValueError(
-                    f"argument {argument.arg} of {method}: its type {text} is none of {known}"
-                ) from None
-            found[argument.arg] = (annotation, ast.literal_eval(default))
+            found[argument.arg] = _argument(method, argument.arg, argument.annotation, default)
+        elif own and argument.arg not in GIVEN:
+            raise ValueError(f"argument {argument.arg} of {method}: give it a type and a default")
     return found
+
+
+def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -> tuple[Any, Any]:
+    """Type and default of one argument, from the source."""
+    text, where = ast.unparse(annotation), f"argument {name} of {method}"
+    try:
+        known = eval(text, dict(_TYPES))
+    except (NameError, AttributeError, TypeError):
+        names = ", ".join(("bool", "int", "float", "str", *_TYPES))
+        raise ValueError(f"{where}: its type {text} is none of {names}") from None
+    try:
+        value = ast.literal_eval(default)
+    except ValueError:
+        raise ValueError(
+            f"{where}: its default {ast.unparse(default)} is no plain number, text, True or False"
+        ) from None
+    return known, value
 
 
 def _asked(recipe: Recipe) -> set[str]:
@@ -203,15 +221,21 @@ def _asked(recipe: Recipe) -> set[str]:
 
 @cache
 def _constructor(method: str, own: Own | None) -> ast.arguments:
-    """The parameters of a method's constructor, from its source."""
+    """The parameters of a method's constructor, from its source; of a class of the user's own that
+    has none, those of the class that it is made from, here or in the same file."""
     name = method if own else METHODS[method].split(":")[0]
     path = Path(own.file) if own else Path(__file__).parent / f"{method}.py"
-    tree = ast.parse(path.read_text("utf-8"))
-    classes = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name]
-    if not classes:
+    tree = ast.parse(path.read_bytes())
+    classes = {x.name: x for x in tree.body if isinstance(x, ast.ClassDef)}
+    if name not in classes:
         raise ValueError(f"{path} has no class {name}, which its recipe names as its method")
-    functions = (x for x in classes[-1].body if isinstance(x, ast.FunctionDef))
-    inits = [x.args for x in functions if x.name == "__init__"]
-    if not inits:
-        raise ValueError(f"{path}: {name} has no __init__(self, backbone, norm, *, ...)")
-    return inits[-1]
+    ours = {summary.split(":")[0]: one for one, summary in METHODS.items()}
+    while name in classes:
+        one = classes.pop(name)
+        for x in one.body:
+            if isinstance(x, ast.FunctionDef) and x.name == "__init__":
+                return x.args
+        name = ast.unparse(one.bases[0]).rpartition(".")[2] if one.bases else ""
+    if name not in ours:
+        raise ValueError(f"{path}: {method} has no __init__(self, backbone, norm, *, ...)")
+    return _constructor(ours[name], None)
