@@ -12,6 +12,7 @@ from command_line import command, environment
 from lab import Lab, until
 
 from lewel_bench.slurm import queue
+from tests.evals.checkpoints import layouts
 from tests.harness.test_end_to_end import PROTOCOLS, TINY, records
 
 SITE = """\
@@ -222,3 +223,21 @@ def test_hands(here: Here, images: Path) -> None:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(lambda: here.status()[key]["state"] == "missing", 20)
     assert here.status()[key]["reason"] == "cancelled; run again to go on"
+
+
+def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path: Path) -> None:
+    """Proved on the login node; its file may go before the jobs run."""
+    path = tmp_path / "moco.pth.tar"
+    layouts.write(path, layouts.LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2)))
+    asked = ["eval", "--checkpoint", str(path), "--name", "mine", "--suite", "shapes", "--force"]
+    asked += ["--evals", "semi_1pct", "--data", str(images), "--workers", "0"]
+    for name, value in PROTOCOLS["semi_1pct"].items():
+        asked += ["--set", f"semi_1pct.{name}={json.dumps(value)}"]
+    first = here.bench(*asked, "--cluster", "lab")
+    assert first.returncode == 0 and "submitted now" in first.stdout, first.stderr
+    path.unlink()
+
+    def done() -> bool:
+        return {one["kind"] for one in records(here.root).values()} == {"import", "search", "final"}
+
+    until(done, 200)

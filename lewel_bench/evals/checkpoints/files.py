@@ -302,6 +302,8 @@ def _content(kind: str, tree: Any, globals_: set[str], check: Any, get: Any) -> 
         elif isinstance(value, str) and depth == 1:
             texts[prefix] = value
 
+    last: dict[str, bytes] = {}
+
     def tensor(name: str) -> Tensor:
         one = found[name]
         if isinstance(one, Array):
@@ -309,7 +311,10 @@ def _content(kind: str, tree: Any, globals_: set[str], check: Any, get: Any) -> 
             shaped = numbers.reshape(one.shape, order="F" if one.fortran else "C")
             return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), order="C"))
         dtype = getattr(torch, one.storage.dtype)
-        content = bytearray(get(one.storage))
+        if one.storage.key not in last:
+            last.clear()  # many tensors may be views of one storage
+            last[one.storage.key] = get(one.storage)
+        content = bytearray(last[one.storage.key])
         if len(content) != one.storage.count * one.storage.itemsize:
             raise ValueError(f"the tensor {name} is cut off")
         if not content:

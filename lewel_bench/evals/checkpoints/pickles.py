@@ -29,6 +29,7 @@ from lewel_bench.evals.checkpoints.plain import (
 )
 
 MOST = 500_000  # instructions: a ResNet-101 with its optimizer's state has some 150,000
+SPARE = 1 << 20  # bytes and items that may be copied beside twice the file
 LONGEST = 1 << 16  # of a line in a pickle of protocol 0
 
 
@@ -55,7 +56,7 @@ def load(file: Bounded, allowed: Collection[str] = (), seen: set[str] | None = N
 
     Raises Refused naming what is no plain data, ValueError for what is no pickle.
     """
-    machine = _Machine(allowed, set() if seen is None else seen)
+    machine = _Machine(allowed, set() if seen is None else seen, 2 * file.end + SPARE)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
             if count > MOST:
@@ -80,8 +81,8 @@ VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 class _Machine:
     """The stack machine of a pickle, without any way out of it."""
 
-    def __init__(self, allowed: Collection[str], seen: set[str]) -> None:
-        self.allowed, self.seen = allowed, seen
+    def __init__(self, allowed: Collection[str], seen: set[str], copies: int) -> None:
+        self.allowed, self.seen, self.copies = allowed, seen, copies
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -120,14 +121,23 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Refused("its pickle calls something that is no name")
+        self.charge(arguments)
         build = REBUILT.get(function.name)
         self.stack.append(build(*arguments) if build else Inert(function.name))
+
+    def charge(self, values: Any) -> None:
+        """What is made of `values` may be as large as they are, and they may be used again."""
+        sized = (str, bytes, bytearray, list, tuple, dict)
+        self.copies -= sum(len(one) for one in values if isinstance(one, sized))
+        if self.copies < 0:
+            raise Refused("its pickle copies the same content over and over")
 
     def build(self, state: Any) -> None:
         made = self.stack[-1]
         if isinstance(made, Inert):
             made.state = state
         elif isinstance(made, Array):
+            self.charge(state)
             restore(made, state)
         elif isinstance(made, Dtype):
             made.order = {">": ">", "<": "<", "|": "<", "=": "<"}[state[1]]

@@ -148,6 +148,12 @@ def nested() -> bytes:
     return b"\x80\x02" + b"}X\x01\x00\x00\x00a" * 50_000 + b"K\x01" + b"s" * 50_000 + b"."
 
 
+def copies(name: bytes, first: bytes, more: bytes = b"") -> bytes:
+    """The same large thing copied 100,000 times."""
+    call = b"h\x01h\x00" + more + (b"\x86R" if more else b"\x85R")
+    return b"\x80\x02]c" + name + b"\nq\x010" + first + b"q\x000" + (call + b"a") * 80_000 + b"."
+
+
 def safetensors_with(header: bytes, length: int | None = None, tail: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header) if length is None else length) + header + tail
 
@@ -207,6 +213,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "a million dimensions": lambda: tensor_pickle(4, (1,) * 10_000),
     "expanded bomb": lambda: tensor_pickle(4, (HUGE,), stride=0),
     "billion laughs": lambda: torch_zip(laughs()),
+    "copies of a text": lambda: copies(
+        b"_codecs\nencode", b"X\x40\x42\x0f\x00" + b"a" * 1_000_000, b"X\x06\x00\x00\x00latin1"
+    ),
+    "copies of a list": lambda: copies(b"__builtin__\nlist", b"](" + b"K\x01" * 50_000 + b"e"),
     "endless hash": hashed,
     "nested dictionaries": nested,
     "memo far out": lambda: b"\x80\x02}r\xff\xff\xff\x7f.",

@@ -40,6 +40,8 @@ WORDS = {
     "tensor larger": "larger than its storage of 4",
     "storage larger": "its tensors say 4,398,046,511,104",
     "array of objects": "dtype 'O8'",
+    "copies of a text": "over and over",
+    "copies of a list": "over and over",
     "endless hash": "the key of a dictionary",
     "zip with a flipped byte": "Bad CRC-32",
     "memo far out": "holds",
