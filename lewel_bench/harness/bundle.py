@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -103,13 +104,18 @@ def verify(path: Path) -> Bundle:
     Raises ValueError that names the file of it that has changed, is not named in the manifest or
     missing, or whose name could lead out of a run's folder.
     """
-    with opened(path) as archive:
-        digest = archive.comment.decode(errors="replace")
-        files = _manifest(path, archive)
-        for name in files:
-            _check(path, archive, name, files[name])
-        for key in sorted({name.split("/")[0] for name in files}):
-            _record(path, archive, key, files)
+    with open(path, "rb"):
+        pass  # a file that is not there says so itself
+    try:
+        with opened(path) as archive:
+            digest = archive.comment.decode(errors="replace")
+            files = _manifest(path, archive)
+            for name in files:
+                _check(path, archive, name, files[name])
+            for key in sorted({name.split("/")[0] for name in files}):
+                _record(path, archive, key, files)
+    except (OSError, UnicodeDecodeError, struct.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     if _digest(path) != digest:
         raise ValueError(f"{path}: its table of contents has changed since it was written")
     return Bundle(path, digest, files)

@@ -4,6 +4,7 @@ A record with another number under a key that is there already is kept beside it
 `.merged/<digest of the bundle>/<key>/`, and shown wherever ours is.
 """
 
+import json
 import math
 import os
 import shutil
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lewel_bench.harness.bundle import Bundle, opened
-from lewel_bench.harness.status import SPEC, is_locked
+from lewel_bench.harness.status import METHOD, SPEC, is_locked
+from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import record
 from lewel_bench.results.store import MERGED, Store
 
+MERGED_CODE = ".merged"  # what the file of another lab's own method is called here
 ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
 
 
@@ -59,13 +62,28 @@ def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) ->
     *others, last = bundle.of(key)
     for name in others:
         path = folder / name.removeprefix(f"{key}/")
+        if path.name == METHOD:  # another's code, to be read and never run
+            path = path.with_name(METHOD + MERGED_CODE)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if path.name == SPEC:
                 continue  # ours knows where our data is
             os.replace(path, path.with_name(path.name + ASIDE))
-        _write(archive, name, path)
+        if path.name == SPEC:
+            write_atomically(path, _inert(archive.read(name)))
+        else:
+            _write(archive, name, path)
     record.commit(folder, record.parse(archive.read(last), bundle.path / last))
+
+
+def _inert(spec: bytes) -> bytes:
+    """A spec that names no code which could be run here."""
+    content = json.loads(spec)
+    own = (content.get("recipe") or {}).get("own")
+    if not own:
+        return spec
+    own |= {"file": METHOD + MERGED_CODE, "module": ""}
+    return json.dumps(content, indent=1).encode()
 
 
 def _write(archive: zipfile.ZipFile, name: str, path: Path) -> None:
