@@ -8,7 +8,7 @@ from typing import Any
 from lewel_bench.harness import cells
 from lewel_bench.harness.own import own_recipes
 from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table
 from lewel_bench.value import unknown
@@ -31,23 +31,31 @@ class Extra:
 
 
 def find(store: Store, names: Sequence[str]) -> list[Extra]:
-    """The imported checkpoints, and recipes of the user's own, of these names. Raises ValueError
-    naming the nearest."""
-    if not names:
-        return []
-    own = {name: Extra(name, f"{RECIPES[name].label} (own)", "", epochs=RECIPES[name].epochs)
-           for name in own_recipes()}  # fmt: skip
-    known = {**own, **imported(store)}
+    """The imported checkpoints, and recipes of the user's own, of these names; the name of a family
+    stands for all its recipes. Raises ValueError naming the nearest."""
+    known = {**own(), **imported(store)} if names else {}
+    found: dict[str, Extra] = {}
     for name in names:
-        if name not in known:
-            if not known:
-                raise ValueError(
-                    f"--with {name}: under {store.root} there is no imported checkpoint "
-                    f"(lewel-bench eval --checkpoint FILE --name {name}) and no method of your own "
-                    "(lewel-bench run --method ./my_method.py:recipe)"
-                )
-            raise ValueError(unknown("checkpoint or recipe", name, known))
-    return [known[name] for name in dict.fromkeys(names)]
+        several = [n for n in FAMILIES.get(name, ()) if n in known] or [name]
+        for one in several:
+            if one not in known:
+                if not known:
+                    raise ValueError(
+                        f"--with {name}: under {store.root} there is no imported checkpoint "
+                        f"(lewel-bench eval --checkpoint FILE --name {name}) and no method of your "
+                        "own (lewel-bench run --method ./my_method.py:recipe)"
+                    )
+                raise ValueError(unknown("checkpoint or recipe", name, known))
+            found[one] = known[one]
+    return list(found.values())
+
+
+def own() -> dict[str, Extra]:
+    """The recipes of the user's own that are known here, by name."""
+    return {
+        name: Extra(name, f"{RECIPES[name].label} (own)", "", epochs=RECIPES[name].epochs)
+        for name in own_recipes()
+    }
 
 
 def imported(store: Store) -> dict[str, Extra]:
@@ -90,6 +98,11 @@ def extended(
                 f"The length of {extra.name}'s pre-training is not given (eval --epochs N): its "
                 "values stand in the columns of every length."
             )
+        elif lengths and extra.epochs not in (None, *lengths):
+            remarks.append(
+                f"{extra.name} is pre-trained for {extra.epochs} epochs: no column here is of that "
+                "length."
+            )
     # not validated anew: such a row may have no epochs
     return quoted.model_copy(update={"rows": tuple(rows), "remarks": tuple(remarks)})
 
@@ -116,10 +129,12 @@ def _rows(
             for name, several in known.items()
             if several
         }
+        # what a pre-training here cost is in its record
+        filled = (*protocols, *(() if extra.key else (PRETRAIN,)))
         more = [
             c.id
             for c in quoted.columns
-            if c.eval in protocols and extra.epochs in (None, c.epochs or extra.epochs)
+            if c.eval in filled and extra.epochs in (None, c.epochs or extra.epochs)
         ]
         if not more:
             continue
@@ -131,7 +146,7 @@ def _rows(
                 id=":".join((*prefix, extra.name, *length)),
                 label=extra.label,
                 block=model.block,
-                recipes=dict.fromkeys(protocols, extra.name),
+                recipes=dict.fromkeys(filled, extra.name),
                 epochs=extra.epochs if model.epochs else None,
                 origin=model.origin if beside else "none",
                 protocols=protocols,

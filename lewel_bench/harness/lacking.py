@@ -37,10 +37,8 @@ def show(board: Board, tables: Sequence[Filled], form: str) -> None:
 
 def to_do(board: Board, lacking: Missing) -> list[Job]:
     """The jobs without a record that a cell waits for, in dependency order."""
-    table_id, row_id, column_id = table.parse_cell(lacking.cell)
-    quoted = table.load(table_id)
-    row, column = quoted.row(row_id), quoted.column(column_id)
-    names = [cells.recipe_name(row, column)]
+    _, row, column = board.cell(lacking.cell)
+    names = [board.recipe_name(row, column)]
     if column.metric == table.OVERHEAD:
         names.append(cells.baseline_name(row, column))
     jobs: dict[str, Job] = {}

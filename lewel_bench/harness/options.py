@@ -315,6 +315,7 @@ def _figure_parser(verbs: Any) -> None:
     maps.add_argument("--seed", type=int, default=0, help="of the choice of images and views")
     rates = _verb(kinds, "lr", "figure", "The search behind a cell: its metric against the rate.")
     rates.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")
+    _beside(rates)
     curves = _verb(kinds, "curves", "figure", "Losses and metrics of runs over time.")
     curves.add_argument("keys", nargs="+", metavar="KEY", help="keys, as status shows them")
     for one in (beta, width, maps, rates, curves):

@@ -12,6 +12,7 @@ group `lewel_bench.methods`, by the name of their family, and protocols in `lewe
 import importlib
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Sequence
 from hashlib import sha256
@@ -53,9 +54,9 @@ def remember(root: Path) -> list[str]:
     return names
 
 
-def of_methods(texts: Sequence[str], root: Path) -> tuple[str, ...]:
+def of_methods(texts: Sequence[str], root: Path, *, keep: bool = True) -> tuple[str, ...]:
     """The methods of a command line as names that are known; those of files and distributions are
-    made known, and kept under `root`.
+    made known, and with `keep` to later commands under `root` too.
 
     Raises ValueError where a file is missing, fails, or has no such recipe, and where a recipe
     cannot be used.
@@ -63,12 +64,12 @@ def of_methods(texts: Sequence[str], root: Path) -> tuple[str, ...]:
     names: list[str] = []
     for text in texts:
         if ".py" in text:
-            names.append(_of_file(text, root))
+            names.append(_of_file(text, root, keep))
             continue
         name = family(text) if NAME.fullmatch(text) else text
         if not is_ours(name) and (point := _offered(METHODS_GROUP, name)):
             for recipe, own in _recipes_of(point):
-                _keep(recipe, own, root)
+                _add(recipe, own, root if keep else None)
         names.append(text)  # also of what was run here before
     return tuple(names)
 
@@ -161,8 +162,8 @@ def _own_of(recipe: Recipe, module: ModuleType) -> Own | None:
     return Own(code=_hash(path.read_bytes()), file=str(path), module=defining.__name__)
 
 
-def _of_file(text: str, root: Path) -> str:
-    """Run the file of `text` once, keep it and make its recipe known; the recipe's name."""
+def _of_file(text: str, root: Path, keep: bool) -> str:
+    """Run the file of `text` once and make its recipe known; the recipe's name."""
     path_text, colon, name = text.rpartition(":")
     path = Path(path_text if colon else text).expanduser()
     if not path.is_file():
@@ -184,15 +185,15 @@ def _of_file(text: str, root: Path) -> str:
     recipe = getattr(module, name)
     ours = recipe.method in methods.METHODS and not inspect.isclass(vars(module).get(recipe.method))
     folder = (root / FOLDER).resolve()
-    again = Path(own.file).parent == folder  # a copy: what is run later names it
-    kept = _keep(recipe, None if ours else own, root, again=again)
-    _NAMED[text] = f"{own.file if again else _copied(own, folder).file}:{name}"
+    if Path(own.file).parent == folder or not keep:  # a copy: what is run later names it
+        return _add(recipe, None if ours else own, None)
+    kept = _add(recipe, None if ours else own, root)
+    _NAMED[text] = f"{_copied(own, folder).file}:{name}"
     return kept
 
 
-def _keep(recipe: Recipe, own: Own | None, root: Path, *, again: bool = False) -> str:
-    """Check a recipe, keep it and its file under `root` (where that was not done before, as
-    `again` says), and make it known; its name."""
+def _add(recipe: Recipe, own: Own | None, root: Path | None) -> str:
+    """Check a recipe and make it known, under a `root` with its file; its name."""
     _check_name(recipe)
     if own and recipe.method in methods.METHODS:
         raise ValueError(
@@ -203,14 +204,26 @@ def _keep(recipe: Recipe, own: Own | None, root: Path, *, again: bool = False) -
     if own:
         methods.own_class(own, recipe.method)
     methods.check(recipe)
-    if not again:
-        folder = (root / FOLDER).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        if own:
-            recipe = recipe.model_copy(update={"own": _copied(own, folder)})
-        write_atomically(folder / f"{recipe.name}.json", recipe.model_dump_json(indent=1))
+    if root:
+        recipe = _kept(recipe, (root / FOLDER).resolve())
     _register(recipe)
     return recipe.name
+
+
+def _kept(recipe: Recipe, folder: Path) -> Recipe:
+    """`recipe` as it is kept in `folder`, with a copy of its file; says where it was another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.own:
+        recipe = recipe.model_copy(update={"own": _copied(recipe.own, folder)})
+    before = RECIPES.get(recipe.name)
+    if before and before.own and before.own != recipe.own:
+        print(
+            f"note: {recipe.name} was {origin(before)}; tables show this one from now on. Another "
+            "name keeps both in sight",
+            file=sys.stderr,
+        )
+    write_atomically(folder / f"{recipe.name}.json", recipe.model_dump_json(indent=1))
+    return recipe
 
 
 def _copied(own: Own, folder: Path) -> Own:

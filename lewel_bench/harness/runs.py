@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from lewel_bench.harness import cells, own, plan
+from lewel_bench.harness import cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
-from lewel_bench.results.table import TABLES, load
+from lewel_bench.results.table import TABLES, Column, Row, load
 from lewel_bench.value import explain
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def writable(root: Path) -> None:
 
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:
     """The selection of a command line. Raises ValueError for what cannot be meant."""
-    methods_ = own.of_methods(split(arguments.method), context.root)
+    named = split(arguments.method)
+    methods_ = own.of_methods(named, context.root, keep=not arguments.dry_run)
     tables = tuple(t.removeprefix("table") for t in split(arguments.table))
     epochs = tuple(_positive("--epochs", text) for text in split(arguments.epochs))
     evals = split([arguments.evals]) if arguments.evals else ()
@@ -267,18 +268,21 @@ def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
     """The commands that show the tables whose cells the jobs fill."""
     fills = {(job.recipe_name, job.protocol.name if job.protocol else None) for job in jobs}
     imported = arguments.name if arguments.verb == "eval" else None
-    tables = [
-        name
+    mine = {name: one for name, one in extras.own().items() if any(name == n for n, _ in fills)}
+
+    def fill(row: Row, column: Column) -> bool:
+        name = row.family(column) if row.family(column) in mine else cells.recipe_name(row, column)
+        return (imported or name, row.protocols.get(column.eval)) in fills
+
+    quoted = (
+        extras.extended(load(name), list(mine.values()), lambda one, p: (one.name, p) in fills)
         for name in TABLES
-        for quoted in [load(name)]
-        if any(
-            (imported or cells.recipe_name(r, c), r.protocols.get(c.eval)) in fills
-            for r, c in quoted.cells()
-        )
-    ]
+    )
+    tables = [one.id for one in quoted if any(fill(*cell) for cell in one.cells())]
     if not tables:
         return "See: lewel-bench ls runs"
-    more = ["--with", imported] if imported else []
+    beside = imported or ",".join(mine)
+    more = ["--with", beside] if beside else []
     more += [] if arguments.suite == "paper" else ["--suite", arguments.suite]
     more += ["--root", arguments.root] if arguments.root else []
     more += ["--refit"] if arguments.refit else []

@@ -19,9 +19,7 @@ CHOICE = (
 def search(board: Board, cell: str) -> Chart:
     """The search behind a cell: its metric against the learning rate, one panel a seed. Raises
     ValueError for what is no cell of a search, Missing where it has no record yet."""
-    table_id, row_id, column_id = table.parse_cell(cell, board.quoted)
-    quoted = board.quoted(table_id)
-    row, column = quoted.row(row_id), quoted.column(column_id)
+    quoted, row, column = board.cell(cell)
     if board.recipe_name(row, column) is None or column.eval not in row.protocols:
         raise ValueError(f"{cell}: no learning rate is searched for it")
     slots = [slot for slot in board.slots(row, column) if slot.trial == 0]
@@ -38,7 +36,7 @@ def search(board: Board, cell: str) -> Chart:
         raise Missing(f"{cell}: {protocol} had one candidate, so no learning rate was searched")
     notes = [note for _, notes in found for note in notes]
     return Chart(
-        title=f"{row.label}, {column.label} (Table {table_id}): the search; suite "
+        title=f"{row.label}, {column.label} (Table {quoted.id}): the search; suite "
         f"{board.suite.name}",
         panels=tuple(panel for panel, _ in found),
         notes=(CHOICE, *notes),

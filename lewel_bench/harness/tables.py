@@ -13,7 +13,7 @@ from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cells, extras, plan
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.status import JobState, survey
+from lewel_bench.harness.status import METHOD, JobState, survey
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import cost, fill, record, table
@@ -77,6 +77,18 @@ class Board:
             )
 
         return extras.extended(table.load(table_id), list(self.extras.values()), evaluated)
+
+    def cell(self, text: str) -> tuple[table.Table, Row, Column]:
+        """A cell such as "table1:lewel_m:200:top1". Raises ValueError for what there is not."""
+        try:
+            table_id, row_id, column_id = table.parse_cell(text, self.quoted)
+        except ValueError as error:
+            known = {**extras.own(), **extras.imported(self.store)}
+            if beside := [n for n in text.split(":") if n in known and n not in self.extras]:
+                raise ValueError(f"{error}. That row is there --with {beside[0]}") from None
+            raise
+        quoted = self.quoted(table_id)
+        return quoted, quoted.row(row_id), quoted.column(column_id)
 
     def recipe_name(self, row: Row, column: Column) -> str | None:
         """The recipe that fills a cell, or the extra whose row it is; None where nothing can."""
@@ -338,9 +350,7 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
 
     Raises ValueError naming an unknown table, row or column, or a cell that nothing can fill.
     """
-    table_id, row_id, column_id = table.parse_cell(cell, board.quoted)
-    quoted = board.quoted(table_id)
-    row, column = quoted.row(row_id), quoted.column(column_id)
+    quoted, row, column = board.cell(cell)
     known = (table.PRETRAIN, *row.protocols)
     if board.recipe_name(row, column) is None or column.eval not in known:
         raise ValueError(
@@ -348,14 +358,14 @@ def provenance(board: Board, cell: str) -> dict[str, Any]:
         )
     if column.metric == table.OVERHEAD and row.baseline is None:
         raise ValueError(f"{cell}: {row.label} is a baseline, its overhead is not measured")
-    entry = board.filled(table_id).entries.get((row_id, column_id))
+    entry = board.filled(quoted.id).entries.get((row.id, column.id))
     slots = board.slots(row, column)
     return {
         "cell": cell,
         "row": row.label,
         "column": column.label,
-        "published": row.values.get(column_id),
-        "origin": table.ORIGINS[row.origin_of(column_id)],
+        "published": row.values.get(column.id),
+        "origin": table.ORIGINS[row.origin_of(column.id)],
         "mean": entry.mean if entry else None,
         "n": entry.n if entry else 0,
         "verdict": entry.verdict if entry else "missing",
@@ -423,5 +433,6 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "checkpoint": _checkpoint(board.root / key, result.checkpoint),
         "log": str(board.root / key / "events.jsonl"),
         "spec": result.spec,
+        **({"method": str(method)} if (method := board.root / key / METHOD).exists() else {}),
         **({"proof": result.outcome.get("proof")} if result.kind == "import" else {}),
     }

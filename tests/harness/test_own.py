@@ -13,8 +13,8 @@ from command_line import write_images
 from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness import extras, own, plan, status, suites
 from lewel_bench.harness import job as jobs
-from lewel_bench.harness import own, plan, status, suites
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -25,6 +25,7 @@ from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.pretrain.report import Stopped, silent
+from lewel_bench.results import table
 from lewel_bench.results.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "own_method.py"
@@ -41,9 +42,9 @@ def registries() -> Iterator[None]:
     kept = [(table, dict(table)) for table in (RECIPES, PROTOCOLS)]
     families = {name: list(names) for name, names in FAMILIES.items()}
     yield
-    for table, content in [*kept, (FAMILIES, families)]:
-        table.clear()
-        table.update(content)
+    for known, content in [*kept, (FAMILIES, families)]:
+        known.clear()
+        known.update(content)
 
 
 def added(tmp_path: Path, old: str = "", new: str = "") -> str:
@@ -121,10 +122,14 @@ def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> Non
     assert set(Store(tmp_path / "runs").records) == {job.key}
 
 
-def test_an_edited_file_is_another_number(tmp_path: Path) -> None:
+def test_an_edited_file_is_another_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = pretraining(tmp_path, added(tmp_path))
     same = pretraining(tmp_path, added(tmp_path))
+    assert not capsys.readouterr().err
     label = pretraining(tmp_path, added(tmp_path, 'label="VICReg"', 'label="Mine"'))
+    assert "note: vicreg_100ep was your own" in capsys.readouterr().err
     other = pretraining(tmp_path, added(tmp_path, "variance: Rate = 25.0", "variance: Rate = 20.0"))
     assert same.key == first.key and len({first.key, label.key, other.key}) == 3
     assert first.recipe and first.recipe.own and Path(first.recipe.own.file).exists()
@@ -198,6 +203,8 @@ def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         command = ["run", "--suite", "shapes", "--root", str(tmp_path), "--dry-run", "--method"]
         assert main([*command, *words]) == 2
         assert said in capsys.readouterr().err
+    assert not (tmp_path / own.FOLDER).exists()  # a dry run leaves nothing
+    (tmp_path / own.FOLDER).mkdir()
     (tmp_path / own.FOLDER / "vicreg_100ep.json").write_text("{")
     assert main(["status", "--root", str(tmp_path)]) == 2
     assert "is damaged: remove it" in capsys.readouterr().err
@@ -209,17 +216,43 @@ def test_its_row_stands_below_the_papers(
     root, name = tmp_path / "runs", added(tmp_path)
     for seed, value in enumerate((50.0, 52.0)):
         finish(root, name, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
-    words = ["table", "1", "--suite", "shapes", "--root", str(root)]
+    more = ["--suite", "shapes", "--root", str(root)]
+    words = ["table", "1", *more]
     assert main([*words, "--with", name, "--format", "json"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"][-1]
     assert row["label"] == "VICReg (own)" and set(row["cells"]) == {"100:top1", "100:top5"}
     cell = row["cells"]["100:top1"]
     assert cell["mean"] == 51 and cell["n"] == 2 and cell["published"] is None
     assert cell["verdict"] == "nothing published"
-    assert main([*words, "--with", name, "--missing"]) == 0
+    assert main([*words, "--with", "vicreg", "--missing"]) == 0  # by its family
     assert "vicreg" not in capsys.readouterr().out  # nothing of it is missing
-    assert main([*words, "--with", "vicrge_100ep"]) == 2
-    assert "Did you mean 'vicreg_100ep'" in capsys.readouterr().err
+    assert main(["table", "2", *more, "--with", name, "--missing"]) == 0
+    assert f"table2:{name}:100:1pct:top1: missing" in capsys.readouterr().out
+    assert main(["table", "9", *more, "--with", name, "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert set(row["cells"]) == {"seconds", "hours", "memory", "top1"}  # no baseline to be over
+    assert row["cells"]["seconds"]["n"] == 2
+    cell = f"table1:{name}:100:top1"
+    assert main(["explain", cell, *more, "--with", name]) == 0
+    capsys.readouterr()
+    for command, said in (
+        (["explain", cell], f"That row is there --with {name}"),
+        ([*words, "--with", "vicrge_100ep"], "Did you mean 'vicreg_100ep'"),
+    ):
+        assert main([*command, *([] if "--with" in command else more)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_length_that_no_column_has_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added(tmp_path)
+    longer = {"name": "vicreg_300ep", "epochs": 300}
+    RECIPES["vicreg_300ep"] = change(RECIPES["vicreg_100ep"], longer)
+    rows = extras.find(Store(tmp_path), ["vicreg_300ep"])
+    one = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
+    assert one.rows == table.load("1").rows
+    assert "vicreg_300ep is pre-trained for 300 epochs: no column" in one.remarks[-1]
 
 
 def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
@@ -306,6 +339,7 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     assert "lewel_own_example.vicreg" not in sys.modules  # nothing is loaded to list it
     assert main([*words, "--method", "vicreg", "--epochs", "100", "--evals", "linear_long"]) == 0
     assert "linear_long of vicreg_100ep" in capsys.readouterr().out
+    own.of_methods(["vicreg"], tmp_path / "runs")
     recipe = json.loads((tmp_path / "runs" / own.FOLDER / "vicreg_100ep.json").read_text())
     assert recipe["own"]["module"] == "lewel_own_example.vicreg"
     method = methods.build(change(RECIPES["vicreg_100ep"], {"args.dim": 8}), 0)
