@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
 from lewel_bench.harness.status import FAILURE, WORK, read_spec
-from lewel_bench.pretrain import checkpoint, distributed, memory, train
+from lewel_bench.pretrain import checkpoint, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
@@ -69,6 +70,7 @@ def run(
     except attempt.Fenced:
         raise  # what is in the folder is another process's now
     except Exception as error:
+        _name_line(job, error)
         write_failure(folder, error)
         log("failed", message=str(error))
         raise
@@ -106,6 +108,16 @@ def run(
         log("warning", message=warning)
     log("done", **made.outcome.metrics)
     return written
+
+
+def _name_line(job: Job, error: Exception) -> None:
+    """Note on an error the line of the user's own method that it came through."""
+    if job.recipe and job.recipe.own:
+        name = methods.own_name(job.recipe.own)
+        frames = [at for at in walk_tb(error.__traceback__) if at[0].f_globals["__name__"] == name]
+        if frames:
+            frame, line = frames[-1]
+            error.add_note(f"{frame.f_code.co_filename}, line {line}")
 
 
 def _attempts(folder: Path) -> dict[str, Any]:

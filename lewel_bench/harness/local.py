@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
-from lewel_bench.harness.log import failure
+from lewel_bench.harness.log import failure, said
 from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -114,10 +114,10 @@ class Runner:
         except Stopped:
             raise
         except Exception as error:
-            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-            self.mistakes = self.mistakes and not kind
-            self.failed[job.key] = f"{job.name} ({job.key}): {kind}{error}"
-            if kind:
+            mistake = isinstance(error, ValueError | OSError)
+            self.mistakes = self.mistakes and mistake
+            self.failed[job.key] = f"{job.name} ({job.key}): {said(error)}"
+            if not mistake:
                 self.failed[job.key] += f"; see {self.root / job.key / FAILURE}"
             self.say(f"failed: {self.failed[job.key]}")
         return True

@@ -47,11 +47,17 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard")) if distributed.rank() == 0 else None
 
 
+def said(error: Exception) -> str:
+    """An error in one line; one that is nobody's mistake in what was asked with its type."""
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{kind}{error}{notes}"
+
+
 def write_failure(folder: Path, error: Exception) -> None:
     """Write why a job failed; of several ranks the first says it, the others follow from it."""
-    kind = type(error).__name__
     content = {
-        "message": str(error) if isinstance(error, ValueError | OSError) else f"{kind}: {error}",
+        "message": said(error),
         "mistake": isinstance(error, ValueError | OSError),
         "time": datetime.now(UTC).isoformat(),
         "traceback": traceback.format_exc(),

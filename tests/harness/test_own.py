@@ -122,6 +122,16 @@ def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> Non
     assert set(Store(tmp_path / "runs").records) == {job.key}
 
 
+def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
+    job = pretraining(tmp_path, added(tmp_path, "return None  # nothing", "return views.none  #"))
+    settings = MachineSettings(device="cpu", workers=0)
+    with pytest.raises(AttributeError):
+        jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
+    failure = json.loads((tmp_path / "runs" / job.key / status.FAILURE).read_text())
+    line = next(n for n, s in enumerate(EXAMPLE.read_text().splitlines(), 1) if "# nothing" in s)
+    assert failure["message"].endswith(f"my_method.py, line {line})") and not failure["mistake"]
+
+
 def test_an_edited_file_is_another_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

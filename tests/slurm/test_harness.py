@@ -241,3 +241,20 @@ def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path:
         return {one["kind"] for one in records(here.root).values()} == {"import", "search", "final"}
 
     until(done, 200)
+
+
+def test_a_method_of_ones_own_runs_as_it_was_submitted(here: Here, images: Path) -> None:
+    example = Path(__file__).parents[2] / "docs" / "own_method.py"
+    mine = here.folder / "mine.py"
+    mine.write_text(example.read_text())
+    asked = ["run", "--method", "./mine.py:recipe", "--suite", "shapes", "--data", str(images)]
+    asked += ["--evals", "none", "--workers", "0"]
+    settings = {name: value for name, value in TINY.items() if not name.startswith("args.")}
+    for name, value in {**settings, "args.dim": 16, "epochs": 2}.items():
+        asked += ["--set", f"{name}={json.dumps(value)}"]
+    first = here.bench(*asked, "--cluster", "lab")
+    assert first.returncode == 0, first.stderr
+    mine.write_text("raise SystemExit('edited while the job was queued')")
+    until(lambda: not any(t.lives for t in queue.tasks()), 120)
+    (one,) = records(here.root).values()
+    assert (here.root / one["key"] / "method.py").read_text() == example.read_text(), here.logs()

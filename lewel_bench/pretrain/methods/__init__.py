@@ -169,7 +169,7 @@ def load_own(own: Own) -> ModuleType:
         )
     if own.module:
         return module
-    name = f"lewel_bench_own_{own.code[:12]}"
+    name = own_name(own)
     if name not in sys.modules:
         # not by an import, which would trust byte code of the same second and size as the file
         module = ModuleType(name)
@@ -181,6 +181,11 @@ def load_own(own: Own) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def own_name(own: Own) -> str:
+    """The name of the module of a user's own method."""
+    return own.module or f"lewel_bench_own_{own.code[:12]}"
 
 
 @cache
