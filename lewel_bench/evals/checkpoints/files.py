@@ -292,7 +292,8 @@ def _content(kind: str, tree: Any, globals_: set[str], check: Any, get: Any) -> 
         if isinstance(value, dict):
             left -= len(value)
             begin = f"{prefix}." if prefix else ""
-            todo += [(f"{begin}{key}", inner, depth + 1) for key, inner in value.items()]
+            inside = [(f"{begin}{key}", inner, depth + 1) for key, inner in value.items()]
+            todo += reversed(inside)
         elif isinstance(value, Strided | Array):
             if isinstance(value, Strided):
                 check(value.storage)

@@ -21,6 +21,7 @@ from lewel_bench.value import unknown
 
 # Authors that detectron2's files name, whose networks have the stride in the 1x1 convolution
 CAFFE = ("Caffe2", "Detectron2 Model Zoo")
+BLOCK = "layer1.0.conv1.weight"
 LIKE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -102,10 +103,12 @@ def _refusal(
     lines = [f"{path}: "]
     if format is None and not found.networks:
         first = ", ".join(list(content.shapes)[:3])
+        behind = [n.removesuffix(BLOCK) for n in content.shapes if n.endswith(BLOCK)]
+        named = f'. A ResNet\'s names begin with "{behind[0]}"' if behind else ""
         return (
             f"{path}: no backbone is in it that any known format ({', '.join(FORMATS)}) would have "
-            f"there. Its {len(content.shapes)} tensors begin with {first}. A layout of your own: "
-            "--format FILE.toml"
+            f"there. Its {len(content.shapes)} tensors begin with {first}{named}. A layout of your "
+            "own: --format FILE.toml"
         )
     asked = "does not fit" if format else "is nearest to, but does not fit,"
     lines[0] += f"{asked} the format {found.format} ({layout.source}):"

@@ -255,6 +255,7 @@ def _resnet(depths: tuple[int, int, int, int]) -> State:
         ("projector", "no backbone is in it"),
         ("resnet152", r"\(3, 8, 36, 3\) blocks"),
         ("swapped", "left over"),
+        ("prefix", r'names begin with "state_dict\.net\.trunk\."'),
     ],
 )
 def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> None:
@@ -265,6 +266,8 @@ def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> N
         shapes = {"features.0.0.weight": (32, 3, 3, 3), "features.0.1.running_mean": (32,)}
     elif wrong == "projector":
         shapes = {"state_dict.projector.0.weight": (8, 8), "state_dict.projector.1.bias": (8,)}
+    elif wrong == "prefix":
+        shapes = {f"state_dict.net.trunk.{k}": tuple(v.shape) for k, v in layouts.state(1).items()}
     elif wrong == "resnet152":
         shapes = {k: tuple(v.shape) for k, v in _resnet((3, 8, 36, 3)).items()}
     else:  # the query's blocks behind the key's prefix and the other way round, for one stage
