@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.checkpoints.files import Content
+from lewel_bench.evals.checkpoints.content import Content
 from lewel_bench.evals.checkpoints.formats import KEY, Format
 from lewel_bench.pretrain.backbone import LAYERS
 from lewel_bench.pretrain.recipe import Backbone

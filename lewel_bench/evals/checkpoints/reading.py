@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lewel_bench.evals import weights
 from lewel_bench.evals.checkpoints import files, formats, match
+from lewel_bench.evals.checkpoints.content import Content
 from lewel_bench.evals.checkpoints.formats import ALLOWED, FORMATS, Format
 from lewel_bench.evals.checkpoints.match import COUNTER, Match
 from lewel_bench.evals.checkpoints.pixels import Pixels, adapt
@@ -81,7 +82,7 @@ def _layouts(format: str | None) -> dict[str, Format]:
     return {format: FORMATS[format]}
 
 
-def _recognised(layouts: Mapping[str, Format], content: files.Content) -> Match:
+def _recognised(layouts: Mapping[str, Format], content: Content) -> Match:
     """The first layout that the whole file fits, else the one that it fits best."""
     nearest: Match | None = None
     for name, layout in layouts.items():
@@ -97,9 +98,7 @@ def _recognised(layouts: Mapping[str, Format], content: files.Content) -> Match:
     return nearest
 
 
-def _refusal(
-    path: Path, found: Match, layout: Format, content: files.Content, format: str | None
-) -> str:
+def _refusal(path: Path, found: Match, layout: Format, content: Content, format: str | None) -> str:
     lines = [f"{path}: "]
     if format is None and not found.networks:
         first = ", ".join(list(content.shapes)[:3])
@@ -132,7 +131,7 @@ def _network(path: Path, found: Match, layout: Format, asked: str | None) -> str
     return asked
 
 
-def _caffe(path: Path, content: files.Content) -> None:
+def _caffe(path: Path, content: Content) -> None:
     author = content.texts.get("__author__", "")
     if author in CAFFE or any(name.endswith(("conv1_w", "branch2a_w")) for name in content.shapes):
         raise ValueError(
@@ -142,7 +141,7 @@ def _caffe(path: Path, content: files.Content) -> None:
         )
 
 
-def _taken(path: Path, content: files.Content, found: Match, layout: Format, name: str) -> Reading:
+def _taken(path: Path, content: Content, found: Match, layout: Format, name: str) -> Reading:
     one = found.networks[name]
     assert one.spec is not None
     state: dict[str, Tensor] = {}
@@ -190,7 +189,7 @@ def _weight(key: str, value: Tensor) -> Tensor:
     return weight.contiguous()
 
 
-def _stem(spec: Backbone, content: files.Content) -> tuple[Backbone, str]:
+def _stem(spec: Backbone, content: Content) -> tuple[Backbone, str]:
     """The two stems of 3x3 differ in their stride, which only a header of ours tells."""
     if spec.stem == "imagenet":
         return spec, ""

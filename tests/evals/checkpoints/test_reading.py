@@ -8,6 +8,7 @@ import torch
 
 from lewel_bench.evals import export
 from lewel_bench.evals.checkpoints import files, formats, match, pixels, reading
+from lewel_bench.evals.checkpoints.content import Content
 from lewel_bench.evals.checkpoints.formats import FORMATS
 from lewel_bench.pretrain import backbone
 from lewel_bench.pretrain.recipe import Backbone
@@ -201,9 +202,7 @@ def test_no_mutation_is_accepted(tmp_path: Path) -> None:
     tried = 0
     for what, changed in _mutations(dict(content["state_dict"]), 230):
         held = {f"state_dict.{name}": tuple(value.shape) for name, value in changed.items()}
-        held_content = files.Content(
-            "torch", held, frozenset({"state_dict"}), {}, frozenset(), None
-        )
+        held_content = Content(held, frozenset({"state_dict"}), {}, frozenset(), torch.empty)
         try:
             found = reading._recognised(FORMATS, held_content)
             accepted = found.sound
@@ -274,7 +273,7 @@ def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> N
         whole = LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2))["state_dict"]
         turned = {n: n.replace("encoder_q.layer3", "encoder_q.layer5") for n in whole}
         shapes = {f"state_dict.{turned[n]}": tuple(v.shape) for n, v in whole.items()}
-    content = files.Content("torch", shapes, frozenset(), {}, frozenset(), None)
+    content = Content(shapes, frozenset(), {}, frozenset(), torch.empty)
     found = reading._recognised(FORMATS, content)
     assert not found.sound
     said = reading._refusal(Path("a.pth"), found, FORMATS[found.format], content, None)

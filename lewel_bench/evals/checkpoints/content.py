@@ -1,0 +1,130 @@
+"""What a file holds, whatever kind of file it is: tensors by dotted name, each on demand."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lewel_bench.evals.checkpoints import pickles
+from lewel_bench.evals.checkpoints.pickles import Bounded
+from lewel_bench.evals.checkpoints.plain import Array, Inert, Refused, Storage, Strided
+
+NAMED = 200_000  # tensors, and entries of dictionaries
+DEPTH = 16
+
+
+@dataclass(frozen=True)
+class Content:
+    """`shapes` of the tensors by name, the names at the top (`tops`) and the texts there, and the
+    foreign `globals` that were passed over; `tensor(name)` raises ValueError where the file does
+    not hold what it says."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    tops: frozenset[str]
+    texts: Mapping[str, str]
+    globals: frozenset[str]
+    tensor: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the numbers of a pickle's storages lie: `check` raises ValueError for one that is not
+    there or of another size, `get` gives its bytes."""
+
+    check: Callable[[Storage], None]
+    get: Callable[[Storage], bytes]
+
+
+def loaded(source: Bounded, allowed: Collection[str] = (), globals_: set[str] | None = None) -> Any:
+    """The next pickle. Raises ValueError."""
+    try:
+        return pickles.load(source, allowed, globals_)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            "is no checkpoint of PyTorch, no safetensors and no pickle, or is cut off or broken "
+            f"({why(error)})"
+        ) from None
+
+
+def why(error: Exception) -> str:
+    """The first line of what an error says."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+def of_tree(tree: Any, globals_: Collection[str], source: Source) -> Content:
+    """Dictionaries within dictionaries as dotted names. Raises ValueError for anything else."""
+    if not isinstance(tree, dict):
+        called = {Strided: "single tensor", Array: "single array"}
+        raise ValueError(
+            f"holds a {called.get(type(tree), type(tree).__name__)} instead of weights by name"
+        )
+    found, texts = _flat(tree)
+    for one in found.values():
+        if isinstance(one, Strided):
+            source.check(one.storage)
+    last: dict[str, bytes] = {}
+
+    def tensor(name: str) -> Tensor:
+        one = found[name]
+        if isinstance(one, Array):
+            return _of_array(one)
+        if one.storage.key not in last:
+            last.clear()  # many tensors may be views of one storage
+            last[one.storage.key] = source.get(one.storage)
+        return _of_storage(name, one, last[one.storage.key])
+
+    return Content(
+        shapes={name: tuple(one.shape) for name, one in found.items()},
+        tops=frozenset(str(key) for key in tree),
+        texts=texts,
+        globals=frozenset(globals_),
+        tensor=tensor,
+    )
+
+
+def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, str]]:
+    found: dict[str, Strided | Array] = {}
+    texts: dict[str, str] = {}
+    left = NAMED
+    todo: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while todo:
+        prefix, value, depth = todo.pop()
+        left -= 1
+        if isinstance(value, Inert):
+            value = {**value.items, **(value.state if isinstance(value.state, dict) else {})}
+        if isinstance(value, dict):
+            left -= len(value)
+            begin = f"{prefix}." if prefix else ""
+            inside = [(f"{begin}{key}", inner, depth + 1) for key, inner in value.items()]
+            todo += reversed(inside)
+        elif isinstance(value, Strided | Array):
+            if prefix in found:
+                raise ValueError(f"two tensors have the name {prefix[:80]}")
+            found[prefix] = value
+        elif isinstance(value, str) and depth == 1:
+            texts[prefix] = value
+        if left < 0 or depth > DEPTH:
+            raise ValueError("its dictionaries are too many or too deep for a checkpoint")
+    return found, texts
+
+
+def _of_array(one: Array) -> Tensor:
+    numbers = np.frombuffer(one.data, np.dtype(one.dtype))
+    shaped = numbers.reshape(one.shape, order="F" if one.fortran else "C")
+    return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), order="C"))
+
+
+def _of_storage(name: str, one: Strided, held: bytes) -> Tensor:
+    dtype, content = getattr(torch, one.storage.dtype), bytearray(held)
+    if len(content) != one.storage.count * one.storage.itemsize:
+        raise ValueError(f"the tensor {name} is cut off")
+    if not content:
+        return torch.empty(one.shape, dtype=dtype)
+    whole = torch.frombuffer(content, dtype=dtype)
+    return whole.as_strided(one.shape, one.strides, one.offset).clone().contiguous()
