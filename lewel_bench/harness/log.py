@@ -18,6 +18,7 @@ class Log:
     """Writes every event to `events.jsonl` and passes it on; other ranks than 0 are silent."""
 
     def __init__(self, folder: Path, onward: Report) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.path, self.onward = folder / EVENTS, onward
         self.tensorboard = _tensorboard(folder)
 
