@@ -16,11 +16,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lewel_bench import __version__
+from lewel_bench.pretrain.files import replacing
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
 
@@ -76,9 +77,8 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
     if not store.records:
         raise ValueError(f"there is no record under {root} to bundle")
     names = [name for key in sorted(store.records) for name in _files(root, key, weights)]
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        files = {}
+    files = {}
+    with replacing(out) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
                 files[name] = _add(archive, name, root / name)
@@ -90,11 +90,6 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
             archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1))
             archive.comment = b"0" * DIGEST
         digest = _seal(beside)
-        os.replace(beside, out)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()
-        raise
     return Bundle(out, digest, files)
 
 
@@ -109,16 +104,16 @@ def verify(path: Path) -> Bundle:
     try:
         with opened(path) as archive:
             digest = archive.comment.decode(errors="replace")
-            files = _manifest(path, archive)
-            for name in files:
-                _check(path, archive, name, files[name])
-            for key in sorted({name.split("/")[0] for name in files}):
-                _record(path, archive, key, files)
+            found = Bundle(path, digest, _manifest(path, archive))
+            for name, file in found.files.items():
+                _check(path, archive, name, file)
+            for key in found.keys:
+                _record(path, archive, key, found.files)
     except (OSError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if _digest(path) != digest:
         raise ValueError(f"{path}: its table of contents has changed since it was written")
-    return Bundle(path, digest, files)
+    return found
 
 
 @contextmanager
@@ -164,8 +159,6 @@ def _seal(path: Path) -> str:
     with open(path, "r+b") as file:
         file.seek(-DIGEST, os.SEEK_END)
         file.write(digest.encode())
-        file.flush()
-        os.fsync(file.fileno())
     return digest
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lewel_bench.harness.bundle import Bundle, opened
 from lewel_bench.harness.status import METHOD, SPEC, is_locked
-from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.results import record
 from lewel_bench.results.store import MERGED, Store
 
@@ -71,8 +71,9 @@ def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) ->
             os.replace(path, path.with_name(path.name + ASIDE))
         if path.name == SPEC:
             write_atomically(path, _inert(archive.read(name)))
-        else:
-            _write(archive, name, path)
+            continue
+        with replacing(path) as beside, archive.open(name) as source, open(beside, "wb") as file:
+            shutil.copyfileobj(source, file)
     record.commit(folder, record.parse(archive.read(last), bundle.path / last))
 
 
@@ -84,18 +85,6 @@ def _inert(spec: bytes) -> bytes:
         return spec
     own |= {"file": METHOD + MERGED_CODE, "module": ""}
     return json.dumps(content, indent=1).encode()
-
-
-def _write(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with archive.open(name) as source, open(beside, "wb") as file:
-            shutil.copyfileobj(source, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def differences(store: Store) -> list[str]:

@@ -2,19 +2,28 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Write beside, flush to disk, rename; on failure nothing is left and `path` is as before."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write, beside `path`; what is there at the end is flushed to disk and renamed to it.
+    On failure nothing is left and `path` is as before."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield beside
+        with open(beside, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
+    """Replace `path` by `data`, as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
