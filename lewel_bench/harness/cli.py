@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
-    from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.shares import Share
     from lewel_bench.harness.status import JobState
     from lewel_bench.harness.tables import Board
@@ -48,7 +47,7 @@ class Context:
         self.site = site.load()
         root = getattr(arguments, "root", None)
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
-        self.own = own.remember(self.root)  # recipes of the user's, by name
+        own.remember(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
         self.refit = getattr(arguments, "refit", False)
@@ -57,7 +56,6 @@ class Context:
         self.engines = list(dict.fromkeys(getattr(arguments, "engine", [])))
         data = dict(_role(text) for text in getattr(arguments, "data", []))
         self.datasets = Datasets(self.site, self.root, self.suite, data, needed=needed)
-        self.estimator: Estimator | None = None  # once a probe has taught it something
 
     def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:
         """What --refit, --lrs and --engine mean for these protocols."""

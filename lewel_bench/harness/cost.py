@@ -2,8 +2,9 @@
 
 import heapq
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,24 @@ class Estimator:
     """Costs of jobs, from the records under one root."""
 
     def __init__(self, records: Mapping[str, Record], root: Path | None = None) -> None:
-        self.root = root
+        self.records, self.root = records, root
         self.published = {row.id: row.values["seconds"] for row in load("9").rows}
-        self.exact: dict[Any, _Known] = {}
-        self.wide: dict[Any, _Known] = {}
         self.probed: dict[Any, tuple[float, int]] = {}
-        for key, record in records.items():
+
+    @cached_property
+    def _alike(self) -> tuple[dict[Any, _Known], dict[Any, _Known]]:
+        """What is known of jobs by what they share, and by what those of about one cost do."""
+        found: tuple[dict[Any, _Known], dict[Any, _Known]] = {}, {}
+        for key, record in self.records.items():
             if not record.seconds or record.kind == "import":
                 continue
-            exact, wide, units = _shape(record.kind, record.spec)
-            for known, shape in ((self.exact, exact), (self.wide, wide)):
+            *shapes, units = _shape(record.kind, record.spec)
+            for known, shape in zip(found, shapes, strict=True):
                 one = known.setdefault(shape, _Known())
                 one.seconds.append(record.seconds * record.processes / units)
                 one.devices.append(record.processes)
                 one.keys.append(key)
+        return found
 
     def cost(self, job: Job) -> Cost:
         """The estimate for one job."""
@@ -75,13 +80,14 @@ class Estimator:
         """The estimate for the content of a spec.json."""
         if job["kind"] == "final" and job.get("upstream") not in job.get("needs", ()):
             return Cost(0.0, "reads records")
-        exact, wide, units = _shape(job["kind"], {**job, "data": job["data"]["id"]})
-        if known := self.exact.get(exact):
+        exact, wide, units = _shape_of(job)
+        alike, about = self._alike
+        if known := alike.get(exact):
             return _median(known, units, "like it here")
         if exact in self.probed:
             seconds, steps = self.probed[exact]
             return Cost(seconds * units / 3600, f"probe of {steps} steps here")
-        if known := self.wide.get(wide):
+        if known := about.get(wide):
             said = "of other methods here" if job.get("recipe") else "about like it here"
             return _median(known, units, said)
         recipe = job.get("recipe")
@@ -91,26 +97,23 @@ class Estimator:
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
         return Cost(None, "unknown: add --probe 50, or run one like it")
 
-    def shape(self, job: Job) -> Any:
-        """What a probe of a job stands for."""
-        spec = job.model_dump(mode="json")
-        return _shape(job.kind, {**spec, "data": job.data.id})[0]
+    def lacks(self, job: Job) -> Any:
+        """What a probe of a job would stand for; None where records are like it."""
+        exact = _shape_of(job.model_dump(mode="json"))[0]
+        return None if exact in self._alike[0] else exact
 
     def learn(self, job: Job, seconds: float, steps: int) -> None:
         """Take a job's device-seconds, told from `steps` steps of it, for all of its shape."""
-        spec = job.model_dump(mode="json")
-        exact, _, units = _shape(job.kind, {**spec, "data": job.data.id})
+        exact, _, units = _shape_of(job.model_dump(mode="json"))
         self.probed[exact] = (seconds / units, steps)
 
     def disk(self, job: Job) -> int:
         """Bytes that a finished job keeps: as like jobs do, else the weights of a pre-training."""
-        if known := self.exact.get(self.shape(job)) if self.root else None:
-            return int(statistics.median(map(self._size, known.keys[:LOOKED_AT])))
+        known = self._alike[0].get(_shape_of(job.model_dump(mode="json"))[0])
+        if known and self.root:
+            folders = [self.root / key for key in known.keys[:LOOKED_AT]]
+            return int(statistics.median(map(_size, folders)))
         return _weights(job)
-
-    def _size(self, key: str) -> int:
-        assert self.root is not None
-        return sum(path.stat().st_size for path in (self.root / key).rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,10 @@ ALIKE = (
 UNLIKE = ("optimizer", "fraction", "batch")  # but not by much
 
 
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _as_published(recipe: Mapping[str, Any]) -> bool:
     published = ("resnet50", "imagenet", 224, "imagenet")
     backbone = recipe["backbone"]
@@ -198,6 +205,11 @@ def _weights(job: Job) -> int:
         return 0
     backbone = job.recipe.backbone
     return int(4e6 * MILLIONS[backbone.arch] * (backbone.width / 64) ** 2)
+
+
+def _shape_of(job: Mapping[str, Any]) -> tuple[Any, Any, float]:
+    """`_shape` of the content of a spec.json, where a record has only the id of the data."""
+    return _shape(job["kind"], {**job, "data": job["data"]["id"]})
 
 
 def _shape(kind: str, spec: Mapping[str, Any]) -> tuple[Any, Any, float]:
@@ -214,13 +226,3 @@ def _shape(kind: str, spec: Mapping[str, Any]) -> tuple[Any, Any, float]:
     about = (kind, *(str(protocol.get(f)) for f in ALIKE if f not in UNLIKE))
     share = protocol.get("fraction", 1)  # an epoch is one of the labelled images
     return exact, about, float(protocol.get("epochs") or protocol.get("steps") or 1) * share
-
-
-def steps_of(events: Iterable[tuple[float, int, int]]) -> float | None:
-    """The seconds of a whole job by its (time, step, steps) so far, the first left out as it holds
-    the start; None with fewer than two."""
-    seen = list(events)
-    if len(seen) < 2:
-        return None
-    (began, first, steps), (now, last, _) = seen[0], seen[-1]
-    return (now - began) / (last - first) * steps if last > first else None

@@ -162,8 +162,7 @@ def _bring(
     for warning in proof.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    header = {name: str(value) for name, value in found.spec.model_dump().items()}
-    checkpoint.write_backbone(folder / FILE, found.state, header)
+    checkpoint.write_backbone(folder / FILE, found.state, checkpoint.header_of(found.spec))
     _labelled(folder, label)
     finished = datetime.now(UTC)
     made = Record(

@@ -6,14 +6,14 @@ An evaluation is probed on a backbone with random weights: what it costs does no
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
-from lewel_bench.harness.cost import Estimator, steps_of
+from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -55,8 +55,8 @@ def probe(
     by_key = {job.key: job for job in plan}
     asked: dict[Any, Job] = {}
     for job in todo:
-        if not job.reads_records and estimator.shape(job) not in estimator.exact:
-            asked.setdefault(estimator.shape(job), job)
+        if not job.reads_records and (shape := estimator.lacks(job)) is not None:
+            asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="lewel-bench-probe-") as folder:
@@ -87,9 +87,7 @@ def _random_backbone(job: Job, root: Path) -> None:
     path.parent.mkdir(parents=True)
     # as many images and classes as any, for methods that keep something for each
     net = build(job.recipe, job.seed, images=job.recipe.batch, classes=2).backbone
-    spec = job.recipe.backbone
-    header = {"arch": spec.arch, "stem": spec.stem, "width": str(spec.width)}
-    checkpoint.write_backbone(path, net.state_dict(), header)
+    checkpoint.write_backbone(path, net.state_dict(), checkpoint.header_of(job.recipe.backbone))
     now = datetime.now(UTC)
     made = Record(
         key=job.key, kind="pretrain", name=job.name, spec=job.identity(), seed=job.seed,
@@ -97,3 +95,13 @@ def _random_backbone(job: Job, root: Path) -> None:
         checkpoint=Checkpoint(file=path.name, sha256=checkpoint.sha256(path)),
     )  # fmt: skip
     record.commit(path.parent, made)
+
+
+def steps_of(events: Iterable[tuple[float, int, int]]) -> float | None:
+    """The seconds of a whole job by its (time, step, steps) so far, the first left out as it holds
+    the start; None with fewer than two."""
+    seen = list(events)
+    if len(seen) < 2:
+        return None
+    (began, first, steps), (now, last, _) = seen[0], seen[-1]
+    return (now - began) / (last - first) * steps if last > first else None

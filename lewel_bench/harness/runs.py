@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lewel_bench.harness import cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
-from lewel_bench.harness.cost import Estimator
+from lewel_bench.harness.cost import Estimator, total
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import set_aside
@@ -38,17 +38,18 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
+    estimator = Estimator(store.records, context.root)
     if arguments.probe or arguments.budget:
-        jobs, todo = _within(context, arguments, jobs, todo, store, settings)
-    if arguments.cluster:
-        if arguments.jobs:
-            raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
-        return _submit(context, arguments, jobs, todo, store, settings)
-    if arguments.dry_run:
-        _show(context, jobs, todo, store, settings.jobs)
-        return 0
-    if not todo:
+        jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
+    if arguments.cluster and arguments.jobs:
+        raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
+    if not todo and not arguments.dry_run:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
+        return 0
+    if arguments.cluster:
+        return _submit(context, arguments, jobs, todo, estimator, settings)
+    if arguments.dry_run:
+        _show(jobs, todo, estimator, settings.jobs)
         return 0
     return _compute(context, jobs, todo, settings, arguments)
 
@@ -58,7 +59,7 @@ def _submit(
     arguments: argparse.Namespace,
     jobs: Sequence[Job],
     todo: Sequence[Job],
-    store: Store,
+    estimator: Estimator,
     settings: MachineSettings,
 ) -> int:
     from lewel_bench.harness import cluster
@@ -71,10 +72,7 @@ def _submit(
 
     if arguments.dry_run:
         kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
-        _show(context, jobs, todo, store, max(one.array_parallelism for one in kinds))
-    elif not todo:
-        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
-        return 0
+        _show(jobs, todo, estimator, max(one.array_parallelism for one in kinds))
     return cluster.submit(context, arguments, jobs, todo, settings, prepare)
 
 
@@ -202,15 +200,13 @@ def _within(
     arguments: argparse.Namespace,
     jobs: Sequence[Job],
     todo: Sequence[Job],
-    store: Store,
+    estimator: Estimator,
     settings: MachineSettings,
 ) -> tuple[list[Job], list[Job]]:
     """The jobs, and those to do, that --budget leaves; --probe times what has no like."""
     from lewel_bench.harness import budget
-    from lewel_bench.harness.cost import total
 
     hours = budget.hours_of(arguments.budget) if arguments.budget else None
-    estimator = context.estimator = Estimator(store.records, context.root)
     if arguments.probe:
         _probe(context, arguments, jobs, todo, estimator, settings)
     if hours is None:
@@ -245,13 +241,9 @@ def _probe(
     probe.probe(todo, jobs, estimator, settings, arguments.probe)
 
 
-def _show(
-    context: "Context", jobs: Sequence[Job], todo: Sequence[Job], store: Store, slots: int
-) -> None:
+def _show(jobs: Sequence[Job], todo: Sequence[Job], estimator: Estimator, slots: int) -> None:
     from lewel_bench.harness import view
-    from lewel_bench.harness.cost import total
 
-    estimator = context.estimator or Estimator(store.records, context.root)
     missing = {job.key for job in todo}
     rows = []
     for job in jobs:

@@ -13,6 +13,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.recipe import Backbone
 
 PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
 KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
@@ -100,6 +101,11 @@ def _torn(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*-*.pt"))
+
+
+def header_of(spec: Backbone) -> dict[str, str]:
+    """What the header of a backbone's file says of its architecture."""
+    return {name: str(value) for name, value in spec.model_dump().items()}
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

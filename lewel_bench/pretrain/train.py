@@ -212,9 +212,8 @@ class Loop:
     def finish(self) -> Trained:
         """Write the backbone, and the projector beside it; on every rank, but rank 0's count."""
         path = self.folder / "backbone.safetensors"
-        spec = self.recipe.backbone
         if distributed.rank() == 0:
-            header = {"arch": spec.arch, "stem": spec.stem, "width": str(spec.width)}
+            header = checkpoint.header_of(self.recipe.backbone)
             checkpoint.write_backbone(path, self.method.backbone.state_dict(), header)
             if self.method.projector is not None:
                 header = {"method": self.recipe.method, "backbone": checkpoint.sha256(path)}

@@ -13,9 +13,10 @@ from finished import SHAPES, board, finish
 from lewel_bench.harness import budget, plan, suites
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.cost import Cost, Estimator, duration, steps_of, total, wall
+from lewel_bench.harness.cost import Cost, Estimator, duration, total, wall
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Dataset, Job
+from lewel_bench.harness.probe import steps_of
 from lewel_bench.harness.site import Site
 from lewel_bench.results.store import Store
 
