@@ -18,7 +18,7 @@ def judged(board: Board, names: Sequence[str] = (), tables: Sequence[Filled] = (
     there = {one.table.id: one for one in tables}
     filled = {id: there.get(id) or board.filled(id) for id in {one.table for one in wanted}}
 
-    def images(of: str, over: str, metric: str) -> tuple[judge.Interval, int] | str:
+    def images(of: str, over: str, metric: str) -> tuple[paired.Interval, int] | str:
         ours, theirs = (board.root / key / PREDICTIONS for key in (of, over))
         return paired.interval(ours, theirs, metric)
 

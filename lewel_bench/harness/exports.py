@@ -14,10 +14,10 @@ from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
-LEAVE = ("pretrain", "import")  # the kinds of a backbone
-
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
+
+LEAVE = ("pretrain", "import")  # the kinds of a backbone
 
 
 def write(arguments: argparse.Namespace, context: "Context") -> list[Path]:

@@ -94,6 +94,10 @@ class Comparison:
         over = f" over {_name(self.over)}" if self.over else ""
         return f"{_name(self.of)}{over}, {self.column.label}"
 
+    def cell(self, row: table.Row) -> str:
+        """The name of one side's cell, as `explain` takes it."""
+        return f"table{self.claim.table}:{row.id}:{self.column.id}"
+
     @property
     def published(self) -> float | None:
         """The difference that the paper's table has, in points; None where it prints none."""

@@ -9,6 +9,7 @@ from typing import Literal
 from lewel_bench.results import claim
 from lewel_bench.results.claim import Claim, Comparison, Holds
 from lewel_bench.results.fill import Entry, Filled, Measured
+from lewel_bench.results.paired import Interval
 from lewel_bench.results.table import Row
 from lewel_bench.results.verdict import half_width
 
@@ -18,7 +19,6 @@ Own = Literal["holds", "within noise", "contradicted", "not printed"]
 GRAVITY: tuple[Judgement, ...] = ("contradicted", "missing", "inconclusive", "supported")
 OWN_GRAVITY: tuple[Own, ...] = ("contradicted", "not printed", "within noise", "holds")
 
-Interval = tuple[float, float]
 Images = Callable[[str, str, str], tuple[Interval, int] | str]
 
 
@@ -144,14 +144,13 @@ def _finding(
     reasons = _reasons(rows, entries, sides, seeds)
     known = floor if filled.comparable else 0.0
     first = [side[seeds[0]] for side in sides] if seeds else []
-    interval, how = _interval(differences, first, images, column.metric, known)
+    found = _interval(differences, first, images, column.metric, known)
+    interval, how = (None, "") if isinstance(found, str) else found
     if not seeds:
         judgement: Judgement = "missing"
-        how = ""
     elif interval is None:
         judgement = "inconclusive"
-        reasons.append(f"one seed; {how}")
-        how = ""
+        reasons.append(f"one seed; {found}")
     elif len(seeds) == 1 and not filled.comparable:
         judgement = "inconclusive"
         reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
@@ -189,18 +188,18 @@ def _interval(
     images: Images | None,
     metric: str,
     floor: float,
-) -> tuple[Interval | None, str]:
-    """The interval of a difference and what it is from; None and why there is none."""
+) -> tuple[Interval, str] | str:
+    """The interval of a difference and what it is from, or why there is none."""
     n = len(differences)
     if n > 1:
         mean, half = statistics.fmean(differences), half_width(differences)
         return (mean - half, mean + half), f"t-interval over {n} seeds"
     if not n or images is None or any(len(side) != 1 for side in first) or len(first) < 2:
-        return None, "there is no interval"
+        return "there is no interval"
     (of,), (over,) = first
     found = images(of, over, metric)
     if isinstance(found, str):
-        return None, found
+        return found
     (low, high), count = found
     how = f"bootstrap over {count} images" + (f" and the noise floor, {floor:g}" if floor else "")
     return (low - floor, high + floor), how

@@ -116,9 +116,8 @@ def _plain(one: Judged) -> dict[str, Any]:
         "flaw": one.claim.flaw,
         "comparisons": [
             {
-                "of": f"table{one.claim.table}:{f.comparison.of.id}:{f.comparison.column.id}",
-                "over": f.comparison.over
-                and f"table{one.claim.table}:{f.comparison.over.id}:{f.comparison.column.id}",
+                "of": f.comparison.cell(f.comparison.of),
+                "over": f.comparison.over and f.comparison.cell(f.comparison.over),
                 "claimed": f.comparison.by,
                 "published": f.published,
                 "paper": f.own,

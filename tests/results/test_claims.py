@@ -119,7 +119,7 @@ def test_only_seeds_of_both_sides_count() -> None:
 
 
 def test_one_seed_has_the_images_and_the_noise_floor() -> None:
-    def images(of: str, over: str, metric: str) -> tuple[judge.Interval, int]:
+    def images(of: str, over: str, metric: str) -> tuple[paired.Interval, int]:
         assert (of, over, metric) == ("lewel_m0", "moco_v20", "top1")
         return (0.5, 1.5), 50_000
 

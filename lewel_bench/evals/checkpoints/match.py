@@ -28,6 +28,10 @@ class Network:
     wrong: list[str] = field(default_factory=list)
     over: list[str] = field(default_factory=list)
 
+    def same(self, root: str) -> int:
+        """How many names are those of a backbone already, below `root`."""
+        return sum(file.removeprefix(root) == key for key, file in self.keys.items())
+
     @property
     def sound(self) -> bool:
         return not (self.unlike or self.missing or self.wrong or self.over)
@@ -160,11 +164,10 @@ def report(found: Match) -> str:
     lines = [f"  {found.lacks}"] if found.lacks else []
     over = list(found.over)
     for name, one in found.networks.items():
-        same = sum(file.removeprefix(found.root) == key for key, file in one.keys.items())
+        renamed = len(one.keys) - one.same(found.root)
         what = f" as a {one.spec.arch} of width {one.spec.width}" if one.spec else ""
         lines.append(
-            f"  network {name}{what}: {len(one.keys)} names matched, {len(one.keys) - same} of "
-            "them renamed"
+            f"  network {name}{what}: {len(one.keys)} names matched, {renamed} of them renamed"
         )
         lines += [f"    {one.unlike}"] if one.unlike else []
         for word, names in (("missing", one.missing), ("wrong shape", one.wrong)):

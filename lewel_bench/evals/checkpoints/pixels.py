@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.value import Value
 
-# ImageNet's, as torchvision and nearly everybody takes them
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -129,8 +129,12 @@ def foreign(name: str) -> str:
 
 
 def is_storage(name: str) -> bool:
-    kind = name.removeprefix("torch.").removeprefix("cuda.").removesuffix("Storage")
-    return name.startswith("torch.") and name.endswith("Storage") and kind in STORAGES
+    return name.startswith("torch.") and name.endswith("Storage") and _kind(name) in STORAGES
+
+
+def _kind(name: str) -> str:
+    """The part of a storage's name that STORAGES has."""
+    return name.removeprefix("torch.").removeprefix("cuda.").removesuffix("Storage")
 
 
 def plain_key(key: Any, depth: int = 2) -> Any:
@@ -165,8 +169,7 @@ def storage(kind: Any, key: Any, count: Any) -> Storage:
     """A storage as PyTorch refers to it. Raises Refused for an unknown kind."""
     if not isinstance(kind, Global) or not is_storage(kind.name):
         raise Refused("its pickle has a storage of an unknown kind")
-    short = kind.name.removeprefix("torch.").removeprefix("cuda.").removesuffix("Storage")
-    dtype, itemsize = STORAGES[short]
+    dtype, itemsize = STORAGES[_kind(kind.name)]
     return Storage(dtype, itemsize, str(key), _whole([count])[0])
 
 

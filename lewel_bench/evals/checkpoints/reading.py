@@ -159,7 +159,7 @@ def _taken(path: Path, content: Content, found: Match, layout: Format, name: str
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     spec, guessed = _stem(one.spec, content)
-    same = sum(file.removeprefix(found.root) == key for key, file in one.keys.items())
+    same = one.same(found.root)
     return Reading(
         state=state,
         spec=spec,
