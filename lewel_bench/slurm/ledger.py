@@ -43,6 +43,7 @@ class Submission:
     code: str = ""
     record: str = "record.json"
     marks: str = "checkpoint-*"
+    max_attempts: int = 5
     requeue: bool = True
     wakes: str = ""  # what a waking job plans anew
     host: str = ""

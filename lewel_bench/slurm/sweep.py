@@ -192,6 +192,7 @@ def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
         code=code,
         record=sweep.record,
         marks=sweep.marks,
+        max_attempts=sweep.cluster.max_attempts,
         requeue=sweep.cluster.requeue,
     )
     how = Task(sweep.cluster.kinds[batch.kind])
@@ -307,15 +308,19 @@ def _waits(root: Path, key: str, submission: Submission) -> bool:
     return not any(one.uid == submission.uid for one in attempt.history(root / key))
 
 
-def given_up(root: Path, keys: Collection[str], max_attempts: int = 5) -> dict[str, Verdict]:
-    """The verdict on each cell that has neither a record nor a living job but was tried."""
-    ends = _ends(Ledger(root).entries())
+def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
+    """The verdict on each cell that has neither a record nor a living job but was tried, as the
+    pass that submitted it last would judge."""
+    entries = Ledger(root).entries()
+    ends = _ends(entries)
+    last = {key: e.submission for e in entries for pack in e.submission.tasks for key in pack}
     found = {}
     for key in keys:
         attempts = attempt.history(root / key)
         if attempts or key in ends:
-            mark = attempt.mark(root / key, "checkpoint-*")
-            found[key] = retry.judge(attempts, ends.get(key, ()), mark, max_attempts)
+            one = last.get(key, Submission("", "", ()))  # its file may be damaged
+            mark = attempt.mark(root / key, one.marks)
+            found[key] = retry.judge(attempts, ends.get(key, ()), mark, one.max_attempts)
     return found
 
 

@@ -1,8 +1,13 @@
 """Which failures are tried again."""
 
+from pathlib import Path
+
 import pytest
 
-from lewel_bench.slurm.attempt import Attempt
+from lewel_bench.slurm import sweep
+from lewel_bench.slurm.attempt import Attempt, begin
+from lewel_bench.slurm.attempt import end as end_attempt
+from lewel_bench.slurm.ledger import Ledger
 from lewel_bench.slurm.retry import End, Verdict, judge
 
 
@@ -83,3 +88,20 @@ def test_jobs_that_never_started() -> None:
 def test_cancelled() -> None:
     assert judge([attempt(1, "stopped")], [end(1, "CANCELLED")], "", 5).cancelled
     assert not judge([attempt(1, "stopped")], [end(1, "COMPLETED")], "", 5).cancelled
+
+
+def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
+    """Its max_attempts, and the checkpoints that the attempts were marked with."""
+    (tmp_path / "key").mkdir()
+    (tmp_path / "key" / "checkpoint-00012.json").touch()  # no checkpoint by these marks
+    books = Ledger(tmp_path)
+    for _ in range(2):
+        one = books.intend(
+            kind="light", tasks=(("key",),), marks="checkpoint-*-*.pt", max_attempts=2
+        )
+        began = begin(tmp_path / "key", one.uid, 0, 1, 0, one.marks)
+        end_attempt(tmp_path / "key", began, "killed")
+    verdict = sweep.given_up(tmp_path, ["key"])["key"]
+    assert verdict == Verdict(False, "no progress in 2 attempts, the last: killed")
+    assert sweep.again(tmp_path, ["key"]) == ["key"]
+    assert sweep.given_up(tmp_path, ["key"])["key"].again
