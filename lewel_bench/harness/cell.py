@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from lewel_bench.evals import features
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import material, signals, view
+from lewel_bench.harness.log import write_failure
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import WORK, read_spec
@@ -32,10 +33,16 @@ LOCK_S = 30.0  # for a copy that lost its claim to notice
 def main() -> int:
     """Compute the job of a folder and commit its record; the exit code."""
     folder = Path(sys.argv[1])
-    settings = MachineSettings.model_validate_json(sys.argv[2])
+    settings = _granted(MachineSettings.model_validate_json(sys.argv[2]))
     signals.listen()
-    distributed.start(jobs.machine(settings).device)
     job = read_spec(folder)
+    try:
+        distributed.start(jobs.machine(settings).device)
+    except jobs.NoDevice as error:  # on this node; another may have one
+        broken = jobs.NoDevice(f"node {attempt.node()}: {error}")
+        write_failure(folder, broken)
+        print(broken, file=sys.stderr)
+        return EXIT["io"]
     lock = FileLock(folder / WORK, timeout=LOCK_S)
     if distributed.rank() == 0:
         # it shows this machine that somebody works here; who may write, the claim says, also when
@@ -61,6 +68,14 @@ def main() -> int:
     finally:
         lock.release()
     return 0
+
+
+def _granted(settings: MachineSettings) -> MachineSettings:
+    """`settings` with CUDA asked for where SLURM granted a GPU and nobody chose a device: a node
+    whose driver is broken must not train on its CPU."""
+    if settings.device or not int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
+        return settings
+    return settings.model_copy(update={"device": "cuda"})
 
 
 def _stop() -> bool:

@@ -256,26 +256,34 @@ def _described(data: Dataset, part: Any) -> Data:
     return Data(name=data.name, fingerprint=digest, images=len(part))
 
 
+class NoDevice(ValueError):
+    """The device asked for does not work on this machine."""
+
+
 def device(settings: MachineSettings) -> str:
-    """The device asked for, else CUDA where there is one. Raises ValueError if it is not there."""
+    """The device asked for, else CUDA where there is one. Raises NoDevice if it is not there, and
+    ValueError for a name that is none."""
     name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
     if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: no CUDA device works here; use --device cpu")
+        raise NoDevice(f"device {name}: no CUDA device works here; use --device cpu")
     number = int(name.partition(":")[2] or 0)
     if name != "cpu" and number >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: only {torch.cuda.device_count()} CUDA devices are here")
+        raise NoDevice(f"device {name}: only {torch.cuda.device_count()} CUDA devices are here")
     return name
 
 
 def machine(settings: MachineSettings) -> Machine:
-    """Where this process computes. Raises ValueError for a device that is not there."""
+    """Where this process computes. Raises as `device` does."""
     name = device(settings)
     if name.startswith("cuda"):
         if name == "cuda":
             name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        torch.cuda.set_device(name)
+        try:
+            torch.cuda.set_device(name)
+        except RuntimeError as error:
+            raise NoDevice(f"device {name}: {str(error).splitlines()[0]}") from None
         torch.backends.cudnn.benchmark = True
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -62,7 +62,7 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
         task=task,
         job=job,
         restart=restart,
-        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        node=node(),
         processes=processes,
         halvings=halvings,
         started=now,
@@ -72,6 +72,11 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
     files.create(_path(folder, attempt.name), asdict(attempt))
     files.replace(folder / CLAIM, {"attempt": attempt.name})
     return attempt
+
+
+def node() -> str:
+    """The node that this process runs on, by SLURM's name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def this_job() -> str:

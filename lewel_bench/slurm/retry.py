@@ -79,6 +79,8 @@ def judge(
         fruitless += cause not in BLAMELESS and cause not in (OOM, "CANCELLED")
     if fruitless >= max_attempts:
         last = causes[-1] if causes else f"never started ({unstarted[-1]})"
+        if tried and tried[-1].message:
+            last += f", {tried[-1].message}"
         return Verdict(False, f"no progress in {fruitless} attempts, the last: {last}")
     if ends and ends[-1].state == "CANCELLED":
         return Verdict(True, "cancelled", halvings, cancelled=True)
