@@ -176,13 +176,14 @@ def _state(
 def progress(folder: Path) -> Progress | None:
     """How far a job has come, by the last events of its last attempt; None when there are none."""
     steps: list[dict[str, Any]] = []
+    before = None  # where an earlier attempt came to: no part of the pace, it may be days ago
     for event in tail(folder / EVENTS):
         if event.get("event") == "start" and steps:
-            steps = steps[-1:]  # the pace is that of the last attempt
+            before, steps = steps[-1], []
         if "step" in event and "steps" in event:
             steps.append(event)
     if not steps:
-        return None
+        return Progress(before["step"], before["steps"]) if before else None
     first, last = steps[0], steps[-1]
     passed, seconds = last["step"] - first["step"], last["time"] - first["time"]
     left = (last["steps"] - last["step"]) * seconds / passed if passed > 0 else None

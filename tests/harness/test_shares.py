@@ -27,6 +27,10 @@ def test_the_pace_is_that_of_the_last_attempt(tmp_path: Path) -> None:
     assert status.progress(events(tmp_path, *slow)) == Progress(20, 100, 8000)
     again = ({"event": "start"}, step(30, 9000), step(60, 9060))
     assert status.progress(events(tmp_path, *again)) == Progress(60, 100, 80)
+    # the hours between two attempts are no part of it
+    assert status.progress(events(tmp_path, *slow, *again)) == Progress(60, 100, 80)
+    assert status.progress(events(tmp_path, *slow, *again[:2])) == Progress(30, 100, None)
+    assert status.progress(events(tmp_path, *slow, again[0])) == Progress(20, 100, None)
 
 
 @pytest.mark.parametrize(
