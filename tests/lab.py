@@ -62,13 +62,23 @@ class Lab:
     def controller(self, what: str) -> None:
         self.call("slurm-controller", what)
 
+    def saved(self) -> float:
+        """When the controller last saved what it knows of jobs; every 5 s if that has changed."""
+        state = self.folder / "ctld" / "job_state"
+        return state.stat().st_mtime if state.exists() else 0.0
+
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, f"it did not happen in time; {_queue()}"
         time.sleep(0.1)
+
+
+def _queue() -> str:
+    done = subprocess.run(["squeue", "-a", "-t", "all"], capture_output=True, text=True)
+    return f"the queue is\n{done.stdout}{done.stderr}"
 
 
 class Bench:
