@@ -33,6 +33,8 @@ def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[
     cells share before one that few do, its cells from the cheapest on. A cell is taken with all
     that it needs or not at all. Raises ValueError where a cost is not known, or nothing fits.
     """
+    if not jobs:
+        return []
     costs = {job.key: estimator.cost(job) for job in jobs}
     if unknown := [job for job in jobs if costs[job.key].hours is None]:
         raise ValueError(
@@ -77,8 +79,7 @@ def chosen(
 ) -> list[Job]:  # fmt: skip
     """Those of `todo` that the command with these `jobs` and `hours` computes: as it chose the
     first time, else as `affordable`; with `keep` that is remembered."""
-    what = {"jobs": sorted(job.key for job in jobs), "hours": hours}
-    path = root / CHOSEN / f"{record.key(what)}.json"
+    path = remembered(root, jobs, hours)
     try:
         keys = set(json.loads(path.read_text()))
     except FileNotFoundError:
@@ -87,6 +88,12 @@ def chosen(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(sorted(keys)))
     return [job for job in todo if job.key in keys]
+
+
+def remembered(root: Path, jobs: Sequence[Job], hours: float) -> Path:
+    """The file with what the command with these `jobs` and `hours` has chosen, if it has."""
+    what = {"jobs": sorted(job.key for job in jobs), "hours": hours}
+    return root / CHOSEN / f"{record.key(what)}.json"
 
 
 def _closure(job: Job, jobs: Mapping[str, Job]) -> set[str]:

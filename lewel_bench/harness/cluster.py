@@ -17,7 +17,7 @@ from lewel_bench.evals.protocol import Semi
 from lewel_bench.harness import cells, own
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
-from lewel_bench.harness.status import FAILURE, JobState, write_spec
+from lewel_bench.harness.status import COMMAND, FAILURE, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import load, parse_cell
 from lewel_bench.slurm import check, cluster, inside, ledger, queue, sweep
@@ -52,7 +52,7 @@ def submit(
     woken = inside.WAKE in os.environ  # then a person asked for all this before
     work = _sweep(context.root, on, settings)
     # what a record names as its command; the environment goes along with a job
-    os.environ.setdefault("LEWEL_BENCH_COMMAND", shlex.join(["lewel-bench", *sys.argv[1:]]))
+    os.environ.setdefault(COMMAND, shlex.join(["lewel-bench", *sys.argv[1:]]))
     try:
         if arguments.dry_run:
             return _preview(work, cells)
@@ -101,6 +101,8 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
     counts = Counter(state for state, _ in done.states.values())
     words = {"live": "in the queue or running", "submit": "submitted now", "held": "held back"}
     print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
+    if done.broken:
+        print(f"not all was submitted: {done.broken}. Run this again later", file=sys.stderr)
     for key, why in done.stuck.items():
         print(f"stuck: {names.get(key, key)} ({key}): {why}", file=sys.stderr)
     failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}
@@ -115,7 +117,7 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
         print(f"job {done.wake} goes on from here; see lewel-bench status --cluster {on.name}")
     elif counts["live"] + counts["submit"] and counts["waiting"] + counts["held"]:
         print("run this again when these have ended: the rest waits for them")
-    return 1 if failed else 0
+    return 1 if failed or done.broken else 0
 
 
 def _preview(work: Sweep, cells: Sequence[Cell]) -> int:

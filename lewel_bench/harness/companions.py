@@ -10,6 +10,7 @@ from lewel_bench.harness import own
 from lewel_bench.harness.job import device
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.status import COMMAND
 
 
 def shared(settings: MachineSettings) -> MachineSettings:
@@ -41,7 +42,7 @@ def companions(settings: MachineSettings) -> Iterator[None]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(settings.threads),
-        "LEWEL_BENCH_COMMAND": provenance()["command"],
+        COMMAND: provenance()["command"],
     }
     quiet = subprocess.DEVNULL
     started = [

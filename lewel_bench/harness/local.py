@@ -21,7 +21,17 @@ from lewel_bench.harness.log import failure, said
 from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import EVENTS, FAILURE, LOCK, WORK, is_held, queue, tail, write_spec
+from lewel_bench.harness.status import (
+    COMMAND,
+    EVENTS,
+    FAILURE,
+    LOCK,
+    WORK,
+    is_held,
+    queue,
+    tail,
+    write_spec,
+)
 from lewel_bench.pretrain.report import Report, Stopped
 from lewel_bench.results.record import NAME
 
@@ -139,7 +149,7 @@ class Runner:
         command += [f"--nproc-per-node={processes}", "-m", "lewel_bench.harness.job"]
         command += [str(self.root / job.key), self.settings.model_dump_json()]
         command_line = provenance()["command"]
-        environment = {**os.environ, "LEWEL_BENCH_COMMAND": command_line, "PYTHONSAFEPATH": "1"}
+        environment = {**os.environ, COMMAND: command_line, "PYTHONSAFEPATH": "1"}
         (self.root / job.key / FAILURE).unlink(missing_ok=True)
         began = time.time()
         code = _watched(command, environment)

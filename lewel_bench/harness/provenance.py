@@ -14,6 +14,7 @@ import torch
 
 from lewel_bench import __version__
 from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.status import COMMAND
 from lewel_bench.pretrain import distributed
 from lewel_bench.slurm.snapshot import NAME as SNAPSHOT
 
@@ -38,7 +39,7 @@ def environment(settings: MachineSettings) -> dict[str, str]:
 def provenance() -> dict[str, Any]:
     """Commit, whether it was changed, version, and the command line."""
     here = Path(__file__).parent
-    command = os.environ.get("LEWEL_BENCH_COMMAND") or shlex.join(["lewel-bench", *sys.argv[1:]])
+    command = os.environ.get(COMMAND) or shlex.join(["lewel-bench", *sys.argv[1:]])
     copied = here.parent.parent / SNAPSHOT  # the code that a cluster's jobs run is no checkout
     if copied.exists():
         origin = json.loads(copied.read_text())

@@ -1,6 +1,7 @@
 """`lewel-bench run`: from the command line to jobs, checked before anything starts."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -17,6 +18,7 @@ from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator, total
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness.status import COMMAND
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
@@ -203,11 +205,13 @@ def _within(
     estimator: Estimator,
     settings: MachineSettings,
 ) -> tuple[list[Job], list[Job]]:
-    """The jobs, and those to do, that --budget leaves; --probe times what has no like."""
+    """The jobs, and those to do, that --budget leaves; --probe times what has no like, once: not
+    where the choice is made, nor for a process that goes on with what another was asked."""
     from lewel_bench.harness import budget
 
     hours = budget.hours_of(arguments.budget) if arguments.budget else None
-    if arguments.probe:
+    made = hours is not None and budget.remembered(context.root, jobs, hours).exists()
+    if arguments.probe and not made and COMMAND not in os.environ:
         _probe(context, arguments, jobs, todo, estimator, settings)
     if hours is None:
         return list(jobs), list(todo)

@@ -26,6 +26,7 @@ METHOD = "method.py"  # the file of a user's own method, as its job runs it
 LOCK = ".lock"  # held by the `run` that computes a job
 WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
+COMMAND = "LEWEL_BENCH_COMMAND"  # set where another process of ours asked: its command line
 ORDER = ("running", "queued", "stuck", "failed", "missing", "stale", "done")
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from lewel_bench.slurm import attempt, executor, ledger, plan, queue, retry, snapshot
 from lewel_bench.slurm.cluster import Cluster
-from lewel_bench.slurm.executor import Task
+from lewel_bench.slurm.executor import Rejected, Task
 from lewel_bench.slurm.ledger import Entry, Ledger, Submission
 from lewel_bench.slurm.plan import Batch, Cell, Decision
-from lewel_bench.slurm.queue import Limits
+from lewel_bench.slurm.queue import Limits, Unreachable
 from lewel_bench.slurm.retry import End, Verdict
 
 
@@ -40,13 +40,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one planning pass did: states and reasons by key, the job ids of what it submitted, and
-    jobs that will never start."""
+    """What one planning pass did: states and reasons by key, the job ids of what it submitted, jobs
+    that will never start, and what kept it from submitting the rest."""
 
     states: dict[str, tuple[str, str]]
     submitted: dict[str, Batch] = field(default_factory=dict)  # job id -> what went out with it
     stuck: dict[str, str] = field(default_factory=dict)  # key -> why
     wake: str = ""  # the job that plans next
+    broken: str = ""
 
     def count(self, state: str) -> int:
         """How many cells are in a state."""
@@ -56,8 +57,8 @@ class Pass:
 def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pass:
     """Submit what is ready; returns at once.
 
-    Raises Unreachable when SLURM cannot be asked, and then nothing was submitted; Rejected when it
-    refuses; ValueError when the run root is another cluster's or another planner does not end.
+    Raises Unreachable when SLURM cannot be asked, Rejected when it refuses, ValueError when the run
+    root is another cluster's or another planner does not end; nothing was submitted then.
     """
     books = Ledger(sweep.root)
     limits = queue.limits()
@@ -67,11 +68,9 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         done = recorded(sweep.root, _asked(cells), sweep.record)
         decision = _decide(sweep, books, seen, cells, done, limits, attended)
         code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
-        submitted: dict[str, Batch] = {}
+        submitted, broken = _send_all(sweep, books, decision, code)
         ids = {key: entry.task_id(i) for key, (entry, i, _) in seen.live.items() if entry.id}
-        for batch in decision.batches:
-            id = _send(sweep, books, batch, code)
-            submitted[id] = batch
+        for id, batch in submitted.items():
             for index, keys in enumerate(batch.tasks):
                 task = f"{id}_{index}" if len(batch.tasks) > 1 else id
                 ids.update(dict.fromkeys(keys, task))
@@ -79,10 +78,19 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
         stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
         runnable = {key: id for key, id in mine.items() if key not in stuck}
-        wake = _wake(sweep, books, seen, cells, decision, runnable, bool(submitted))
-    return Pass(
-        decision.states, submitted, {k: why for k, why in stuck.items() if k in wanted}, wake
-    )
+        wake = ""
+        try:
+            wake = _wake(sweep, books, seen, cells, decision, runnable, bool(submitted))
+        except (Unreachable, Rejected) as error:
+            if not submitted:
+                raise
+            broken = broken or str(error)
+    states = {
+        key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
+        for key, (state, reason) in decision.states.items()
+    }
+    stuck = {key: why for key, why in stuck.items() if key in wanted}
+    return Pass(states, submitted, stuck, wake, broken)
 
 
 @dataclass
@@ -181,6 +189,21 @@ def _judge(sweep: Sweep, folder: Path, ends: Sequence[End]) -> Verdict | None:
         return None
     now = attempt.mark(folder, sweep.marks)
     return retry.judge(attempts, ends, now, sweep.cluster.max_attempts)
+
+
+def _send_all(
+    sweep: Sweep, books: Ledger, decision: Decision, code: str
+) -> tuple[dict[str, Batch], str]:
+    """What was submitted, by job id, and what kept the rest back. Raises where nothing was."""
+    submitted: dict[str, Batch] = {}
+    try:
+        for batch in decision.batches:
+            submitted[_send(sweep, books, batch, code)] = batch
+    except (Unreachable, Rejected) as error:
+        if not submitted:
+            raise
+        return submitted, str(error)
+    return submitted, ""
 
 
 def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:

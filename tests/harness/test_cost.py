@@ -165,6 +165,7 @@ def test_a_budget_takes_short_schedules_and_shared_pre_trainings_first(tmp_path:
     assert len(taken(13)) == 6
     with pytest.raises(ValueError, match=r"less than the cheapest cell takes, about 2\.5"):
         taken(2.4)
+    assert budget.affordable([], estimator, 1) == []  # all is done
     with pytest.raises(ValueError, match="the first is moco_v2_400ep: add --probe"):
         budget.affordable(jobs, Estimator({}), 100)
 
@@ -236,5 +237,9 @@ def test_a_probe_times_jobs_and_keeps_nothing(
     assert not Store(root).records
     assert main([*map(str, words), "--dry-run", "--probe", "1"]) == 2
     assert "a pace needs two steps at least" in capsys.readouterr().err
+    with monkeypatch.context() as other:  # a cluster's wake job, or a companion
+        other.setenv("LEWEL_BENCH_COMMAND", "lewel-bench run")
+        assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
+        assert "probe 1 of" not in capsys.readouterr().err
     assert main([*map(str, words), "--dry-run", "--budget", "5h"]) == 2
     assert "add --probe 50" in capsys.readouterr().err
