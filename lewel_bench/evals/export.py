@@ -90,6 +90,11 @@ def _stem_7x7(spec: Backbone) -> bool:
     return spec.stem == "imagenet"
 
 
+def _detectron2_builds(spec: Backbone) -> bool:
+    """Its basic blocks have one width; other stems than 7x7 it has none."""
+    return _stem_7x7(spec) and (spec.width == 64 or spec.arch not in ("resnet18", "resnet34"))
+
+
 def _width_64(spec: Backbone) -> bool:
     return _stem_7x7(spec) and spec.width == 64
 
@@ -137,6 +142,6 @@ FORMATS = {
     "torchvision": Format(".pth", _torchvision, _width_64, _how_torchvision),
     "safetensors": Format(".safetensors", _safetensors, _any, _how_safetensors),
     "timm": Format(".safetensors", _safetensors, _width_64, _how_timm),
-    "detectron2": Format(".pkl", _detectron2, _stem_7x7, _how_detectron2),
+    "detectron2": Format(".pkl", _detectron2, _detectron2_builds, _how_detectron2),
     "mmseg": Format(".pth", _mmseg, _stem_7x7, _how_mmseg),
 }

@@ -95,7 +95,7 @@ def origin(recipe: Recipe) -> str:
         return "your own"
     code = f"sha256 {recipe.own.code[:12]}"
     if recipe.own.module:
-        return f"your own, module {recipe.own.module}, {code}"
+        return f"your own, module {recipe.own.module} of {recipe.own.release}, {code}"
     return f"your own, {recipe.own.file}, {code}"
 
 
@@ -148,18 +148,20 @@ def _recipes_of(point: EntryPoint) -> list[tuple[Recipe, Own | None]]:
                 f"{_said(point)}: {recipe!r:.80} is no recipe of a family {point.name}"
             )
         module = importlib.import_module(point.module)
-        made.append((recipe, _own_of(recipe, module)))
+        made.append((recipe, _own_of(recipe, module, point)))
     return made
 
 
-def _own_of(recipe: Recipe, module: ModuleType) -> Own | None:
+def _own_of(recipe: Recipe, module: ModuleType, point: EntryPoint) -> Own | None:
     """The module that defines the class of a recipe's method; None where the method is ours."""
     found = getattr(module, recipe.method, None)
     if recipe.method in methods.METHODS and not inspect.isclass(found):
         return None
     defining = importlib.import_module(getattr(found, "__module__", module.__name__))
     path = Path(str(defining.__file__))
-    return Own(code=_hash(path.read_bytes()), file=str(path), module=defining.__name__)
+    release = f"{point.dist.name} {point.dist.version}" if point.dist else ""
+    code = _hash(path.read_bytes())
+    return Own(code=code, file=str(path), module=defining.__name__, release=release)
 
 
 def _of_file(text: str, root: Path, keep: bool) -> str:

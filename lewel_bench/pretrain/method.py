@@ -77,8 +77,11 @@ class Method(nn.Module, ABC):
     @property
     def projector(self) -> nn.Module | None:
         """The head that can be read at every position of f's features (..., D), as LEWEL does to
-        make its maps; it is kept beside the backbone. None where there is no such head."""
-        return None
+        make its maps; it is kept beside the backbone. None where there is no such head.
+
+        A method that assigns a module of this name has one.
+        """
+        return self._modules.get("projector")
 
     @abstractmethod
     def keys(self, views: Views, step: int) -> Any:

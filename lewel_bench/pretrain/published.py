@@ -95,7 +95,8 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             f"{path} is no file of plain tensors: {why[0] if why else error!r}"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    found = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    named = state.items() if isinstance(state, Mapping) else ()
+    found = {str(k): v for k, v in named if isinstance(v, Tensor)}
     if not found:
         raise ValueError(f"{path} holds no weights by name")
     return {name.removeprefix("module."): value for name, value in found.items()}

@@ -76,12 +76,14 @@ class Ema(Value):
 
 class Own(Value):
     """Where the class of a user's own method is: `code` is the SHA-256 of the file that defines it,
-    `file` a copy of that, and `module` its name where it is part of an installed distribution (and
-    is imported by it). Only `code` is part of an identity."""
+    `file` a copy of that, `module` its name where it is part of an installed distribution (and is
+    imported by it), and `release` that distribution and its version. `code` and `release` are part
+    of an identity."""
 
     code: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     file: str
     module: str = ""
+    release: str = ""
 
 
 # Fields that came when keys had been written without them: no part of a key at these values.
@@ -137,7 +139,7 @@ class Recipe(Value):
         """Everything that determines the result of the recipe, as plain data."""
         found = self.model_dump(exclude={"name", "label", "source", "own"})
         if self.own:
-            found["own"] = {"code": self.own.code}
+            found["own"] = self.own.model_dump(include={"code", "release"}, exclude_defaults=True)
         for part, fields in LATER.items():
             for name, value in fields.items():
                 if found[part][name] == value:

@@ -152,6 +152,12 @@ def test_detectron2_s_file_holds_arrays_only() -> None:
     assert {type(value).__name__ for value in content["model"].values()} == {"ndarray"}
 
 
+def test_detectron2_has_basic_blocks_of_one_width_only() -> None:
+    narrow = Backbone(arch="resnet18", stem="imagenet", width=32)
+    with pytest.raises(ValueError, match="detectron2 has no resnet18 of stem imagenet and width"):
+        export.write("detectron2", network(narrow).state_dict(), narrow)
+
+
 @pytest.mark.parametrize("to", ["torchvision", "timm", "detectron2", "mmseg"])
 def test_a_network_that_the_reader_lacks_is_refused(to: str) -> None:
     with pytest.raises(ValueError, match=f"{to} has no resnet18 of stem small and width 16: --to"):

@@ -302,6 +302,13 @@ def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
     assert methods.arguments("VICReg", RECIPES[name].own)["dim"][1] == 8192
 
 
+def test_a_projector_may_be_assigned(tmp_path: Path) -> None:
+    old = "        self.weights ="
+    name = added(tmp_path, old, f"        self.projector = torch.nn.Identity()\n{old}")
+    method = methods.build(change(RECIPES[name], {"args.dim": 8}), 0)
+    assert isinstance(method.projector, torch.nn.Identity)
+
+
 def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path) -> None:
     file = tmp_path / "sub.py"
     file.write_text(
@@ -357,12 +364,16 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     assert main([*words, "--method", "vicreg_100ep", "--evals", "linear_long"]) == 0
     assert main(["ls", "protocols", "--root", str(tmp_path / "runs")]) == 0
     assert "offered by lewel-own-example" in capsys.readouterr().out
-    # a new release is another number, not what was run here before
+    # an edit is another number, not what was run here before, and a new release is one too
     (package / "vicreg.py").write_text(EXAMPLE.read_text() + "\nrecipes = [recipe]\n")
     del sys.modules["lewel_own_example.vicreg"]
-    before = RECIPES["vicreg_100ep"]
+    seen = [RECIPES["vicreg_100ep"].identity()]
     assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
-    assert RECIPES["vicreg_100ep"].identity() != before.identity()
+    seen.append(RECIPES["vicreg_100ep"].identity())
+    metadata = info / "METADATA"
+    metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
+    assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
+    assert RECIPES["vicreg_100ep"].identity() not in seen and seen[0] != seen[1]
     for more, said in (
         (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
         (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),

@@ -80,6 +80,7 @@ def test_other_files_are_refused_with_a_reason(small: dict[str, Recipe], tmp_pat
         ({"state_dict": short}, "its weights are not those of lewel_b_200ep .*layer2.0.conv1"),
         ({"state_dict": no_g}, "no projector of a layout that is known here, LEWEL .*conv1.weight"),
         ({"epoch": 3}, "holds no weights by name"),
+        ({"state_dict": [1, 2]}, "holds no weights by name"),
         ({"state_dict": good, "path": Path("x")}, "is no file of plain tensors"),
     ):
         torch.save(content, file)
