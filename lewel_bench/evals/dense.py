@@ -10,13 +10,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
-from lewel_bench.pretrain.recipe import Positive, Rate
+from lewel_bench.pretrain.recipe import Backbone, Positive, Rate
 from lewel_bench.value import Value
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Positive  # pixels
 # ImageNet's red, green, blue of 0..255: the backbones' weights are torchvision's, not Caffe's
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def mean_of(spec: Backbone) -> tuple[float, ...]:
+    """What is taken from pixels of 0 to 255 for a backbone, before they are padded with zeros."""
+    return tuple(255 * value for value in spec.mean) if spec.mean else MEAN
+
+
+def for_pixels_of_its_own(spec: Backbone) -> Backbone:
+    """`spec` for a model that takes the mean off itself."""
+    return spec.model_copy(update={"mean": None})
+
+
 NOT_IDENTITY = {"name", "label", "source", "published_lr", "lrs", "weight_decays", "trials"}
 
 

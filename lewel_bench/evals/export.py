@@ -42,12 +42,16 @@ def write(format: str, state: State, spec: Backbone) -> bytes:
         raise ValueError(unknown("format", format, FORMATS))
     weights.check(state, spec)
     if not FORMATS[format].takes(spec):
-        raise ValueError(
-            f"{format} has no {spec.arch} of stem {spec.stem} and width {spec.width}: --to "
-            "safetensors takes every backbone"
-        )
+        named = f"{spec.arch} of stem {spec.stem} and width {spec.width}{_unusual(spec)}"
+        raise ValueError(f"{format} has no {named}: --to safetensors takes every backbone")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     return FORMATS[format].write(tensors, spec)
+
+
+def _unusual(spec: Backbone) -> str:
+    """What torchvision has otherwise, and no file but ours tells its reader; in words."""
+    said = ", with the stride in its 1x1 convolutions" * (spec.stride == "1x1")
+    return said + (f", for pixels less {spec.mean}" if spec.mean else "")
 
 
 def _pth(content: object) -> bytes:
@@ -87,7 +91,7 @@ def _any(spec: Backbone) -> bool:
 
 
 def _stem_7x7(spec: Backbone) -> bool:
-    return spec.stem == "imagenet"
+    return spec.stem == "imagenet" and not _unusual(spec)
 
 
 def _detectron2_builds(spec: Backbone) -> bool:
@@ -108,7 +112,8 @@ def _how_torchvision(spec: Backbone) -> str:
 
 
 def _how_safetensors(spec: Backbone) -> str:
-    kind = f"# {spec.arch}, stem {spec.stem}, width {spec.width}; torchvision's names\n"
+    kind = f"# {spec.arch}, stem {spec.stem}, width {spec.width}{_unusual(spec)}"
+    kind += "; torchvision's names\n"
     return kind + 'state = safetensors.torch.load_file("{out}")'
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 
 Norm = Callable[[int], nn.Module]
@@ -18,10 +20,13 @@ LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) to features (B, `channels`, h, w) before pooling.
+    """Images (B, 3, H, W), less ImageNet's mean and over its deviation, to features (B, `channels`,
+    h, w) before pooling.
 
     The keys of the state dict are those of torchvision's resnet without `fc`.
     """
+
+    shift: Tensor | None  # to the mean that the weights expect; none to ImageNet's
 
     def __init__(self, spec: Backbone, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
@@ -40,6 +45,12 @@ class ResNet(nn.Module):
         self.layer3 = _layer(block, 2 * width * block.expansion, 4 * width, depths[2], 2, norm)
         self.layer4 = _layer(block, 4 * width * block.expansion, 8 * width, depths[3], 2, norm)
         self.channels: int = 8 * width * block.expansion
+        if spec.stride == "1x1":
+            for module in self.modules():
+                if isinstance(module, Bottleneck):
+                    module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+        shift = _shift(spec.mean) if spec.mean else None
+        self.register_buffer("shift", shift, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # torchvision's initialisation; norms start at 1, 0
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -50,10 +61,18 @@ class ResNet(nn.Module):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The features of all four stages; each halves the last one's side and doubles its
         channels."""
+        if self.shift is not None:
+            x = x + self.shift
         x1 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
         x2 = self.layer2(x1)
         x3 = self.layer3(x2)
         return x1, x2, x3, self.layer4(x3)
+
+
+def _shift(mean: tuple[float, float, float]) -> Tensor:
+    """(3, 1, 1): what turns pixels less ImageNet's mean into pixels less `mean`."""
+    ours, theirs, scale = (torch.tensor(values)[:, None, None] for values in (MEAN, mean, STD))
+    return (ours - theirs) / scale
 
 
 def build(spec: Backbone, norm: Norm = nn.BatchNorm2d) -> ResNet:

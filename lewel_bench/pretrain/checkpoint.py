@@ -103,13 +103,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*-*.pt"))
 
 
-def header_of(spec: Backbone) -> dict[str, str]:
+def header_of(spec: Backbone) -> dict[str, Any]:
     """What the header of a backbone's file says of its architecture."""
-    return {name: str(value) for name, value in spec.model_dump().items()}
+    found = spec.model_dump(mode="json")
+    return {k: v if isinstance(v, list) else str(v) for k, v in found.items()}
 
 
-def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write weights and a small header of strings, atomically; a backbone by torchvision's keys.
+def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write weights and a small header, atomically; a backbone by torchvision's keys.
 
     Equal weights make equal bytes: safetensors writes several metadata entries in random order, so
     the header is one entry of JSON.
@@ -119,7 +120,7 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str,
     write_atomically(path, serialise(tensors, metadata=metadata))
 
 
-def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header of a backbone file. Raises ValueError naming a broken file."""
     try:
         with safe_open(path, framework="pt") as file:

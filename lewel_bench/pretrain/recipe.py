@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lewel_bench.value import Value, explain, unknown
 
@@ -12,13 +18,31 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Backbone(Value):
-    """A torchvision-style ResNet. `cifar` is the 3x3 stride-1 stem without max-pooling; `small` is
-    the 3x3 stride-2 stem without max-pooling (64 px in, 4x4 features out); width is the number of
-    channels of the stem (64 in the literature)."""
+    """A ResNet, torchvision's but for what a foreign checkpoint may want otherwise.
+
+    `cifar` is the 3x3 stride-1 stem without max-pooling; `small` is the 3x3 stride-2 stem without
+    max-pooling (64 px in, 4x4 features out); width is the number of channels of the stem (64 in the
+    literature). `stride` says which convolution of a bottleneck has the stride (1x1: Caffe's
+    ResNets), `mean` what is taken from pixels in [0, 1] where it is not ImageNet's mean.
+    """
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     stem: Literal["imagenet", "cifar", "small"] = "imagenet"
     width: Positive = 64
+    stride: Literal["3x3", "1x1"] = "3x3"
+    mean: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _has_bottlenecks(self) -> Self:
+        if self.stride == "1x1" and self.expansion == 1:
+            raise ValueError(f"stride 1x1: {self.arch} has no bottlenecks")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _usual_left_out(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys were written before `stride` and `mean` came."""
+        usual = {"stride": "3x3", "mean": None}
+        return {k: v for k, v in plain(self).items() if k not in usual or v != usual[k]}
 
     @property
     def depth(self) -> int:

@@ -7,7 +7,7 @@ A new one is a few lines here, or a TOML file with the same fields for `--format
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -32,8 +32,9 @@ class Format(Value):
     names; the first that is there is taken unless another is asked for. Names that begin as one of
     `heads` are no part of a backbone; `needs` are beginnings of names, or after a slash names at
     the top, one of which must be there: they tell this layout from the others. `rename` are
-    patterns and what becomes of them, one after another, until the name is torchvision's. `allows`
-    are globals that may be in the file.
+    patterns and what becomes of them, one after another, until the name is torchvision's. `stride`
+    is the convolution of a bottleneck that has it; with `absorbed` the norms may lack statistics,
+    which are in their scales and offsets. `allows` are globals that may be in the file.
     """
 
     source: Text
@@ -43,6 +44,8 @@ class Format(Value):
     needs: tuple[Text, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     pixels: Pixels = Pixels()
+    stride: Literal["3x3", "1x1"] = "3x3"
+    absorbed: bool = False
     allows: tuple[Text, ...] = ()
 
     @field_validator("rename")
@@ -84,6 +87,26 @@ STAGED = (
     (r"\.shortcut\.norm\.", ".downsample.1."),
     (r"\.shortcut\.", ".downsample.0."),
 )
+# Caffe2's names of the same, as detectron2's c2_model_loading.py reads them
+CAFFE2 = (
+    ("_", "."),
+    (r"^(res\.)?conv1\.bn\.", "bn1."),
+    (r"\.branch2a\.bn\.", ".bn1."),
+    (r"\.branch2b\.bn\.", ".bn2."),
+    (r"\.branch2c\.bn\.", ".bn3."),
+    (r"\.branch1\.bn\.", ".downsample.1."),
+    (r"\.branch2a\.", ".conv1."),
+    (r"\.branch2b\.", ".conv2."),
+    (r"\.branch2c\.", ".conv3."),
+    (r"\.branch1\.", ".downsample.0."),
+    (r"\.(w|s)$", ".weight"),
+    (r"\.b$", ".bias"),
+    (r"\.rm$", ".running_mean"),
+    (r"\.riv$", ".running_var"),
+    *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+)
+# as detectron2's default configuration gives them to its networks: 0 to 255, each less its mean
+CAFFE_PIXELS = Pixels(order="BGR", std=(1 / 255, 1 / 255, 1 / 255))
 MMENGINE = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.config.config.ConfigDict",
@@ -116,6 +139,19 @@ MOCO = Format(
     source="facebookresearch/moco @7397dfe moco/builder.py, main_moco.py",
     networks={"query": "encoder_q.", "key": "encoder_k."},
     heads=("encoder_q.fc.", "encoder_k.fc.", "queue", "queue_ptr"),
+)
+DETECTRON2 = Format(
+    source="facebookresearch/detectron2 @02b5c4e modeling/backbone/resnet.py, "
+    "tools/convert-torchvision-to-d2.py; facebookresearch/moco @7397dfe "
+    "detection/convert-pretrain-to-detectron2.py",
+    roots=("model.",),
+    networks={"backbone": ""},
+    heads=(
+        *("stem.fc.", "fc.", "proposal_generator.", "roi_heads.box", "roi_heads.mask"),
+        *("backbone.fpn_", "pixel_mean", "pixel_std"),
+    ),
+    needs=("stem.conv1.", "backbone."),
+    rename=STAGED,
 )
 TORCHVISION = Format(
     source="pytorch/vision torchvision/models/resnet.py; also what DenseCL, Barlow Twins, DINO, "
@@ -285,18 +321,27 @@ FORMATS: dict[str, Format] = {
         needs=("/meta", "neck.", "head."),
         allows=MMENGINE,
     ),
-    "detectron2": Format(
-        source="facebookresearch/detectron2 @02b5c4e modeling/backbone/resnet.py, "
-        "tools/convert-torchvision-to-d2.py; facebookresearch/moco @7397dfe "
-        "detection/convert-pretrain-to-detectron2.py",
-        roots=("model.",),
+    "detectron2": DETECTRON2,
+    "detectron2_caffe": DETECTRON2.model_copy(
+        update={
+            "source": "facebookresearch/detectron2 @02b5c4e config/defaults.py: "
+            "MODEL.RESNETS.STRIDE_IN_1X1, INPUT.FORMAT, MODEL.PIXEL_STD",
+            "stride": "1x1",
+            "pixels": CAFFE_PIXELS,
+            "absorbed": True,
+        }
+    ),
+    "caffe2": Format(
+        source="facebookresearch/detectron2 @02b5c4e checkpoint/c2_model_loading.py, "
+        "detection_checkpoint.py (MSRA's R-50.pkl and R-101.pkl)",
+        roots=("", "blobs.", "model."),
         networks={"backbone": ""},
-        heads=(
-            *("stem.fc.", "fc.", "proposal_generator.", "roi_heads.box", "roi_heads.mask"),
-            *("backbone.fpn_", "pixel_mean", "pixel_std"),
-        ),
-        needs=("stem.conv1.", "backbone."),
-        rename=STAGED,
+        heads=("fc1000_", "pred_", "conv1_b"),  # detectron2 leaves the stem's bias out, too
+        needs=("res2_0_branch2a_w",),
+        rename=CAFFE2,
+        stride="1x1",
+        pixels=CAFFE_PIXELS,
+        absorbed=True,
     ),
     "torchvision": TORCHVISION,
     "timm": TORCHVISION.model_copy(

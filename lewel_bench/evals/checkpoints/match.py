@@ -13,6 +13,7 @@ from lewel_bench.pretrain.recipe import Backbone
 
 Shape = tuple[int, ...]
 COUNTER = ".num_batches_tracked"  # older software does not keep it
+STATISTICS = (".running_mean", ".running_var")
 STEMS = {7: "imagenet", 3: "cifar"}  # by the side of the first convolution
 
 
@@ -103,7 +104,7 @@ def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content:
         else:
             (heads if short.startswith(layout.heads) else over).append(file)
     for one in networks.values():
-        _judge(one, content.shapes)
+        _judge(one, content.shapes, layout)
     tops = {f"/{top}" for top in content.tops}
     needed = [n for n in layout.needs if n in tops or any(s.startswith(n) for s in inside)]
     lacks = "" if needed or not layout.needs else f"it has no {' or '.join(layout.needs)}"
@@ -113,7 +114,7 @@ def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content:
     return Match(name, root, {n: networks[n] for n in order}, heads, over, lacks)
 
 
-def _judge(one: Network, shapes: Mapping[str, Shape]) -> None:
+def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
     """Say what of `one` is no backbone of ours; the architecture is told from names and shapes."""
     sizes = {key: shapes[file] for key, file in one.keys.items()}
     stem = sizes.get("conv1.weight", ())
@@ -133,9 +134,15 @@ def _judge(one: Network, shapes: Mapping[str, Shape]) -> None:
     wanted = {spec.arch: _shapes(spec) for spec in specs}
     spec = min(specs, key=lambda s: len(wanted[s.arch].keys() ^ sizes.keys()))
     want = wanted[spec.arch]
-    counted = any(key.endswith(COUNTER) for key in sizes)
-    one.spec = spec
-    one.missing = [k for k in want if k not in sizes and (counted or not k.endswith(COUNTER))]
+    without: tuple[str, ...] = (COUNTER,)
+    if any(key.endswith(COUNTER) for key in sizes):
+        without = ()
+    if layout.absorbed and not any(key.endswith(STATISTICS) for key in sizes):
+        without += STATISTICS
+    one.spec = spec.model_copy(update={"mean": layout.pixels.other_mean})
+    if spec.expansion > 1:
+        one.spec = one.spec.model_copy(update={"stride": layout.stride})
+    one.missing = [k for k in want if k not in sizes and not k.endswith(without)]
     one.over = [one.keys[key] for key in sizes if key not in want]
     one.wrong = [
         f"{one.keys[key]} {sizes[key]}, not {want[key]}"

@@ -1,8 +1,8 @@
 """How a network expects its pixels, and the same network for pixels as everything here gives them.
 
-Channel order and scale are put into the first convolution, which is exact whatever the engine; the
-mean is that of ImageNet in every format that is read here, and another one is refused: at the
-borders of an image, zeros stand for it.
+Channel order and scale are put into the first convolution, which is exact whatever the engine.
+Another mean than ImageNet's cannot be: at the borders of an image zeros stand for it. The backbone
+takes it off (`pretrain.recipe.Backbone.mean`).
 """
 
 from typing import Annotated, Literal
@@ -25,6 +25,12 @@ class Pixels(Value):
     std: tuple[Share, Share, Share] = STD
 
     @property
+    def other_mean(self) -> tuple[float, float, float] | None:
+        """The mean where it is not ImageNet's."""
+        same = all(abs(one - ours) <= 1e-4 for one, ours in zip(self.mean, MEAN, strict=True))
+        return None if same else self.mean
+
+    @property
     def usual(self) -> bool:
         """Whether nothing differs from torchvision's."""
         return self == Pixels()
@@ -34,15 +40,7 @@ class Pixels(Value):
 
 
 def adapt(weight: Tensor, pixels: Pixels) -> Tensor:
-    """The first convolution (C, 3, k, k) for pixels in torchvision's order and scale.
-
-    Raises ValueError for another mean.
-    """
-    if any(abs(one - ours) > 1e-4 for one, ours in zip(pixels.mean, MEAN, strict=True)):
-        raise ValueError(
-            f"a network for pixels minus {pixels.mean}: only {MEAN} can be put into its weights. "
-            "Fine-tune or convert it with the software that trained it"
-        )
+    """The first convolution (C, 3, k, k) for pixels in torchvision's order and scale."""
     if pixels.usual:
         return weight
     turned = weight if pixels.order == "RGB" else weight.flip(1)

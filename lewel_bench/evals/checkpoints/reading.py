@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,9 +20,11 @@ from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.value import unknown
 
-# Authors that detectron2's files name, whose networks have the stride in the 1x1 convolution
+# Authors that detectron2's files name, whose networks mostly have the stride in the 1x1 convolution
 CAFFE = ("Caffe2", "Detectron2 Model Zoo")
+OURS = "lewel-bench"
 BLOCK = "layer1.0.conv1.weight"
+EPS = 1e-5  # of batch norm
 LIKE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -58,18 +60,30 @@ def read(path: Path, format: str | None = None, network: str | None = None) -> R
     content = files.read(path, allowed)
     if not content.shapes:
         raise ValueError(f"{path}: holds no tensors")
-    _caffe(path, content)
     try:
         found = _recognised(layouts, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    author = content.texts.get("__author__", "")
+    if format is None and found.format == "detectron2" and author in CAFFE:
+        raise ValueError(
+            f"{path}: a file by {author} does not say where its network has the stride. Where the "
+            "configuration has STRIDE_IN_1X1 True and BGR pixels, detectron2's defaults: --format "
+            "detectron2_caffe; where it has False and torchvision's pixels: --format detectron2"
+        )
     layout = layouts[found.format]
     if not found.sound:
         raise ValueError(_refusal(path, found, layout, content, format))
     if foreign := content.globals - set(layout.allows):
         raise ValueError(f"{path}: {min(foreign)} is no part of a file of {found.format}")
     name = _network(path, found, layout, network)
-    return _taken(path, content, found, layout, name)
+    taken = _taken(path, content, found, layout, name)
+    if format is None and found.format == "detectron2" and author != OURS and taken.spec.depth > 34:
+        said = (
+            "the stride is taken to be in the 3x3 convolutions, and the pixels to be torchvision's"
+        )
+        taken = replace(taken, guessed=f"{said}; otherwise --format detectron2_caffe")
+    return taken
 
 
 def _layouts(format: str | None) -> dict[str, Format]:
@@ -131,34 +145,20 @@ def _network(path: Path, found: Match, layout: Format, asked: str | None) -> str
     return asked
 
 
-def _caffe(path: Path, content: Content) -> None:
-    author = content.texts.get("__author__", "")
-    if author in CAFFE or any(name.endswith(("conv1_w", "branch2a_w")) for name in content.shapes):
-        raise ValueError(
-            f"{path}: a network in Caffe's style{f' (by {author})' if author else ''}, with the "
-            "stride in the 1x1 convolution and BGR pixels: lewel-bench has no such ResNet. Take "
-            "weights that detectron2's convert-torchvision-to-d2.py or MoCo's converter wrote"
-        )
-
-
 def _taken(path: Path, content: Content, found: Match, layout: Format, name: str) -> Reading:
     one = found.networks[name]
     assert one.spec is not None
     state: dict[str, Tensor] = {}
     for key in weights.shapes(one.spec):
         if key not in one.keys:
-            assert key.endswith(COUNTER)
-            state[key] = torch.zeros((), dtype=torch.int64)
+            state[key] = _without(key, one.spec)
             continue
         try:
             state[key] = _weight(key, content.tensor(one.keys[key]))
         except ValueError as error:
             raise ValueError(f"{path}: {one.keys[key]}: {error}") from None
-    try:
-        state["conv1.weight"] = adapt(state["conv1.weight"], layout.pixels)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    spec, guessed = _stem(one.spec, content)
+    state["conv1.weight"] = adapt(state["conv1.weight"], layout.pixels)
+    spec, guessed = _told(one.spec, content)
     same = one.same(found.root)
     return Reading(
         state=state,
@@ -176,6 +176,15 @@ def _taken(path: Path, content: Content, found: Match, layout: Format, name: str
     )
 
 
+def _without(key: str, spec: Backbone) -> Tensor:
+    """What stands for a tensor that a file may leave out: the counter of a norm, or its statistics
+    where they are absorbed, as detectron2's frozen norms have them."""
+    shape = weights.shapes(spec)[key]
+    if key.endswith(COUNTER):
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.zeros(shape) if key.endswith("mean") else torch.full(shape, 1 - EPS)
+
+
 def _weight(key: str, value: Tensor) -> Tensor:
     if key.endswith(COUNTER):
         if value.is_floating_point() or value.is_complex():
@@ -189,14 +198,17 @@ def _weight(key: str, value: Tensor) -> Tensor:
     return weight.contiguous()
 
 
-def _stem(spec: Backbone, content: Content) -> tuple[Backbone, str]:
-    """The two stems of 3x3 differ in their stride, which only a header of ours tells."""
-    if spec.stem == "imagenet":
-        return spec, ""
+def _told(spec: Backbone, content: Content) -> tuple[Backbone, str]:
+    """What weights do not show, which only a header of ours tells: the stride of the two stems of
+    3x3, that of a bottleneck, and the mean."""
     try:
-        return Backbone.model_validate(json.loads(content.texts["backbone"])), ""
+        said = Backbone.model_validate(json.loads(content.texts["backbone"]))
     except (KeyError, ValueError):
-        return spec, "a 3x3 stem is taken to have stride 1 and no pooling, as for CIFAR-10"
+        said = None
+    if said and weights.shapes(said) == weights.shapes(spec):
+        return said, ""
+    guess = "a 3x3 stem is taken to have stride 1 and no pooling, as for CIFAR-10"
+    return spec, guess if spec.stem != "imagenet" else ""
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lewel_bench.evals import engines, outside
-from lewel_bench.evals.dense import MEAN, STD, Detection
+from lewel_bench.evals.dense import STD, Detection, mean_of
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
@@ -67,8 +67,8 @@ def _backbone(spec: Backbone, norm: str) -> dict[str, Any]:
         "MODEL.RESNETS.WIDTH_PER_GROUP": spec.width,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": spec.width * spec.expansion,
         "MODEL.RESNETS.NORM": norm,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.PIXEL_MEAN": list(MEAN),
+        "MODEL.RESNETS.STRIDE_IN_1X1": spec.stride == "1x1",
+        "MODEL.PIXEL_MEAN": list(mean_of(spec)),
         "MODEL.PIXEL_STD": list(STD),
     }
 

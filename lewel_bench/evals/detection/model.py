@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lewel_bench.evals.dense import MEAN, STD, Detection
+from lewel_bench.evals.dense import STD, Detection, for_pixels_of_its_own, mean_of
 from lewel_bench.evals.detection import boxes as box_ops
 from lewel_bench.evals.detection import masks as mask_ops
 from lewel_bench.evals.detection import roi
@@ -61,7 +61,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.protocol, self.spec, self.classes = protocol, spec, classes
-        self.backbone = backbone.build(spec, norm)
+        self.backbone = backbone.build(for_pixels_of_its_own(spec), norm)
         stem, top, width = spec.stem_stride, self.backbone.channels, protocol.head_width
         self.c4 = protocol.model == "c4"
         if self.c4:
@@ -82,8 +82,8 @@ class Detector(nn.Module):
             channels, convs = (top, 0) if self.c4 else (width, 4)
             self.mask = mask_head(channels, width, classes, convs, norm)
         self.strides = strides[:4]  # P6 only proposes
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", mean_of(spec)), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def load_backbone(self, path: Path) -> None:
         """Take the backbone's weights from a file. Raises ValueError when it holds another one."""

@@ -6,7 +6,7 @@ What the configuration names beyond mmseg's own parts (LewelBench...) is registe
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.evals.dense import MEAN, STD, Segmentation
+from lewel_bench.evals.dense import STD, Segmentation, mean_of
 from lewel_bench.pretrain.recipe import Backbone
 
 Config = dict[str, Any]
@@ -147,7 +147,7 @@ def model(
         "strides": (1, 2, 1, 1),
         "norm_cfg": norm,
         "norm_eval": False,
-        "style": "pytorch",
+        "style": "caffe" if spec.stride == "1x1" else "pytorch",
         "contract_dilation": True,
     }
     if spec.stem != "imagenet":
@@ -169,7 +169,7 @@ def model(
         "type": "EncoderDecoder",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
-            "mean": list(MEAN),
+            "mean": list(mean_of(spec)),
             "std": list(STD),
             "bgr_to_rgb": True,
             "pad_val": 0,

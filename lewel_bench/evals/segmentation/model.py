@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.dense import MEAN, STD, Segmentation
+from lewel_bench.evals.dense import STD, Segmentation, for_pixels_of_its_own, mean_of
 from lewel_bench.evals.segmentation.masks import VOID
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.backbone import Norm, ResNet
@@ -38,12 +38,12 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = dilated(backbone.build(spec, norm))
+        self.backbone = dilated(backbone.build(for_pixels_of_its_own(spec), norm))
         top, dropout = self.backbone.channels, protocol.dropout
         self.decode_head = Head(top, protocol.head_width, 2, True, classes, dropout, norm)
         self.auxiliary_head = Head(top // 2, protocol.aux_width, 1, False, classes, dropout, norm)
         self.aux_weight = protocol.aux_weight
-        for name, values in (("mean", MEAN), ("std", STD)):
+        for name, values in (("mean", mean_of(spec)), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -140,7 +140,8 @@ def dilated(net: ResNet) -> ResNet:
             assert isinstance(block, BasicBlock | Bottleneck)
             conv = block.conv1 if isinstance(block, BasicBlock) else block.conv2
             dilation = others if number else first
-            conv.stride, conv.dilation, conv.padding = (1, 1), (dilation,) * 2, (dilation,) * 2
+            block.conv1.stride = conv.stride = (1, 1)
+            conv.dilation = conv.padding = (dilation,) * 2
             if block.downsample is not None:
                 block.downsample[0].stride = (1, 1)
     return net

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import pickle
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -318,6 +319,24 @@ def _detectron2(a: State, b: State) -> Any:
     return {"model": arrays, "__author__": "MOCO", "matching_heuristics": True}
 
 
+def caffe2(found: State) -> dict[str, Any]:
+    """Arrays by Caffe2's names, as MSRA's networks came to detectron2."""
+    arrays = {}
+    for key, value in staged(found).items():
+        name = key.replace("stem.conv1.norm", "res.conv1.bn").replace("stem.", "")
+        name = name.replace("shortcut.norm", "branch1.bn").replace("shortcut", "branch1")
+        if not name.startswith(("conv1", "res.conv1")):
+            name = re.sub(r"conv([123])\.norm", r"conv\1.bn", name)
+            name = re.sub(r"conv([123])", lambda m: f"branch2{'abc'[int(m[1]) - 1]}", name)
+        for ours, theirs in (
+            *(("bn.weight", "bn_s"), ("bn.bias", "bn_b"), ("bn.running_mean", "bn_rm")),
+            *(("bn.running_var", "bn_riv"), ("weight", "w")),
+        ):
+            name = name.removesuffix(ours) + theirs if name.endswith(ours) else name
+        arrays[name.replace(".", "_")] = value.numpy()
+    return {**arrays, "fc1000_w": np.ones((4, 4), np.float32), "conv1_b": np.ones(4, np.float32)}
+
+
 LAYOUTS = {
     "torchvision": Layout(lambda a, b: within("", a, fc__weight=(4, 4)), "torchvision", "backbone"),
     "a backbone alone": Layout(lambda a, b: dict(a), "torchvision", "backbone"),
@@ -347,6 +366,7 @@ LAYOUTS = {
     "solo-learn": Layout(_solo_learn, "solo_learn", "online", "momentum"),
     "lightly": Layout(_lightly, "lightly", "online", "momentum"),
     "dino": Layout(_dino, "dino", "teacher", "student"),
+    "caffe2": Layout(lambda a, b: {"blobs": caffe2(a)}, "caffe2", "backbone", write="pickle"),
     "detectron2": Layout(_detectron2, "detectron2", "backbone", write="pickle"),
 }
 
