@@ -66,7 +66,7 @@ def _voc(report: Report, full: bool) -> None:
         annotations, expected = _voc_split(report, sets, split, seen)
         if classes is None:
             own = voc.classes(root, train)
-            classes = set(own or voc.complete({n for a in annotations for n in a.names}))
+            classes = set(own or (n for a in annotations for n in a.names))
             report.classes = tuple(sorted(classes))
         for annotation in annotations:
             report.problems += annotation.problems

@@ -105,8 +105,8 @@ def read_voc(
 ) -> Scenes:
     """The images of some image sets of a VOCdevkit, one after the other.
 
-    `classes`: VOC's twenty if the names are of them, else the sorted names that have lists of their
-    own (ImageSets/Main/CLASS_train.txt) or, without such lists, occur. Image ids are the digits of
+    `classes`: the sorted names that have lists of their own (ImageSets/Main/CLASS_train.txt) or,
+    without such lists, occur: of VOC itself its twenty. Image ids are the digits of
     the name, or places in the lists where names have no digits of their own. Raises ValueError
     naming the file that is missing or broken, and why.
     """
@@ -122,7 +122,7 @@ def read_voc(
     for annotation in annotations:
         _refuse(annotation.problems)
     if classes is None:
-        classes = voc.classes(root, sets) or voc.complete({n for a in annotations for n in a.names})
+        classes = voc.classes(root, sets) or sorted({n for a in annotations for n in a.names})
     number = {name: place for place, name in enumerate(classes)}
     first, scenes = 1, []
     for (year, image), key, found_ in zip(names, _image_ids(names), annotations, strict=True):

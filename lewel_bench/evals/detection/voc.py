@@ -95,12 +95,7 @@ def classes(root: Path, sets: Sequence[tuple[int, str]]) -> tuple[str, ...] | No
         ending = f"_{name}.txt"
         folder = _list(root, year, name).parent
         found |= {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
-    return complete(found) if found else None
-
-
-def complete(names: set[str]) -> tuple[str, ...]:
-    """VOC's twenty classes if `names` are of them, else `names`, sorted."""
-    return CLASSES if names <= set(CLASSES) else tuple(sorted(names))
+    return tuple(sorted(found)) or None
 
 
 def parse_all(root: Path, images: Sequence[tuple[int, str]]) -> list[Annotation]:

@@ -41,18 +41,18 @@ def training_set(root: Path, augmented: bool | None = None) -> tuple[int, str]:
 def classes(root: Path, year: int) -> tuple[str, ...]:
     """The names of the labels: `labels.txt` in the root or the year's folder (one a line, the
     background first), else VOC's convention (the classes of ImageSets/Main, sorted, after the
-    background), else as many as the masks have labels. Raises ValueError where masks are broken."""
+    background), else as many as the masks have labels. A part of VOC whose masks keep its numbers
+    has all its classes. Raises ValueError where masks are broken."""
     root = Path(root)
     for folder in (root / f"VOC{year}", root):
         if (folder / "labels.txt").is_file():
             return tuple(read_list(folder / "labels.txt", whole=True))
     named = voc.classes(root, ((year, "train"),))
-    if named is not None:
-        return ("background", *named)
-    masks = sorted((root / f"VOC{year}").glob("SegmentationClass*/*.png"))
-    with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly
-        highest = max(pool.map(_highest, masks, chunksize=64), default=0)
-    return ("background", *(f"label {i}" for i in range(1, highest + 1)))
+    if named is None:
+        return ("background", *(f"label {i}" for i in range(1, _labels(root, year) + 1)))
+    if set(named) < set(voc.CLASSES) and _labels(root, year) > len(named):
+        return CLASSES
+    return ("background", *named)
 
 
 def listed(root: Path, year: int, name: str) -> tuple[Pairs, list[str]]:
@@ -68,7 +68,8 @@ def listed(root: Path, year: int, name: str) -> tuple[Pairs, list[str]]:
         path = _list(root, year, "aug")
         if not path.is_file():
             path = _augmented_list(root, year)
-            pairs = [p for p in pairs if p[0] in {_pair(base, r, "")[0] for r in read_list(path)}]
+            augmented = {_pair(base, line, "")[0] for line in read_list(path)}
+            pairs = [p for p in pairs if p[0] in augmented]
         known = {image for image, _ in pairs}
         rest = [_pair(base, line, "SegmentationClassAug") for line in read_list(path)]
         extra, problems = _once(rest, path)
@@ -156,6 +157,13 @@ def _once(pairs: list[tuple[str, str]], path: Path) -> tuple[Pairs, list[str]]:
         f"{path}: lists {len(twice)} pictures twice, first {Path(twice[0]).stem!r}: list each once"
     )
     return tuple({i: (i, unique[i]) for i in images}.values()), [problem]
+
+
+def _labels(root: Path, year: int) -> int:
+    """The highest label of any mask."""
+    masks = sorted((root / f"VOC{year}").glob("SegmentationClass*/*.png"))
+    with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly
+        return max(pool.map(_highest, masks, chunksize=64), default=0)
 
 
 def _highest(path: Path) -> int:

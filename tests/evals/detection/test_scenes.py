@@ -80,7 +80,12 @@ def test_voc_splits_refuses(tmp_path, sets, said):
         voc.splits(make_voc(tmp_path, sets))
 
 
-def test_classes_are_vocs_where_names_are(devkit, tmp_path):
+def test_classes_are_those_that_are_listed_or_occur(devkit, tmp_path):
+    few = read_voc(devkit, [(2007, "trainval")])
+    assert few.classes == tuple(sorted(set(few.classes))) and len(few.classes) < 20
+    main = devkit / "VOC2007" / "ImageSets" / "Main"
+    for name in voc.CLASSES:  # as in VOC itself
+        (main / f"{name}_trainval.txt").touch()
     assert read_voc(devkit, [(2007, "trainval")]).classes == voc.CLASSES
     own = make_voc(tmp_path / "own", {(2012, "train"): 8}, ("rose", "aster", "cat"))
     assert read_voc(own, [(2012, "train")]).classes == ("aster", "cat", "rose")

@@ -79,8 +79,11 @@ def test_classes_without_labels_txt(tmp_path: Path) -> None:
     assert lists.classes(root, 2012) == CLASSES
     for name in ("square", "disc"):
         (main / f"{name}_train.txt").unlink()
+    # names of VOC: its numbers are kept by a part of its pictures, not by somebody's own
     (main / "cow_train.txt").write_text("train_000 1\n")
     assert lists.classes(root, 2012) == lists.CLASSES and len(lists.CLASSES) == 21
+    (main / "dog_train.txt").write_text("train_000 1\n")
+    assert lists.classes(root, 2012) == ("background", "cow", "dog")
 
 
 def test_the_last_year_counts(tmp_path: Path) -> None:
