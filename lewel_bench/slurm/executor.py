@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.slurm import inside
+from lewel_bench.slurm import inside, queue
 from lewel_bench.slurm.attempt import VARIABLE
 from lewel_bench.slurm.cluster import Cluster, Resources
 from lewel_bench.slurm.ledger import Ledger, Submission
 
 # Left in the environment of a job these make a job that it submits believe to be its parent: the
 # child of an array task loaded its parent's pickle and submitted again, without end (rule 9).
-PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
+PREFIXES = (*queue.OPTIONS, "SRUN_", "SUBMITIT_", "PMI_", "PMIX_", "TORCHELASTIC_")
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 ROLES = ("ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")
 NAMES = frozenset((*RANKS, *ROLES, *DEVICES, VARIABLE, inside.HALVINGS, inside.WAKE))
-KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER"})
 
 
 class Rejected(ValueError):
@@ -116,7 +115,7 @@ def scrubbed(inherited: Mapping[str, str], code: Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in inherited.items()
-        if name in KEPT or not (name.startswith(PREFIXES) or name in NAMES)
+        if name in queue.KEPT or not (name.startswith(PREFIXES) or name in NAMES)
     }
     return {**kept, "PYTHONSAFEPATH": "1", "PYTHONPATH": _path(inherited, code)}
 

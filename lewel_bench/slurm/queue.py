@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TIMEOUT_S = 60.0  # a controller that is down answers after 9 s
+# Variables that are options of SLURM's commands: with SQUEUE_PARTITION living jobs are not shown,
+# and would be submitted again.
+OPTIONS = ("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
+KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})  # how SLURM is reached
 ENDED = frozenset(
     [
         "BOOT_FAIL",
@@ -98,11 +102,12 @@ _FORMAT = "%i|%j|%T|%p|%M|%N|%r"
 
 
 def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """What a SLURM command prints. Raises Unreachable when it fails or does not answer, ValueError
-    when there is no such command."""
+    """What a SLURM command prints, whatever options the environment has for it. Raises Unreachable
+    when it fails or does not answer, ValueError when there is no such command."""
+    plain = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(OPTIONS)}
     try:
         done = subprocess.run(
-            list(command), capture_output=True, text=True, timeout=timeout_s, check=False
+            list(command), capture_output=True, text=True, timeout=timeout_s, env=plain
         )
     except FileNotFoundError:
         raise ValueError(

@@ -52,6 +52,13 @@ def test_a_command_that_fails_is_not_an_empty_answer(tmp_path: Path) -> None:
         queue.ask(["no-such-squeue"])
 
 
+def test_options_in_the_environment_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQUEUE_PARTITION in a user's shell leaves living jobs out, and they were submitted again."""
+    for name in ("SQUEUE_PARTITION", "SLURM_CLUSTERS", "SCANCEL_STATE", "SLURM_CONF"):
+        monkeypatch.setenv(name, "mine")
+    assert queue.ask(["sh", "-c", "env | grep -E '^(S[A-Z]+)_.*=mine'"]) == "SLURM_CONF=mine\n"
+
+
 def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "7_0|CANCELLED by 0\n7_1|OUT_OF_MEMORY\n7_2|PENDING\n7_3|COMPLETED\n"
     answer(monkeypatch, text)
