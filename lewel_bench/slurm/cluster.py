@@ -32,6 +32,13 @@ RESERVED = {
     "time": "use the field timeout_min",
     "mem": "use the field mem_gb",
     "ntasks_per_node": "use the field tasks_per_node",
+    "clusters": "squeue would not show the jobs of another cluster",
+    "array": "the cells decide it",
+    "output": "lewel-bench logs reads it",
+    "error": "lewel-bench logs reads it",
+    "signal": "use the field signal_delay_s",
+    "requeue": "use requeue of the profile",
+    "no_requeue": "use requeue of the profile",
 }
 
 
@@ -81,13 +88,18 @@ class Resources(Value):
                 f"signal_delay_s {self.signal_delay_s} is more than half of timeout_min "
                 f"{self.timeout_min}: lengthen the one or shorten the other"
             )
-        for name in self.submitit:
+        more = self.submitit.get("additional_parameters", {})
+        if not isinstance(more, Mapping):
+            raise ValueError("submitit.additional_parameters is a table of options of sbatch")
+        given = {f"submitit.{name}": name for name in self.submitit}
+        given |= {f"submitit.additional_parameters.{n}": n.replace("-", "_") for n in more}
+        for where, name in given.items():
             if name in RESERVED:
-                raise ValueError(f"submitit.{name} cannot be set: {RESERVED[name]}")
+                raise ValueError(f"{where} cannot be set: {RESERVED[name]}")
             if name in type(self).model_fields:
-                raise ValueError(f"submitit.{name} contradicts the field {name}: set that one")
-        if self.gpus_per_node and "gres" in self.submitit:
-            raise ValueError("submitit.gres contradicts gpus_per_node: set one of them")
+                raise ValueError(f"{where} contradicts the field {name}: set that one")
+            if name == "gres" and self.gpus_per_node:
+                raise ValueError(f"{where} contradicts gpus_per_node: set one of them")
         return self
 
     def parameters(self) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from lewel_bench.slurm.queue import Nodes, _minutes
 def test_the_examples_load(name: str) -> None:
     profile = cluster.load(name, {})
     assert set(profile.kinds) == set(KINDS)
-    assert all(one.world >= 1 for one in profile.kinds.values())
+    pretrain = {"a100": 8, "cpu": 1, "preemptible": 8}  # processes
+    assert profile.kinds["pretrain"].world == pretrain[name]
+    assert profile.kinds["light"].world == 1
 
 
 def test_all_examples_are_tested() -> None:
@@ -31,6 +33,10 @@ def test_a_kind_changes_the_defaults_and_nothing_else() -> None:
     assert a100.kinds["light"].parameters()["account"] == "my-project"
 
 
+def passed(options: object) -> dict[str, Any]:
+    return {"defaults": {"submitit": {"additional_parameters": options}}}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -43,6 +49,9 @@ def test_a_kind_changes_the_defaults_and_nothing_else() -> None:
         ({"defaults": {"submitit": {"teardown": ["x"]}}}, "its exit code would hide"),
         ({"defaults": {"gpus_per_node": 2, "tasks_per_node": 4}}, "more than gpus_per_node 2"),
         ({"defaults": {"gpus_per_node": 2, "submitit": {"gres": "gpu:2"}}}, "contradicts gpus"),
+        (passed({"job-name": "mine"}), "additional_parameters.job-name cannot be set: the ledger"),
+        (passed({"partition": "x"}), "additional_parameters.partition contradicts the field"),
+        (passed(3), "additional_parameters is a table"),
         ({"defaults": {"nodes": 2, "pack": 3}}, "only jobs of one process can be packed"),
         ({"defaults": {"timeout_min": 2}}, "more than half of timeout_min 2"),
         ({"defaults": {"nodes": 0}}, "greater than 0"),
