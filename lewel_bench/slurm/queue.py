@@ -93,12 +93,12 @@ def tasks() -> list[Task]:
         parts = line.split("|", 6)
         if len(parts) != 7:
             raise Unreachable(f"squeue answered with a line that cannot be read: {line!r}")
-        id, name, state, priority, elapsed, nodes, reason = (part.strip() for part in parts)
+        id, state, priority, elapsed, nodes, reason, name = (part.strip() for part in parts)
         found.append(Task(id, name, state, reason, float(priority or 0), elapsed, nodes))
     return found
 
 
-_FORMAT = "%i|%j|%T|%p|%M|%N|%r"
+_FORMAT = "%i|%T|%p|%M|%N|%r|%j"  # the name last: those of other jobs may have a | in them
 
 
 def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:

@@ -17,12 +17,11 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = (
-        "12_3|lewel-x|PENDING|0.5|0:00||(launch failed | held)\n13|y|COMPLETING|1|2:00|n1|None\n"
-    )
+    lines = "12_3|PENDING|0.5|0:00||Priority|lewel-x\n13|COMPLETING|1|2:00|n1|None|a | b\n"
     answer(monkeypatch, lines)
     first, second = queue.tasks()
-    assert (first.index, first.reason, first.lives) == (3, "(launch failed | held)", True)
+    assert (first.index, first.reason, first.name) == (3, "Priority", "lewel-x")
+    assert second.name == "a | b"
     assert (second.index, second.nodes, second.lives) == (0, "n1", True)
     answer(monkeypatch, "garbage\n")
     with pytest.raises(Unreachable, match="garbage"):
