@@ -31,6 +31,10 @@ LOCK_S = 120.0
 ELSEWHERE_S = 300.0  # how long an sbatch on another machine may still be waiting to be let in
 
 
+class Busy(ValueError):
+    """Another planner holds the lock of the run root."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """One sbatch: `tasks[i]` are the keys that task i computes, one after another."""
@@ -91,13 +95,13 @@ class Ledger:
     @contextmanager
     def lock(self, timeout_s: float = LOCK_S) -> Iterator[None]:
         """Held by the one planner that works; the kernel frees it when its holder dies (rule 12).
-        Raises ValueError when another holds it for too long."""
+        Raises Busy when another holds it for too long."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock", timeout=timeout_s)
         try:
             lock.acquire()
         except Timeout:
-            raise ValueError(
+            raise Busy(
                 f"another run has been planning here for {timeout_s:g} s (it holds "
                 f"{self.folder / 'lock'}): wait for it, or end it"
             ) from None

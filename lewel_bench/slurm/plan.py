@@ -102,8 +102,9 @@ def wake_on(
     """The dependency of the job that plans next: on what unblocks the first cell, else on all.
 
     `ids` are the ids of the tasks that live, by key. SLURM has no mixture of `and` and `or`, so
-    where several cells wait for one task each any of these wakes, otherwise all that the nearest
-    cell needs. `afterany` counts a job that SLURM has forgotten as ended, which is right here.
+    where several cells wait for one task each, or are held back until the queue has room, any of
+    these wakes, otherwise all that the nearest cell needs. `afterany` counts a job that SLURM has
+    forgotten as ended, which is right here.
     """
     sets: list[frozenset[str]] = []
     for cell in cells:
@@ -111,9 +112,11 @@ def wake_on(
             needs = frozenset(ids[need] for need in cell.needs if need in ids)
             if needs:
                 sets.append(needs)
-    alone = sorted({next(iter(one)) for one in sets if len(one) == 1})
+    alone = {next(iter(one)) for one in sets if len(one) == 1}
+    if any(state == "held" for state, _ in states.values()):
+        alone = set(ids.values())  # whichever ends makes room
     if alone:
-        return "?".join(f"afterany:{id}" for id in alone[:MOST_IDS])
+        return "?".join(f"afterany:{id}" for id in sorted(alone)[:MOST_IDS])
     sets.sort(key=len)
     nearest = sorted(sets[0] if sets else set(ids.values()))
     if len(nearest) > MOST_IDS:

@@ -45,7 +45,7 @@ class Pass:
 
     states: dict[str, tuple[str, str]]
     submitted: dict[str, Batch] = field(default_factory=dict)  # job id -> what went out with it
-    stuck: dict[str, str] = field(default_factory=dict)  # key -> why
+    stuck: dict[str, str] = field(default_factory=dict)  # key, or a planning job -> why
     wake: str = ""  # the job that plans next
     broken: str = ""
 
@@ -57,8 +57,9 @@ class Pass:
 def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pass:
     """Submit what is ready; returns at once.
 
-    Raises Unreachable when SLURM cannot be asked, Rejected when it refuses, ValueError when the run
-    root is another cluster's or another planner does not end; nothing was submitted then.
+    Raises Unreachable when SLURM cannot be asked, Rejected when it refuses and nothing lives that
+    could go on, Busy when another planner does not end, ValueError when the run root is another
+    cluster's; nothing was submitted then.
     """
     books = Ledger(sweep.root)
     limits = queue.limits()
@@ -68,7 +69,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         done = recorded(sweep.root, _asked(cells), sweep.record)
         decision = _decide(sweep, books, seen, cells, done, limits, attended)
         code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
-        submitted, broken = _send_all(sweep, books, decision, code)
+        submitted, refused = _send_all(sweep, books, decision, code)
         ids = {key: entry.task_id(i) for key, (entry, i, _) in seen.live.items() if entry.id}
         for id, batch in submitted.items():
             for index, keys in enumerate(batch.tasks):
@@ -78,18 +79,20 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
         stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
         runnable = {key: id for key, id in mine.items() if key not in stuck}
+        if refused and not runnable:
+            raise refused
+        broken = str(refused or "")
+        states = {
+            key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
+            for key, (state, reason) in decision.states.items()
+        }
         wake = ""
         try:
-            wake = _wake(sweep, books, seen, cells, decision, runnable, bool(submitted))
+            wake = _wake(sweep, books, seen, cells, states, runnable, bool(submitted))
         except (Unreachable, Rejected) as error:
-            if not submitted:
-                raise
             broken = broken or str(error)
-    states = {
-        key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
-        for key, (state, reason) in decision.states.items()
-    }
     stuck = {key: why for key, why in stuck.items() if key in wanted}
+    stuck |= {f"planning job {t.id}": t.stuck for t in _wakes(sweep, seen) if t.stuck}
     return Pass(states, submitted, stuck, wake, broken)
 
 
@@ -193,17 +196,16 @@ def _judge(sweep: Sweep, folder: Path, ends: Sequence[End]) -> Verdict | None:
 
 def _send_all(
     sweep: Sweep, books: Ledger, decision: Decision, code: str
-) -> tuple[dict[str, Batch], str]:
-    """What was submitted, by job id, and what kept the rest back. Raises where nothing was."""
+) -> tuple[dict[str, Batch], Rejected | None]:
+    """What was submitted, by job id, and the first refusal: one of a kind keeps no other back."""
     submitted: dict[str, Batch] = {}
-    try:
-        for batch in decision.batches:
+    refused = None
+    for batch in decision.batches:
+        try:
             submitted[_send(sweep, books, batch, code)] = batch
-    except (Unreachable, Rejected) as error:
-        if not submitted:
-            raise
-        return submitted, str(error)
-    return submitted, ""
+        except Rejected as error:
+            refused = refused or error
+    return submitted, refused
 
 
 def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
@@ -224,31 +226,40 @@ def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
     return id
 
 
+def _wakes(sweep: Sweep, seen: Seen) -> list[queue.Task]:
+    """The planning jobs of this command that have not started."""
+    prefix = f"{ledger.PREFIX}wake-{_tag(sweep)}-"
+    return [t for t in seen.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
+
+
+def _tag(sweep: Sweep) -> str:
+    return hashlib.sha256("\0".join(sweep.wake).encode()).hexdigest()[:8]
+
+
 def _wake(
     sweep: Sweep,
     books: Ledger,
     seen: Seen,
     cells: Sequence[Cell],
-    decision: Decision,
+    states: Mapping[str, tuple[str, str]],
     ids: Mapping[str, str],
     changed: bool,
 ) -> str:
     """Have SLURM make the next pass when something has ended (rule 10); losing it loses nothing."""
     if not sweep.wake or not sweep.cluster.wake:
         return ""
-    tag = hashlib.sha256("\0".join(sweep.wake).encode()).hexdigest()[:8]
-    prefix = f"{ledger.PREFIX}wake-{tag}-"
-    pending = [t for t in seen.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
-    dependency = plan.wake_on(cells, decision.states, ids)
-    if not dependency or (pending and not changed):
-        return pending[0].id if pending else ""
+    pending = _wakes(sweep, seen)
+    going = [t for t in pending if not t.stuck]
+    dependency = plan.wake_on(cells, states, ids)
+    if not dependency or (going and not changed):
+        return going[0].id if going else ""
     submission = books.intend(
         kind="light",
         tasks=((),),
         command=sweep.wake,
         code=str(snapshot.take(sweep.package, books.folder / "code")),
         requeue=True,
-        wakes=tag,
+        wakes=_tag(sweep),
     )
     light = sweep.cluster.kinds["light"]
     how = Task(light, dependency, sweep.cluster.wake_delay_s)

@@ -83,6 +83,14 @@ def test_the_next_pass_waits_for_what_unblocks_the_first_cell() -> None:
     assert plan.wake_on(cells, decide(cells, live=many).states, many) == "afterany:12"
 
 
+def test_cells_held_back_are_looked_at_when_anything_ends() -> None:
+    live = {"c0": "5_0", "c1": "5_1"}
+    cells = [Cell(f"c{i}", "linear") for i in range(4)]
+    states = decide(cells, live=live, room=0).states
+    assert states["c3"][0] == "held"
+    assert plan.wake_on(cells, states, live) == "afterany:5_0?afterany:5_1"
+
+
 def entry(uid: str = "u", id: str | None = "5", tasks=(("a",), ("b",))) -> Entry:
     return Entry(Submission(uid, "light", tasks), id)
 

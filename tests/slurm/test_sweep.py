@@ -7,6 +7,7 @@ import pytest
 from lab import Bench
 
 from lewel_bench.slurm.executor import Rejected
+from lewel_bench.slurm.ledger import Entry, Ledger
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
 
@@ -30,32 +31,74 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return found
 
 
-def accept(bench: Bench, count: int) -> None:
-    """An sbatch that takes `count` calls and then has enough."""
+def accept(bench: Bench, which: str) -> None:
+    """An sbatch that takes the calls for which `which`, a test of the shell about $n, is true."""
     seen = bench.root.parent / "calls"
     script = (
-        f'echo >> {seen}; n=$(wc -l < {seen}); [ "$n" -le {count} ] && '
+        f'echo "$@" >> {seen}; n=$(wc -l < {seen}); [ {which} ] && '
         'echo "Submitted batch job $n" || { echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }'
     )
     stand_in(bench.root.parent / "bin", "sbatch", script)
 
 
+def show(bench: Bench, *lines: str) -> None:
+    """A queue."""
+    (bench.root.parent / "queue").write_text("".join(f"{line}\n" for line in lines))
+    stand_in(bench.root.parent / "bin", "squeue", f"cat {bench.root.parent}/queue")
+
+
+def answered(bench: Bench) -> list[Entry]:
+    """The submissions that sbatch took, in their order."""
+    return sorted((e for e in Ledger(bench.root).entries() if e.id), key=lambda e: e.id or "")
+
+
+def line(entry: Entry, state: str, reason: str = "None") -> str:
+    return f"{entry.id}|{state}|1|0:00||{reason}|{entry.submission.name}"
+
+
 def test_refused_from_the_start(bench: Bench) -> None:
-    accept(bench, 0)
+    accept(bench, "$n -le 0")
     with pytest.raises(Rejected, match="QOSMaxSubmitJobPerUserLimit"):
         bench.run()
 
 
-def test_what_was_submitted_before_a_refusal_is_told(bench: Bench) -> None:
-    accept(bench, 1)
+@pytest.mark.parametrize("accepted", [1, 2])
+def test_a_refusal_keeps_no_other_batch_back(bench: Bench, accepted: int) -> None:
+    accept(bench, f"$n -eq {accepted}")
     done = bench.run()
-    assert list(done.submitted) == ["1"] and "QOSMaxSubmit" in done.broken
-    states = {key: state for key, (state, _) in done.states.items()}
-    assert states == {"a": "submit", "b": "held"}
+    assert list(done.submitted) == [str(accepted)] and "QOSMaxSubmit" in done.broken
+    states = [state for state, _ in done.states.values()]
+    assert states == (["submit", "held"] if accepted == 1 else ["held", "submit"])
 
 
 def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
-    accept(bench, 2)
+    accept(bench, "$n -le 2")
     done = bench.run_with_wakes()
     assert done.count("submit") == 2 and not done.wake
     assert "QOSMaxSubmit" in done.broken
+
+
+def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
+    """What is refused waits for what lives, and the planning job is asked for all the same."""
+    accept(bench, "$n -ne 2 -a $n -ne 4")
+    first = bench.run_with_wakes()
+    assert list(first.submitted) == ["1"] and first.wake == "3"
+    job, wake = answered(bench)
+    show(bench, line(job, "RUNNING"), line(wake, "RUNNING"))
+    second = bench.run_with_wakes()
+    assert not second.submitted and "QOSMaxSubmit" in second.broken and second.wake == "5"
+    assert second.states["b"][0] == "held"
+
+
+def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
+    accept(bench, "$n -le 9")
+    stand_in(bench.root.parent / "bin", "scancel", f"echo $@ > {bench.root.parent}/cancelled")
+    assert bench.run_with_wakes().wake == "3"
+    a, b, wake = answered(bench)
+    living = line(a, "RUNNING"), line(b, "RUNNING")
+    show(bench, *living, line(wake, "PENDING", "Priority"))
+    assert bench.run_with_wakes().wake == "3"
+    show(bench, *living, line(wake, "PENDING", "PartitionConfig"))
+    done = bench.run_with_wakes()
+    assert done.wake == "4" and "PartitionConfig" in done.stuck["planning job 3"]
+    assert (bench.root.parent / "cancelled").read_text() == "3\n"
