@@ -20,7 +20,7 @@ from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, FAILURE, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import load, parse_cell
-from lewel_bench.slurm import check, cluster, inside, ledger, queue, sweep
+from lewel_bench.slurm import check, cluster, executor, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Cell
 from lewel_bench.slurm.sweep import Pass, Sweep
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
 MARKS = "checkpoint-*-*.pt"
+PAUSES_S = (10.0, 30.0, 120.0)  # of a planning job, whose time limit may be 10 minutes
 DENSE = ("detection", "segmentation")
 
 
@@ -57,16 +58,32 @@ def submit(
         if arguments.dry_run:
             return _preview(work, cells)
         if not woken:
-            check.possible(on, {cell.kind for cell in cells})
+            check.possible(on, {cell.kind for cell in cells} | ({"light"} if on.wake else set()))
             check.writable(context.root)
             ledger.Ledger(context.root).belongs(on.name, queue.limits())
             prepare()
         for job in todo:
             write_spec(job, context.root)
-        done = sweep.advance(work, cells, attended=not woken)
+        done = _advance(work, cells, woken)
     except queue.Unreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
     return _say(done, todo, on, context.root)
+
+
+def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
+    """One pass; several where nobody would run it again when SLURM is slow or refuses."""
+    for pause in PAUSES_S if woken else ():
+        try:
+            done = sweep.advance(work, cells, attended=False)
+        except (queue.Unreachable, ledger.Busy, executor.Rejected) as error:
+            why = str(error)
+        else:
+            if done.wake or not done.broken:
+                return done
+            why = done.broken
+        print(f"{why}; trying again in {pause:g} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    return sweep.advance(work, cells, attended=not woken)
 
 
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
@@ -104,7 +121,7 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
     if done.broken:
         print(f"not all was submitted: {done.broken}. Run this again later", file=sys.stderr)
     for key, why in done.stuck.items():
-        print(f"stuck: {names.get(key, key)} ({key}): {why}", file=sys.stderr)
+        print(f"stuck: {f'{names[key]} ({key})' if key in names else key}: {why}", file=sys.stderr)
     failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}
     for key, why in failed.items():
         print(f"failed: {names.get(key, key)} ({key}): {why}", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""`--cluster`: what a person sees, with stand-ins for SLURM."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lewel_bench.harness import cluster
+from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.slurm import ledger, queue, sweep
+from lewel_bench.slurm.sweep import Pass, Sweep
+from tests.harness.test_cost import jobs_of
+
+
+def test_a_planning_job_has_patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody would run it again; a person is told at once."""
+    outcomes: list[Exception | Pass] = []
+
+    def advance(work: Sweep, cells: object, *, attended: bool) -> Pass:
+        found = outcomes.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(sweep, "advance", advance)
+    monkeypatch.setattr(cluster, "PAUSES_S", (0.0, 0.0, 0.0))
+    work = Sweep(tmp_path, cluster.cluster.load("cpu", {}), ())
+    down, busy = queue.Unreachable("down"), ledger.Busy("locked")
+    good, refused = Pass({}, wake="7"), Pass({}, broken="QOSMaxSubmitJobPerUserLimit")
+    outcomes += [down, busy, refused, good]
+    assert cluster._advance(work, (), woken=True) is good and not outcomes
+    outcomes += [down, good]
+    with pytest.raises(queue.Unreachable):
+        cluster._advance(work, (), woken=False)
+    outcomes[:] = [refused] * 4
+    assert cluster._advance(work, (), woken=True) is refused and not outcomes
+
+
+@pytest.mark.parametrize("wake", [True, False])
+def test_what_plans_next_must_be_possible_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wake: bool
+) -> None:
+    """A `light` kind that never starts ended a sweep, though no cell was of that kind."""
+    site = Site(clusters={"mine": {"defaults": {"nodes": 1}, "wake": wake}})
+    asked: Any = SimpleNamespace(cluster="mine", dry_run=False)
+    seen: list[set[str]] = []
+
+    def possible(on: object, kinds: set[str]) -> None:
+        seen.append(kinds)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cluster.check, "possible", possible)
+    job = jobs_of(tmp_path, "moco_v2_200ep")[0]
+    context: Any = SimpleNamespace(site=site, root=tmp_path)
+    with pytest.raises(ValueError, match="enough"):
+        cluster.submit(context, asked, [job], [job], MachineSettings(), lambda: None)
+    assert seen == [{"pretrain", "light"} if wake else {"pretrain"}]
