@@ -1,5 +1,6 @@
 """Finished jobs under a run root, for tests of what reads them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,20 @@ def board(root: Path) -> Board:
     return Board(root, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
 
 
-def finish(root: Path, recipe: str, protocol: str, seed: int = 0, **fields: Any) -> str:
-    """Records of a pre-training and of its evaluation, whose fields are given; the latter's key."""
+def finish(
+    root: Path,
+    recipe: str,
+    protocol: str,
+    seed: int = 0,
+    *,
+    before: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> str:
+    """Records of a pre-training (with the fields `before`) and of its evaluation, whose fields are
+    given; the latter's key."""
     datasets = Datasets(Site(), root, SHAPES, needed=False)
     first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, SHAPES, datasets)
-    _commit(root, first, metrics={"loss": 1.0})
+    _commit(root, first, **{"metrics": {"loss": 1.0}, **(before or {})})
     _commit(root, last, upstream=(first.key,), **fields)
     return last.key
 

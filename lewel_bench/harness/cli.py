@@ -213,6 +213,8 @@ def merge_bundle(arguments: argparse.Namespace) -> int:
     found = merge(bundle.verify(Path(arguments.bundle)), root)
     for text in differences(Store(root)):
         print(text)
+    for key, why in found.apart.items():
+        print(f"{key} is kept beside ours and in no table: {why}", file=sys.stderr)
     for key, why in found.held.items():
         print(f"{key} was left out: {why}", file=sys.stderr)
     print(

@@ -1,7 +1,8 @@
 """`lewel-bench merge`: the records of a bundle under this run root; what is there is never changed.
 
 A record with another number under a key that is there already is kept beside it, in
-`.merged/<digest of the bundle>/<key>/`, and shown wherever ours is.
+`.merged/<digest of the bundle>/<key>/`, and shown wherever ours is. What was measured on a network
+that is another here is kept there too, so that no number of ours ever rests on their network.
 """
 
 import json
@@ -9,6 +10,7 @@ import math
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from lewel_bench.harness.bundle import Bundle, opened
 from lewel_bench.harness.status import METHOD, SPEC, is_locked
 from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.results import record
+from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED, Store
 
 MERGED_CODE = ".merged"  # what the file of another lab's own method is called here
 ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
+ORDER = ("pretrain", "import", "search", "final")  # a kind rests on those before it
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Merged:
     new: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)  # with the same number
     other: list[str] = field(default_factory=list)  # with another number: both are kept
+    apart: dict[str, str] = field(default_factory=dict)  # kept, but in no table, and why
     held: dict[str, str] = field(default_factory=dict)  # left out, and why
 
 
@@ -38,23 +43,40 @@ def merge(bundle: Bundle, root: Path) -> Merged:
     store, found = Store(root), Merged()
     corrupt = {one.path.parent.name: one.reason for one in store.bad}
     with opened(bundle.path) as archive:
-        for key in bundle.keys:
-            name = f"{key}/{record.NAME}"
-            theirs = record.parse(archive.read(name), bundle.path / name)
-            ours = store.records.get(key)
+        names = {key: f"{key}/{record.NAME}" for key in bundle.keys}
+        records = {k: record.parse(archive.read(n), bundle.path / n) for k, n in names.items()}
+        beside = root / MERGED / bundle.digest[:12]
+        for key in sorted(records, key=lambda key: (ORDER.index(records[key].kind), key)):
+            theirs, ours = records[key], store.records.get(key)
             if key in corrupt:
                 found.held[key] = f"ours is corrupt ({corrupt[key]})"
             elif ours is None and is_locked(root / key):
                 found.held[key] = "it is being computed here"
-            elif ours is None:
+            elif ours and ours.metrics == theirs.metrics:
+                found.there.append(key)
+            elif ours:
+                _unpack(archive, bundle, key, beside / key)
+                found.other.append(key)
+            elif lost := [up for up in theirs.upstream if up not in records or up in found.held]:
+                found.held[key] = f"it rests on {lost[0]}, which did not come"
+            elif strange := [
+                up for up in theirs.upstream if _is_another(up, records, store, found)
+            ]:
+                _unpack(archive, bundle, key, beside / key)
+                found.apart[key] = f"it rests on {strange[0]}, which is another here"
+            else:
                 _unpack(archive, bundle, key, root / key)
                 found.new.append(key)
-            elif ours.metrics == theirs.metrics:
-                found.there.append(key)
-            else:
-                _unpack(archive, bundle, key, root / MERGED / bundle.digest[:12] / key)
-                found.other.append(key)
     return found
+
+
+def _is_another(key: str, records: Mapping[str, Record], store: Store, found: Merged) -> bool:
+    """Whether ours of a key is, or may be, another network or number than theirs."""
+    if key in found.other or key in found.apart:
+        return True
+    theirs, ours = records[key], store.records.get(key)
+    # the key of an import is the hash of its weights
+    return ours is not None and ours.kind != "import" and ours.checkpoint != theirs.checkpoint
 
 
 def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:

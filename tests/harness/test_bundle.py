@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,45 @@ def test_another_number_is_kept_beside_ours_and_shown(
     assert sorted(Store(ours).others) == sorted({one["key"] for one in found["seeds"]})
 
 
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [
+        ({"metrics": {"loss": 2.0}}, "is another here"),
+        ({"checkpoint": {"file": "backbone.safetensors", "sha256": "b" * 64}}, "is another here"),
+        ("running", "did not come"),
+        ("corrupt", "did not come"),
+        ({}, ""),
+    ],
+)
+def test_a_number_of_another_network_fills_no_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ours: Any,
+    why: str,
+) -> None:
+    """Their evaluation is new here, but ours of its pre-training is another network."""
+    cell, metrics = ("lewel_m_200ep", "linear_lars"), {"top1": 70.0, "top5": 90.0}
+    here = tmp_path / "ours"
+    key = finish(tmp_path / "theirs", *cell, metrics=metrics)
+    made = bundle.write(tmp_path / "theirs", tmp_path / "a.zip")
+    (first,) = Store(tmp_path / "theirs").records[key].upstream
+    finish(here, *cell, before=ours if isinstance(ours, dict) else {}, metrics=metrics)
+    shutil.rmtree(here / key)
+    if ours == "running":
+        (here / first / "record.json").unlink()
+        monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == first)
+    elif ours == "corrupt":
+        (here / first / "record.json").write_text("{")
+    assert main(["merge", str(made.path), "--root", str(here)]) == ("not come" in why)
+    said = capsys.readouterr()
+    assert (key in Store(here).records) == (not why)
+    assert bool(list((here / MERGED).glob(f"*/{key}/record.json"))) == ("another" in why)
+    assert not why or f"it rests on {first}, which {why}" in said.err
+    entry = board(here).filled("1").entries["lewel_m", "200:top1"]
+    assert entry.mean == (None if why else 70.0)
+
+
 def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
     ours = lab(tmp_path / "ours", 1.0)
@@ -190,14 +230,15 @@ def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
 ) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
     ours = tmp_path / "ours"
-    (ours / made.keys[0]).mkdir(parents=True)
-    (ours / made.keys[0] / "record.json").write_text("{")
-    monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == made.keys[1])
+    bad, busy = (k for k, one in Store(tmp_path / "theirs").records.items() if one.kind == "final")
+    (ours / bad).mkdir(parents=True)
+    (ours / bad / "record.json").write_text("{")
+    monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == busy)
     assert main(["merge", str(made.path), "--root", str(ours)]) == 1
     said = capsys.readouterr()
-    assert f"{made.keys[0]} was left out: ours is corrupt" in said.err
-    assert f"{made.keys[1]} was left out: it is being computed here" in said.err
-    assert "2 records came" in said.out and (ours / made.keys[0] / "record.json").read_text() == "{"
+    assert f"{bad} was left out: ours is corrupt" in said.err
+    assert f"{busy} was left out: it is being computed here" in said.err
+    assert "2 records came" in said.out and (ours / bad / "record.json").read_text() == "{"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
