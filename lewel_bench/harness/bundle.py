@@ -18,9 +18,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lewel_bench import __version__
+from lewel_bench.harness import foreign
+from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.files import replacing
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
@@ -28,7 +31,7 @@ from lewel_bench.results.store import Store
 MANIFEST = "manifest.json"
 FORMAT = 1
 KEPT = (
-    *("spec.json", "method.py", "events.jsonl", "predictions.*", "config.*", "metrics.json"),
+    *(SPEC, "method.py", "events.jsonl", "predictions.*", "config.*", "metrics.json"),
     "predictions/*",
 )
 WEIGHTS = "*.safetensors"
@@ -97,7 +100,8 @@ def verify(path: Path) -> Bundle:
     """The bundle in a file, every byte of it checked; nothing is written.
 
     Raises ValueError that names the file of it that has changed, is not named in the manifest or
-    missing, or whose name could lead out of a run's folder.
+    missing, is none that a run leaves, or whose name could lead out of a run's folder; and the
+    field that a record or a spec lacks.
     """
     with open(path, "rb"):
         pass  # a file that is not there says so itself
@@ -182,7 +186,7 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
             raise ValueError(
                 f"{path}: {name!r} is a link, a folder or encrypted, and no plain file"
             )
-        if name != MANIFEST and not NAME.fullmatch(name):
+        if name != MANIFEST and not _may_stand(name):
             raise ValueError(f"{path}: {name!r} is no file of a run: nothing of it was unpacked")
         entries[name] = entry
     if MANIFEST not in entries:
@@ -205,6 +209,13 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
     return files
 
 
+def _may_stand(name: str) -> bool:
+    """Whether a bundle may have a file of this name."""
+    of_key = name.partition("/")[2]
+    known = any(fnmatchcase(of_key, pattern) for pattern in (record.NAME, *KEPT, WEIGHTS))
+    return known and NAME.fullmatch(name) is not None
+
+
 def _check(path: Path, archive: zipfile.ZipFile, name: str, file: File) -> None:
     digest, size = hashlib.sha256(), 0
     for part in _parts(path, archive, name):
@@ -217,13 +228,17 @@ def _check(path: Path, archive: zipfile.ZipFile, name: str, file: File) -> None:
 
 
 def _record(path: Path, archive: zipfile.ZipFile, key: str, files: Mapping[str, File]) -> None:
-    """Refuses what could not stand under a run root: a key without a whole record of its own."""
-    name = f"{key}/{record.NAME}"
+    """Refuses what could not stand under a run root: a key without a whole record of its own, with
+    all that is read of it here."""
+    name, spec = f"{key}/{record.NAME}", f"{key}/{SPEC}"
     if name not in files:
         raise ValueError(f"{path}: {key} has no {record.NAME}")
     found = record.parse(_bytes(path, archive, name, files[name].size), path / name)
     if found.key != key:
         raise ValueError(f"{path}: {name} is the record of {found.key}")
+    foreign.check(found, path / name)
+    if spec in files:
+        foreign.check_spec(_bytes(path, archive, spec, files[spec].size), found, path / spec)
 
 
 def _bytes(path: Path, archive: zipfile.ZipFile, name: str, most: int) -> bytes:

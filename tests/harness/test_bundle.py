@@ -15,7 +15,8 @@ from finished import board, finish
 from lewel_bench.harness import bundle, merge
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.tables import provenance
-from lewel_bench.results import render
+from lewel_bench.results import record, render
+from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED, Store
 from lewel_bench.results.table import TABLES
 
@@ -108,6 +109,9 @@ KEY = "0123456789ab"
         (f"{KEY}\\..\\evil", "is no file of a run"),
         ("C:/evil", "is no file of a run"),
         ("record.json", "is no file of a run"),
+        (f"{KEY}/checkpoint-1-0.pt", "is no file of a run"),
+        (f"{KEY}/failure.json", "is no file of a run"),
+        (f"{KEY}/attempts", "is no file of a run"),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str, said: str) -> None:
@@ -121,6 +125,9 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     key = finish(root, "lewel_m_200ep", "linear_lars", metrics={"top1": 70.0})
     text = (root / key / "record.json").read_bytes()
+    spec = {"kind": "pretrain", "seed": 0}
+    fields = {**json.loads(text), "kind": "pretrain", "spec": spec, "key": record.key(spec)}
+    odd = Record.model_validate(fields)
     out = tmp_path / "evil.zip"
     whole = {f"{key}/record.json": text}
     assert bundle.verify(evil(out, whole)).keys == [key]
@@ -129,6 +136,8 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
         ({f"{KEY}/record.json": text}, {}, f"is the record of {key}"),
         ({f"{key}/spec.json": b"{}"}, {}, "has no record.json"),
         ({f"{key}/record.json": b"{}"}, {}, "foreign: not a record"),
+        ({**whole, f"{key}/spec.json": b"{}"}, {}, "spec.json: kind: Field required"),
+        ({f"{odd.key}/record.json": odd.model_dump_json().encode()}, {}, "spec: recipe: Field req"),
         (whole, {f"{key}/spec.json": {"size": 1, "sha256": ""}}, "spec.json' is not in the bundle"),
         (whole, {f"{key}/record.json": {"size": 9, "sha256": ""}}, "record.json has changed"),
     ):

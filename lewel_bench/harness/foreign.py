@@ -1,0 +1,134 @@
+"""What a record of another lab, and its spec.json, must hold: all that is read of them here."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lewel_bench.results.record import Record
+from lewel_bench.value import explain
+
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Read(BaseModel):
+    # what is not read here may be there: another version has other fields
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Recipe(_Read):
+    method: str
+    backbone: dict[str, Any]
+    image_size: Count
+    batch: Count
+    epochs: Count
+    precision: str
+
+
+class _Pretrain(_Read):
+    recipe: _Recipe
+    data: str
+
+
+class _Import(_Read):
+    tensors: str
+
+
+class _Protocol(_Read):
+    epochs: Above0 | None = None
+    steps: Above0 | None = None
+    fraction: Above0 = 1.0
+
+
+class _Evaluation(_Read):
+    upstream: str
+    protocol: _Protocol
+    data: str
+
+
+class _Attempt(_Read):
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    processes: Count
+
+
+class _Outcome(_Read):
+    attempts: list[_Attempt] = []
+
+
+class _Extra(_Read):
+    select: dict[str, float | None]
+
+
+class _Searched(_Outcome):
+    chosen: dict[str, float]
+    extra: _Extra
+
+
+class _Environment(_Read):
+    processes: Annotated[str, Field(pattern="^[1-9][0-9]{0,6}$")] = "1"
+
+
+class _Checkpoint(_Read):
+    file: Annotated[str, Field(pattern=r"^(\.\./[0-9a-f]{12}/)?[^./\\][^/\\]*$")]
+
+
+class _Named(_Read):
+    name: str
+    revision: int = 1
+    own: dict[str, Any] | None = None
+
+
+class _Spec(_Read):
+    kind: str
+    name: str
+    seed: int
+    suite: str = ""
+    recipe_name: str = ""
+    recipe: _Named | None = None
+    protocol: _Named | None = None
+    stands_for: Annotated[str, Field(alias="as")] = ""
+    epochs: Count | None = None
+
+
+SPECS: dict[str, type[_Read]] = {
+    "pretrain": _Pretrain,
+    "import": _Import,
+    "search": _Evaluation,
+    "final": _Evaluation,
+}
+
+
+def check(record: Record, path: Path) -> None:
+    """Raise ValueError naming the field of a record, which is that of `path`, that is not what is
+    read of its kind."""
+    spec = record.spec
+    if (spec.get("kind"), spec.get("seed", 0)) != (record.kind, record.seed):
+        raise ValueError(f"{path}: its kind or seed is not that of its spec")
+    _holds(SPECS[record.kind], spec, f"{path}: spec")
+    outcome = _Searched if record.kind == "search" else _Outcome
+    _holds(outcome, record.outcome, f"{path}: outcome")
+    _holds(_Environment, record.environment, f"{path}: environment")
+    if record.checkpoint:
+        _holds(_Checkpoint, vars(record.checkpoint), f"{path}: checkpoint")
+    elif record.kind in ("pretrain", "import"):
+        raise ValueError(f"{path}: checkpoint: it names no backbone")
+
+
+def check_spec(text: bytes, record: Record, path: Path) -> None:
+    """Raise ValueError where `text`, which is that of the spec.json `path`, is not a record's."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    _holds(_Spec, content, str(path))
+    if (content["kind"], content["seed"]) != (record.kind, record.seed):
+        raise ValueError(f"{path}: its kind or seed is not that of its record")
+
+
+def _holds(type: type[_Read], content: Any, where: str) -> None:
+    try:
+        type.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from None
