@@ -39,7 +39,7 @@ def finish(
     first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, SHAPES, datasets)
     left = {"file": "backbone.safetensors", "sha256": "0" * 64}
     _commit(root, first, **{"metrics": {"loss": 1.0}, "checkpoint": left, **(before or {})})
-    _commit(root, last, upstream=(first.key,), **fields)
+    _commit(root, last, **{"upstream": (first.key,), **fields})
     return last.key
 
 

@@ -1,6 +1,7 @@
 """`lewel-bench claims`: what the records under a run root say about each claim of the paper."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lewel_bench.harness.tables import Board
 from lewel_bench.results import claim, judge, paired
@@ -19,7 +20,18 @@ def judged(board: Board, names: Sequence[str] = (), tables: Sequence[Filled] = (
     filled = {id: there.get(id) or board.filled(id) for id in {one.table for one in wanted}}
 
     def images(of: str, over: str, metric: str) -> tuple[paired.Interval, int] | str:
-        ours, theirs = (board.root / key / PREDICTIONS for key in (of, over))
+        ours, theirs = (_predictions(board, key) for key in (of, over))
         return paired.interval(ours, theirs, metric)
 
     return [judge.judge(one, filled[one.table], board.measured, images) for one in wanted]
+
+
+def _predictions(board: Board, key: str) -> Path:
+    """The predictions behind a record: of one that only chooses, those of its candidate."""
+    record = board.store.records[key]
+    extra = record.outcome.get("extra")
+    chosen = extra.get("candidate") if isinstance(extra, dict) else None
+    # one that trained the chosen candidate again used a backbone, and has predictions of its own
+    if record.checkpoint is None and chosen in record.upstream:
+        key = str(chosen)
+    return board.root / key / PREDICTIONS

@@ -15,6 +15,14 @@ def claims(root: Path, *words: str) -> int:
     return main(["claims", "--suite", "shapes", "--root", str(root), *words])
 
 
+def write_predictions(folder: Path, right: int) -> None:
+    """Those of 100 images, of which the first `right` are right."""
+    folder.mkdir(exist_ok=True)
+    top5 = np.where(np.arange(100) < right, 0, 1)[:, None] + np.array([0, 2, 3, 4, 5])
+    files = np.array([f"{i}.jpg" for i in range(100)])
+    np.savez(folder / PREDICTIONS, files=files, label=np.zeros(100, int), top5=top5)
+
+
 def test_records_decide_and_the_exit_code_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,17 +57,26 @@ def test_records_decide_and_the_exit_code_says_so(
 def test_one_seed_is_read_image_by_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    label = np.zeros(100, int)
     for recipe, right in (("lewel_m_100ep", 80), ("moco_v2_100ep", 70)):
         metrics = {"top1": float(right), "top5": 100.0}
         key = finish(tmp_path, recipe, "linear_lars", metrics=metrics)
-        top5 = np.where(np.arange(100) < right, 0, 1)[:, None] + np.array([0, 2, 3, 4, 5])
-        files = np.array([f"{i}.jpg" for i in range(100)])
-        np.savez(tmp_path / key / PREDICTIONS, files=files, label=label, top5=top5)
+        write_predictions(tmp_path / key, right)
     assert claims(tmp_path, "linear:lewel_m") == 2
     out = capsys.readouterr().out
     assert "bootstrap over 100 images" in out and "one seed, and no noise floor is known" in out
     assert board(tmp_path).suite.comparable is False
+
+
+def test_one_that_only_chooses_is_read_where_its_candidate_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for recipe, right in (("lewel_m_200ep", 80), ("moco_v2_200ep", 70)):
+        candidate = f"{right:012}"  # its folder
+        fields = {"outcome": {"extra": {"candidate": candidate}}, "upstream": (candidate,)}
+        finish(tmp_path, recipe, "semi_1pct", metrics={"top1": float(right)}, **fields)
+        write_predictions(tmp_path / candidate, right)
+    assert claims(tmp_path, "semi:lewel_m") == 2
+    assert "(n=1, bootstrap over 100 images)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
