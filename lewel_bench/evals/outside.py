@@ -97,7 +97,10 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
 
     try:
         protocol, arguments = _read(Path(sys.argv[1]), kind)
-        distributed.start(arguments["machine"].device)
+        device: torch.device = arguments["machine"].device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what an engine takes for "cuda"
+        distributed.start(device)
         with _alone(arguments["folder"]):
             found = work(protocol, **arguments, report=report, stop=asked.is_set)
     except Stopped as stopped:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lewel_bench.evals import outside
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -24,6 +25,10 @@ from lewel_bench.evals import outside
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.pretrain.report import Stopped
+import torch
+
+selected = []
+torch.cuda.set_device = lambda device: selected.append(str(device))
 
 def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals, report, stop):
     print("noise")
@@ -41,7 +46,12 @@ def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals,
         raise RuntimeError("a bug")
     return Outcome(
         metrics={"box_ap": float(sum(splits.train))},
-        extra={"name": protocol.name, "candidate": candidate, "device": str(machine.device)},
+        extra={
+            "name": protocol.name,
+            "candidate": candidate,
+            "device": str(machine.device),
+            "selected": selected,
+        },
     )
 
 if __name__ == "__main__":
@@ -59,7 +69,9 @@ def python(tmp_path: Path) -> str:
     return str(path)
 
 
-def ran(python: str, seed: int, stop: Any = never, report: Any = silent) -> Outcome:
+def ran(
+    python: str, seed: int, stop: Any = never, report: Any = silent, device: str = "cpu"
+) -> Outcome:
     folder = Path(python).parent / "run"
     arguments = {
         "candidate": (0.02, 1e-4),
@@ -67,7 +79,7 @@ def ran(python: str, seed: int, stop: Any = never, report: Any = silent) -> Outc
         "splits": DenseSplits((1, 2), None, (3,)),
         "seed": seed,
         "folder": folder,
-        "machine": Machine(),
+        "machine": Machine(torch.device(device)),
         "rivals": (1.0,),
     }
     protocol = PROTOCOLS["coco_fpn_1x"]
@@ -76,10 +88,20 @@ def ran(python: str, seed: int, stop: Any = never, report: Any = silent) -> Outc
 
 def test_outcome_and_events_come_back(python: str) -> None:
     events = []
-    found = ran(python, 0, report=lambda event, **fields: events.append((event, fields)))
+    found = ran(
+        python,
+        0,
+        report=lambda event, **fields: events.append((event, fields)),
+        device="cuda:1",
+    )
     assert found == Outcome(
         metrics={"box_ap": 3.0},
-        extra={"name": "coco_fpn_1x", "candidate": [0.02, 1e-4], "device": "cpu"},
+        extra={
+            "name": "coco_fpn_1x",
+            "candidate": [0.02, 1e-4],
+            "device": "cuda:1",
+            "selected": ["cuda:1"],  # so that its "cuda" is the device of this rank
+        },
     )
     ((event, fields),) = events
     assert event == "step" and fields["step"] == 1
