@@ -24,11 +24,11 @@ DETECTRON2 = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html
 ONEDL = ("onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine")
 PATIENCE_S = 300  # for an import from a slow disk
 
-OURS = ("numpy", "PIL", "pydantic", "safetensors", "filelock", "torch", "torchvision")
+OURS = ("numpy", "PIL", "simplejpeg", "pydantic", "safetensors", "filelock", "torch", "torchvision")
 MODULES = {
     "native": (*OURS, "faster_coco_eval", "cv2"),
     "detectron2": (
-        *OURS, "detectron2", "fvcore", "iopath", "omegaconf", "pycocotools",
+        *OURS, "faster_coco_eval", "detectron2", "fvcore", "iopath", "omegaconf", "pycocotools",
         "detectron2.modeling", "detectron2.engine", "detectron2.evaluation",
     ),
     "mmseg": (*OURS, "mmseg", "mmengine", "mmcv", "mmseg.models", "mmseg.datasets"),
@@ -187,7 +187,7 @@ def _broken(engine: str, facts: Facts) -> tuple[str, str] | None:
         missing = found.get("missing")
         if missing == engine == name:
             return f"{engine} is not installed", INSTALL[engine]
-        if missing and name in OURS:
+        if missing and name in MODULES["native"]:
             return f"{missing} is missing, which lewel-bench needs", "pip install lewel-bench there"
         own = set(OWNERS[engine])
         if name.split(".")[0] in own or missing in own:

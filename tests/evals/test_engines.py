@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -101,8 +102,14 @@ def test_not_installed(engine: str) -> None:
         ("detectron2", "detectron2", "omegaconf", "half installed: omegaconf is missing"),
         ("mmseg", "mmseg", "mmcv", "half installed: mmcv is missing"),
         ("mmseg", "mmseg.models", "mmcv._ext", "half installed: mmcv._ext is missing"),
-        ("native", "faster_coco_eval", "faster_coco_eval", "half installed: faster_coco_eval"),
+        ("native", "cv2", "cv2", "cv2 is missing, which lewel-bench needs"),
         ("mmseg", "pydantic", "pydantic", "pydantic is missing, which lewel-bench needs"),
+        (
+            "detectron2",
+            "faster_coco_eval",
+            "faster_coco_eval",
+            "faster_coco_eval is missing, which",
+        ),
     ],
 )
 def test_half_installed(engine: str, name: str, missing: str, text: str) -> None:
@@ -230,6 +237,40 @@ def test_survey_asks_each_interpreter() -> None:
 def test_the_native_engine_works_here() -> None:
     found = engines.require("native", {})
     assert found.works and "torchvision" in found.text
+
+
+@pytest.mark.parametrize(
+    ("engine", "entries", "others"),
+    [
+        ("native", ("detection.run", "segmentation.run"), ("detectron", "mmseg")),
+        ("detectron2", ("detection.detectron",), ()),
+        ("mmseg", ("segmentation.mmseg",), ()),
+    ],
+)
+def test_an_engine_is_asked_for_all_that_it_imports(
+    engine: str, entries: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    todo = {f"lewel_bench.evals.{name}" for name in entries}
+    seen: set[str] = set()
+    while todo:
+        seen |= todo
+        ours = [name for name in todo if name.startswith("lewel_bench.")]
+        todo = {found for name in ours for found in _imported(name, others)} - seen
+    foreign = {name.split(".")[0] for name in seen} - {"lewel_bench", *sys.stdlib_module_names}
+    assert "simplejpeg" in foreign
+    assert foreign <= {name.split(".")[0] for name in engines.MODULES[engine]}
+
+
+def _imported(name: str, others: tuple[str, ...]) -> set[str]:
+    """What a module of ours (or a name of one) imports at any place, without `others`."""
+    path = Path(probe.__file__).parents[1].joinpath(*name.split(".")[1:]).with_suffix(".py")
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text() if path.is_file() else "")):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {one for one in found if not one.split(".")[-1].startswith(others)}
 
 
 def _probed(folder: Path, *names: str) -> dict[str, Any]:
