@@ -1,6 +1,7 @@
 """Choosing among candidates: on images that are neither trained on nor reported."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from lewel_bench.evals.dense import Detection, Segmentation
@@ -15,7 +16,7 @@ def choose(protocol: Semi | Detection | Segmentation, candidates: Sequence[Recor
 
     Ties go to the lower select loss, then to the first. Beside it the paper's rule: the best of any
     candidate (and evaluated epoch) on the report split. Raises ValueError when every candidate
-    diverged.
+    diverged, or one has no score to choose by.
     """
     score = "top1" if isinstance(protocol, Semi) else protocol.score
     alive = [r for r in candidates if r.outcome["extra"]["select"]]
@@ -51,7 +52,13 @@ def choose(protocol: Semi | Detection | Segmentation, candidates: Sequence[Recor
 
 def _score(candidate: Record, metric: str) -> tuple[float, float]:
     select = candidate.outcome["extra"]["select"]
-    return select[metric], -select.get("loss", 0.0)
+    score = select[metric]
+    if score is None or not isfinite(score):  # a record has null for nan
+        raise ValueError(
+            f"{candidate.name} ({candidate.key}) has no {metric} on the select split, so no "
+            "candidate can be chosen: hold out other images, such as more of them (held_out)"
+        )
+    return score, -select.get("loss", 0.0)
 
 
 def _row(candidate: Record) -> dict[str, Any]:

@@ -51,6 +51,14 @@ def test_a_diverged_candidate_loses_and_is_named() -> None:
     assert len(found.grid) == 2
 
 
+@pytest.mark.parametrize("score", [float("nan"), None], ids=str)
+def test_without_a_score_none_is_chosen(score: float | None) -> None:
+    lame = _candidate(0.1, 1.0, 40, 41)
+    lame.outcome["extra"]["select"]["top1"] = score
+    with pytest.raises(ValueError, match=r"lr 0.1 \(.+\) has no top1 on the select split"):
+        choose(PROTOCOL, [lame, _candidate(0.2, 30, 40, 41)])
+
+
 def test_all_diverged() -> None:
     with pytest.raises(ValueError, match="every candidate"):
         choose(PROTOCOL, [_candidate(0.1, None, 0, 0)])
