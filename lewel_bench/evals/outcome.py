@@ -43,7 +43,8 @@ class DenseSplits(Generic[DataT]):
     report: DataT
 
     def check(self) -> None:
-        """Raise ValueError for an empty split or splits that disagree about the classes."""
+        """Raise ValueError for an empty split, splits that disagree about the classes, or one on
+        which nothing can be measured."""
         for role in ("train", "select", "report"):
             split: Any = getattr(self, role)
             if split is None:
@@ -55,6 +56,11 @@ class DenseSplits(Generic[DataT]):
                 raise ValueError(
                     f"the {role} split has other classes than the train split "
                     f"({len(split.classes)} and {len(train.classes)})"
+                )
+            if role != "train" and (reason := split.unmeasurable()):
+                raise ValueError(
+                    f"nothing can be measured on the {len(split)} images of the {role} split "
+                    f"({split.root}): {reason}"
                 )
 
 

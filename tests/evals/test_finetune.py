@@ -279,13 +279,18 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
 
 def test_splits_are_checked():
     class Some(list):
-        classes = ("a",)
+        classes, root = ("a",), "here"
 
-    class Other(list):
+        def unmeasurable(self):
+            return "no object counts" if self == [2] else None
+
+    class Other(Some):
         classes = ("a", "b")
 
     DenseSplits(Some([1]), None, Some([1])).check()
     with pytest.raises(ValueError, match="the select split has no images"):
         DenseSplits(Some([1]), Some(), Some([1])).check()
+    with pytest.raises(ValueError, match=r"on the 1 images of the select split \(here\): no obj"):
+        DenseSplits(Some([2]), Some([2]), Some([1])).check()
     with pytest.raises(ValueError, match=r"the report split has other classes .*\(2 and 1\)"):
         DenseSplits(Some([1]), None, Other([1])).check()

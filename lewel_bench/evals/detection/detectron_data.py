@@ -45,7 +45,7 @@ def register(name: str, scenes: Scenes, metric: str, truth: Path) -> None:
     about.set(
         thing_classes=list(scenes.classes),
         category_ids=scenes.category_ids,
-        objects=sum(int((~(s.objects.crowd | s.objects.difficult)).sum()) for s in scenes.scenes),
+        counted={int(n) for s in scenes.scenes for n in s.objects.labels[s.objects.counted()]},
     )
     if coco:
         about.set(

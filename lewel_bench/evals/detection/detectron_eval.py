@@ -63,7 +63,7 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
 
     def __init__(self, name: str, protocol: Detection, file: Path | None) -> None:
         about = MetadataCatalog.get(name)
-        self.ids, self.objects = about.category_ids, about.objects
+        self.ids, self.counted = about.category_ids, about.counted
         self.file, self.masks = file, protocol.masks
         self.kept: list[dict[str, Any]] = []
         self.count = 0
@@ -88,6 +88,10 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
 
     def evaluate(self) -> tuple[Metrics, dict[str, Any]]:
         """On rank 0 the metrics and the APs of classes."""
+        if isinstance(self.judge, PascalVOCDetectionEvaluator):
+            # the area under the curve of a class without an object would be nan, and so the mean
+            for absent in self.judge._predictions.keys() - self.counted:
+                del self.judge._predictions[absent]
         with contextlib.redirect_stdout(io.StringIO()):
             results = self.judge.evaluate() or {}
         count = sum(comm.all_gather(self.count))
@@ -100,7 +104,7 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
             of_kind = results.get(kind, {})
             for theirs, ours in METRICS.items():
                 value = float(of_kind.get(theirs, math.nan)) if count else 0.0
-                metrics[f"{prefix}_{ours}"] = value if self.objects else math.nan
+                metrics[f"{prefix}_{ours}"] = value if self.counted else math.nan
             named = {k.removeprefix("AP-"): float(v) for k, v in of_kind.items() if "AP-" in k}
             if named:
                 classes[f"{prefix}_ap"] = named

@@ -15,7 +15,7 @@ from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import loader, metrics, precise
 from lewel_bench.evals.detection.metrics import Prediction
 from lewel_bench.evals.detection.model import Detector, Target, parameter_groups
-from lewel_bench.evals.detection.scenes import Objects, Scenes
+from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.detection.views import Example
 from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.loop import Place
@@ -63,7 +63,8 @@ def run(
             rivals=rivals,
             python=python,
         )
-    _check(protocol, splits, machine)
+    splits.check()
+    _check(protocol, machine)
     at = Place(seed, folder, machine, report, stop)
     learner = _Detection(protocol, candidate, backbone, splits, at)
     factor = partial(lr_factor, protocol)
@@ -79,25 +80,13 @@ def lr_factor(protocol: Detection, step: int) -> float:
     return step_decay(start, step, protocol.milestones)
 
 
-def _check(protocol: Detection, splits: DenseSplits[Scenes], machine: Machine) -> None:
-    splits.check()
-    for role in ("select", "report"):
-        scenes: Scenes | None = getattr(splits, role)
-        if scenes is not None and not any(_counts(s.objects) for s in scenes.scenes):
-            raise ValueError(
-                f"no object in the {len(scenes)} images of the {role} split ({scenes.root}) "
-                "counts, for all are crowds or difficult: there is nothing to measure"
-            )
+def _check(protocol: Detection, machine: Machine) -> None:
     share(protocol.batch)
     if machine.device.type == "cpu" and world() > 1:
         raise ValueError(
             f"{world()} processes on a CPU: batch norm over the images of several processes needs "
             "CUDA devices; use one process"
         )
-
-
-def _counts(objects: Objects) -> bool:
-    return bool((~(objects.crowd | objects.difficult)).any())
 
 
 def _spec(path: Path) -> Backbone:

@@ -40,6 +40,10 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def counted(self) -> NDArray[np.bool_]:
+        """Which objects a metric counts, (N,)."""
+        return ~(self.crowd | self.difficult)
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -67,6 +71,12 @@ class Scenes:
     def take(self, indices: Iterable[int]) -> "Scenes":
         """The scenes at `indices`, in that order, with the same classes."""
         return replace(self, scenes=tuple(self.scenes[int(i)] for i in indices))
+
+    def unmeasurable(self) -> str | None:
+        """Why nothing can be measured on these scenes, if so."""
+        if any(s.objects.counted().any() for s in self.scenes):
+            return None
+        return "no object counts, as crowds and difficult ones do not"
 
     def coco_json(self) -> dict[str, Any]:
         """The ground truth in COCO's format, with the files' own ids, boxes, areas and masks."""

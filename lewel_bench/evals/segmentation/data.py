@@ -9,7 +9,7 @@ import numpy as np
 
 from lewel_bench.evals.segmentation import lists
 from lewel_bench.evals.segmentation.lists import Pairs
-from lewel_bench.evals.segmentation.masks import Pixels, check_size, image, mask
+from lewel_bench.evals.segmentation.masks import VOID, Pixels, check_size, image, mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,12 @@ class Pictures:
     def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> "Pictures":
         """The pictures at `indices`, in that order, with the same classes."""
         return replace(self, pairs=tuple(self.pairs[int(i)] for i in indices))
+
+    def unmeasurable(self) -> str | None:
+        """Why nothing can be measured on these pictures, if so. Raises ValueError naming a mask
+        that cannot be read."""
+        masks = (mask(self.root / file) for _, file in self.pairs)
+        return None if any((labels != VOID).any() for labels in masks) else "no mask has a label"
 
     def names(self) -> list[str]:
         """What the files of predictions are called: the mask's name, with its path where two masks

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -533,6 +534,46 @@ def test_an_empty_split(data: Path, file: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="split has no images"):
             ran(small("coco_fpn_1x"), data, file, tmp_path, splits=splits)
+
+
+def test_a_split_on_which_nothing_counts(data: Path, file: Path, tmp_path: Path) -> None:
+    whole = splits_of(data, "coco")
+    scenes = [replace(s, objects=_crowds(s.objects)) for s in whole.report.scenes]
+    splits = replace(whole, report=replace(whole.report, scenes=tuple(scenes)))
+    with pytest.raises(ValueError, match=r"nothing can be measured on the 4 images of the report"):
+        ran(small("coco_fpn_1x"), data, file, tmp_path, splits=splits)
+
+
+def _crowds(o: Objects) -> Objects:
+    return replace(o, crowd=np.ones_like(o.crowd))
+
+
+@needs_detectron2
+@pytest.mark.parametrize("metric", ["voc07", "voc12"])
+def test_a_class_without_objects_that_is_predicted(metric: str, data: Path, tmp_path: Path) -> None:
+    from detectron2.structures import Boxes, Instances
+
+    from lewel_bench.evals.detection import detectron_data, detectron_eval, metrics
+
+    protocol, file = small("voc07_det_c4", metric=metric), tmp_path / "predictions.json"
+    scenes = splits_of(data, metric).report
+    scene = next(s for s in scenes.scenes if s.objects.counted().any())
+    scenes = replace(scenes, scenes=(scene,))
+    absent = (set(range(len(scenes.classes))) - set(scene.objects.labels.tolist())).pop()
+    boxes = Boxes(torch.from_numpy(scene.objects.boxes).float())
+    found = Instances((scene.height, scene.width), pred_boxes=Boxes.cat([boxes, boxes]))
+    found.pred_classes = torch.tensor([*scene.objects.labels, *([absent] * len(boxes))])
+    found.scores = torch.linspace(0.9, 0.5, len(found))
+    detectron_data.register("stray", scenes, metric, tmp_path)
+    detectron_data.write_truth(scenes, metric, tmp_path)
+    evaluator = detectron_eval._Evaluator("stray", protocol, file)
+    evaluator.reset()
+    evaluator.process([{"image_id": scene.id}], [{"instances": found}])
+    theirs, _ = evaluator.evaluate()
+    detectron_data.forget("stray")
+    ours = metrics.voc_ap(scenes, metrics.read_predictions(file), metric == "voc07")
+    assert theirs == pytest.approx({name: ours[name] for name in theirs}, abs=1e-9)
+    assert 0 < theirs["box_ap"] < 100
 
 
 @needs_detectron2

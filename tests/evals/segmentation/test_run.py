@@ -13,7 +13,7 @@ from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.report import Stopped, never, silent
 from tests.evals.conftest import Killed, killed_after
-from tests.evals.segmentation.making import TINY
+from tests.evals.segmentation.making import TINY, write_mask
 
 
 @pytest.fixture
@@ -109,6 +109,11 @@ def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
     one = [replace(part, classes=("background",)) for part in (splits.train, splits.report)]
     with pytest.raises(ValueError, match="one class"):
         train(splits=replace(splits, train=one[0], select=None, report=one[1]))
+    write_mask(tmp_path / "void.png", np.full((60, 80), 255))
+    void = replace(splits.select, root=tmp_path, pairs=(("any.jpg", "void.png"),))
+    for engine in ("native", "mmseg"):
+        with pytest.raises(ValueError, match=r"on the 1 images of the select .*: no mask has a la"):
+            train(protocol=change(TINY, {"engine": engine}), splits=replace(splits, select=void))
     state, header = checkpoint.read_backbone(small_backbone)
     path = tmp_path / "wrong.safetensors"
     checkpoint.write_backbone(path, state, {**header, "arch": "resnet34"})
