@@ -183,7 +183,8 @@ def _from_a_node(
     books = Ledger(root)
     uid = f"doctor{secrets.token_hex(4)}"
     folder = books.folder / "doctor"
-    files.create(folder / f"{uid}.asked.json", {"paths": [str(path) for path in data]})
+    asked = {"paths": [str(path) for path in data], "commands": NEEDED}
+    files.create(folder / f"{uid}.asked.json", asked)
     code = str(snapshot.take(executor.package(), books.folder / "code"))
     submission = Submission(uid, "light", ((),), code=code, requeue=False)
     try:
@@ -202,6 +203,12 @@ def _from_a_node(
         yield "a job", "problem", f"job {id} {PREFIX}{uid}: {last or why}"
         return
     yield "a job", "ok", f"ran on {answer['node']} with Python {answer['python']}"
+    if lacks := ", ".join(answer["lacks"]):
+        effect = "no job plans what comes next" if cluster.wake else "none asks for more time"
+        advice = "install them there"
+        if cluster.container:
+            advice = "bind them, SLURM's configuration and munge's socket into the image"
+        yield "a job", "warning", f"{answer['node']} lacks {lacks}, so {effect}: {advice}"
     for path in data:
         gone = str(path) in answer["missing"]
         finding = f"{path} is not visible from {answer['node']}" if gone else str(path)

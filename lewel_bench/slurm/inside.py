@@ -9,6 +9,7 @@ checkpoints are.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,9 +85,14 @@ class Watch:
                 failed = failed or code
                 if self.world > 1:
                     break  # the others would wait for this rank for ever
-        if self.signals and self.rank == 0:
+        if self.signals and self.rank == 0 and not self._done():
             self._ask_for_more()
         return failed
+
+    def _done(self) -> bool:
+        """Whether every cell of this task has a record."""
+        keys = self.submission.tasks[self.task]
+        return all((self.ledger.root / key / self.submission.record).exists() for key in keys)
 
     def _cell(self, folder: Path) -> tuple[str, int]:
         mine = None
@@ -194,9 +200,13 @@ class Watch:
         job = attempt.this_job()
         if not warned and not _preempted(job):
             return  # cancelled, or SLURM starts it again by itself
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        if done.returncode:
-            print(f"scontrol requeue {job}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+        try:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+            refused = done.stderr.strip() if done.returncode else ""
+        except OSError as error:  # a container without SLURM's commands
+            refused = str(error)
+        if refused:
+            print(f"scontrol requeue {job}: {refused}", file=sys.stderr, flush=True)
             return
         print(f"saved; asked SLURM to start {job} again", flush=True)
         time.sleep(LEAVE_S)
@@ -244,12 +254,14 @@ def _since(path: Path, began: float) -> bool:
 
 
 def probe(root: str, uid: str) -> None:
-    """What `doctor` asks of a node: that it sees the shared folder, this package and the data."""
+    """What `doctor` asks of a node: that it sees the shared folder, this package, the data and
+    SLURM's commands."""
     folder = Path(root)
     asked: dict[str, Any] = json.loads((folder / f"{uid}.asked.json").read_text())
     found = {
         "node": os.environ.get("SLURMD_NODENAME", ""),
         "python": sys.version.split()[0],
         "missing": [path for path in asked["paths"] if not Path(path).exists()],
+        "lacks": [name for name in asked["commands"] if shutil.which(name) is None],
     }
     files.create(folder / f"{uid}.answer.json", found)
