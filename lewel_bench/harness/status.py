@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.cost import device_hours
-from lewel_bench.results.record import Record
+from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
 from lewel_bench.slurm import attempt
 
@@ -79,14 +79,18 @@ class Progress:
 
 
 def write_spec(job: "Job", root: Path) -> None:
-    """Make the folder of a job, with everything that is needed to run it."""
+    """Make the folder of a job, with everything that is needed to run it, as it is now: paths of
+    data may have been corrected, which no key depends on. Beside a record nothing changes."""
     folder = root / job.key
     folder.mkdir(parents=True, exist_ok=True)
     own = job.recipe and job.recipe.own
     if own and not (folder / METHOD).exists():
         write_atomically(folder / METHOD, Path(own.file).read_bytes())
-    if not (folder / SPEC).exists():
-        write_atomically(folder / SPEC, job.model_dump_json(indent=1))
+    content = job.model_dump_json(indent=1).encode()
+    with suppress(FileNotFoundError):
+        if (folder / SPEC).read_bytes() == content or (folder / NAME).exists():
+            return
+    write_atomically(folder / SPEC, content)
 
 
 def read_spec(folder: Path) -> "Job":

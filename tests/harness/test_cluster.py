@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.harness import cluster
+from lewel_bench.harness import cluster, status
 from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.results.record import NAME
 from lewel_bench.slurm import ledger, queue, sweep
 from lewel_bench.slurm.sweep import Pass, Sweep
 from tests.harness.test_cost import jobs_of
@@ -56,3 +57,17 @@ def test_what_plans_next_must_be_possible_too(
     with pytest.raises(ValueError, match="enough"):
         cluster.submit(context, asked, [job], [job], MachineSettings(), lambda: None)
     assert seen == [{"pretrain", "light"} if wake else {"pretrain"}]
+
+
+def test_corrected_paths_reach_a_job_that_was_planned_before(tmp_path: Path) -> None:
+    """Its key does not depend on them, and its processes read them from its folder."""
+    job = jobs_of(tmp_path, "moco_v2_200ep")[0]
+    moved = job.model_copy(update={"data": job.data.model_copy(update={"root": "/right"})})
+    assert moved.key == job.key
+    folder = tmp_path / job.key
+    status.write_spec(job, tmp_path)
+    status.write_spec(moved, tmp_path)
+    assert status.read_spec(folder).data.root == "/right"
+    (folder / NAME).write_text("{}")
+    status.write_spec(job, tmp_path)
+    assert status.read_spec(folder).data.root == "/right"
