@@ -97,11 +97,11 @@ def _halved(settings: MachineSettings, job: Job) -> MachineSettings:
     times = int(os.environ.get(HALVINGS, "0"))
     if not times:
         return settings
-    whole = settings.micro_batch
-    if whole is None and job.recipe:
-        whole = job.recipe.batch // distributed.world()
-    elif whole is None:
-        whole = getattr(job.protocol, "batch", features.FORWARD) // distributed.world()
+    batch = job.recipe.batch if job.recipe else getattr(job.protocol, "batch", features.FORWARD)
+    most = batch // distributed.world()
+    if job.protocol is not None and job.protocol.runner in ("linear", "knn"):
+        most = min(most, features.FORWARD)  # of a frozen backbone, whatever the batch
+    whole = min(settings.micro_batch or most, most)
     return settings.model_copy(update={"micro_batch": max(1, whole >> times)})
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from command_line import environment
 
+from lewel_bench.harness import cell, plan, suites
+from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.plan import Dataset
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
-from lewel_bench.slurm.inside import EXIT
+from lewel_bench.slurm.inside import EXIT, HALVINGS
 from tests.harness.test_cost import jobs_of
 
 
@@ -37,3 +40,26 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
         "use --device cpu"
     )
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "times", "micro"),
+    [
+        ("moco_v2_200ep", None, "0", None),
+        ("moco_v2_200ep", None, "1", 128),  # of its batch of 256
+        ("moco_v2_200ep", 64, "1", 32),
+        ("moco_v2_200ep", 512, "1", 128),
+        ("linear_lars", None, "1", 128),  # of a frozen forward of 256, its batch is 4096
+        ("linear_lars", 1024, "1", 128),
+        ("linear_lars", 100, "1", 50),
+    ],
+)
+def test_half_the_micro_batch_is_half_of_what_was_used(
+    monkeypatch: pytest.MonkeyPatch, method: str, given: int | None, times: str, micro: int | None
+) -> None:
+    monkeypatch.setenv(HALVINGS, times)
+    data = Dataset(name="imagenet", id="imagenet", root="/data")
+    selection = Selection(methods=("moco_v2_200ep",), evals=("linear_lars",))
+    jobs = plan.plan(selection, suites.SUITES["paper"], lambda name, task: data)
+    job = jobs[0] if method == jobs[0].name else jobs[1]
+    assert cell._halved(MachineSettings(micro_batch=given), job).micro_batch == micro
