@@ -50,7 +50,7 @@ def run(
     """What `module`'s `run(protocol, **arguments, report=…, stop=…)` returns in `python`.
 
     Standard error and other output go to `engine.log` in the folder. Raises what it raises there:
-    ValueError, Stopped, and else RuntimeError with the log's last line.
+    ValueError, Stopped, OutOfMemoryError, and else RuntimeError with the log's last line.
     """
     folder: Path = arguments["folder"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +109,9 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
     except (ValueError, OSError) as error:
         say(refused=str(error))
         return 2
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:  # torch 1.13 knows this name too
+        say(memory=str(error))
+        raise
     if distributed.rank() == 0:
         say(outcome=asdict(found))
     else:
@@ -199,6 +202,8 @@ def _ended(end: dict[str, Any], code: int, python: str, log: Path) -> Outcome:
         raise Stopped(end["stopped"])
     if "refused" in end:
         raise ValueError(end["refused"])
+    if "memory" in end:
+        raise torch.OutOfMemoryError(f"{python}: {end['memory']} (all of it: {log})")
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise RuntimeError(f"{python} ended with exit code {code}: {''.join(last)} (all of it: {log})")
 

@@ -21,6 +21,7 @@ from lewel_bench.pretrain.report import Stopped, never, silent
 PATIENCE_S = 60
 ENGINE = """
 import os, sys, time
+import torch
 from lewel_bench.evals import outside
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.outcome import Outcome
@@ -44,6 +45,8 @@ def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals,
         raise Stopped("saved at step 1")
     if seed == 3:
         raise RuntimeError("a bug")
+    if seed == 4:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     return Outcome(
         metrics={"box_ap": float(sum(splits.train))},
         extra={
@@ -120,6 +123,12 @@ def test_a_mistake_is_a_mistake_here_too(python: str) -> None:
 def test_a_bug_names_the_log(python: str) -> None:
     with pytest.raises(RuntimeError, match=r"exit code 1: RuntimeError: a bug \(all of it: .*log"):
         ran(python, 3)
+
+
+def test_running_out_of_memory_is_that_here_too(python: str) -> None:
+    """A job that did is tried once more with half the micro-batch, one with a bug is not."""
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        ran(python, 4)
 
 
 def test_a_request_to_stop_is_passed_on(python: str) -> None:
