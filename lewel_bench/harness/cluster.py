@@ -29,7 +29,8 @@ from lewel_bench.value import unknown
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
-MARKS = "checkpoint-*-*.pt"
+# our checkpoints, those of the second training of a linear refit, and mmengine's
+MARKS = "checkpoint-*-*.pt refit/checkpoint-*-*.pt iter_*.pth"
 PAUSES_S = (10.0, 30.0, 120.0)  # of a planning job, whose time limit may be 10 minutes
 DENSE = ("detection", "segmentation")
 

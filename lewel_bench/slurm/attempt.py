@@ -8,6 +8,7 @@ again elsewhere. The copy that lost its claim stops and never commits.
 """
 
 import os
+import re
 import secrets
 import socket
 import time
@@ -145,9 +146,17 @@ def forgive(folder: Path) -> None:
     )
 
 
-def mark(folder: Path, pattern: str) -> str:
-    """The name of the newest file that shows progress; empty when there is none."""
-    return max((path.name for path in folder.glob(pattern)), default="")
+def mark(folder: Path, marks: str) -> str:
+    """The newest file that shows progress, from `folder`; empty when there is none. `marks` are
+    patterns with blanks between them, a later one's files come after those of one before."""
+    for pattern in reversed(marks.split()):
+        if found := [str(path.relative_to(folder)) for path in folder.glob(pattern)]:
+            return max(found, key=_by_number)
+    return ""
+
+
+def _by_number(name: str) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def summary(folder: Path) -> list[Mapping[str, Any]]:

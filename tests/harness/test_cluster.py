@@ -9,7 +9,7 @@ import pytest
 from lewel_bench.harness import cluster, status
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
-from lewel_bench.slurm import ledger, queue, sweep
+from lewel_bench.slurm import attempt, ledger, queue, sweep
 from lewel_bench.slurm.sweep import Pass, Sweep
 from tests.harness.test_cost import jobs_of
 
@@ -71,3 +71,18 @@ def test_corrected_paths_reach_a_job_that_was_planned_before(tmp_path: Path) -> 
     (folder / NAME).write_text("{}")
     status.write_spec(job, tmp_path)
     assert status.read_spec(folder).data.root == "/right"
+
+
+def test_the_newest_mark(tmp_path: Path) -> None:
+    """Those of mmengine have no leading zeros, those of a second training a folder of their own."""
+    assert attempt.mark(tmp_path, cluster.MARKS) == ""
+    (tmp_path / "refit").mkdir()
+    for name in (
+        "checkpoint-00000009-ff.pt",
+        "checkpoint-00000010-0a.pt",
+        "refit/checkpoint-00000002-aa.pt",
+        "iter_5000.pth",
+        "iter_10000.pth",
+    ):
+        (tmp_path / name).touch()
+        assert attempt.mark(tmp_path, cluster.MARKS) == name
