@@ -218,10 +218,9 @@ def reconcile(
         ids[task.name] = task.id.partition("_")[0]
     live: dict[str, tuple[Entry, int, Task | None]] = {}
     changed, adopted = [], []
-    alive = {name for (name, _), task in listed.items() if task.lives}
     for entry in entries:
         name = entry.submission.name
-        if entry.over and name not in alive:
+        if entry.over and name not in ids:
             continue
         if entry.id is None:
             entry.id = ids.get(name)
@@ -233,17 +232,17 @@ def reconcile(
             adopted.append((entry, entry.id))
             if entry.void:
                 continue
-        before = len(entry.ended)
+        before = dict(entry.ended)
         for index, keys in enumerate(entry.submission.tasks):
             found = listed.get((name, index))
-            if index in entry.ended and not (found and found.lives):
-                continue  # unless SLURM has started it again since
-            if found is None or not found.lives:
-                # unknown to a controller that answers: lost, or ended long ago
-                entry.ended[index] = found.state if found else "UNKNOWN"
-            else:
+            if found and found.lives:
+                entry.ended.pop(index, None)  # SLURM has started it again since
                 live.update(dict.fromkeys(keys, (entry, index, found)))
-        if len(entry.ended) > before:
+            elif found:
+                entry.ended[index] = found.state
+            else:  # unknown to a controller that answers: lost, or ended long ago
+                entry.ended.setdefault(index, "UNKNOWN")
+        if entry.ended != before:
             changed.append(entry)
     return Reconciled(live, changed, adopted)
 

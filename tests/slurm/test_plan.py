@@ -117,15 +117,21 @@ def test_a_job_that_slurm_started_again_lives_though_it_was_seen_to_end() -> Non
     ledger.reconcile([one], [task(0, "NODE_FAIL")], {})
     assert one.over
     found = ledger.reconcile([one], [task(0, "PENDING")], {})
-    assert set(found.live) == {"a"}
+    assert set(found.live) == {"a"} and found.ended == [one] and not one.over
+    # how it ended the last time counts, whether anybody saw it live in between or not
+    for state in ("FAILED", "TIMEOUT"):
+        found = ledger.reconcile([one], [task(0, state)], {})
+        assert one.ended == {0: state} and found.ended == [one]
+    assert not ledger.reconcile([one], [], {}).ended and one.ended == {0: "TIMEOUT"}
 
 
 def test_a_submission_without_an_answer_is_found_by_its_name() -> None:
-    lost, new, waits = entry("x", None), entry("y", None), entry("z", None)
+    lost, new = entry("x", None), entry("y", None)
+    waits = entry("z", None, (("c",), ("d",)))
     found = ledger.reconcile([lost, new, waits], [task(0, "PENDING", "y", "9")], {"z": True})
     assert found.adopted == [(lost, None), (new, "9")]
     assert lost.void and new.id == "9"
-    assert found.live["a"][0] is waits or found.live["a"][0] is new
+    assert found.live["a"][0] is new and found.live["c"] == (waits, 0, None)
     assert waits.id is None and not waits.void
 
 
