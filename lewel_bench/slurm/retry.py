@@ -15,7 +15,8 @@ from lewel_bench.slurm.attempt import Attempt
 DONE, STOPPED, FENCED, RETRY = "done", "stopped", "fenced", "retry"
 ERROR, NAN, OOM, KILLED, IO = "error", "nan", "oom", "killed", "io"
 FINAL = (ERROR, NAN)
-BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", "VOID")
+UNREACHED = "UNREACHED"  # the task ended in another cell of its pack
+BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", UNREACHED)
 MAX_HALVINGS = 1
 
 
@@ -34,12 +35,14 @@ FIRST = Verdict(True)
 
 @dataclass(frozen=True)
 class End:
-    """How a task that held a cell ended, as SLURM says; `time` is that of its submission."""
+    """How a task that held a cell ended, as SLURM says; `time` is that of its submission, `pack`
+    all the cells that it held."""
 
     uid: str
     task: int
     state: str
     time: float
+    pack: tuple[str, ...] = ()
 
 
 def judge(
@@ -67,16 +70,18 @@ def judge(
             if one.halvings >= MAX_HALVINGS:
                 return Verdict(False, "out of memory, with half the micro-batch too")
             halvings = one.halvings + 1
+    fruitless = 0
+    marks = [*(one.mark for one in tried[1:]), mark][: len(tried)]
+    for one, cause, after in reversed(list(zip(tried, causes, marks, strict=True))):
+        if after != one.mark:
+            since = one.started
+            break
+        fruitless += cause not in BLAMELESS and cause not in (OOM, "CANCELLED")
     started = {(one.uid, one.task) for one in attempts}
     unstarted = [
         one.state for one in ends if (one.uid, one.task) not in started and one.time >= since
     ]
-    fruitless = sum(state not in BLAMELESS and state != "CANCELLED" for state in unstarted)
-    marks = [*(one.mark for one in tried[1:]), mark][: len(tried)]
-    for one, cause, after in reversed(list(zip(tried, causes, marks, strict=True))):
-        if after != one.mark:
-            break
-        fruitless += cause not in BLAMELESS and cause not in (OOM, "CANCELLED")
+    fruitless += sum(state not in BLAMELESS and state != "CANCELLED" for state in unstarted)
     if fruitless >= max_attempts:
         last = causes[-1] if causes else f"never started ({unstarted[-1]})"
         if tried and tried[-1].message:

@@ -161,7 +161,8 @@ def _decide(
     ends = _ends(seen.entries)
 
     def judge(key: str) -> Verdict | None:
-        return _judge(sweep, books.root / key, ends.get(key, ()))
+        profile = sweep.cluster
+        return _judge(books.root / key, ends.get(key, ()), sweep.marks, profile.max_attempts)
 
     occupied = sum(t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
     return plan.plan(
@@ -182,16 +183,32 @@ def _ends(entries: Sequence[Entry]) -> dict[str, list[End]]:
         one = entry.submission
         for index, state in entry.ended.items():
             for key in one.tasks[index]:
-                ends.setdefault(key, []).append(End(one.uid, index, state, one.time))
+                end = End(one.uid, index, state, one.time, one.tasks[index])
+                ends.setdefault(key, []).append(end)
     return ends
 
 
-def _judge(sweep: Sweep, folder: Path, ends: Sequence[End]) -> Verdict | None:
+def _judge(folder: Path, ends: Sequence[End], marks: str, max_attempts: int) -> Verdict | None:
+    """The verdict on the cell of a folder; None when it was never tried."""
     attempts = attempt.history(folder)
     if not attempts and not ends:
         return None
-    now = attempt.mark(folder, sweep.marks)
-    return retry.judge(attempts, ends, now, sweep.cluster.max_attempts)
+    started = {(one.uid, one.task) for one in attempts}
+    seen = [
+        replace(end, state=retry.UNREACHED)
+        if (end.uid, end.task) not in started and _began(folder.parent, end)
+        else end
+        for end in ends
+    ]
+    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts)
+
+
+def _began(root: Path, end: End) -> bool:
+    """Whether a pack that has ended, and was not cancelled, had started a cell of it."""
+    if end.state == "CANCELLED" or len(end.pack) < 2:
+        return False
+    tried = (one for key in end.pack for one in attempt.history(root / key))
+    return any((one.uid, one.task) == (end.uid, end.task) for one in tried)
 
 
 def _send_all(
@@ -350,11 +367,9 @@ def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
     last = {key: e.submission for e in entries for pack in e.submission.tasks for key in pack}
     found = {}
     for key in keys:
-        attempts = attempt.history(root / key)
-        if attempts or key in ends:
-            one = last.get(key, Submission("", "", ()))  # its file may be damaged
-            mark = attempt.mark(root / key, one.marks)
-            found[key] = retry.judge(attempts, ends.get(key, ()), mark, one.max_attempts)
+        one = last.get(key, Submission("", "", ()))  # its file may be damaged
+        if verdict := _judge(root / key, ends.get(key, ()), one.marks, one.max_attempts):
+            found[key] = verdict
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 from lewel_bench.slurm import sweep
 from lewel_bench.slurm.attempt import Attempt, begin
 from lewel_bench.slurm.attempt import end as end_attempt
-from lewel_bench.slurm.ledger import Ledger
+from lewel_bench.slurm.ledger import Entry, Ledger
 from lewel_bench.slurm.retry import End, Verdict, judge
 
 
@@ -81,8 +81,28 @@ def test_jobs_that_never_started() -> None:
     assert judge([], [end(n, "FAILED") for n in range(4)], "", 5).again
     verdict = judge([], [end(n, "FAILED") for n in range(5)], "", 5)
     assert verdict == Verdict(False, "no progress in 5 attempts, the last: never started (FAILED)")
-    assert judge([], [end(n, "VOID") for n in range(50)], "", 5).again
+    assert judge([], [end(n, "UNREACHED") for n in range(50)], "", 5).again
     assert judge([attempt(5, "retry")], [end(n, "FAILED") for n in range(5)], "", 5).again
+
+
+def test_progress_forgives_what_never_started_before_it() -> None:
+    lost = [End(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(4)]
+    tried = [attempt(10, "killed"), attempt(11, "killed", mark="checkpoint-5")]
+    assert judge(tried, lost, "checkpoint-9", 4).again
+    late = [End(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(20, 24)]
+    assert "no progress in 4 attempts" in judge(tried, late, "checkpoint-9", 4).reason
+
+
+def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> None:
+    """Its task ran into the time limit, or stopped, before it came to the second cell."""
+    books = Ledger(tmp_path)
+    for state in ("TIMEOUT", "COMPLETED", "TIMEOUT"):
+        one = books.intend(kind="light", tasks=(("a", "b"),), max_attempts=3)
+        books.ended(Entry(one, "5", ended={0: state}))
+        end_attempt(tmp_path / "a", begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks), "stopped")
+    found = sweep.given_up(tmp_path, ["a", "b"])
+    assert found["b"].again and found["b"].reason == ""
+    assert found["a"].reason == "no progress in 3 attempts, the last: TIMEOUT"
 
 
 def test_cancelled() -> None:
