@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from annotated import make_coco, make_voc, photo, real, xml
 
+from lewel_bench.evals.detection import voc
 from lewel_bench.evals.detection.check import check, problems
 from lewel_bench.evals.detection.scenes import read_coco, read_voc
 
@@ -66,7 +67,8 @@ def test_voc_objects(devkit, objects, said):
     path.write_text(xml(60, 80, objects))
     if "yak" in said:
         main = devkit / "VOC2012" / "ImageSets" / "Main"
-        (main / "cat_train.txt").touch()
+        for name in voc.CLASSES:
+            (main / f"{name}_train.txt").touch()
     found, _ = problems(devkit, "voc")
     assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0])
     if "yak" not in said:
