@@ -5,7 +5,6 @@ The names are those of `weights`; the values are never touched.
 
 import io
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -74,12 +73,8 @@ def _detectron2(state: State, spec: Backbone) -> bytes:
     C4, whose res5 is in the head, and FPN."""
     prefix = "backbone.bottom_up."
     named = {weights.detectron2_name(k, "fpn").removeprefix(prefix): v for k, v in state.items()}
-    content = {
-        "model": {key: value.numpy() for key, value in named.items()},
-        "__author__": "lewel-bench",
-        "matching_heuristics": True,
-    }
-    return pickle.dumps(content, protocol=4)
+    # no .pkl: arrays pickled by NumPy 2 cannot be read with NumPy before 1.26
+    return _pth({"model": named, "__author__": "lewel-bench", "matching_heuristics": True})
 
 
 def _mmseg(state: State, spec: Backbone) -> bytes:
@@ -147,6 +142,6 @@ FORMATS = {
     "torchvision": Format(".pth", _torchvision, _width_64, _how_torchvision),
     "safetensors": Format(".safetensors", _safetensors, _any, _how_safetensors),
     "timm": Format(".safetensors", _safetensors, _width_64, _how_timm),
-    "detectron2": Format(".pkl", _detectron2, _detectron2_builds, _how_detectron2),
+    "detectron2": Format(".pth", _detectron2, _detectron2_builds, _how_detectron2),
     "mmseg": Format(".pth", _mmseg, _stem_7x7, _how_mmseg),
 }

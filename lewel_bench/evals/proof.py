@@ -1,8 +1,9 @@
 """Whether a backbone does what a trained one does: the proof before a checkpoint is evaluated.
 
-A checkpoint whose keys all fit may still be read wrongly (the wrong network, another order of the
-channels, statistics that were never saved). On generated scenes its features must vary from image
-to image, and neighbours in them must be of one class clearly more often than with random weights.
+A checkpoint whose keys all fit may still hold what was never trained, or lack its statistics. On
+generated scenes its features must vary from image to image, and neighbours in them must be of one
+class clearly more often than with random weights. Query and key network are not told apart by that,
+nor the order of the channels.
 """
 
 import math
@@ -54,7 +55,10 @@ def prove(state: Mapping[str, Tensor], spec: Backbone) -> Proof:
     net.load_state_dict(dict(state))
     statistics, warnings = _statistics(net)
     bank, queries = scenes(SIZES[spec.stem], 0, BANK), scenes(SIZES[spec.stem], 1, QUERIES)
-    ours, x = _right(net, bank, queries)
+    try:
+        ours, x = _right(net, bank, queries)
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *warnings])) from None
     seen, more = _look(x[:: len(x) // LOOK])
     neighbours, doubt = _compare(ours, _right(_random(spec, bank[0]), bank, queries)[0])
     found = {"batch_norm": statistics, "features": seen, "knn": neighbours}

@@ -39,8 +39,12 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     jobs = plan.of_checkpoint(
         key, name, protocols, seeds, context.suite, context.datasets, settings
     )
+    if reading and label["as"] and context.suite.comparable:
+        _same_architecture(context, reading, label["as"])
     if key not in store.records and reading:
         _bring(context, arguments, key, reading, label)
+    elif reading and not (context.root / key / FILE).exists() and not arguments.dry_run:
+        _restored(context.root / key, reading, store.records[key])
     elif not arguments.dry_run:
         _labelled(context.root / key, label)
     return runs.work(context, arguments, jobs)
@@ -151,7 +155,10 @@ def _bring(
         return
     runs.writable(context.root)
     started = datetime.now(UTC)
-    proof = prove(found.state, found.spec)
+    try:
+        proof = prove(found.state, found.spec)
+    except ValueError as error:
+        raise ValueError(f"{arguments.checkpoint}: {error}") from None
     _shown(proof.found)
     if proof.warnings and not arguments.force:
         listed = "\n".join(f"  {one}" for one in proof.warnings)
@@ -191,6 +198,34 @@ def _bring(
         checkpoint=Checkpoint(file=FILE, sha256=checkpoint.sha256(folder / FILE)),
     )
     record.commit(folder, made)
+
+
+def _same_architecture(context: "Context", found: "Reading", name: str) -> None:
+    """Raise ValueError where a checkpoint cannot stand for a recipe: published values beside
+    another network's would mean nothing."""
+    wanted = context.suite.recipe(RECIPES[name]).backbone
+    if found.spec.model_copy(update={"stride": wanted.stride, "mean": wanted.mean}) != wanted:
+        one, other = (
+            f"{spec.arch}, stem {spec.stem}, width {spec.width}" for spec in (found.spec, wanted)
+        )
+        raise ValueError(
+            f"--as {name}: the checkpoint is a {one}, the recipe's backbone in suite "
+            f"{context.suite.name} a {other}"
+        )
+
+
+def _restored(folder: Path, found: "Reading", made: Record) -> None:
+    """Write a backbone again that came without its weights, as in a bundle."""
+    from lewel_bench.pretrain import checkpoint
+
+    assert made.checkpoint is not None
+    checkpoint.write_backbone(folder / FILE, found.state, checkpoint.header_of(found.spec))
+    if checkpoint.sha256(folder / FILE) != made.checkpoint.sha256:
+        (folder / FILE).unlink()
+        raise ValueError(
+            f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
+            f"weights: remove {folder} to import it anew"
+        )
 
 
 def _shown(found: dict[str, Any]) -> None:

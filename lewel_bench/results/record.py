@@ -54,9 +54,10 @@ class Data(_Frozen):
 
 
 class Checkpoint(_Frozen):
-    """The weights that a run left or used: a file name inside the run's folder, and its hash."""
+    """The weights that a run left or used: a file in its folder or in another run's beside it, and
+    its hash."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^(\.\./[0-9a-f]{12}/)?[A-Za-z0-9][A-Za-z0-9._-]*$")]
     sha256: Sha256
 
 

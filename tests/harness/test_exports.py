@@ -106,7 +106,7 @@ def test_an_evaluation_names_its_pretraining(
 ) -> None:
     root, key = made
     (final,) = (p.parent.name for p in root.glob(f"*/{record.NAME}") if _evaluates(p, key))
-    assert export(root, final, tmp_path / "a.pkl", "--to", "detectron2") == 2
+    assert export(root, final, tmp_path / "a.pth", "--to", "detectron2") == 2
     assert f"left no backbone: take {key}" in capsys.readouterr().err
 
 

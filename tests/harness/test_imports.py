@@ -47,6 +47,10 @@ def evaluate(root: Path, *arguments: object) -> int:
     return main(list(map(str, given)))
 
 
+def imported_keys(root: Path) -> list[str]:
+    return [one.key for one in Store(root).records.values() if one.kind == "import"]
+
+
 def imported(root: Path) -> Record:
     (found,) = (one for one in Store(root).records.values() if one.kind == "import")
     return found
@@ -67,6 +71,38 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], value) for key, value in ours.items())
     (extra,) = extras.find(Store(root), ["mine"])
     assert (extra.recipe, extra.epochs, extra.key) == ("moco_v2_200ep", 200, made.key)
+
+
+def test_weights_that_a_bundle_left_out_are_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", path, "--name", "mine") == 0
+    made = imported(root)
+    assert made.checkpoint is not None
+    file = root / made.key / made.checkpoint.file
+    before = file.read_bytes()
+    file.unlink()
+    assert evaluate(root, "--checkpoint", path, "--name", "mine") == 0
+    assert file.read_bytes() == before
+    file.unlink()
+    state = layouts.state(1) | {"bn1.num_batches_tracked": torch.tensor(5)}  # the same weights
+    other = layouts.LAYOUTS["moco v2"].content(state, layouts.state(2))
+    layouts.write(tmp_path / "other.pth.tar", other)
+    capsys.readouterr()
+    again = evaluate(root, "--checkpoint", tmp_path / "other.pth.tar", "--name", "mine")
+    assert again == 2 and "to import it anew" in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_another_architecture_stands_for_no_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--checkpoint", moco(tmp_path / "a.pth"), "--name", "mine", "--as", "moco_v2_200ep"]
+    assert evaluate(tmp_path / "runs", *given, "--suite", "paper") == 2
+    said = capsys.readouterr().err
+    assert "--as moco_v2_200ep: the checkpoint is a resnet18" in said and "a resnet50" in said
+    assert not imported_keys(tmp_path / "runs")
 
 
 def test_identity_is_that_of_the_network(tmp_path: Path) -> None:
@@ -166,7 +202,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     given = ("--checkpoint", path, "--name", "mine", "--evals", "linear,knn", "--dry-run")
     assert evaluate(root, *given) == 0
     assert "linear_lars of mine" in capsys.readouterr().out
-    assert not root.exists() or not list(root.glob("*/record.json"))
+    assert not [found for found in root.rglob("*") if found.is_file()]
 
 
 def evaluated(root: Path, suite: Suite, name: str, protocol: str, values: list[float]) -> None:

@@ -12,7 +12,9 @@ from lewel_bench.evals.checkpoints import pickles
 from lewel_bench.evals.checkpoints.pickles import Bounded
 from lewel_bench.evals.checkpoints.plain import Array, Inert, Refused, Storage, Strided
 
-NAMED = 200_000  # tensors, and entries of dictionaries
+NAMED = 200_000  # entries of dictionaries
+TENSORS = 20_000
+LONGEST = 500  # characters of a name
 DEPTH = 16
 
 
@@ -101,7 +103,7 @@ def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, s
         if isinstance(value, dict):
             left -= len(value)
             begin = f"{prefix}." if prefix else ""
-            inside = [(f"{begin}{key}", inner, depth + 1) for key, inner in value.items()]
+            inside = [(begin + _word(key), inner, depth + 1) for key, inner in value.items()]
             todo += reversed(inside)
         elif isinstance(value, Strided | Array):
             if prefix in found:
@@ -109,9 +111,28 @@ def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, s
             found[prefix] = value
         elif isinstance(value, str) and depth == 1:
             texts[prefix] = value
-        if left < 0 or depth > DEPTH:
-            raise ValueError("its dictionaries are too many or too deep for a checkpoint")
+        if left < 0 or depth > DEPTH or len(prefix) > LONGEST:
+            raise ValueError(
+                "its dictionaries are too many, too deep or named too long for a checkpoint"
+            )
+    nameable(found)
     return found, texts
+
+
+def _word(key: Any) -> str:
+    if isinstance(key, str | int | float):
+        if len(word := str(key)) <= LONGEST:
+            return word
+        raise ValueError(f"a name in it has {len(word):,} characters")
+    return type(key).__name__  # of what is no weight
+
+
+def nameable(names: Collection[str]) -> None:
+    """Raise ValueError for names that no checkpoint has: too many, or not for a terminal."""
+    if len(names) > TENSORS:
+        raise ValueError(f"it has {len(names):,} tensors: a checkpoint has some thousand")
+    if odd := next((name for name in names if not name.isprintable()), None):
+        raise ValueError(f"a tensor has the name {ascii(odd)[:80]}")
 
 
 def _of_array(one: Array) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lewel_bench.evals.checkpoints import pickled, zipped
-from lewel_bench.evals.checkpoints.content import Content, why
+from lewel_bench.evals.checkpoints.content import Content, nameable, why
 
 HEADER = 100 << 20  # bytes of safetensors' header, as its own reader allows
 LEAST = 16  # bytes of a file
@@ -41,7 +41,7 @@ def read(path: Path, allowed: Collection[str] = ()) -> Content:
         return _read(path, allowed)
     except (OSError, zipfile.BadZipFile, SafetensorError, UnicodeError) as error:
         raise ValueError(f"{path}: {why(error)}") from None
-    except (MemoryError, RecursionError, NotImplementedError, struct.error, TypeError) as error:
+    except (EOFError, MemoryError, RuntimeError, struct.error, TypeError) as error:
         raise ValueError(f"{path}: is broken ({type(error).__name__})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -80,7 +80,9 @@ def _safetensors(path: Path, head: bytes, size: int) -> Content:
     if length > min(HEADER, size - 8):
         raise ValueError(f"its header says that it has {length:,} bytes, the file has {size:,}")
     with safe_open(path, framework="pt") as file:  # checks every offset against the size
-        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+        names = list(file.keys())
+        nameable(names)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         texts = {str(key): str(value) for key, value in (file.metadata() or {}).items()}
 
     def tensor(name: str) -> Tensor:

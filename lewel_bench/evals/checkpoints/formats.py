@@ -5,7 +5,7 @@ A new one is a few lines here, or a TOML file with the same fields for `--format
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,6 @@ from pydantic import Field, field_validator
 from lewel_bench.evals.checkpoints.pixels import Pixels
 from lewel_bench.value import Value
 
-Rename = Callable[[str], str]
 Text = Annotated[str, Field(min_length=1)]
 
 NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -33,29 +32,32 @@ class Format(Value):
     `heads` are no part of a backbone; `needs` are beginnings of names, or after a slash names at
     the top, one of which must be there: they tell this layout from the others. `rename` are
     patterns and what becomes of them, one after another, until the name is torchvision's. `stride`
-    is the convolution of a bottleneck that has it; with `absorbed` the norms may lack statistics,
+    is the convolution of a bottleneck that has it; `foreign_stem` says why a 3x3 stem of this
+    project is none of ours; with `absorbed` the norms may lack statistics,
     which are in their scales and offsets. `allows` are globals that may be in the file.
     """
 
     source: Text
-    roots: tuple[str, ...] = ("state_dict.",)
+    roots: Annotated[tuple[str, ...], Field(min_length=1)] = ("state_dict.",)
     networks: Annotated[dict[Text, str], Field(min_length=1)]
     heads: tuple[Text, ...] = ()
     needs: tuple[Text, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     pixels: Pixels = Pixels()
     stride: Literal["3x3", "1x1"] = "3x3"
+    foreign_stem: str = ""
     absorbed: bool = False
     allows: tuple[Text, ...] = ()
 
     @field_validator("rename")
     @classmethod
     def _patterns(cls, value: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-        for pattern, _ in value:
+        for pattern, becomes in value:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+                re.compile(pattern).sub(becomes, "")
+            except (re.error, IndexError) as error:
+                said = f"{pattern!r} to {becomes!r}"
+                raise ValueError(f"{said} is no regular expression: {error}") from None
         return value
 
     def key(self, name: str) -> str:
@@ -289,19 +291,23 @@ FORMATS: dict[str, Format] = {
             *("momentum_classifier.", "dino_loss_func.", "head.", "momentum_head."),
         ),
         needs=("classifier.",),
+        foreign_stem="solo-learn pads its 3x3 convolution by 2 and its pixels have CIFAR's mean",
         allows=LIGHTNING,
     ),
     "lightly": Format(
         source="lightly-ai/lightly examples/pytorch_lightning, benchmarks/imagenet/resnet50",
         networks={
-            "online": "backbone.",
+            "backbone": "backbone.",  # which it evaluates; in its MoCo and DINO the slow one
+            "query": "query_backbone.",
             "student": "student_backbone.",
             "teacher": "teacher_backbone.",
             "momentum": "backbone_momentum.",
         },
         heads=(
-            *("projection_head", "prediction_head", "student_", "teacher_", "online_classifier."),
-            *("prototypes", "criterion.", "memory_bank", "query_", "key_", "start_queue"),
+            *("projection_head", "prediction_head", "online_classifier.", "prototypes"),
+            *("student_projection", "student_prediction", "student_head", "teacher_projection"),
+            *("teacher_head", "query_projection", "query_prediction", "key_projection"),
+            *("criterion.", "memory_bank", "start_queue"),
         ),
         needs=("/pytorch-lightning_version",),
         rename=NUMBERED,
@@ -317,6 +323,7 @@ FORMATS: dict[str, Format] = {
         heads=(
             *("neck.", "head.", "queue", "predictor.", "data_preprocessor.", "prototypes."),
             *("encoder_k.1.", "encoder_k.steps", "target_net.1.", "target_net.steps"),
+            *("encoder.0.", "encoder.1."),  # SimSiam's: the backbone and the neck once more
         ),
         needs=("/meta", "neck.", "head."),
         allows=MMENGINE,
@@ -342,6 +349,21 @@ FORMATS: dict[str, Format] = {
         stride="1x1",
         pixels=CAFFE_PIXELS,
         absorbed=True,
+    ),
+    "timm_training": Format(
+        source="huggingface/pytorch-image-models timm/utils/checkpoint_saver.py; its "
+        "models/_helpers.py takes the averaged weights",
+        roots=("",),
+        networks={"ema": "state_dict_ema.", "model": "state_dict."},
+        heads=("state_dict_ema.fc.", "state_dict.fc.", "optimizer.", "amp_scaler."),
+        needs=("state_dict_ema.",),
+    ),
+    "torchvision_training": Format(
+        source="pytorch/vision references/classification/train.py",
+        roots=("",),
+        networks={"model": "model.", "ema": "model_ema."},
+        heads=("model.fc.", "model_ema.fc.", "model_ema.n_averaged", "optimizer.", "scaler."),
+        needs=("model_ema.",),
     ),
     "torchvision": TORCHVISION,
     "timm": TORCHVISION.model_copy(

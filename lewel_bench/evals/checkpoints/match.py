@@ -64,7 +64,7 @@ class Match:
 
 
 def match(name: str, layout: Format, content: Content) -> Match:
-    """The file by a layout, with the root that fits best."""
+    """The file by a layout, with the root that fits best. Raises ValueError where two do."""
     plain = _plain(content.shapes)
     found = [
         _at(name, layout, root, plain, content)
@@ -74,6 +74,10 @@ def match(name: str, layout: Format, content: Content) -> Match:
     if not found:
         places = " or ".join(repr(root.rstrip(".")) for root in layout.roots)
         return Match(name, "", {}, [], [], f"it has no weights in {places}")
+    whole = [one.root.rstrip(".") for one in found if one.sound]
+    if len(whole) > 1:
+        several = " and at ".join(map(repr, whole))
+        raise ValueError(f"has a backbone at {several}: say which as roots in --format FILE.toml")
     return min(found, key=lambda one: (not one.sound, one.faults))
 
 
@@ -99,7 +103,10 @@ def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content:
         for network, prefix in prefixes:
             key = layout.key(short.removeprefix(prefix)) if short.startswith(prefix) else ""
             if KEY.fullmatch(key):
-                networks.setdefault(network, Network()).keys[key] = file
+                one = networks.setdefault(network, Network())
+                if key in one.keys:
+                    one.over.append(file)  # two names for one tensor of the backbone
+                one.keys.setdefault(key, file)
                 break
         else:
             (heads if short.startswith(layout.heads) else over).append(file)
@@ -143,7 +150,7 @@ def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
     if spec.expansion > 1:
         one.spec = one.spec.model_copy(update={"stride": layout.stride})
     one.missing = [k for k in want if k not in sizes and not k.endswith(without)]
-    one.over = [one.keys[key] for key in sizes if key not in want]
+    one.over += [one.keys[key] for key in sizes if key not in want]
     one.wrong = [
         f"{one.keys[key]} {sizes[key]}, not {want[key]}"
         for key in want

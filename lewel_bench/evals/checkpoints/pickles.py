@@ -112,6 +112,8 @@ class _Machine:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise Refused("its pickle makes up the name of a global")
         full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        if not full.isprintable() or len(full) > 200:
+            raise Refused(f"its pickle names a global {ascii(full)[:80]}")
         if full not in REBUILT and full not in INERT and not is_storage(full):
             self.seen.add(full)
             if full not in self.allowed:

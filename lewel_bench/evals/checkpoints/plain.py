@@ -81,8 +81,8 @@ class Inert:
     """What would be an object of a class that is not imported."""
 
     name: str
-    items: dict[Any, Any] = field(default_factory=dict)
-    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict, repr=False)
+    state: Any = field(default=None, repr=False)  # what is in it may take for ever to print
 
 
 @dataclass(eq=False)
@@ -161,7 +161,7 @@ def _whole(values: Any) -> tuple[int, ...]:
             for one in values
         )
     ):
-        raise ValueError(f"a tensor's shape is broken: {str(values)[:60]}")
+        raise ValueError(f"a tensor's shape is broken: it is a {type(values).__name__}")
     return tuple(values)
 
 
@@ -169,6 +169,8 @@ def storage(kind: Any, key: Any, count: Any) -> Storage:
     """A storage as PyTorch refers to it. Raises Refused for an unknown kind."""
     if not isinstance(kind, Global) or not is_storage(kind.name):
         raise Refused("its pickle has a storage of an unknown kind")
+    if not isinstance(key, str | int):
+        raise Refused("its pickle has a storage without a name")
     dtype, itemsize = STORAGES[_kind(kind.name)]
     return Storage(dtype, itemsize, str(key), _whole([count])[0])
 
@@ -207,7 +209,8 @@ def _dtype(code: Any, *_: Any) -> Dtype:
     if isinstance(code, Global):
         code = {"numpy.float32": "f4", "numpy.float64": "f8", "numpy.int64": "i8"}[code.name]
     if not isinstance(code, str) or code.strip("<>|=") not in ITEMS:
-        raise Refused(f"it holds an array of dtype {str(code)[:20]!r}, which is no number")
+        said = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
+        raise Refused(f"it holds an array of dtype {said}, which is no number")
     return Dtype(code.strip("<>|="), ">" if code.startswith(">") else "<")
 
 
@@ -251,10 +254,6 @@ def _first(made: Any, *_: Any) -> Any:
     return made
 
 
-def _set(values: Any = ()) -> list[Any]:
-    return _list(values)
-
-
 REBUILT: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -265,8 +264,8 @@ REBUILT: Mapping[str, Callable[..., Any]] = {
     "builtins.dict": dictionary,
     "builtins.list": _list,
     "builtins.tuple": lambda values=(): tuple(_list(values)),
-    "builtins.set": _set,
-    "builtins.frozenset": _set,
+    "builtins.set": _list,
+    "builtins.frozenset": _list,
     "builtins.bytearray": lambda data=b"", *_: data,
     "_codecs.encode": _latin1,
     "numpy.dtype": _dtype,

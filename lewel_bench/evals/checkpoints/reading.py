@@ -23,6 +23,7 @@ from lewel_bench.value import unknown
 # Authors that detectron2's files name, whose networks mostly have the stride in the 1x1 convolution
 CAFFE = ("Caffe2", "Detectron2 Model Zoo")
 OURS = "lewel-bench"
+SMOOTHED = ("resnetaa", "resnetblur")  # without a parameter that would show it
 BLOCK = "layer1.0.conv1.weight"
 EPS = 1e-5  # of batch norm
 LIKE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -64,13 +65,6 @@ def read(path: Path, format: str | None = None, network: str | None = None) -> R
         found = _recognised(layouts, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    author = content.texts.get("__author__", "")
-    if format is None and found.format == "detectron2" and author in CAFFE:
-        raise ValueError(
-            f"{path}: a file by {author} does not say where its network has the stride. Where the "
-            "configuration has STRIDE_IN_1X1 True and BGR pixels, detectron2's defaults: --format "
-            "detectron2_caffe; where it has False and torchvision's pixels: --format detectron2"
-        )
     layout = layouts[found.format]
     if not found.sound:
         raise ValueError(_refusal(path, found, layout, content, format))
@@ -78,11 +72,10 @@ def read(path: Path, format: str | None = None, network: str | None = None) -> R
         raise ValueError(f"{path}: {min(foreign)} is no part of a file of {found.format}")
     name = _network(path, found, layout, network)
     taken = _taken(path, content, found, layout, name)
-    if format is None and found.format == "detectron2" and author != OURS and taken.spec.depth > 34:
-        said = (
-            "the stride is taken to be in the 3x3 convolutions, and the pixels to be torchvision's"
-        )
-        taken = replace(taken, guessed=f"{said}; otherwise --format detectron2_caffe")
+    if unlike := _unlike(content, layout, taken.spec):
+        raise ValueError(f"{path}: {unlike}")
+    if format is None and found.format == "detectron2":
+        taken = replace(taken, guessed=_stride(path, content, found, taken.spec))
     return taken
 
 
@@ -143,6 +136,36 @@ def _network(path: Path, found: Match, layout: Format, asked: str | None) -> str
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{path}: it does not hold the network {asked}.{hint} It holds: {here}")
     return asked
+
+
+def _unlike(content: Content, layout: Format, spec: Backbone) -> str:
+    """Why a network whose names and shapes are a ResNet's is another one, or nothing."""
+    if layout.foreign_stem and spec.stem != "imagenet":
+        return f"a network with another stem than ours: {layout.foreign_stem}"
+    arch = content.texts.get("arch", "")
+    if arch.startswith(SMOOTHED):
+        return f"it is timm's {arch[:40]}, which smooths before its strides: no ResNet of ours does"
+    return ""
+
+
+def _stride(path: Path, content: Content, found: Match, spec: Backbone) -> str:
+    """What is taken for granted of detectron2's file. Raises ValueError where that is too much."""
+    author = content.texts.get("__author__", "")
+    deviation = f"{found.root}pixel_std"
+    unit = deviation in content.shapes and bool((content.tensor(deviation) == 1).all())
+    if author in CAFFE or unit:
+        whose = f"by {author}" if author in CAFFE else "for pixels of 0 to 255"
+        raise ValueError(
+            f"{path}: a file {whose} does not say where its network has the stride. Where the "
+            "configuration has STRIDE_IN_1X1 True and BGR pixels, detectron2's defaults: --format "
+            "detectron2_caffe; where it has False and torchvision's pixels: --format detectron2"
+        )
+    if author == OURS or spec.expansion == 1:
+        return ""
+    return (
+        "the stride is taken to be in the 3x3 convolutions, and the pixels to be torchvision's; "
+        "otherwise --format detectron2_caffe"
+    )
 
 
 def _taken(path: Path, content: Content, found: Match, layout: Format, name: str) -> Reading:
@@ -207,7 +230,10 @@ def _told(spec: Backbone, content: Content) -> tuple[Backbone, str]:
         said = None
     if said and weights.shapes(said) == weights.shapes(spec):
         return said, ""
-    guess = "a 3x3 stem is taken to have stride 1 and no pooling, as for CIFAR-10"
+    guess = (
+        "a 3x3 stem is taken to have stride 1, padding 1 and no pooling behind it, as for "
+        "CIFAR-10, and its pixels ImageNet's mean and deviation"
+    )
     return spec, guess if spec.stem != "imagenet" else ""
 
 

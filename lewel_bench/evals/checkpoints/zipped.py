@@ -12,7 +12,7 @@ from lewel_bench.evals.checkpoints.pickles import Bounded
 from lewel_bench.evals.checkpoints.plain import Storage
 
 PICKLE = 64 << 20  # bytes of the pickle
-DIRECTORY = 32 << 20  # bytes of the list of members
+DIRECTORY = 4 << 20  # bytes of the list of members
 Members = Mapping[str, zipfile.ZipInfo]
 
 
@@ -44,7 +44,7 @@ def read(path: Path, size: int, allowed: Collection[str]) -> Content:
         try:
             with zipfile.ZipFile(path) as archive:  # compares the checksum too
                 return archive.read(f"{folder}data/{storage.key}")
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(why(error)) from None
 
     return of_tree(tree, globals_, Source(check, get))
@@ -75,6 +75,8 @@ def _members(members: list[zipfile.ZipInfo], size: int) -> None:
             raise ValueError(f"a zip archive with the member {one.filename[:80]!r}")
         if stat.S_ISLNK(one.external_attr >> 16):
             raise ValueError(f"a zip archive with the link {one.filename[:80]!r}")
+        if one.flag_bits & 1:
+            raise ValueError(f"a zip archive with the encrypted member {one.filename[:80]!r}")
         if one.compress_type != zipfile.ZIP_STORED:
             raise ValueError(
                 f"a zip archive with the compressed member {one.filename[:80]!r}: PyTorch "

@@ -136,6 +136,43 @@ def laughs() -> bytes:
     return text + b"."
 
 
+def _short(text: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
+def told(before: bytes, after: bytes) -> bytes:
+    """A message must not print the laughs that lie between these."""
+    text = b"]q\x00(" + b"K\x01" * 10 + b"e"
+    for n in range(30):
+        text += b"0]r" + struct.pack("<I", n + 1) + b"(" + (b"j" + struct.pack("<I", n)) * 10 + b"e"
+    return b"\x80\x02}" + before + text + after
+
+
+_STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+_TENSOR = _short(b"w") + b"ctorch._utils\n_rebuild_tensor_v2\n("
+_SHAPED = _STORAGE + _short(b"0") + _short(b"cpu") + b"K\x04tQ"
+
+
+def prefixed() -> bytes:
+    """A megabyte of a name before 60,000 others."""
+    inner = b"".join(b"J" + struct.pack("<i", i) + b"K\x01" for i in range(60_000))
+    return b"\x80\x02}" + _short(b"k" * (1 << 20)) + b"}(" + inner + b"us."
+
+
+def patched(place: int, content: bytes) -> bytes:
+    """Other bytes in the entry of the only member in a zip's list."""
+    whole = bytearray(torch_zip(pickle.dumps({"a": 1}, 2)))
+    start = whole.rfind(b"PK\x01\x02") + place
+    whole[start : start + len(content)] = content
+    return bytes(whole)
+
+
+def crowded() -> bytes:
+    """A header of 25,000 tensors without numbers."""
+    one = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return safetensors_with(b"{" + b",".join(b'"%d":' % n + one for n in range(25_000)) + b"}")
+
+
 def hashed() -> bytes:
     """A key whose hash would take for ever."""
     text = b"\x80\x02}K\x01\x85q\x00"
@@ -213,6 +250,20 @@ FILES: dict[str, Callable[[], bytes]] = {
     "a million dimensions": lambda: tensor_pickle(4, (1,) * 10_000),
     "expanded bomb": lambda: tensor_pickle(4, (HUGE,), stride=0),
     "billion laughs": lambda: torch_zip(laughs()),
+    "laughs as a shape": lambda: torch_zip(
+        told(_TENSOR + _SHAPED + b"K\x00", b"K\x01\x85tRs."), archive__data__0=b"\0" * 16
+    ),
+    "laughs as the name of a storage": lambda: torch_zip(
+        told(_TENSOR + _STORAGE, _short(b"cpu") + b"K\x04tQK\x00K\x04\x85K\x01\x85tRs.")
+    ),
+    "laughs as a dtype": lambda: told(_short(b"w") + b"cnumpy\ndtype\n", b"\x85Rs."),
+    "laughs in a key": lambda: told(b"cpathlib\nPath\n)R", b"b" + _short(b"v" * 20) + b"s."),
+    "a name of a megabyte": prefixed,
+    "a global that writes to the terminal": lambda: stack_global("os\x1b[2J\nall is well", "x"),
+    "a name that writes to the terminal": lambda: save({"\x1b]0;a\nb": torch.ones(1)}),
+    "zip with an encrypted member": lambda: patched(8, b"\x01\x00"),
+    "zip with a member beyond the end": lambda: patched(20, struct.pack("<II", 130, 130)),
+    "safetensors of too many tensors": crowded,
     "copies of a text": lambda: copies(
         b"_codecs\nencode", b"X\x40\x42\x0f\x00" + b"a" * 1_000_000, b"X\x06\x00\x00\x00latin1"
     ),

@@ -364,7 +364,15 @@ LAYOUTS = {
     "mmselfsup": Layout(_mmselfsup, "mmselfsup", "online", "target"),
     "mmpretrain": Layout(_mmpretrain, "mmselfsup", "online"),
     "solo-learn": Layout(_solo_learn, "solo_learn", "online", "momentum"),
-    "lightly": Layout(_lightly, "lightly", "online", "momentum"),
+    "lightly": Layout(_lightly, "lightly", "backbone", "momentum"),
+    "timm's training": Layout(
+        lambda a, b: {"state_dict": b, "state_dict_ema": a, "epoch": 3, "arch": "resnet18"},
+        *("timm_training", "ema", "model"),
+    ),
+    "torchvision's training": Layout(
+        lambda a, b: {"model": wrapped(a), "model_ema": wrapped(b) | plain(n_averaged=())},
+        *("torchvision_training", "model", "ema"),
+    ),
     "dino": Layout(_dino, "dino", "teacher", "student"),
     "caffe2": Layout(lambda a, b: {"blobs": caffe2(a)}, "caffe2", "backbone", write="pickle"),
     "detectron2": Layout(_detectron2, "detectron2", "backbone", write="pickle"),

@@ -1,3 +1,4 @@
+import json
 import random
 import re
 from pathlib import Path
@@ -40,8 +41,9 @@ def test_documented_layout(name: str, tmp_path: Path) -> None:
         not k.endswith("num_batches_tracked") or layout.write != "pickle" for k in a
     )
     assert reading.read(path, layout.format).tensors == found.tensors
-    if found.pixels.usual:
-        _counted(found.state, a)
+    if found.pixels.order == "RGB":
+        scale = torch.tensor([0.229 / found.pixels.std[0], 1, 1])[:, None, None]
+        _counted(found.state, {**a, "conv1.weight": a["conv1.weight"] * scale})
     if layout.second:
         other = reading.read(path, network=layout.second)
         _counted(other.state, b)
@@ -276,9 +278,6 @@ def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> N
     assert re.search(words, said), said
 
 
-PAIRS = [(name, format) for name in LAYOUTS for format in FORMATS]
-
-
 def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
     """Every documented layout under every format's name."""
     same = ({"moco", "pcl"}, {"torchvision", "timm"}, {"detectron2", "detectron2_caffe"})
@@ -291,6 +290,8 @@ def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
                 wanted = True  # DenseCL is a method of OpenSelfSup
             if name == "instdisc" and format in ("torchvision", "timm"):
                 wanted = True  # but for the object beside: see below
+            if name.endswith("training") and format in ("torchvision", "timm"):
+                wanted = True  # one of its two networks
             assert match.match(format, FORMATS[format], content).sound == wanted, (name, format)
     with pytest.raises(ValueError, match=r"lib\.NCEAverage\.NCEAverage, which is no plain data"):
         reading.read(_file(tmp_path, "instdisc", layouts.state(1), {}), "torchvision")
@@ -338,6 +339,78 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     halves = {k: v.half() if v.is_floating_point() else v for k, v in a.items()}
     found = reading.read(layouts.write(tmp_path / "a.pth", halves))
     assert torch.equal(found.state["bn1.weight"], a["bn1.weight"].half().float())
+
+
+def _refused(path: Path, content: Any, said: str, **asked: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        reading.read(layouts.write(path, content), **asked)
+
+
+def test_two_names_for_one_tensor(tmp_path: Path) -> None:
+    a, b = layouts.state(1), layouts.state(2)
+    named = {f"backbone.bottom_up.{k}": v for k, v in layouts.staged(a).items()}
+    res5 = {k: v for k, v in layouts.staged(b).items() if k.startswith("res5")}
+    twice = named | {f"roi_heads.{k}": v for k, v in res5.items()}
+    _refused(tmp_path / "a.pth", {"model": twice}, r"left over: model\.roi_heads\.res5")
+    (tmp_path / "own.toml").write_text(
+        'source = "us"\nroots = [""]\nnetworks = { one = "" }\nrename = [["^ema_", ""]]\n'
+    )
+    both = a | {f"ema_{key}": value for key, value in b.items()}
+    _refused(tmp_path / "b.pth", both, "left over: ema_", format=str(tmp_path / "own.toml"))
+
+
+def test_two_places_of_a_backbone(tmp_path: Path) -> None:
+    content = {"state_dict": layouts.state(1), "model": layouts.state(2)}
+    _refused(tmp_path / "a.pth", content, "has a backbone at 'state_dict' and at 'model'")
+
+
+def test_networks_that_only_look_like_ours(tmp_path: Path) -> None:
+    content = {"state_dict": layouts.state(1), "arch": "resnetblur18"}
+    _refused(tmp_path / "a.pth", content, "timm's resnetblur18, which smooths")
+    cifar = layouts.state(1, Backbone(arch="resnet18", stem="cifar", width=8))
+    heads = layouts.within("backbone.", cifar) | layouts.plain(classifier__weight=(4, 4))
+    _refused(tmp_path / "b.ckpt", {"state_dict": heads}, "pads its 3x3 convolution by 2")
+    pixels = {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)}
+    model = {f"backbone.{k}": v for k, v in layouts.staged(layouts.state(1)).items()}
+    _refused(tmp_path / "c.pth", {"model": model | pixels}, "for pixels of 0 to 255 does not say")
+
+
+def test_no_network_is_taken_for_a_head() -> None:
+    for name, layout in FORMATS.items():
+        for prefix in filter(None, layout.networks.values()):
+            assert not prefix.startswith(layout.heads), name
+
+
+def test_the_networks_of_lightly_s_moco(tmp_path: Path) -> None:
+    a, b = layouts.state(1), layouts.state(2)
+    content = layouts.within("backbone.", a) | layouts.within("query_backbone.", b)
+    whole = {"state_dict": content, "pytorch-lightning_version": "2"}
+    path = layouts.write(tmp_path / "a.ckpt", whole)
+    assert reading.read(path).network == "backbone"  # what lightly's benchmark evaluates
+    _counted(reading.read(path, network="query").state, b)
+    content["query_backbone.layer1.0.se.conv.weight"] = torch.ones(2)
+    _refused(tmp_path / "b.ckpt", whole, "left over: state_dict.query_backbone.layer1.0.se")
+
+
+def test_a_header_of_another_network_is_not_believed(tmp_path: Path) -> None:
+    spec = Backbone(arch="resnet18", stem="cifar", width=8)
+    other = json.dumps(Backbone(arch="resnet50").model_dump(mode="json"))
+    path = layouts.write(
+        tmp_path / "a.pth", {"state_dict": layouts.state(1, spec), "backbone": other}
+    )
+    assert reading.read(path).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('rename = [["^conv1", "\\\\2x"]]', "is no regular expression"),
+        ("roots = []", "roots"),
+    ],
+)
+def test_mistakes_in_a_layout(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f'source = "us"\nnetworks = {{ one = "" }}\n{line}\n')
+    _refused(tmp_path / "a.pth", layouts.state(1), said, format=str(tmp_path / "own.toml"))
 
 
 def test_misspelt_names(tmp_path: Path) -> None:
