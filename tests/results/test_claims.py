@@ -54,6 +54,24 @@ def test_a_claim_that_the_papers_tables_contradict_says_so_and_no_other_does() -
     assert {"semi:all", "coco:lewel_m", "groups:segmentation"} <= against
 
 
+@pytest.mark.parametrize(
+    ("id", "prefix", "epochs"),
+    [("coco:best", "c4:", {90, 200}), ("voc:best", "", {90, 100, 200}), ("semi:1pct", "", {200})],
+)
+def test_a_claim_over_all_others_leaves_none_of_their_rows_out(
+    id: str, prefix: str, epochs: set[int]
+) -> None:
+    one = claim.find(id)
+    others = [
+        row
+        for row in table.load(one.table).rows
+        if row.id.startswith(prefix) and row.epochs in epochs and "lewel" not in row.id
+    ]
+    for column in {c.column.id for c in one.comparisons()}:
+        compared = {c.over.id for c in one.comparisons() if c.over and c.column.id == column}
+        assert compared == {row.id for row in others if column in row.values}, column
+
+
 def test_gains_within_the_noise_floor_are_named() -> None:
     filled = fill.fill(table.load("3"), {}, {}, "paper", True)
     found = judge.judge(claim.find("voc:lewel_m"), filled, {})
