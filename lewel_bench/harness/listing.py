@@ -126,12 +126,11 @@ def _tables() -> Listing:
 
 
 def _claims() -> Listing:
-    floors = claim.floors()
     rows = []
     for one in claim.load():
-        how = f"{claim.HOLDS[one.holds]}: {floors[one.floor].value:g}"
+        how = f"{claim.HOLDS[one.holds]}: {claim.noise(one)}"
         cells = str(len(list(one.comparisons())))
-        source = floors[one.floor].source
+        source = " ".join(dict.fromkeys(floor.source for floor in one.judged_by().values()))
         rows.append((one.id, one.says, one.where, cells, how, source, one.flaw or "–"))
     columns = ("claim", "the paper", "where", "comparisons", "holds where", "noise floor from")
     return (*columns, "its own tables"), rows

@@ -41,8 +41,9 @@ class Pairs(Value):
 
 
 class Claim(Value):
-    """One claim. It holds where all of its comparisons do; `up_to` is the largest difference that
-    the text gives. `flaw` says what the paper's own tables have against it."""
+    """One claim. It holds where all of its comparisons do. `floors` names the noise floors of the
+    columns that have another than `floor`. `up_to` is the largest difference that the text gives.
+    `flaw` says what the paper's own tables have against it."""
 
     id: Text
     says: Text
@@ -50,6 +51,7 @@ class Claim(Value):
     table: str
     holds: Holds
     floor: str
+    floors: dict[str, str] = {}
     pairs: tuple[Pairs, ...]
     up_to: Finite | None = None
     flaw: str = ""
@@ -62,6 +64,12 @@ class Claim(Value):
             if self.holds == "at most" and pair.by is None:
                 raise ValueError(f"claim {self.id}: 'at most' needs a bound (by)")
         return self
+
+    def judged_by(self) -> dict[str, Floor]:
+        """The noise floors that it is judged by, each by what has it: "" for all other columns."""
+        label = {id: table.load(self.table).column(id).label for id in self.floors}
+        named = {"": self.floor, **{label[id]: name for id, name in self.floors.items()}}
+        return {of: floors()[name] for of, name in named.items()}
 
     def comparisons(self) -> Iterator["Comparison"]:
         """What must hold, one by one. Raises ValueError for a row or column that is not there."""
@@ -87,6 +95,11 @@ class Comparison:
         by: float | None,
     ) -> None:
         self.claim, self.column, self.of, self.over, self.by = claim, column, of, over, by
+
+    @property
+    def floor(self) -> Floor:
+        """The noise floor that it is judged by."""
+        return floors()[self.claim.floors.get(self.column.id, self.claim.floor)]
 
     @property
     def text(self) -> str:
@@ -124,9 +137,15 @@ class _Register(Value):
         if twice := sorted({id for id in ids if ids.count(id) > 1}):
             raise ValueError(f"two claims have the same id: {', '.join(twice)}")
         for one in self.claims:
-            if one.floor not in self.floors:
-                raise ValueError(unknown(f"floor of claim {one.id}", one.floor, self.floors))
-            list(one.comparisons())
+            for name in (one.floor, *one.floors.values()):
+                if name not in self.floors:
+                    raise ValueError(unknown(f"floor of claim {one.id}", name, self.floors))
+            columns = {comparison.column.id for comparison in one.comparisons()}
+            for id in one.floors:
+                if id not in columns:
+                    raise ValueError(
+                        unknown(f"column in the floors of claim {one.id}", id, columns)
+                    )
         return self
 
 
@@ -140,6 +159,11 @@ def load() -> tuple[Claim, ...]:
 def floors() -> dict[str, Floor]:
     """The noise floors, by name."""
     return _register().floors
+
+
+def noise(one: Claim) -> str:
+    """The noise floors of a claim in words: "0.2, AP75 0.4"."""
+    return ", ".join(f"{of} {floor.value:g}".lstrip() for of, floor in one.judged_by().items())
 
 
 def find(id: str) -> Claim:

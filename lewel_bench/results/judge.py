@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lewel_bench.results import claim
 from lewel_bench.results.claim import Claim, Comparison, Holds
 from lewel_bench.results.fill import Entry, Filled, Measured
 from lewel_bench.results.paired import Interval
@@ -62,8 +61,7 @@ def judge(
       so the noise floor is added to either end. Without it, and at another scale than the paper's,
       where no noise floor is known: inconclusive.
     """
-    floor = claim.floors()[one.floor].value
-    findings = tuple(_finding(c, filled, records, images, floor) for c in one.comparisons())
+    findings = tuple(_finding(c, filled, records, images) for c in one.comparisons())
     judgements = {finding.judgement for finding in findings}
     own = {finding.own for finding in findings}
     return Judged(
@@ -97,9 +95,9 @@ def decide(holds: Holds, low: float, high: float, floor: float, bound: float = 0
     return "supported" if yes else "contradicted" if no else "inconclusive"
 
 
-def own(comparison: Comparison, floor: float) -> Own:
+def own(comparison: Comparison) -> Own:
     """What the paper's table says, a number having no more spread than the noise floor."""
-    published, by = comparison.published, comparison.by
+    published, by, floor = comparison.published, comparison.by, comparison.floor.value
     if published is None:
         return "not printed"
     holds = comparison.claim.holds
@@ -129,7 +127,6 @@ def _finding(
     filled: Filled,
     records: Mapping[str, Measured],
     images: Images | None,
-    floor: float,
 ) -> Finding:
     column = comparison.column
     rows = [row for row in (comparison.of, comparison.over) if row]
@@ -142,6 +139,7 @@ def _finding(
         for seed in seeds
     ]
     reasons = _reasons(rows, entries, sides, seeds)
+    floor = comparison.floor.value
     known = floor if filled.comparable else 0.0
     first = [side[seeds[0]] for side in sides] if seeds else []
     found = _interval(differences, first, images, column.metric, known)
@@ -166,7 +164,7 @@ def _finding(
         how=how,
         keys=tuple(key for side in sides for seed in seeds for key in side[seed]),
         published=comparison.published,
-        own=own(comparison, floor),
+        own=own(comparison),
         reasons=tuple(reasons),
     )
 

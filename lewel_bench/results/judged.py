@@ -85,8 +85,7 @@ def published(finding: Finding) -> str:
 
 def about(one: Claim, own: str) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
-    floor = claim.floors()[one.floor]
-    said = [f"{one.where}. Holds where {claim.HOLDS[one.holds]} ({floor.value:g})."]
+    said = [f"{one.where}. Holds where {claim.HOLDS[one.holds]} ({claim.noise(one)})."]
     if own == "contradicted":
         said.append(f"The paper's own table contradicts it: {one.flaw}")
     elif own == "within noise":
@@ -110,7 +109,6 @@ def _plain(one: Judged) -> dict[str, Any]:
         "says": one.claim.says,
         "where": one.claim.where,
         "holds": one.claim.holds,
-        "floor": claim.floors()[one.claim.floor].model_dump(),
         "judgement": one.judgement,
         "paper": one.own,
         "flaw": one.claim.flaw,
@@ -120,6 +118,7 @@ def _plain(one: Judged) -> dict[str, Any]:
                 "over": f.comparison.over and f.comparison.cell(f.comparison.over),
                 "claimed": f.comparison.by,
                 "published": f.published,
+                "floor": f.comparison.floor.model_dump(),
                 "paper": f.own,
                 "judgement": f.judgement,
                 "difference": f.difference,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lewel_bench.evals.segmentation import metric
-from lewel_bench.results import claim, fill, judge, paired, table
+from lewel_bench.results import claim, fill, judge, judged, paired, table
 from lewel_bench.results.claim import Claim, Pairs
 from lewel_bench.results.fill import Slot
 
@@ -70,6 +70,29 @@ def test_a_claim_over_all_others_leaves_none_of_their_rows_out(
     for column in {c.column.id for c in one.comparisons()}:
         compared = {c.over.id for c in one.comparisons() if c.over and c.column.id == column}
         assert compared == {row.id for row in others if column in row.values}, column
+
+
+def test_a_comparison_is_judged_by_the_noise_of_its_own_quantity() -> None:
+    for one in claim.load():
+        for comparison in one.comparisons():
+            column = comparison.column
+            # linear: one deviation of two (Table 1); time: the rounding of the text
+            expected = {"linear": column.noise / 2, "time": 0.5}.get(one.floor, column.noise)
+            assert comparison.floor.value == expected, (one.id, column.id)
+    assert claim.noise(claim.find("voc:lewel_m")) == "0.2, AP75 0.4, VOC12 mIoU 0.3"
+    # .25 above in all: more than the noise of AP and AP50
+    slots, records = {}, {}
+    for row, value in (("lewel_m:100", 60.25), ("moco_v2:100", 60.0)):
+        keys = [f"{row} {seed}" for seed in range(2)]
+        metrics = {"box_ap": value, "box_ap50": value, "box_ap75": value, "miou": value}
+        records |= {key: Run(metrics) for key in keys}
+        for column in table.load("3").columns:
+            slots[row, column.id] = [Slot(key, seed, "done") for seed, key in enumerate(keys)]
+    filled = fill.fill(table.load("3"), slots, records, "paper", True)
+    found = judge.judge(claim.find("voc:lewel_m"), filled, records)
+    assert {f.comparison.column.id: f.judgement for f in found.findings[:4]} == {
+        "ap": "supported", "ap50": "supported", "ap75": "contradicted", "miou": "contradicted",
+    }  # fmt: skip
 
 
 def test_gains_within_the_noise_floor_are_named() -> None:
@@ -262,6 +285,8 @@ def test_a_bad_register_is_named(tmp_path: Path) -> None:
             "unknown column of table 1 '100:top2'",
         ),
         ('id = "linear:lewel_b"', 'id = "linear:lewel_m"', "two claims have the same id"),
+        ("floors = { miou =", "floors = { mio =", "Did you mean 'miou'"),
+        ('floors = { miou = "miou"', 'floors = { miou = "in10"', "Did you mean 'in100'"),
     ):
         bad = tmp_path / "claims.toml"
         bad.write_text(text.replace(old, new, 1))
