@@ -24,14 +24,16 @@ Images = Callable[[str, str, str], tuple[Interval, int] | str]
 @dataclass(frozen=True)
 class Finding:
     """One comparison, measured. `difference` is the mean over the `n` seeds that both sides have,
-    in points, and `low` to `high` its 95 % interval, from what `how` says. `keys` are the records
-    of either side. `own` is what the paper's table says, whose difference is `published`."""
+    in points, and `low` to `high` its 95 % interval, from what `how` says. The noise floor that it
+    is judged by is `floor` (0 at another scale than the paper's). `keys` are the records of either
+    side. `own` is what the paper's table says, whose difference is `published`."""
 
     comparison: Comparison
     judgement: Judgement
     difference: float | None
     low: float | None
     high: float | None
+    floor: float
     n: int
     how: str
     keys: tuple[str, ...]
@@ -42,9 +44,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with all its findings; `own` is what the paper's tables say about it."""
+    """A claim with all its findings; `own` is what the paper's tables say about it. Without
+    `comparable` the records are of another scale than the paper's."""
 
     claim: Claim
+    comparable: bool
     judgement: Judgement
     own: Own
     findings: tuple[Finding, ...]
@@ -55,17 +59,18 @@ def judge(
 ) -> Judged:
     """What the measured values of its table say about a claim.
 
-    - With two seeds or more on both sides: the t-interval of the differences of like seeds.
+    - With two seeds or more on both sides: the t-interval of the differences of like seeds. At
+      another scale than the paper's no noise floor is known: none is asked for.
     - With one: a bootstrap over the reported images, where `images` (key, key, metric) has one for
       the two records, and does not say why not. It knows nothing of what another seed would give,
-      so the noise floor is added to either end. Without it, and at another scale than the paper's,
-      where no noise floor is known: inconclusive.
+      so the noise floor is added to either end. Without it, and at another scale: inconclusive.
     """
     findings = tuple(_finding(c, filled, records, images) for c in one.comparisons())
     judgements = {finding.judgement for finding in findings}
     own = {finding.own for finding in findings}
     return Judged(
         one,
+        filled.comparable,
         next(j for j in GRAVITY if j in judgements),
         "contradicted" if _exaggerates(one, findings) else next(o for o in OWN_GRAVITY if o in own),
         findings,
@@ -139,10 +144,9 @@ def _finding(
         for seed in seeds
     ]
     reasons = _reasons(rows, entries, sides, seeds)
-    floor = comparison.floor.value
-    known = floor if filled.comparable else 0.0
+    floor = comparison.floor.value if filled.comparable else 0.0
     first = [side[seeds[0]] for side in sides] if seeds else []
-    found = _interval(differences, first, images, column.metric, known)
+    found = _interval(differences, first, images, column.metric, floor)
     interval, how = (None, "") if isinstance(found, str) else found
     if not seeds:
         judgement: Judgement = "missing"
@@ -160,6 +164,7 @@ def _finding(
         difference=statistics.fmean(differences) if differences else None,
         low=interval[0] if interval else None,
         high=interval[1] if interval else None,
+        floor=floor,
         n=len(seeds),
         how=how,
         keys=tuple(key for side in sides for seed in seeds for key in side[seed]),

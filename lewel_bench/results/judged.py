@@ -7,7 +7,6 @@ from html import escape
 from typing import Any
 
 from lewel_bench.results import claim, judge
-from lewel_bench.results.claim import Claim
 from lewel_bench.results.judge import Finding, Judged, Judgement
 
 LOOKS: dict[Judgement, str] = {
@@ -83,18 +82,20 @@ def published(finding: Finding) -> str:
     return f"{finding.published:+.1f}{own}"
 
 
-def about(one: Claim, own: str) -> list[str]:
+def about(one: Judged) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
-    said = [f"{one.where}. Holds where {claim.HOLDS[one.holds]} ({claim.noise(one)})."]
-    if own == "contradicted":
-        said.append(f"The paper's own table contradicts it: {one.flaw}")
-    elif own == "within noise":
+    floor = claim.noise(one.claim)
+    floor += "" if one.comparable else "; at this scale none is known, 0 is taken"
+    said = [f"{one.claim.where}. Holds where {claim.HOLDS[one.claim.holds]} ({floor})."]
+    if one.own == "contradicted":
+        said.append(f"The paper's own table contradicts it: {one.claim.flaw}")
+    elif one.own == "within noise":
         said.append("In the paper's own table some of it is within the noise floor.")
     return said
 
 
 def _about(one: Judged) -> list[str]:
-    lines = [f"    {line}" for line in about(one.claim, one.own)]
+    lines = [f"    {line}" for line in about(one)]
     for finding in one.findings:
         lines.append(
             f"    {finding.judgement}: {finding.comparison.text}: {measured(finding)}; "
@@ -118,7 +119,8 @@ def _plain(one: Judged) -> dict[str, Any]:
                 "over": f.comparison.over and f.comparison.cell(f.comparison.over),
                 "claimed": f.comparison.by,
                 "published": f.published,
-                "floor": f.comparison.floor.model_dump(),
+                "floor": f.floor,
+                "noise": f.comparison.floor.model_dump(),
                 "paper": f.own,
                 "judgement": f.judgement,
                 "difference": f.difference,
@@ -146,7 +148,7 @@ def section(found: Sequence[Judged]) -> Iterator[str]:
             f"{one.judgement}</span> {escape(one.claim.says)} "
             f'<small class="soft">{escape(one.claim.id)}</small></summary>'
         )
-        yield from (f'<p class="soft">{escape(line)}</p>' for line in about(one.claim, one.own))
+        yield from (f'<p class="soft">{escape(line)}</p>' for line in about(one))
         yield '<div class="wide"><table><thead><tr><th>compared</th><th></th><th>measured</th>'
         yield "<th>paper</th></tr></thead><tbody>"
         for finding in one.findings:

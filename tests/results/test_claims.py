@@ -150,6 +150,17 @@ def test_what_three_seeds_say(ours: tuple[float, ...], expected: str) -> None:
     assert judge.exit_code([found]) == {"supported": 0, "contradicted": 1}.get(expected, 2)
 
 
+def test_the_papers_noise_is_that_of_its_scale() -> None:
+    ours, theirs = {0: 60.04, 1: 60.05, 2: 60.06}, {0: 60.0, 1: 60.0, 2: 60.0}
+    paper, small = (measured(ours, theirs, comparable=known) for known in (True, False))
+    assert (paper.judgement, paper.findings[0].floor) == ("contradicted", 0.1)
+    assert (small.judgement, small.findings[0].floor) == ("supported", 0.0)
+    below = measured({0: 59.9, 1: 59.95}, {0: 60.0, 1: 60.05}, comparable=False)
+    assert below.judgement == "contradicted"
+    assert "(0.1)." in judged.about(paper)[0]
+    assert "(0.1; at this scale none is known, 0 is taken)." in judged.about(small)[0]
+
+
 def test_only_seeds_of_both_sides_count() -> None:
     (finding,) = measured({0: 52.0, 1: 53.0}, {1: 50.0, 2: 99.0}).findings
     assert finding.n == 1 and finding.difference == 3.0
