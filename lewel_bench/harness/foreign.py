@@ -70,10 +70,6 @@ class _Environment(_Read):
     processes: Annotated[str, Field(pattern="^[1-9][0-9]{0,6}$")] = "1"
 
 
-class _Checkpoint(_Read):
-    file: Annotated[str, Field(pattern=r"^(\.\./[0-9a-f]{12}/)?[^./\\][^/\\]*$")]
-
-
 class _Named(_Read):
     name: str
     revision: int = 1
@@ -110,9 +106,7 @@ def check(record: Record, path: Path) -> None:
     outcome = _Searched if record.kind == "search" else _Outcome
     _holds(outcome, record.outcome, f"{path}: outcome")
     _holds(_Environment, record.environment, f"{path}: environment")
-    if record.checkpoint:
-        _holds(_Checkpoint, vars(record.checkpoint), f"{path}: checkpoint")
-    elif record.kind in ("pretrain", "import"):
+    if record.kind in ("pretrain", "import") and record.checkpoint is None:
         raise ValueError(f"{path}: checkpoint: it names no backbone")
 
 

@@ -41,7 +41,7 @@ def lab(root: Path) -> Path:
                 warnings=(EVIL,), command=EVIL, commit=EVIL,
                 environment={"device": EVIL, "threads": EVIL},
                 data={EVIL: {"name": EVIL, "fingerprint": EVIL, "images": 3}},
-                checkpoint={"file": EVIL, "sha256": "0" * 64},
+                checkpoint={"file": "a.safetensors", "sha256": "0" * 64},
             )  # fmt: skip
             events = [{"event": "step", "epoch": e, "loss": 3.0 - e, EVIL: 1.0} for e in (1, 2)]
             for run in board(root).store.records[key].upstream:
