@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lewel_bench.evals.export import FORMATS
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.results import checkpoints
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
 
@@ -51,18 +52,13 @@ def card(
         "Images are RGB in [0, 1], minus the mean (0.485, 0.456, 0.406), over the standard "
         "deviation (0.229, 0.224, 0.225).",
         "",
-        "## Data",
-        "",
-        *_table(
-            ("role", "data set", "images", "fingerprint"),
-            [(r, d.name, f"{d.images:,}", d.fingerprint) for r, d in run.data.items()],
-        ),
+        *(_imported(run) if run.kind == "import" else _trained(run)),
         "",
         "## Measured",
         "",
         *_measured(store, run, suite),
         "",
-        "## Recipe",
+        "## Identity",
         "",
         "Everything that determines these weights:",
         "",
@@ -71,6 +67,27 @@ def card(
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _trained(run: Record) -> list[str]:
+    images = [(r, d.name, f"{d.images:,}", d.fingerprint) for r, d in run.data.items()]
+    return ["## Data", "", *_table(("role", "data set", "images", "fingerprint"), images)]
+
+
+def _imported(run: Record) -> list[str]:
+    """Where weights come from that were not trained here."""
+    of, pixels = run.outcome, run.outcome["pixels"]
+    listed = next((one for one in checkpoints.load() if one.name == run.name), None)
+    rows = [
+        ("file", f"`{of['file']}`, sha256 {of['file_sha256']}"),
+        ("format and network", f"{of['format']}, {run.spec['network']}"),
+        ("trained on pixels", f"{pixels['order']}, mean {pixels['mean']}, std {pixels['std']}"),
+        ("taken for granted", of.get("guessed") or "nothing"),
+        ("proof", "; ".join(run.warnings) or "passed"),
+    ]
+    if listed:
+        rows.append(("published by", f"{listed.project} ({listed.url}), licence {listed.licence}"))
+    return ["## Imported", "", *_table(("of the checkpoint", ""), rows)]
 
 
 def _suite(store: Store, run: Record) -> str:

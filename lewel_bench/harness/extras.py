@@ -67,7 +67,8 @@ def imported(store: Store) -> dict[str, Extra]:
         said = labels(store, key)
         name = str(said.get("name") or record.name)
         recipe = str(said.get("as") or "")
-        label = f"{name} (imported, sha256 {record.spec['tensors'][:8]})"
+        doubt = "; proof failed" if record.warnings else ""
+        label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
         length = RECIPES[recipe].epochs if recipe in RECIPES else said.get("epochs")
         found[name] = Extra(name, label, key, recipe, length)
     return found

@@ -95,6 +95,25 @@ def test_weights_that_a_bundle_left_out_are_written_again(
     assert not file.exists()
 
 
+def test_a_card_says_where_the_weights_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a row, that they were evaluated against the proof."""
+    doubt = Proof(FOUND, ("kNN says no",))
+    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: doubt)
+    path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
+    given = ["--checkpoint", path, "--name", "moco-v2-200-800", "--force"]
+    assert evaluate(root, *given) == 0
+    made, out = imported(root), tmp_path / "out.safetensors"
+    words = ["export", made.key, "--to", "safetensors", str(out), "--root", str(root)]
+    assert main(words) == 0
+    card = (tmp_path / "out.safetensors.md").read_text()
+    assert f"| file | `moco.pth.tar`, sha256 {checkpoint.sha256(path)} |" in card
+    assert "| format and network | moco, query |" in card and "| proof | kNN says no |" in card
+    assert "## Data" not in card
+    assert extras.imported(Store(root))[made.name].label.endswith("; proof failed)")
+
+
 def test_another_architecture_stands_for_no_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,14 +256,14 @@ def test_row_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     entry = filled.entries["mine", "200:top1"]
     assert (entry.n, entry.published, entry.verdict) == (3, 67.5, "reproduced")
     assert entry.delta == pytest.approx(-1 / 30)
-    assert filled.table.row("mine").label.startswith("mine (imported, sha256 ")
+    assert filled.table.row("mine").label.startswith("mine (imported, weights ")
     assert ("mine", "100:top1") not in filled.entries
     # the paper's own row stays empty
     assert filled.entries["moco_v2", "200:top1"].n == 0
     found = provenance(board(root, PAPER, "mine"), "table1:mine:200:top1")
     assert json.dumps(found).count('"random_top1": 20.0')
     assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
-    assert "imported, sha256" in capsys.readouterr().out
+    assert "imported, weights" in capsys.readouterr().out
 
 
 def test_row_of_no_method_of_the_paper(tmp_path: Path) -> None:
