@@ -334,8 +334,9 @@ def test_learning_rates_are_the_native_ones(name: str, changes: dict[str, Any]) 
         Backbone(arch="resnet18"),
         Backbone(arch="resnet50", width=8),
         Backbone(arch="resnet50", stem="small", width=8),
+        Backbone(arch="resnet50", width=8, stride="1x1"),
     ],
-    ids=lambda s: f"{s.arch}-{s.stem}-{s.width}",
+    ids=lambda s: f"{s.arch}-{s.stem}-{s.width}-{s.stride}",
 )
 def test_backbones_compute_what_ours_do(spec: Backbone, model: weights.Model) -> None:
     from detectron2.modeling import build_model

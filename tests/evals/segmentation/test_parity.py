@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 SPECS = {
     "r50": (Backbone(), 512, 256),
     "r18 small stem": (Backbone(arch="resnet18", stem="small", width=16), 24, 16),
+    "r50 in caffe's style": (Backbone(width=8, stride="1x1", mean=(0.5, 0.4, 0.3)), 24, 16),
 }
 SIDE, COUNT = 41, 21
 
