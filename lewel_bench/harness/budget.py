@@ -83,7 +83,10 @@ def chosen(
     try:
         keys = set(json.loads(path.read_text()))
     except FileNotFoundError:
-        keys = {job.key for job in affordable(todo, estimator, hours)}
+        out = {job.key for job in todo}
+        out -= {job.key for job in affordable(todo, estimator, hours)}
+        # those with a record too: one may turn out corrupt, and is computed again
+        keys = {job.key for job in jobs} - out
         if keep:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(sorted(keys)))

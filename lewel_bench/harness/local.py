@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,7 +83,8 @@ class Runner:
 
     def _round(self) -> bool:
         """Do one thing: compute a job, or wait; False when nothing is left."""
-        self.pending = [j for j in self.pending if not self._settled(j)]
+        there = {job.key for job in self.pending}
+        self.pending = [j for j in self.pending if not self._settled(j, there)]
         if not self.pending:
             return False
         ready = [j for j in self.pending if all(self._done(need) for need in j.needs)]
@@ -94,17 +95,21 @@ class Runner:
     def _done(self, key: str) -> bool:
         return (self.root / key / NAME).exists()
 
-    def _settled(self, job: Job) -> bool:
+    def _settled(self, job: Job, there: Collection[str]) -> bool:
         if job.key in self.failed:
             return True
         if self._done(job.key):
             if job.key not in self.computed:
                 self.say(f"done by another process: {job.name} ({job.key})")
             return True
-        broken = [need for need in job.needs if need in self.failed]
-        if broken:
-            self.failed[job.key] = f"{job.name} ({job.key}): not started, it needs {broken[0]}"
-        return bool(broken)
+        for need in job.needs:
+            lost = need not in there and not self._done(need)
+            if lost or need in self.failed:
+                why = ", which has no record and is not to be computed" if lost else ""
+                name = f"{job.name} ({job.key})"
+                self.failed[job.key] = f"{name}: not started, it needs {need}{why}"
+                return True
+        return False
 
     def _attempt(self, job: Job) -> bool:
         """Compute `job` unless somebody else does; whether it is settled now."""

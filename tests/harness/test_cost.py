@@ -10,14 +10,15 @@ import pytest
 from command_line import write_images
 from finished import SHAPES, board, finish
 
-from lewel_bench.harness import budget, plan, suites
+from lewel_bench.harness import budget, local, plan, suites
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import Cost, Estimator, duration, total, wall
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.probe import steps_of
-from lewel_bench.harness.site import Site
+from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store
 
 PAPER = suites.SUITES["paper"]
@@ -191,6 +192,14 @@ def test_the_same_command_goes_on_with_the_same_cells(tmp_path: Path) -> None:
     rest = [job for job in jobs if job.key != first[0]]  # one is done: nothing comes in its place
     assert chosen(rest, 3.5) == first[1:]
     assert len(chosen(rest, 13.0)) == 5
+    assert len(chosen(jobs, 13.0)) == 6  # the record of the one that was done turned out corrupt
+
+
+def test_a_job_whose_need_nobody_computes_fails_at_once(tmp_path: Path) -> None:
+    _, final = jobs_of(tmp_path, "moco_v2_200ep")
+    runner = local.Runner([final], tmp_path, MachineSettings(), lambda job: silent, print)
+    with pytest.raises(local.Unfinished, match=r"it needs \w+, which has no record and is not to"):
+        runner.run()
 
 
 def test_missing_cells_say_what_they_cost(
