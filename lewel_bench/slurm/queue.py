@@ -7,10 +7,11 @@ ever, so it only explains how a job ended (rule 3); everything works without it.
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TIMEOUT_S = 60.0  # a controller that is down answers after 9 s
+MOST = 500  # ids in one command: an argument is at most 128 KiB
 # Variables that are options of SLURM's commands: with SQUEUE_PARTITION living jobs are not shown,
 # and would be submitted again.
 OPTIONS = ("SLURM_", "SBATCH_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
@@ -121,21 +122,21 @@ def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     return done.stdout
 
 
-def endings(ids: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, from accounting, by id; nothing where there is none."""
-    wanted = sorted(set(ids))
-    if not wanted:
-        return {}
-    try:
-        out = ask(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(wanted)])
-    except (Unreachable, ValueError):
-        return {}
-    ended = {}
-    for line in out.splitlines():
-        id, _, state = line.partition("|")
-        words = state.split()  # `CANCELLED by 0`
-        if words and words[0] in ENDED:
-            ended[id] = words[0]
+def endings(names: Mapping[str, str]) -> dict[str, str]:
+    """How jobs ended, from accounting, by id; nothing where there is none. `names` are the jobs'
+    names by id: an id may have been handed out again."""
+    wanted, ended = sorted(names), dict[str, str]()
+    for begin in range(0, len(wanted), MOST):
+        ids = ",".join(wanted[begin : begin + MOST])
+        try:
+            out = ask(["sacct", "-n", "-X", "-P", "-o", "JobID,State,JobName", "-j", ids])
+        except (Unreachable, ValueError, OSError):
+            break
+        for line in out.splitlines():
+            id, state, name = (*line.split("|", 2), "", "")[:3]
+            words = state.split()  # `CANCELLED by 0`
+            if words and words[0] in ENDED and names.get(id) == name:
+                ended[id] = words[0]
     return ended
 
 
@@ -209,5 +210,5 @@ def _minutes(text: str) -> float:
 
 def cancel(ids: Sequence[str]) -> None:
     """End jobs or tasks of arrays. Raises Unreachable."""
-    for begin in range(0, len(ids), 500):
-        ask(["scancel", *ids[begin : begin + 500]])
+    for begin in range(0, len(ids), MOST):
+        ask(["scancel", *ids[begin : begin + MOST]])

@@ -133,10 +133,10 @@ def _explain(ended: Sequence[Entry]) -> None:
         for index, state in entry.ended.items()
         if state == "UNKNOWN"
     }
-    for id, state in queue.endings(unknown).items():
-        if id in unknown:
-            entry, index = unknown[id]
-            entry.ended[index] = state
+    names = {id: entry.submission.name for id, (entry, _) in unknown.items()}
+    for id, state in queue.endings(names).items():
+        entry, index = unknown[id]
+        entry.ended[index] = state
 
 
 def _asked(cells: Sequence[Cell]) -> set[str]:

@@ -59,16 +59,26 @@ def test_options_in_the_environment_hide_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "7_0|CANCELLED by 0\n7_1|OUT_OF_MEMORY\n7_2|PENDING\n7_3|COMPLETED\n"
+    text = "7_0|CANCELLED by 0|u\n7_1|OUT_OF_MEMORY|u\n7_2|PENDING|u\n7_3|COMPLETED|other\n"
     answer(monkeypatch, text)
-    ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY", "7_3": "COMPLETED"}
-    assert queue.endings(["7_0", "7_1", "7_2"]) == ended
+    ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY"}  # 7_3 was handed out again
+    assert queue.endings({f"7_{i}": "u" for i in range(4)}) == ended
 
     def absent(command: object, timeout_s: float = 0) -> str:
         raise Unreachable("Slurm accounting storage is disabled")
 
     monkeypatch.setattr(queue, "ask", absent)
-    assert queue.endings(["7_0"]) == {}
+    assert queue.endings({"7_0": "u"}) == {}
+
+
+def test_sacct_is_asked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12,000 ids are more than one argument holds."""
+    sacct = tmp_path / "sacct"
+    sacct.write_text('#!/bin/sh\nfor last; do :; done; echo "${last%%,*}|FAILED|u"\n')
+    sacct.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = queue.endings({f"1234567_{i:05d}": "u" for i in range(12000)})
+    assert len(found) == 24 and found["1234567_00000"] == "FAILED"
 
 
 def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
