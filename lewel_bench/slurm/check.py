@@ -127,13 +127,12 @@ def doctor(
     """Reach, profile, the shared folder, and one tiny job that looks from a node."""
     try:
         present()
-        limits = queue.limits()
+        limits, nodes = queue.limits(), queue.nodes()
     except (ValueError, Unreachable) as error:
         yield "cluster", "problem", str(error)
         return
     yield "cluster", "ok", f"{limits.cluster}: arrays of up to {limits.max_array - 1} tasks"
     broken = False
-    nodes = queue.nodes()
     for kind, asked in cluster.kinds.items():
         wrong = misfit(asked, nodes) or _refused(asked)
         broken = broken or bool(wrong and kind == "light")
@@ -229,8 +228,16 @@ def _answer(path: Path, id: str, timeout_s: float) -> tuple[dict[str, Any] | Non
             time.sleep(1)  # a shared file system may be late
             return files.read(path), "ended"
         if task.stuck:
-            queue.cancel([id])
-            return None, task.stuck
+            return None, task.stuck + _end(id)
         time.sleep(0.5)
-    queue.cancel([id])
-    return None, f"did not start within {timeout_s:g} s: the cluster may be busy, try again later"
+    busy = f"did not start within {timeout_s:g} s: the cluster may be busy, try again later"
+    return None, busy + _end(id)
+
+
+def _end(id: str) -> str:
+    """Cancel the job of doctor; what to say when that fails."""
+    try:
+        queue.cancel([id])
+    except Unreachable as error:
+        return f" ({error}: scancel {id} yourself)"
+    return ""

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import check, cluster
+from lewel_bench.slurm import check, cluster, queue
 from lewel_bench.slurm.cluster import EXAMPLES, KINDS
-from lewel_bench.slurm.queue import Nodes, _minutes
+from lewel_bench.slurm.queue import Nodes, Unreachable, _minutes
 
 
 @pytest.mark.parametrize("name", ["a100", "cpu", "preemptible"])
@@ -94,6 +94,22 @@ FARM = [
 def test_what_a_cluster_can_never_run(asked: dict[str, Any], said: str) -> None:
     found = check.misfit(cluster.Resources(**asked), FARM)
     assert said in found and bool(said) == bool(found)
+
+
+def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ask(command: list[str], timeout_s: float = 0) -> str:
+        if command[0] == "scontrol":
+            return "ClusterName = c\n"
+        raise Unreachable(f"{command[0]} did not answer")
+
+    monkeypatch.setattr(check, "present", lambda: None)
+    monkeypatch.setattr(queue, "ask", ask)
+    found = list(check.doctor(cluster.load("cpu", {}), tmp_path, []))
+    assert found == [("cluster", "problem", "sinfo did not answer")]
+    waits = queue.Task("7", "x", "PENDING", "PartitionConfig")
+    monkeypatch.setattr(queue, "tasks", lambda: [waits])
+    answer, why = check._answer(tmp_path / "none", "7", 5)
+    assert answer is None and "(scancel did not answer: scancel 7 yourself)" in why
 
 
 def test_a_python_without_our_packages(tmp_path: Path) -> None:
