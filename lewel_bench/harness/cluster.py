@@ -208,19 +208,30 @@ def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
         if not wanted:
             print("nothing to cancel: no job of these is in the queue or running")
             return 0
-        if not sure:
-            answer = input(f"cancel {len(wanted)} jobs? [y/N] ") if sys.stdin.isatty() else ""
-            if answer.strip().lower() not in ("y", "yes"):
-                print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
-                return 1
+        if not sure and not _agreed(f"cancel {len(wanted)} jobs? [y/N] "):
+            print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
+            return 1
         ended = sweep.cancel(root, wanted)
     except queue.Unreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was cancelled") from None
-    also = {key for keys in ended.values() for key in keys} - set(wanted)
-    print(f"cancelled {len(ended)} tasks that held {len(wanted)} jobs")
-    if also:
+    over = {key for keys in ended.values() for key in keys}
+    print(f"cancelled {len(ended)} tasks that held {len(over.intersection(wanted))} jobs")
+    if also := over.difference(wanted):
         print(f"with them, as they shared a task: {', '.join(sorted(also))}")
+    if left := [key for key in wanted if key not in over]:
+        print(f"{len(left)} jobs have ended, or their sbatch has not answered yet: see status")
     return 0
+
+
+def _agreed(question: str) -> bool:
+    """Whether a person says yes; where nobody can be asked, no."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
 
 
 def again(root: Path, keys: Sequence[str]) -> int:

@@ -1,5 +1,7 @@
 """`--cluster`: what a person sees, with stand-ins for SLURM."""
 
+import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +53,7 @@ def test_what_plans_next_must_be_possible_too(
         seen.append(kinds)
         raise ValueError("enough")
 
+    monkeypatch.setenv(status.COMMAND, "lewel-bench run")  # else submit would leave it behind
     monkeypatch.setattr(cluster.check, "possible", possible)
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     context: Any = SimpleNamespace(site=site, root=tmp_path)
@@ -86,3 +89,19 @@ def test_the_newest_mark(tmp_path: Path) -> None:
     ):
         (tmp_path / name).touch()
         assert attempt.mark(tmp_path, cluster.MARKS) == name
+
+
+def test_cancel_tells_what_it_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-D is a no; a job whose sbatch has not answered is not ended."""
+    held = {key: sweep.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
+    monkeypatch.setattr(sweep, "survey", lambda root: held)
+    monkeypatch.setattr(sweep, "cancel", lambda root, keys: {"7": ["a"]})
+    monkeypatch.setattr(sys, "stdin", StringIO(""))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert cluster.cancel(tmp_path, ["a", "b"], sure=False) == 1
+    assert "not cancelled: 2 jobs" in capsys.readouterr().out
+    assert cluster.cancel(tmp_path, ["a", "b"], sure=True) == 0
+    said = capsys.readouterr().out
+    assert "cancelled 1 tasks that held 1 jobs\n1 jobs have ended, or" in said
