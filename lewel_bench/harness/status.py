@@ -274,6 +274,8 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Coll
         if len(name) != 12:
             continue
         spec = _json(root / name / SPEC)
+        if spec is not None and not {"kind", "name", "seed"} <= spec.keys():
+            spec = None  # somebody else's, or damaged
         record = store.records.get(name)
         if spec is None and record is not None:
             spec = {"kind": record.kind, "name": record.name, "seed": record.seed}

@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def check() -> None:
 
 
 def history(folder: Path) -> list[Attempt]:
-    """The attempts at a cell, in the order of their starts."""
+    """The attempts at a cell, in the order of their starts; a damaged file is as if not there."""
     try:
         names = sorted(name for name in os.listdir(folder / ATTEMPTS) if name[0] != ".")
     except (FileNotFoundError, NotADirectoryError):
@@ -132,7 +133,8 @@ def history(folder: Path) -> list[Attempt]:
         fields = {k: v for k, v in content.items() if k in Attempt.__dataclass_fields__}
         if not fields.get("outcome"):
             fields["seen"] = path.stat().st_mtime
-        found.append(Attempt(**fields))
+        with suppress(TypeError):  # it lacks a field
+            found.append(Attempt(**fields))
     return found
 
 

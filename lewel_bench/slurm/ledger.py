@@ -148,10 +148,10 @@ class Ledger:
 
     def one(self, uid: str) -> Submission:
         """The submission `uid`. Raises ValueError when there is none."""
-        content = files.read(self._path(uid, "intent"))
-        if content is None:
+        found = _submission(files.read(self._path(uid, "intent")))
+        if found is None:
             raise ValueError(f"{self._path(uid, 'intent')} is missing or damaged")
-        return _submission(content)
+        return found
 
     def entries(self) -> list[Entry]:
         """Every submission, oldest first; a damaged file is as if it were not there, which costs a
@@ -165,9 +165,10 @@ class Ledger:
         for name in names:
             uid, _, what = name.partition(".")
             content = files.read(self.submissions / name) if what == "intent.json" else None
-            if content is None:
+            submission = _submission(content)
+            if submission is None:
                 continue
-            entry = Entry(_submission(content))
+            entry = Entry(submission)
             if f"{uid}.submitted.json" in there:
                 answer = files.read(self._path(uid, "submitted")) or {}
                 entry.id = answer.get("id")
@@ -182,11 +183,15 @@ class Ledger:
         return self.submissions / f"{uid}.{what}.json"
 
 
-def _submission(content: Mapping[str, Any]) -> Submission:
-    fields = {k: v for k, v in content.items() if k in Submission.__dataclass_fields__}
-    fields["tasks"] = tuple(tuple(keys) for keys in fields["tasks"])
-    fields["command"] = tuple(fields.get("command", ()))
-    return Submission(**fields)
+def _submission(content: Mapping[str, Any] | None) -> Submission | None:
+    """The submission of an intent; None where that is missing or damaged."""
+    fields = {k: v for k, v in (content or {}).items() if k in Submission.__dataclass_fields__}
+    try:
+        fields["tasks"] = tuple(tuple(keys) for keys in fields["tasks"])
+        fields["command"] = tuple(fields.get("command", ()))
+        return Submission(**fields)
+    except (KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -105,3 +105,9 @@ def test_cancel_tells_what_it_ended(
     assert cluster.cancel(tmp_path, ["a", "b"], sure=True) == 0
     said = capsys.readouterr().out
     assert "cancelled 1 tasks that held 1 jobs\n1 jobs have ended, or" in said
+
+
+def test_a_spec_of_somebody_else_is_no_job(tmp_path: Path) -> None:
+    (tmp_path / ("a" * 12)).mkdir()
+    (tmp_path / ("a" * 12) / status.SPEC).write_text("{}")
+    assert status.survey(tmp_path) == {}

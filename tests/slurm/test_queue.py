@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.slurm import attempt, files, queue
+from lewel_bench.slurm import attempt, files, ledger, queue
 from lewel_bench.slurm.queue import Task, Unreachable
 
 
@@ -139,3 +139,17 @@ def test_what_a_record_says_of_its_attempts(
     said = attempt.summary(tmp_path)
     assert [one["outcome"] for one in said] == ["killed", "done"]
     assert json.dumps(said) and lost.name != now.name and said[0]["processes"] == 4
+
+
+def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
+    """JSON that is no submission and no attempt, as a half-restored backup leaves it."""
+    books = ledger.Ledger(tmp_path)
+    one = books.intend(kind="light", tasks=(("key",),))
+    for text in ("{}", '{"uid": "x", "kind": "light", "tasks": 3}'):
+        (books.submissions / "x.intent.json").write_text(text)
+        assert [entry.submission for entry in books.entries()] == [one]
+        with pytest.raises(ValueError, match=r"x\.intent\.json is missing or damaged"):
+            books.one("x")
+    real = attempt.begin(tmp_path / "key", one.uid, 0, 1, 0, "*")
+    (tmp_path / "key" / attempt.ATTEMPTS / "0.json").write_text("{}")
+    assert [found.name for found in attempt.history(tmp_path / "key")] == [real.name]
