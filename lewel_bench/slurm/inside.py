@@ -101,6 +101,8 @@ class Watch:
             mine = attempt.begin(
                 folder, submission.uid, self.task, self.world, submission.halvings, submission.marks
             )
+            with suppress(OSError):  # of an attempt before; the first rank that fails writes it
+                (folder / FAILURE).unlink()
         began = time.time()
         self.child = subprocess.Popen(
             [sys.executable, *(word.replace("{folder}", str(folder)) for word in self._command())],

@@ -59,7 +59,7 @@ def run(folder: Path, code: str) -> int:
     """The exit code of a job that is warned while it computes."""
     books = Ledger(folder / "runs")
     command = ("-c", WARNED + code, "{folder}")
-    (books.root / "key").mkdir(parents=True)
+    (books.root / "key").mkdir(parents=True, exist_ok=True)
     one = books.intend(kind="light", tasks=(("key",),), command=command)
     return inside.Watch(books, one).run()
 
@@ -93,3 +93,17 @@ def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> Non
     answer = json.loads((tmp_path / "u.answer.json").read_text())
     assert (answer["missing"], answer["lacks"]) == (["/not/there"], ["sbatch"])
     assert answer["python"] == sys.version.split()[0]
+
+
+def test_an_old_failure_does_not_hide_the_new_one(tmp_path: Path, commands: Path) -> None:
+    """Of several ranks the first to fail writes it, and no other after that."""
+    (tmp_path / "runs" / "key").mkdir(parents=True)
+    (tmp_path / "runs" / "key" / inside.FAILURE).write_text('{"message": "the old one"}')
+    new = """
+path = folder / 'failure.json'
+path.exists() or path.write_text('{"message": "the new one"}')
+sys.exit(1)
+"""
+    run(tmp_path, new)
+    (one,) = attempt.history(tmp_path / "runs" / "key")
+    assert (one.outcome, one.message) == ("error", "the new one")
