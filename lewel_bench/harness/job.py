@@ -4,7 +4,6 @@
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -261,11 +260,8 @@ class NoDevice(ValueError):
 
 
 def device(settings: MachineSettings) -> str:
-    """The device asked for, else CUDA where there is one. Raises NoDevice if it is not there, and
-    ValueError for a name that is none."""
+    """The device asked for, else CUDA where there is one. Raises NoDevice if it is not there."""
     name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
     if name != "cpu" and not torch.cuda.is_available():
         raise NoDevice(f"device {name}: no CUDA device works here; use --device cpu")
     number = int(name.partition(":")[2] or 0)

@@ -161,7 +161,7 @@ def _computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="NAME", help="submit to this SLURM cluster and return")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--jobs", type=int, help="jobs at once on a CPU, whose cores they share")
-    parser.add_argument("--processes", type=int, help="processes a job (default: one per GPU)")
+    parser.add_argument("--processes", type=int, help="processes a job here (default: one per GPU)")
     parser.add_argument("--workers", type=int, help="loader processes of each")
     parser.add_argument("--micro-batch", type=int, help="images of one forward pass of a process")
     parser.add_argument("--compile", action="store_true", default=None, help="use torch.compile")

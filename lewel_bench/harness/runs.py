@@ -45,6 +45,8 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
     if arguments.cluster and arguments.jobs:
         raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
+    if arguments.cluster and arguments.processes:
+        raise ValueError("--processes is for this machine: a cluster's profile has tasks_per_node")
     if not todo and not arguments.dry_run:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0

@@ -1,11 +1,12 @@
 """The site file: where this place keeps its data and runs, and its own suites."""
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from lewel_bench.value import Value, explain
 
@@ -46,10 +47,16 @@ class Engines(Value):
     mmseg: str | None = None
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda or cuda:N")
+    return name
+
+
 class MachineSettings(Value):
     """How jobs run here; never part of a number's identity."""
 
-    device: str | None = None
+    device: Annotated[str, AfterValidator(_device)] | None = None
     jobs: Annotated[int, Field(gt=0)] = 1  # at once
     processes: Annotated[int, Field(gt=0)] | None = None
     workers: Annotated[int, Field(ge=0)] | None = None

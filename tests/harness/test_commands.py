@@ -47,6 +47,8 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--jobs", "0"], "jobs"),
         ([*RUN, "--jobs", "2", "--processes", "2"], "among jobs of one process"),
         ([*RUN, "--jobs", "2", "--cluster", "a100"], "--jobs is for this machine"),
+        ([*RUN, "--processes", "2", "--cluster", "a100"], "a cluster's profile has tasks_per_node"),
+        ([*RUN, "--device", "coda", "--cluster", "a100"], "use cpu, cuda or cuda:N"),
         (["table", "1", "--suite", "shapes", "--format", "mdd"], "Did you mean 'md'"),
         (["table", "seven"], "unknown table"),
         (["explain", "table1:lewel_x:200:top1"], "Did you mean 'lewel_"),
