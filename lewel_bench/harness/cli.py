@@ -457,6 +457,8 @@ def _warn(store: "Store") -> None:
             f"warning: corrupt record {one}; run with --replace-corrupt to compute it again",
             file=sys.stderr,
         )
+    for one in store.bad_others:
+        print(f"warning: corrupt record {one}; merge its bundle again", file=sys.stderr)
     for text in differences(store):
         print(f"warning: {text}", file=sys.stderr)
 

@@ -18,7 +18,7 @@ from lewel_bench.harness.bundle import Bundle, opened
 from lewel_bench.harness.status import METHOD, SPEC, is_locked
 from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.results import record
-from lewel_bench.results.record import Record
+from lewel_bench.results.record import BadRecord, Record
 from lewel_bench.results.store import MERGED, Store
 
 MERGED_CODE = ".merged"  # what the file of another lab's own method is called here
@@ -82,6 +82,12 @@ def _is_another(key: str, records: Mapping[str, Record], store: Store, found: Me
 def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:
     """The files of a key into its folder, the record last and, as always, by the first writer."""
     *others, last = bundle.of(key)
+    if (before := folder / record.NAME).exists():  # of a merge of the same bundle
+        try:
+            record.read(before)
+            return
+        except BadRecord:
+            record.set_aside(before)
     for name in others:
         path = folder / name.removeprefix(f"{key}/")
         if path.name == METHOD:  # another's code, to be read and never run

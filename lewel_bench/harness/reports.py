@@ -41,6 +41,7 @@ def _ours(path: Path) -> bool:
 
 def gather(board: Board, folder: Path) -> Report:
     """What a report of a board holds; links lead to its records from `folder`."""
+    store = board.store
     tables = [board.filled(name) for name in table.TABLES]
     keys = _behind(board, tables)
     words = board.options()
@@ -50,7 +51,7 @@ def gather(board: Board, folder: Path) -> Report:
         scale=board.suite.label,
         comparable=board.suite.comparable,
         tables=tables,
-        records={key: board.store.records[key] for key in keys},
+        records={key: store.records[key] for key in keys},
         logs=frozenset(key for key in keys if (board.root / key / EVENTS).exists()),
         root=f"{quote(root)}/" if root.startswith(".") else f"./{quote(root)}/",
         options=f" {shlex.join(words)}" if words else "",
@@ -58,8 +59,9 @@ def gather(board: Board, folder: Path) -> Report:
         costs=_costs(board),
         claims=judged(board, tables=tables),
         problems=[
-            *(f"Corrupt record, not counted: {one}" for one in board.store.bad),
-            *differences(board.store),
+            *(f"Corrupt record, not counted: {one}" for one in store.bad),
+            *(f"Corrupt record of a merged bundle: {one}" for one in store.bad_others),
+            *differences(store),
         ],
     )
 

@@ -30,12 +30,20 @@ class Store:
     def others(self) -> Mapping[str, tuple[Record, ...]]:
         """The records of merged bundles that have another number than ours of the same key."""
         found: dict[str, list[Record]] = {}
-        for bundle in _folders(self.root / MERGED):
-            for key in _folders(self.root / MERGED / bundle):
-                path = self.root / MERGED / bundle / key / NAME
-                if key in self.records and path.exists():  # without: a merge that was killed
-                    found.setdefault(key, []).append(read(path))
+        for records, _ in self._merged:
+            for key in sorted(records.keys() & self.records.keys()):
+                found.setdefault(key, []).append(records[key])
         return {key: tuple(several) for key, several in found.items()}
+
+    @property
+    def bad_others(self) -> tuple[BadRecord, ...]:
+        """A BadRecord for every record of a merged bundle that cannot be used."""
+        return tuple(one for _, bad in self._merged for one in bad)
+
+    @cached_property
+    def _merged(self) -> list[tuple[dict[str, Record], tuple[BadRecord, ...]]]:
+        folder = self.root / MERGED
+        return [_scan(folder / bundle) for bundle in _folders(folder)]
 
     def get(self, key: str) -> Record:
         """The record of `key`. Raises its BadRecord, or ValueError naming the nearest key."""

@@ -222,6 +222,28 @@ def test_a_number_of_another_network_fills_no_table(
     assert entry.mean == (None if why else 70.0)
 
 
+def test_a_corrupt_record_of_a_merged_bundle_stops_nothing_and_is_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
+    made = bundle.write(theirs, tmp_path / "a.zip")
+    merge.merge(made, ours)
+    whole = {p: p.read_bytes() for p in (ours / MERGED).rglob("*") if p.is_file()}
+    merge.merge(made, ours)
+    assert {p: p.read_bytes() for p in (ours / MERGED).rglob("*") if p.is_file()} == whole
+    bad, good = sorted(path for path in whole if path.name == "record.json")
+    bad.write_text("{")
+    words = ["--suite", "shapes", "--root", str(ours)]
+    assert main(["table", "1", "--format", "csv", *words]) == 0
+    said = capsys.readouterr().err
+    assert f"corrupt record {bad}: half-written" in said and "merge its bundle again" in said
+    assert f"{good.parent.name} (" in said  # the other one is still shown
+    assert main(["report", str(tmp_path / "r.html"), *words]) == 0
+    assert "Corrupt record of a merged bundle" in (tmp_path / "r.html").read_text()
+    merge.merge(made, ours)
+    assert bad.read_bytes() == whole[bad] and not Store(ours).bad_others
+
+
 def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
     ours = lab(tmp_path / "ours", 1.0)
