@@ -23,16 +23,18 @@ from pathlib import Path
 
 from lewel_bench import __version__
 from lewel_bench.harness import foreign
-from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.status import METHOD, SPEC
 from lewel_bench.pretrain.files import replacing
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MERGED_CODE = ".merged"  # what the file of another lab's own method is called after a merge
+ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
 KEPT = (
-    *(SPEC, "method.py", "events.jsonl", "predictions.*", "config.*", "metrics.json"),
-    "predictions/*",
+    *(SPEC, METHOD, METHOD + MERGED_CODE, "events.jsonl", "predictions.*", "config.*"),
+    *("metrics.json", "predictions/*"),
 )
 WEIGHTS = "*.safetensors"
 # No part of a name starts with a dot or holds what could lead elsewhere.
@@ -52,11 +54,13 @@ class File:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was checked; `files` by name, `digest` that of the whole."""
+    """A bundle that was checked; `files` by name, `digest` that of the whole. `left_out` is, in
+    words, what is under the root and did not go into it."""
 
     path: Path
     digest: str
     files: Mapping[str, File]
+    left_out: tuple[str, ...] = ()
 
     @property
     def keys(self) -> list[str]:
@@ -76,10 +80,9 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
     """
     if out.exists() and not force:
         raise ValueError(f"{out} exists: name another file, or add --force")
-    store = Store(root)
-    if not store.records:
-        raise ValueError(f"there is no record under {root} to bundle")
-    names = [name for key in sorted(store.records) for name in _files(root, key, weights)]
+    names, left_out = _chosen(Store(root), weights)
+    if not names:
+        raise ValueError("\n".join([f"there is no record under {root} to bundle", *left_out]))
     files = {}
     with replacing(out) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -93,7 +96,7 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
             archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1))
             archive.comment = b"0" * DIGEST
         digest = _seal(beside)
-    return Bundle(out, digest, files)
+    return Bundle(out, digest, files, tuple(left_out))
 
 
 def verify(path: Path) -> Bundle:
@@ -131,17 +134,38 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ValueError(f"{path} is no bundle, or is damaged: {error}") from None
 
 
+def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
+    """The names of the files that go into a bundle, and what does not, in words."""
+    names: list[str] = []
+    left_out = [str(one) for one in store.bad]
+    for key, one in sorted(store.records.items()):
+        spec = store.root / key / SPEC
+        try:  # what `verify` would refuse
+            foreign.check(one, store.root / key / record.NAME)
+            if spec.exists():
+                foreign.check_spec(spec.read_bytes(), one, spec)
+        except ValueError as error:
+            left_out.append(str(error))
+            continue
+        found = list(_files(store.root, key, weights))
+        names += filter(_may_stand, found)
+        left_out += [
+            f"{store.root / n}: its name cannot stand in one" for n in found if not _may_stand(n)
+        ]
+    if other := sum(map(len, store.others.values())):
+        left_out.append(f"{other} records of merged bundles with another number than ours")
+    return names, left_out
+
+
 def _files(root: Path, key: str, weights: bool) -> Iterator[str]:
     yield f"{key}/{record.NAME}"
     for pattern in (*KEPT, *([WEIGHTS] if weights else [])):
         for path in sorted((root / key).glob(pattern)):
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not (path.name.startswith(".") or path.suffix == ASIDE):
                 yield path.relative_to(root).as_posix()
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> File:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{path}: its name cannot stand in a bundle")
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file, archive.open(_entry(name), "w", force_zip64=True) as entry:
         while part := file.read(CHUNK):

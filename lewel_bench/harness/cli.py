@@ -195,6 +195,8 @@ def write_bundle(arguments: argparse.Namespace) -> int:
     else:
         root, force = Context(arguments).root, arguments.force
         found = bundle.write(root, path, weights=arguments.weights, force=force)
+    for text in found.left_out:
+        print(f"warning: left out: {text}", file=sys.stderr)
     total = size(sum(file.size for file in found.files.values()))
     print(
         f"{path}: {len(found.keys)} records, {len(found.files)} files, {total}"

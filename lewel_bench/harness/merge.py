@@ -14,15 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lewel_bench.harness.bundle import Bundle, opened
+from lewel_bench.harness.bundle import ASIDE, MERGED_CODE, Bundle, opened
 from lewel_bench.harness.status import METHOD, SPEC, is_locked
 from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.results import record
 from lewel_bench.results.record import BadRecord, Record
 from lewel_bench.results.store import MERGED, Store
 
-MERGED_CODE = ".merged"  # what the file of another lab's own method is called here
-ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
 ORDER = ("pretrain", "import", "search", "final")  # a kind rests on those before it
 
 

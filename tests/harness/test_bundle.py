@@ -272,6 +272,32 @@ def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
     assert "2 records came" in said.out and (ours / bad / "record.json").read_text() == "{"
 
 
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = lab(tmp_path / "root")
+    merge.merge(bundle.write(lab(tmp_path / "theirs", 71.5), tmp_path / "a.zip"), root)
+    capsys.readouterr()
+    records = Store(root).records
+    bad, _, kept, _ = (
+        root / k for k in sorted(records, key=lambda k: records[k].kind, reverse=True)
+    )
+    (bad / "record.json").write_text("{")
+    (kept / "predictions" / "a:b.png").write_bytes(b"mask")
+    (kept / "predictions.npz.before-merge").write_bytes(b"half")
+    assert main(["bundle", str(tmp_path / "b.zip"), "--root", str(root)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: left out: {bad / 'record.json'}: half-written or not JSON: EOF while parsing an "
+        "object at line 1 column 1",
+        f"warning: left out: {kept / 'predictions' / 'a:b.png'}: its name cannot stand in one",
+        "warning: left out: 2 records of merged bundles with another number than ours",
+    ]
+    files = bundle.verify(tmp_path / "b.zip").files
+    assert f"{kept.name}/predictions.npz" in files and len(files) == 12
+    odd = root / kept.name / "spec.json"
+    odd.write_text("[1]")
+    assert str(odd) in bundle.write(root, tmp_path / "c.zip").left_out[1]
+    assert len(bundle.verify(tmp_path / "c.zip").keys) == 2
+
+
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "root", tmp_path / "a.zip"
     for words, said in (
@@ -302,8 +328,10 @@ def test_another_labs_code_is_kept_to_be_read_and_never_run(tmp_path: Path) -> N
     (root / key / "spec.json").write_text(json.dumps(spec))
     (root / key / "method.py").write_bytes(code)
     merge.merge(bundle.verify(bundle.write(root, tmp_path / "a.zip").path), tmp_path / "ours")
-    folder = tmp_path / "ours" / key
-    assert not (folder / "method.py").exists()
-    assert (folder / "method.py.merged").read_bytes() == code
-    own = json.loads((folder / "spec.json").read_text())["recipe"]["own"]
-    assert own["module"] == "" and own["file"] == "method.py.merged"
+    # and a third lab, which has it from ours, can read it too
+    merge.merge(bundle.write(tmp_path / "ours", tmp_path / "b.zip"), tmp_path / "third")
+    for folder in (tmp_path / "ours" / key, tmp_path / "third" / key):
+        assert not (folder / "method.py").exists()
+        assert (folder / "method.py.merged").read_bytes() == code
+        own = json.loads((folder / "spec.json").read_text())["recipe"]["own"]
+        assert own["module"] == "" and own["file"] == "method.py.merged"
