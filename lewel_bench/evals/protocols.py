@@ -100,6 +100,7 @@ VOC07_DET_C4 = Detection(
 
 # mmseg's config for 20k iterations, which LEWEL, DenseCL and mmselfsup use; MoCo v1 and BYOL train
 # another network (output stride 16, dilation 6). SimSiam at lr .01 gives 46 to 48: lr matters.
+# Crops are padded with black, as in mmseg 1.x; in 0.x it was the mean colour (voc.padding).
 VOC12_SEG_FCN_D8 = Segmentation(
     name="voc12_seg_fcn_d8",
     label="VOC12 segmentation, FCN R50-d8, train_aug to val, 20k iterations",

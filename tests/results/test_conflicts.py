@@ -42,7 +42,9 @@ LISTED = {
         "linear.lars_lr linear.probe linear.selection linear.in100 semi.weight_decay semi.lr "
         "semi.selection semi.classifier_init semi.batch_norm semi.subsets"
     ),
-    "dense transfer": ("voc.test_set dense.lr dense.norm voc.segmentation coco.fpn coco.configs"),
+    "dense transfer": (
+        "voc.test_set dense.lr dense.norm voc.segmentation voc.padding coco.fpn coco.configs"
+    ),
 }
 
 
