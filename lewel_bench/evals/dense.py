@@ -124,6 +124,13 @@ class Detection(_Dense):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_milestones(self.milestones, self.steps, "steps")
+        # detectron2 rises to the rate after the warm-up: beyond a milestone that is another
+        last = self.milestones[0] - 1 if self.milestones else self.steps
+        if self.warmup > last:
+            raise ValueError(
+                f"warmup {self.warmup} must be at most {last}, with steps {self.steps} and "
+                f"milestones {self.milestones}: scale them together"
+            )
         if self.model == "fpn" and len(self.anchors) != 5:
             raise ValueError(
                 f"fpn has five levels (P2 to P6): anchors needs 5 sides, not {len(self.anchors)}"

@@ -86,6 +86,8 @@ def test_a_candidates_identity_does_not_know_the_grid():
         ("linear_sgd", {"lrs": (0.1, 0.1)}, "lrs names a value twice: 0.1, 0.1"),
         ("linear_sgd", {"epochs": 20}, "scale them together with epochs"),
         ("linear_sgd", {"epoch": 20}, "Did you mean 'epochs'"),
+        ("coco_fpn_1x", {"steps": 500, "milestones": (400,)}, "warmup 1000 must be at most 399"),
+        ("coco_fpn_1x", {"steps": 500, "milestones": ()}, "warmup 1000 must be at most 500"),
         ("semi_1pct", {"batch": 100}, "not divisible by bn_group 64"),
         ("semi_1pct", {"fraction": 1.5}, "less than or equal to 1"),
     ],

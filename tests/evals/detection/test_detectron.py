@@ -305,7 +305,8 @@ def test_detectron2_takes_the_configuration(name: str) -> None:
         ("voc07_det_c4", {}),
         ("coco_fpn_1x", {"steps": 9000, "milestones": (6000, 8000)}),
         ("coco_fpn_1x", {"steps": 300, "milestones": (200, 266), "warmup": 0}),
-        ("coco_fpn_1x", {"steps": 7, "milestones": (5,), "warmup": 3, "warmup_factor": 0.1}),
+        ("coco_fpn_1x", {"steps": 7, "milestones": (5,), "warmup": 4, "warmup_factor": 0.1}),
+        ("coco_fpn_1x", {"steps": 7, "milestones": (), "warmup": 7}),
     ],
 )
 def test_learning_rates_are_the_native_ones(name: str, changes: dict[str, Any]) -> None:
