@@ -28,26 +28,24 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
     def __init__(self, protocol: Detection, at: Place, rivals: Sequence[float]) -> None:
         self.protocol, self.at, self.rivals = protocol, at, rivals
         self.seen: dict[str, float] = {}
-        self.pruned = ""
         self.saved_at = self.logged_at = time.perf_counter()
         self.logged = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen, "pruned": self.pruned}
+        return {"seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen, self.pruned = state["seen"], state["pruned"]
+        self.seen = state["seen"]
 
     def before_train(self) -> None:
-        self._end_pruned()
+        if self._looks(self.trainer.start_iter):
+            self._look(self.trainer.start_iter)  # it was stopped before, or within
         self.logged, self.logged_at = self.trainer.start_iter, time.perf_counter()
 
     def after_step(self) -> None:
         step, now = self.trainer.iter + 1, time.perf_counter()
         last = step == self.trainer.max_iter
-        half = self._looks() and step == self.protocol.steps // 2 and not self.seen
-        if half:
-            self._look(step)
+        half = self._looks(step)
         if now - self.logged_at > LOG_EVERY_S or last:
             self._log(step, now)
         if world() > 1 and step % ASK_EVERY and not last and not half:
@@ -58,16 +56,21 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         if stopping or last or half or any_rank(due, device):
             self.trainer.save(step)
             self.saved_at = time.perf_counter()
-        self._end_pruned()
         if stopping and not last:
             distributed.wait()
             raise Stopped(f"saved at step {step} of {self.trainer.max_iter}")
+        if half:
+            self._look(step)
 
-    def _looks(self) -> bool:
-        return self.protocol.prune is not None and len(self.trainer.cfg.DATASETS.TEST) > 1
+    def _looks(self, step: int) -> bool:
+        prunes = self.protocol.prune is not None and len(self.trainer.cfg.DATASETS.TEST) > 1
+        return prunes and step == self.protocol.steps // 2
 
     def _look(self, step: int) -> None:
-        """Measure the select split with statistics as after the last step; leaves no trace."""
+        """Measure the select split with statistics as after the last step; leaves no trace.
+
+        Raises Stopped within, after which a run begins with the look, and Pruned.
+        """
         trainer = self.trainer
         buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
         device = self.at.machine.device
@@ -83,11 +86,9 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
         self.seen = {"step": step, **metrics}
-        self.pruned = finetune.verdict(self.protocol, metrics, self.rivals) or ""
-
-    def _end_pruned(self) -> None:
-        if self.pruned:
-            raise Pruned(self.pruned)
+        reason = finetune.verdict(self.protocol, metrics, self.rivals)
+        if reason is not None:
+            raise Pruned(reason)
 
     def _log(self, step: int, now: float) -> None:
         latest = self.trainer.storage.latest()

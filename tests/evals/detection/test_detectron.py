@@ -446,6 +446,21 @@ def test_stopped_saves_and_goes_on(data: Path, file: Path, tmp_path: Path) -> No
 
 
 @needs_detectron2
+def test_stopped_within_the_look_half_way_keeps_its_steps(
+    data: Path, file: Path, tmp_path: Path
+) -> None:
+    protocol = small("coco_fpn_1x", steps=4, milestones=[3], prune=0.5)
+    asked = iter([False] * 2 + [True] * 9)  # after two steps, then before an image
+    with pytest.raises(Stopped, match="saved before the evaluation"):
+        ran(protocol, data, file, tmp_path / "stopped", stop=lambda: next(asked))
+    saved = checkpoint.load(tmp_path / "stopped")
+    assert saved is not None and saved["step"] == 2
+    whole = ran(protocol, data, file, tmp_path / "whole")
+    assert repr(ran(protocol, data, file, tmp_path / "stopped")) == repr(whole)
+    assert whole.extra["half"]["step"] == 2
+
+
+@needs_detectron2
 def test_a_diverging_candidate_says_so(data: Path, file: Path, tmp_path: Path) -> None:
     protocol = small("coco_fpn_1x", steps=6, milestones=[5])
     outcome = ran(protocol, data, file, tmp_path, candidate=(1e20, 1e-4))
@@ -457,7 +472,7 @@ def test_a_diverging_candidate_says_so(data: Path, file: Path, tmp_path: Path) -
 @needs_detectron2
 def test_a_clear_loser_is_stopped(data: Path, file: Path, tmp_path: Path) -> None:
     protocol = small("coco_fpn_1x", steps=4, milestones=[3], prune=0.5)
-    for _ in range(2):  # the second finds its verdict in the checkpoint
+    for _ in range(2):  # the second begins half-way
         outcome = ran(protocol, data, file, tmp_path, rivals=(90.0,))
         assert outcome.metrics == {}
         assert "below 0.5 of the best candidate's 90.00" in outcome.extra["pruned"]
