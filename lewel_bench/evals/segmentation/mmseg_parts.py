@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.hooks import Hook
 from mmseg.datasets import BaseSegDataset
 from mmseg.evaluation import IoUMetric
@@ -109,7 +108,8 @@ class Watch(Hook):  # type: ignore[misc]
         now, last, half = time.perf_counter(), step == steps, step == self.half
         alone, asks = distributed.world() == 1, last or half or step % ASK_EVERY == 0
         looks = asks or (alone and device.type == "cpu")
-        if looks and not bool(torch.isfinite(outputs["loss"]).all()):
+        # the loss is this rank's own: all leave, or the others would wait for it
+        if looks and distributed.any_rank(not bool(outputs["loss"].isfinite().all()), device):
             raise Diverged(step)
         if last or now - self.logged_at > LOG_EVERY_S:
             self.logged_at, loss = now, round(float(outputs["loss"]), 6)

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,22 @@ def test_starts_from_the_backbone_and_names_what_diverges(train, tmp_path, small
     for key, value in weights.items():
         if "running" not in key and "tracked" not in key:
             torch.testing.assert_close(state[f"backbone.{key}"], value, rtol=0, atol=1e-25)
+
+
+@needed
+@pytest.mark.parametrize("own", [1.0, float("nan")])
+def test_all_ranks_leave_where_one_diverges(monkeypatch, tmp_path, own: float) -> None:
+    from lewel_bench.evals.segmentation import mmseg_parts as parts
+
+    asked = []
+    monkeypatch.setattr(parts.distributed, "world", lambda: 2)
+    # the other rank's loss is not finite
+    monkeypatch.setattr(parts.distributed, "any_rank", lambda bad, _: asked.append(bad) or True)
+    watch = parts.Watch(tmp_path, silent, never, 1e9, None, lambda path: None)
+    runner = SimpleNamespace(iter=parts.ASK_EVERY - 1, max_iters=1000)
+    with pytest.raises(parts.Diverged, match=str(parts.ASK_EVERY)):
+        watch.after_train_iter(runner, 0, outputs={"loss": torch.tensor(own)})
+    assert asked == [not own > 0]
 
 
 @needed
