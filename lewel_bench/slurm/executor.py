@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,22 +42,15 @@ def submit(cluster: Cluster, ledger: Ledger, submission: Submission, how: Task) 
     Whatever goes wrong, the submission stays unanswered in the ledger: an sbatch that reports an
     error may have been heard, and the next planner looks for its name.
     """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
     with environment(Path(submission.code)):
         executor = _executor(cluster, ledger, submission, how)
         arguments = (str(ledger.root), submission.uid)
-        try:
-            if len(submission.tasks) > 1:
-                columns = [[one] * len(submission.tasks) for one in arguments]
-                job = executor.map_array(inside.start, *columns)[0]
+        count = len(submission.tasks)
+        with _rejecting(f"{count} {submission.kind} jobs"):
+            if count > 1:
+                job = executor.map_array(inside.start, *([one] * count for one in arguments))[0]
             else:
                 job = executor.submit(inside.start, *arguments)
-        except (FailedJobError, FailedSubmissionError) as error:
-            said = " ".join(str(error).split())
-            raise Rejected(
-                f"SLURM refused {len(submission.tasks)} {submission.kind} jobs: {said}"
-            ) from None
     return str(job.job_id).partition("_")[0]
 
 
@@ -75,18 +68,20 @@ def probe(cluster: Cluster, ledger: Ledger, submission: Submission) -> str:
     how = Task(cluster.kinds["light"])
     with environment(Path(submission.code)):
         executor = _executor(cluster, ledger, submission, how)
-        return _rejecting(
-            lambda: executor.submit(inside.probe, str(ledger.folder / "doctor"), submission.uid)
-        )
+        with _rejecting("the job of doctor"):
+            job = executor.submit(inside.probe, str(ledger.folder / "doctor"), submission.uid)
+    return str(job.job_id)
 
 
-def _rejecting(act: Callable[[], Any]) -> str:
+@contextmanager
+def _rejecting(what: str) -> Iterator[None]:
+    """Raise Rejected where submitit says that sbatch failed."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        return str(act().job_id)
+        yield
     except (FailedJobError, FailedSubmissionError) as error:
-        raise Rejected(f"SLURM refused: {' '.join(str(error).split())}") from None
+        raise Rejected(f"SLURM refused {what}: {' '.join(str(error).split())}") from None
 
 
 def mend(ledger: Ledger, submission: Submission, id: str) -> None:
@@ -178,11 +173,6 @@ def _setup(cluster: Cluster, resources: Resources, code: Path) -> list[str]:
     if cluster.scratch:
         lines += [f'export TMPDIR="{cluster.scratch}"', 'mkdir -p "$TMPDIR"']
     return lines
-
-
-def here() -> bool:
-    """Whether this process runs inside a job."""
-    return "SLURM_JOB_ID" in os.environ or inside.WAKE in os.environ
 
 
 def package() -> Path:

@@ -51,7 +51,6 @@ class Submission:
     requeue: bool = True
     wakes: str = ""  # what a waking job plans anew
     host: str = ""
-    pid: int = 0
     time: float = 0.0
 
     @property
@@ -131,7 +130,6 @@ class Ledger:
         submission = Submission(
             uid=f"{time.strftime('%y%m%d%H%M%S')}{secrets.token_hex(4)}",
             host=os.uname().nodename,
-            pid=os.getpid(),
             time=time.time(),
             **fields,
         )

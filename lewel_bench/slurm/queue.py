@@ -165,7 +165,6 @@ class Nodes:
     """A group of like nodes of a partition."""
 
     partition: str
-    up: bool
     timeout_min: float  # infinite where there is no limit
     nodes: int
     cpus: int
@@ -178,11 +177,10 @@ def nodes() -> list[Nodes]:
     """The nodes of every partition, the default partition's also as partition "". Raises
     Unreachable."""
     found = []
-    for line in ask(["sinfo", "-h", "-e", "-o", "%P|%a|%l|%D|%c|%m|%G|%f"]).splitlines():
-        name, up, limit, count, cpus, memory, gres, features = line.strip().split("|")
+    for line in ask(["sinfo", "-h", "-e", "-o", "%P|%l|%D|%c|%m|%G|%f"]).splitlines():
+        name, limit, count, cpus, memory, gres, features = line.strip().split("|")
         group = Nodes(
             name.rstrip("*"),
-            up == "up",
             _minutes(limit),
             int(count),
             int(cpus.rstrip("+")),

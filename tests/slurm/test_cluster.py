@@ -71,10 +71,10 @@ def test_an_unknown_profile() -> None:
 
 
 FARM = [
-    Nodes("gpu", True, 1440, 4, 64, 500_000, 8, frozenset({"a100"})),
-    Nodes("gpu", True, 1440, 2, 128, 900_000, 8, frozenset({"h100"})),
-    Nodes("cpu", True, float("inf"), 9, 32, 100_000, 0, frozenset()),
-    Nodes("", True, float("inf"), 9, 32, 100_000, 0, frozenset()),
+    Nodes("gpu", 1440, 4, 64, 500_000, 8, frozenset({"a100"})),
+    Nodes("gpu", 1440, 2, 128, 900_000, 8, frozenset({"h100"})),
+    Nodes("cpu", float("inf"), 9, 32, 100_000, 0, frozenset()),
+    Nodes("", float("inf"), 9, 32, 100_000, 0, frozenset()),
 ]
 
 

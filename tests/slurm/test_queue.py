@@ -82,7 +82,7 @@ def test_sacct_is_asked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(monkeypatch, "gpu*|up|2-00:00:00|4|64+|500000+|gpu:a100:8(S:0-1)|a100,ib\n")
+    answer(monkeypatch, "gpu*|2-00:00:00|4|64+|500000+|gpu:a100:8(S:0-1)|a100,ib\n")
     named, default = queue.nodes()
     assert (named.partition, default.partition) == ("gpu", "")
     assert (named.gpus, named.cpus, named.timeout_min) == (8, 64, 2880)
