@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
@@ -43,7 +44,7 @@ def possible(cluster: Cluster, kinds: Collection[str]) -> None:
     nodes = queue.nodes()
     found = {kind: wrong for kind in kinds if (wrong := misfit(cluster.kinds[kind], nodes))}
     for kind in kinds:
-        if kind not in found and (wrong := _refused(cluster.kinds[kind])):
+        if kind not in found and (wrong := _refused(cluster, kind)):
             found[kind] = wrong
     if found:
         lines = "; ".join(f"kinds.{kind}: {wrong}" for kind, wrong in found.items())
@@ -105,13 +106,13 @@ def _misfit(asked: Resources, groups: Sequence[Nodes], name: str) -> str:
     return ""
 
 
-def _refused(asked: Resources) -> str:
-    """What sbatch says against an account, a qos or anything passed through."""
-    flags = []
-    for name, value in asked.parameters().items():
-        if name not in ("signal_delay_s", "array_parallelism", "additional_parameters"):
-            flag = f"--{name.replace('_', '-')}"
-            flags.append(flag if value is True else f"{flag}={value}")
+def _refused(cluster: Cluster, kind: str) -> str:
+    """What sbatch says against the options of a kind's script: an account, a qos, anything passed
+    through."""
+    one, how = Submission("test", kind, ((),)), executor.Task(cluster.kinds[kind])
+    lines = executor.script(cluster, Ledger(Path.cwd()), one, how).splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    flags = [word for option in options for word in shlex.split(option)]
     try:
         queue.ask(["sbatch", "--test-only", *flags, "--wrap", "true"])
     except Unreachable as refused:
@@ -134,7 +135,7 @@ def doctor(
     yield "cluster", "ok", f"{limits.cluster}: arrays of up to {limits.max_array - 1} tasks"
     broken = False
     for kind, asked in cluster.kinds.items():
-        wrong = misfit(asked, nodes) or _refused(asked)
+        wrong = misfit(asked, nodes) or _refused(cluster, kind)
         broken = broken or bool(wrong and kind == "light")
         shape = f"{asked.nodes} x {asked.tasks} processes, {asked.gpus_per_node} GPUs a node"
         yield f"kind {kind}", "problem" if wrong else "ok", wrong or f"{shape}, fits"

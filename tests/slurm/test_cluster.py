@@ -112,6 +112,21 @@ def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert answer is None and "(scancel did not answer: scancel 7 yourself)" in why
 
 
+def test_sbatch_is_asked_about_the_options_of_the_script(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some of submitit's names are no options of sbatch, and were refused."""
+    (tmp_path / "srun").write_text("")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))  # submitit looks for srun
+    asked: list[list[str]] = []
+    monkeypatch.setattr(queue, "ask", asked.append)
+    content = {"constraint": "a|b", "submitit": {"stderr_to_stdout": True, "nodelist": "n[1-2]"}}
+    check._refused(cluster.parse("x", {"defaults": content}, ""), "light")
+    assert {"--constraint=a|b", "--nodelist=n[1-2]", "--signal=USR2@120"} <= set(asked[0])
+    assert "stderr" not in " ".join(asked[0])
+
+
 def test_a_python_without_our_packages(tmp_path: Path) -> None:
     assert not check.lacks(
         cluster.parse("x", {"defaults": {"nodes": 1}, "python": sys.executable}, ""), KINDS
