@@ -380,7 +380,7 @@ def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
     with books.lock():
         seen = _reconcile(books)
         ended: dict[str, list[str]] = {}
-        waiting: list[Entry] = []
+        waiting: dict[str, Entry] = {}
         for key in keys:
             if key in seen.live:
                 entry, index, task = seen.live[key]
@@ -388,9 +388,9 @@ def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
                     ended.setdefault(task.id, list(entry.submission.tasks[index]))
                     if task.state == "PENDING":  # it will never write an attempt
                         entry.ended[index] = "CANCELLED"
-                        waiting.append(entry)
+                        waiting[entry.submission.uid] = entry
         queue.cancel(list(ended))
-        for entry in waiting:
+        for entry in waiting.values():
             books.ended(entry)
     return ended
 
