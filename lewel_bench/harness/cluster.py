@@ -17,7 +17,7 @@ from lewel_bench.evals.protocol import Semi
 from lewel_bench.harness import cells, own
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND, FAILURE, JobState, write_spec
+from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, JobState, is_held, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import load, parse_cell
 from lewel_bench.slurm import check, cluster, executor, inside, ledger, queue, sweep
@@ -90,7 +90,30 @@ def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
     command = ("-m", "lewel_bench.harness.cell", "{folder}", settings.model_dump_json())
     wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
-    return Sweep(root, on, command, wake, record=NAME, marks=MARKS)
+    return Sweep(root, on, command, wake, record=NAME, marks=MARKS, busy=_here)
+
+
+def _here(folder: Path) -> bool:
+    """Whether a `run` computes there without the cluster. A job of its own holds WORK, and may do
+    so when its node is lost."""
+    return is_held(folder / LOCK)
+
+
+def free(root: Path, todo: Sequence[Job]) -> None:
+    """Raise ValueError where a cluster's jobs may be at work on some of `todo`."""
+    maybe = sweep.unfinished_elsewhere(root)
+    held, unknown = [job for job in todo if job.key in maybe], ""
+    if held:
+        try:
+            living = sweep.survey(root)
+            held = [job for job in held if job.key in living]
+        except (queue.Unreachable, ValueError) as error:  # no SLURM here, or another
+            unknown = f" ({error}; remove {root / ledger.FOLDER} if nothing of it lives)"
+    if held:
+        raise ValueError(
+            f"{len(held)} of these jobs are in a cluster's queue or running, the first is "
+            f"{held[0].name} ({held[0].key}): wait, or end them with lewel-bench cancel{unknown}"
+        )
 
 
 def _cell(job: Job) -> Cell:
@@ -169,7 +192,7 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
         return states
     try:
         found = sweep.survey(root)
-    except queue.Unreachable as unreachable:
+    except (queue.Unreachable, ledger.Foreign) as unreachable:
         print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
         maybe = sweep.unfinished_elsewhere(root)
         return {
@@ -182,12 +205,18 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
     for key, one in found.items():
         if key in states and states[key].state != "done":
             merged[key] = replace(states[key], state=one.state, reason=_reason(one, states[key]))
-    idle = [k for k, one in merged.items() if one.state == "missing" and k not in found]
+    idle = [k for k in states if k not in found and not (root / k / NAME).exists()]
     for key, verdict in sweep.given_up(root, idle).items():
+        now = merged[key]
+        if now.state not in ("missing", "failed"):
+            continue
         if not verdict.again:
-            merged[key] = replace(merged[key], state="failed", reason=verdict.reason)
-        elif verdict.cancelled:
-            merged[key] = replace(merged[key], reason="cancelled; run again to go on")
+            merged[key] = replace(now, state="failed", reason=verdict.reason)
+        elif now.state == "missing" and verdict.cancelled:
+            merged[key] = replace(now, reason="cancelled; run again to go on")
+        elif now.state == "failed" and not verdict.cancelled:
+            again = f"{now.reason}; the next run tries again"
+            merged[key] = replace(now, state="missing", reason=again)
     return merged
 
 

@@ -88,10 +88,11 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import companions, job, local, material, signals, view
+    from lewel_bench.harness import cluster, companions, job, local, material, signals, view
     from lewel_bench.pretrain.report import Stopped
 
     job.device(settings)  # before any data is made
+    cluster.free(context.root, todo)
     settings = companions.shared(settings)
     writable(context.root)
     material.prepare(todo, context)

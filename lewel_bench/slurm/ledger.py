@@ -35,6 +35,10 @@ class Busy(ValueError):
     """Another planner holds the lock of the run root."""
 
 
+class Foreign(ValueError):
+    """The jobs of the run root are another cluster's, or nobody knows whose."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """One sbatch: `tasks[i]` are the keys that task i computes, one after another."""
@@ -86,6 +90,7 @@ class Ledger:
         self.root = root
         self.folder = root / FOLDER
         self.submissions = self.folder / "submissions"
+        self._cluster = self.folder / "cluster.json"
 
     def logs(self, uid: str) -> Path:
         """The folder of a submission's logs."""
@@ -110,16 +115,17 @@ class Ledger:
             lock.release()
 
     def belongs(self, profile: str, limits: Limits) -> None:
-        """Note the cluster on first use. Raises ValueError when the jobs here are another's."""
-        mine = {"profile": profile, "cluster": limits.cluster}
-        path = self.folder / "cluster.json"
-        there = files.read(path)
-        if there is None:
-            if path.exists():
-                raise ValueError(f"{path} is damaged: remove it if no job of this run root lives")
-            files.create(path, mine)
-        elif there.get("cluster") != limits.cluster:
-            raise ValueError(
+        """Note the cluster on first use. Raises Foreign as `check` does."""
+        self.check(limits)
+        files.create(self._cluster, {"profile": profile, "cluster": limits.cluster})
+
+    def check(self, limits: Limits) -> None:
+        """Raise Foreign when the jobs here are another cluster's, or nobody knows whose."""
+        there = files.read(self._cluster)
+        if there is None and self._cluster.exists():
+            raise Foreign(f"{self._cluster} is damaged: remove it if no job of this run root lives")
+        if there is not None and there.get("cluster") != limits.cluster:
+            raise Foreign(
                 f"the jobs of {self.root} were submitted to the cluster {there.get('cluster')!r} "
                 f"(profile {there.get('profile')!r}), this is {limits.cluster!r}: choose another "
                 f"--root, or end them there and remove {self.folder}"

@@ -6,7 +6,7 @@ on disk are the truth, `squeue` says what lives, and the ledger connects the two
 
 import hashlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Sweep:
     `record` there when it is done and says with its exit code (inside.CODES) why it is not. `wake`
     follows the interpreter too: the command that makes the next pass. Files that match `marks` in a
     cell's folder show progress, see `attempt.mark`. `package` is copied for the jobs to run.
+    `busy` says of a cell's folder whether somebody computes there outside of the cluster.
     """
 
     root: Path
@@ -36,6 +37,7 @@ class Sweep:
     package: Path = field(default_factory=executor.package)
     record: str = "record.json"
     marks: str = "checkpoint-*"
+    busy: Callable[[Path], bool] = lambda folder: False
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _decide(
     attended: bool,
 ) -> Decision:
     ends = _ends(seen.entries)
+    open_ = {cell.key for cell in cells} - seen.live.keys() - set(done)
+    busy = {key for key in open_ if sweep.busy(books.root / key)}
 
     def judge(key: str) -> Verdict | None:
         profile = sweep.cluster
@@ -168,7 +172,7 @@ def _decide(
     return plan.plan(
         cells,
         done,
-        seen.live,
+        seen.live.keys() | busy,
         judge,
         pack={name: one.pack for name, one in sweep.cluster.kinds.items()},
         max_array=limits.max_array,
@@ -296,9 +300,11 @@ class Preview:
 
 
 def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
-    """The next pass, without submitting or writing anything. Raises Unreachable."""
+    """The next pass, without submitting or writing anything. Raises Unreachable, and ValueError as
+    `advance` does."""
     books = Ledger(sweep.root)
     limits = queue.limits()
+    books.check(limits)
     seen = _reconcile(books, write=False)
     done = recorded(sweep.root, _asked(cells), sweep.record)
     decision = _decide(sweep, books, seen, cells, done, limits, True)
@@ -328,9 +334,13 @@ class Live:
 
 
 def survey(root: Path) -> dict[str, Live]:
-    """What lives under a run root, by key, with one SLURM call and nothing written. Raises
-    Unreachable."""
-    seen = _reconcile(Ledger(root), write=False)
+    """What lives under a run root, by key, with one SLURM call, a second where it shows no job of
+    ours, and nothing written. Raises Unreachable, and Foreign where SLURM is another cluster's."""
+    books = Ledger(root)
+    seen = _reconcile(books, write=False)
+    ours = {entry.submission.name for entry in seen.entries}
+    if ours.isdisjoint(task.name for task in seen.tasks):
+        books.check(queue.limits())
     pending = sorted((t for t in seen.tasks if t.state == "PENDING"), key=lambda t: -t.priority)
     places = {task.id: place for place, task in enumerate(pending, 1)}
     found = {}
@@ -375,8 +385,9 @@ def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
 
 def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
     """End the living jobs of `keys`; what each ended job held. A pass that a person starts submits
-    them again. Raises Unreachable."""
+    them again. Raises Unreachable, and Foreign where SLURM is another cluster's."""
     books = Ledger(root)
+    books.check(queue.limits())
     with books.lock():
         seen = _reconcile(books)
         ended: dict[str, list[str]] = {}

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from lewel_bench.harness import cluster, status
+from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
 from lewel_bench.slurm import attempt, ledger, queue, sweep
@@ -111,3 +113,67 @@ def test_a_spec_of_somebody_else_is_no_job(tmp_path: Path) -> None:
     (tmp_path / ("a" * 12)).mkdir()
     (tmp_path / ("a" * 12) / status.SPEC).write_text("{}")
     assert status.survey(tmp_path) == {}
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job that a cluster was given, which has SLURM say what `queue.tasks` is made to."""
+    job = jobs_of(tmp_path, "moco_v2_200ep")[0]
+    status.write_spec(job, tmp_path)
+    books = ledger.Ledger(tmp_path)
+    books.belongs("mine", queue.Limits("here", 1001, 10000))
+    one = books.intend(kind="pretrain", tasks=((job.key,),))
+    books.submitted(one.uid, "7")
+    monkeypatch.setattr(queue, "limits", lambda: queue.Limits("here", 1001, 10000))
+    monkeypatch.setattr(queue, "tasks", lambda: [queue.Task("7", one.name, "RUNNING")])
+    monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return job
+
+
+def test_a_cluster_and_a_run_here_do_not_compute_one_job(
+    submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="1 of these jobs are in a cluster's queue or running"):
+        cluster.free(tmp_path, [submitted])
+    monkeypatch.setattr(queue, "tasks", list)
+    cluster.free(tmp_path, [submitted])  # it has ended, though no pass has seen it yet
+
+    def no_slurm() -> list[queue.Task]:
+        raise ValueError("squeue is not on this machine")
+
+    monkeypatch.setattr(queue, "tasks", no_slurm)
+    with pytest.raises(ValueError, match=r"squeue is not .*; remove .*\.slurm if nothing of it"):
+        cluster.free(tmp_path, [submitted])
+    work = cluster._sweep(tmp_path, cluster.cluster.load("cpu", {}), MachineSettings())
+    assert not work.busy(tmp_path / submitted.key)
+    with FileLock(tmp_path / submitted.key / status.LOCK):
+        assert work.busy(tmp_path / submitted.key)
+
+
+def test_status_on_another_cluster_knows_nothing(
+    submitted: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key].state == "running"
+    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
+    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert found.state == "queued" and "SLURM cannot be asked" in found.reason
+    assert "were submitted to the cluster 'here'" in capsys.readouterr().err
+
+
+def test_status_says_what_the_next_run_tries_again(
+    submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory leaves a failure.json, and is tried once more; an error is not."""
+    monkeypatch.setattr(queue, "tasks", list)
+    folder = tmp_path / submitted.key
+    for outcome, state in (("oom", "missing"), ("error", "failed")):
+        (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
+        tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+        attempt.end(folder, tried, outcome, "CUDA out of memory")
+        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert found.state == state and "CUDA out of memory" in found.reason
+        assert ("the next run tries again" in found.reason) == (outcome == "oom")

@@ -1,13 +1,15 @@
 """A pass that SLURM cuts short, with stand-ins for its commands."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lab import Bench
 
+from lewel_bench.slurm import sweep
 from lewel_bench.slurm.executor import Rejected
-from lewel_bench.slurm.ledger import Entry, Ledger
+from lewel_bench.slurm.ledger import Entry, Foreign, Ledger
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
 
@@ -102,3 +104,37 @@ def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     done = bench.run_with_wakes()
     assert done.wake == "4" and "PartitionConfig" in done.stuck["planning job 3"]
     assert (bench.root.parent / "cancelled").read_text() == "3\n"
+
+
+def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
+    accept(bench, "$n -le 9")
+    bench.sweep = replace(bench.sweep, busy=lambda folder: folder.name == "a")
+    done = bench.run()
+    assert [batch.tasks for batch in done.submitted.values()] == [(("b",),)]
+    assert done.states["a"] == ("live", "")
+
+
+def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
+    accept(bench, "$n -le 9")
+    bench.run()
+    away = CONFIG.replace("stand-in", "away")
+    stand_in(bench.root.parent / "bin", "scontrol", f"printf '{away}'")
+    for look in (
+        lambda: sweep.survey(bench.root),
+        lambda: sweep.preview(bench.sweep, bench.cells),
+        lambda: sweep.cancel(bench.root, ["a"]),
+    ):
+        with pytest.raises(Foreign, match="submitted to the cluster 'stand-in'"):
+            look()
+
+
+def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(bench.root.parent / "bin", "scancel", "true")
+    books = Ledger(bench.root)
+    one = books.intend(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
+    books.submitted(one.uid, "7")
+    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{one.name}" for i in range(50)))
+    written: list[str] = []
+    monkeypatch.setattr(Ledger, "ended", lambda self, entry: written.append(entry.submission.uid))
+    assert len(sweep.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
+    assert written == [one.uid]
