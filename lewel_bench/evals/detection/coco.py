@@ -108,17 +108,23 @@ def _objects(found: Annotations, annotations: Sequence[Record]) -> None:
     found.objects = {number: [] for number in sizes}
     strangers: list[Any] = []
     for annotation in _unique(found, "annotations", annotations):
-        where = f"{found.path}: object {annotation['id']} of image {annotation.get('image_id')}"
-        size = sizes.get(annotation.get("image_id", -1))
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        where = f"{found.path}: object {annotation['id']} of image {image}"
+        if not isinstance(image, int | float):
+            found.problems.append(f"{where} has the image_id {image!r}: a number is allowed")
+            continue
+        size = sizes.get(image)
         if size is None:
             strangers.append(annotation["id"])
             continue
         try:
-            if annotation.get("category_id") not in known:
+            if not isinstance(category, int | float) or category not in known:
                 raise ValueError(
-                    f"has the unknown category {annotation.get('category_id')}: allowed are the "
-                    f"{len(known)} ids of 'categories'"
+                    f"has the unknown category {category}: allowed are the {len(known)} ids of "
+                    f"'categories'"
                 )
+            if annotation.get("iscrowd", 0) not in (0, 1):
+                raise ValueError(f"has iscrowd {annotation['iscrowd']!r}: 0 or 1 is allowed")
             _box(annotation.get("bbox"), *size)
             area = annotation.get("area")
             if not (isinstance(area, int | float) and 0 <= area < math.inf):
@@ -128,7 +134,7 @@ def _objects(found: Annotations, annotations: Sequence[Record]) -> None:
             found.problems.append(f"{where} {error}")
             continue
         found.notes += [f"{where} {note}" for note in notes]
-        found.objects[annotation["image_id"]].append(sound)
+        found.objects[int(image)].append(sound)
     if strangers:
         found.notes.append(
             f"{found.path}: {len(strangers)} objects belong to images that are not listed, first "

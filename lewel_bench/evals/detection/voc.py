@@ -126,9 +126,11 @@ def parse(path: Path) -> Annotation:
         name = (element.findtext("name") or "").strip()
         try:
             box = _box(element)
-            difficult = (element.findtext("difficult") or "0").strip() not in ("0", "")
+            difficult = (element.findtext("difficult") or "").strip()
             if not name:
                 raise ValueError("has no name: give its class")
+            if difficult not in ("", "0", "1"):
+                raise ValueError(f"has difficult = {difficult!r}: 0 or 1 is allowed")
             _check(box, found.height, found.width)
         except ValueError as error:
             found.problems.append(f"{path}: object {number} ({name or 'no name'}) {error}")
@@ -136,7 +138,7 @@ def parse(path: Path) -> Annotation:
         found.numbers.append(number)
         found.names.append(name)
         found.boxes.append((box[0] - 1, box[1] - 1, box[2], box[3]))
-        found.difficult.append(difficult)
+        found.difficult.append(difficult == "1")
     return found
 
 

@@ -57,6 +57,7 @@ GOOD = ("cat", 5, 5, 30, 30, 0)
         ([("cow", 105, 105, 120, 130, 0)], "outside the image"),
         ([("cow", "nan", 5, 9, 30, 0)], "inverted box"),
         ([("cow", "left", 5, 9, 30, 0)], r"object 1 \(cow\) has xmin = 'left' in bndbox"),
+        ([("cow", 5, 5, 9, 30, "False")], r"object 1 \(cow\) has difficult = 'False': 0 or 1"),
         ([("", 5, 5, 9, 30, 0)], r"object 1 \(no name\) has no name"),
         ([GOOD, ("yak", 5, 5, 9, 30, 0)], "object 2 has the unknown class 'yak': known are aero"),
     ],
@@ -162,6 +163,9 @@ def change(
         (lambda c, o, w: o.update(bbox=[1, 2, 3]), "four numbers"),
         (lambda c, o, w: o.update(bbox=[1, 2, float("nan"), 3]), "four numbers"),
         (lambda c, o, w: o.update(category_id=99), "unknown category 99"),
+        (lambda c, o, w: o.update(category_id=[2]), r"unknown category \[2\]"),
+        (lambda c, o, w: o.update(image_id={"id": 3}), "has the image_id {'id': 3}: a number"),
+        (lambda c, o, w: o.update(iscrowd="0"), "has iscrowd '0': 0 or 1 is allowed"),
         (lambda c, o, w: o.update(area=-1), "area -1"),
         (
             lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4]]),
