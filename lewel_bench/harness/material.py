@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # google-research/simclr @383d414: the labelled 1 % and 10 % of ImageNet (12,811 and 128,116 files)
 SUBSETS_URL = "https://raw.githubusercontent.com/google-research/simclr/383d4143/imagenet_subsets"
 SHOWN = 20  # problems of one data set
+VOC_SETS = {"detection": "Main", "segmentation": "Segmentation"}  # the lists that a task reads
 SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
 
@@ -206,8 +207,9 @@ def _layout(root: Path) -> str | None:
 
 def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -> int:
     tasks = ["detection"]
-    if layout == "voc" and any(root.glob("VOC*/ImageSets/Segmentation")):
-        tasks.append("segmentation")
+    if layout == "voc":
+        listed = [t for t, sets in VOC_SETS.items() if any(root.glob(f"VOC*/ImageSets/{sets}"))]
+        tasks = listed or list(VOC_SETS)
     problems, notes = _annotations(root, layout, tasks, arguments.full)
     if arguments.format == "json":
         print(
