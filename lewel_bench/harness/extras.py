@@ -1,6 +1,7 @@
 """Rows that are not in the paper: a label and a backbone, for `table --with`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,17 +60,20 @@ def own() -> dict[str, Extra]:
 
 
 def imported(store: Store) -> dict[str, Extra]:
-    """Every imported checkpoint under a root, by name."""
+    """Every imported checkpoint under a root, by name. Those that share one, as after a merge, or
+    have a recipe's, are told apart by their keys."""
+    said = {key: labels(store, key) for key, one in store.records.items() if one.kind == "import"}
+    names = {key: str(one.get("name") or store.records[key].name) for key, one in said.items()}
+    shared = Counter([*names.values(), *FAMILIES, *RECIPES])
     found = {}
-    for key, record in store.records.items():
-        if record.kind != "import":
-            continue
-        said = labels(store, key)
-        name = str(said.get("name") or record.name)
-        recipe = str(said.get("as") or "")
+    for key, name in names.items():
+        record = store.records[key]
+        if shared[name] > 1:
+            name = f"{name}-{key[:6]}"
+        recipe = str(said[key].get("as") or "")
         doubt = "; proof failed" if record.warnings else ""
         label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
-        length = RECIPES[recipe].epochs if recipe in RECIPES else said.get("epochs")
+        length = RECIPES[recipe].epochs if recipe in RECIPES else said[key].get("epochs")
         found[name] = Extra(name, label, key, recipe, length)
     return found
 

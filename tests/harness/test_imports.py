@@ -11,7 +11,7 @@ from command_line import command, environment, write_images
 from finished import SHAPES, START
 
 from lewel_bench.evals.proof import Proof
-from lewel_bench.harness import extras, plan, suites
+from lewel_bench.harness import bundle, extras, merge, plan, suites
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import Site
@@ -214,6 +214,28 @@ def test_names_are_unique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "these weights are here as one" in capsys.readouterr().err
     assert evaluate(root, "--name", "onw") == 2
     assert "Did you mean 'one'" in capsys.readouterr().err
+
+
+def test_a_name_that_two_share_after_a_merge_is_neithers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for seed, root in enumerate((ours, theirs)):
+        assert evaluate(root, "--checkpoint", moco(tmp_path / "a.pth", seed), "--name", "mine") == 0
+        evaluated(root, SHAPES, "mine", "linear_lars", [50.0 + seed])
+    own = imported(ours).key
+    merge.merge(bundle.write(theirs, tmp_path / "a.zip"), ours)
+    assert len(imported_keys(ours)) == 2
+    words = ["table", "1", "--suite", "shapes", "--root", str(ours), "--with"]
+    assert main([*words, "mine"]) == 2
+    assert "Did you mean 'mine-" in capsys.readouterr().err
+    filled = board(ours, SHAPES, f"mine-{own[:6]}").filled("1")
+    row = next(row for row in filled.table.rows if "imported" in row.label)
+    means = {e.mean for (id, _), e in filled.entries.items() if id == row.id and e.mean is not None}
+    assert means == {50.0, 65.0}
+    # to go on, a name of its own, which leaves the other one's
+    assert evaluate(ours, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
+    assert "these weights are here as mine-" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
