@@ -111,24 +111,26 @@ def _published(quoted: figure.Figure, comparable: bool) -> str:
 
 
 def _missing(board: Board, quoted: figure.Figure, filled: Filled) -> tuple[str, list[str]]:
-    """The command that computes what a figure lacks, and that in words; empty where it has all."""
-    recipes: dict[str, None] = {}
-    protocols: dict[str, None] = {}
+    """The commands that compute what a figure lacks, one a seed, and that in words; empty where it
+    has all."""
+    wanted: dict[int, tuple[dict[str, None], dict[str, None]]] = {}  # recipes, protocols, by seed
     said = []
     for one in quoted.columns:
         column = filled.table.column(one.id)
-        rows = [
-            row
-            for row in filled.table.rows
-            if (entry := filled.entries.get((row.id, one.id))) is None or entry.state != "done"
-        ]
-        if rows:
-            recipes |= dict.fromkeys(filter(None, (cells.recipe_name(r, column) for r in rows)))
-            protocols[one.protocol] = None
-            said.append(f"{one.label} at {', '.join(row.label for row in rows)}")
+        labels = []
+        for row in filled.table.rows:
+            entry = filled.entries.get((row.id, one.id))
+            if entry is not None and entry.state == "done":
+                continue
+            labels.append(row.label)
+            name = cells.recipe_name(row, column)
+            for slot in entry.slots if entry and name else ():
+                if slot.state != "done":
+                    recipes, protocols = wanted.setdefault(slot.seed, ({}, {}))
+                    recipes[str(name)], protocols[one.protocol] = None, None
+        if labels:
+            said.append(f"{one.label} at {', '.join(labels)}")
     if not said:
         return "", []
-    return (
-        board.command_of(list(recipes), list(protocols)),
-        [f"Not (or not with all seeds) measured: {'; '.join(said)}."],
-    )
+    commands = [board.command_of([*r], [*p], seed) for seed, (r, p) in sorted(wanted.items())]
+    return " && ".join(commands), [f"Not (or not with all seeds) measured: {'; '.join(said)}."]

@@ -42,6 +42,21 @@ def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
     assert "--evals linear_lars_in100,voc12_seg_fcn_d8" in command
 
 
+def test_what_a_figure_lacks_is_named_seed_by_seed(tmp_path: Path) -> None:
+    for seed in range(3):
+        for name in ("lewel_m_beta030_in100_240ep", "lewel_m_in100_240ep"):
+            key = finish(tmp_path, name, LINEAR, seed, metrics={"top1": 60.0})
+            if seed == 2:
+                (tmp_path / key / "record.json").unlink()
+    first, then = ablation(board(tmp_path), "3a")[1].split(" && ")
+    assert "--seeds" not in first and "lewel_m_beta000_in100_240ep" in first
+    methods = "lewel_m_beta030_in100_240ep,lewel_m_in100_240ep"
+    assert then == (
+        f"lewel-bench run --suite shapes --method {methods} --evals {LINEAR} --seeds 2, "
+        f"--root {tmp_path}"
+    )
+
+
 def test_a_figure_without_a_point_names_the_command(tmp_path: Path, bench: Bench) -> None:
     done = bench("figure", "3b", "--suite", "shapes", "--out", tmp_path / "a.svg")
     assert done.returncode == 2 and "Traceback" not in done.stderr
