@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def judge_claims(arguments: argparse.Namespace) -> int:
     """`lewel-bench claims`; the exit code says whether all are supported."""
     from lewel_bench.harness.claims import judged
     from lewel_bench.results import judge
-    from lewel_bench.results.judged import as_json, markdown, text
+    from lewel_bench.results.judged import as_json, lacking, markdown, text
     from lewel_bench.value import unknown
 
     writers = {"text": text, "md": markdown, "json": as_json}
@@ -161,6 +162,9 @@ def judge_claims(arguments: argparse.Namespace) -> int:
     found = judged(board, arguments.claims)
     _warn(board.store)
     print(writers[arguments.format](found, board.suite.name))
+    for name in lacking(found) if arguments.format == "text" else ():
+        words = ["lewel-bench", "table", name, *board.options(), "--missing"]
+        print(f"what is missing: {shlex.join(words)}")
     return judge.exit_code(found)
 
 

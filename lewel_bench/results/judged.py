@@ -23,11 +23,12 @@ def text(found: Sequence[Judged], suite: str) -> str:
         "\n".join([f"{one.judgement:12}  {one.claim.id}: {one.claim.says}", *_about(one)])
         for one in found
     ]
-    tables = sorted({one.claim.table for one in found if one.judgement == "missing"})
-    fill = "".join(
-        f"\nwhat is missing: lewel-bench table {name} --suite {suite} --missing" for name in tables
-    )
-    return "\n\n".join([*blocks, f"suite {suite}: {tally(found)}{fill}"])
+    return "\n\n".join([*blocks, f"suite {suite}: {tally(found)}"])
+
+
+def lacking(found: Iterable[Judged]) -> list[str]:
+    """The tables that claims are missing cells of."""
+    return sorted({one.claim.table for one in found if one.judgement == "missing"})
 
 
 def markdown(found: Sequence[Judged], suite: str) -> str:

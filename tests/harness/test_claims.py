@@ -26,8 +26,12 @@ def write_predictions(folder: Path, right: int) -> None:
 def test_records_decide_and_the_exit_code_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert claims(tmp_path, "linear:lewel_m") == 2
-    assert "LEWEL_M is missing" in capsys.readouterr().out
+    changed = "--set linear_lars.epochs=9"
+    assert claims(tmp_path, "linear:lewel_m", *changed.split()) == 2
+    out = capsys.readouterr().out
+    assert "LEWEL_M is missing" in out
+    hint = f"lewel-bench table 1 --suite shapes {changed} --root {tmp_path} --missing"
+    assert out.splitlines()[-1] == f"what is missing: {hint}"
     for seed in range(3):
         for recipe, value in (("lewel_m_100ep", 60.0 + 5 * seed), ("moco_v2_100ep", 58.0)):
             value += 5 * seed if recipe == "moco_v2_100ep" else seed / 10
