@@ -173,7 +173,13 @@ def draw_figure(arguments: argparse.Namespace) -> int:
     from lewel_bench.harness.figures import make
 
     context = Context(arguments)
-    print(make(arguments, context, lambda: _board(context)))
+
+    def board() -> "Board":
+        made = _board(context)
+        _warn(made.store)
+        return made
+
+    print(make(arguments, context, board))
     return 0
 
 
