@@ -4,7 +4,8 @@ Shapes: N images, C classes, R resamples.
 """
 
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ PICTURES = 1_000  # resamples of a confusion: each is a sum over all pictures
 Interval = tuple[float, float]
 
 SAME = ("files", "label")
-# What a metric is computed from, as the evaluations write it.
+# What a metric is computed from, as the evaluations write it: (N), (N, 5), (N, C, C).
 METRICS = {
-    "top1": ("files", "label", "top5"),
-    "top5": ("files", "label", "top5"),
-    "miou": ("files", "confusion"),
+    "top1": {"files": 1, "label": 1, "top5": 2},
+    "top5": {"files": 1, "label": 1, "top5": 2},
+    "miou": {"files": 1, "confusion": 3},
 }
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
@@ -32,11 +34,13 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
         return f"{metric} is not resampled over images"
     try:
         ours, theirs = _load(of, METRICS[metric]), _load(over, METRICS[metric])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         return f"no predictions of single images: {error}"
     if any(not np.array_equal(ours[name], theirs[name]) for name in ours if name in SAME):
         return "the predictions of the two are not of the same images"
     random = np.random.default_rng(0)
+    if metric == "miou" and ours["confusion"].shape != theirs["confusion"].shape:
+        return "the predictions of the two are not of the same classes"
     if metric == "miou":
         differences = _miou(ours["confusion"], theirs["confusion"], random)
         count = len(ours["confusion"])
@@ -48,12 +52,23 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
         lost, _, won = random.multinomial(count, shares, RESAMPLES).T
         differences = 100 * (won - lost) / count
     low, high = np.percentile(differences, [2.5, 97.5])
+    if not np.isfinite([low, high]).all():
+        return "the predictions have resamples without any pixel that counts"
     return (float(low), float(high)), count
 
 
-def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in names}
+def _load(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    with open(path, "rb") as raw:
+        file = np.load(raw, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} is no .npz file")
+        found = {name: np.asarray(file[name]) for name in dimensions}
+    for name, array in found.items():
+        fits = array.ndim == dimensions[name] and len(array) == len(found["files"]) > 0
+        fits &= name == "files" or array.dtype.kind in "iu"
+        if not fits or (name == "confusion" and array.shape[1] != array.shape[2]):
+            raise ValueError(f"{path} has {name} of shape {array.shape}, {array.dtype}")
+    return found
 
 
 def _right(predictions: dict[str, NDArray[Any]], metric: str) -> NDArray[np.bool_]:
@@ -79,5 +94,7 @@ def miou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
     hits = np.diagonal(confusion, axis1=1, axis2=2)  # (R, C)
     united = confusion.sum(2) + confusion.sum(1) - hits
     iou = np.divide(hits, united, out=np.full_like(hits, np.nan), where=united > 0)
-    mean: NDArray[np.float64] = 100 * np.nanmean(iou, axis=1)
+    seen = (united > 0).sum(1).astype(float)  # (R,)
+    mean: NDArray[np.float64] = np.full_like(seen, np.nan)
+    np.divide(100 * np.nansum(iou, axis=1), seen, out=mean, where=seen > 0)
     return mean

@@ -285,6 +285,43 @@ def test_predictions_that_cannot_be_compared(tmp_path: Path) -> None:
     assert found.judgement == "inconclusive" and said in found.findings[0].reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("metric", "arrays", "said"),
+    [
+        ("top1", {"label": np.zeros(3, int), "top5": np.zeros(3, int)}, "has top5 of shape (3,)"),
+        ("top1", {"label": np.zeros(2, int), "top5": np.zeros((3, 5), int)}, "has label of shape"),
+        ("top5", {"label": np.zeros(3, int), "top5": np.full((3, 5), "a")}, "(3, 5), <U1"),
+        ("miou", {"confusion": np.ones((3, 2, 4), int)}, "has confusion of shape (3, 2, 4)"),
+        ("miou", {"confusion": np.zeros((3, 2, 2), int)}, "without any pixel"),
+        ("miou", {"confusion": np.zeros((0, 2, 2), int), "files": np.zeros(0)}, "shape (0,)"),
+    ],
+)
+def test_predictions_of_an_odd_shape_are_no_interval(
+    tmp_path: Path, metric: str, arrays: dict[str, Any], said: str
+) -> None:
+    odd = write(tmp_path / "a.npz", **{"files": np.arange(3), **arrays})
+    assert said in str(paired.interval(odd, odd, metric))
+
+
+def test_predictions_that_are_no_such_file_are_no_interval(tmp_path: Path) -> None:
+    one, two, more = (
+        write(
+            tmp_path / f"{classes}.npz",
+            files=np.arange(3),
+            confusion=np.ones((3, classes, classes), int),
+        )
+        for classes in (1, 2, 3)
+    )
+    assert "not of the same classes" in str(paired.interval(two, more, "miou"))
+    with open(two, "wb") as file:
+        np.save(file, np.arange(3))
+    assert "is no .npz file" in str(paired.interval(two, more, "miou"))
+    two.write_bytes(b"")
+    assert "no predictions of single images" in str(paired.interval(two, more, "miou"))
+    more.write_bytes(one.read_bytes()[:-300] + b"0" * 300)
+    assert "no predictions of single images" in str(paired.interval(more, more, "miou"))
+
+
 def test_a_bad_register_is_named(tmp_path: Path) -> None:
     text = claim.FILE.read_text()
     for old, new, said in (
