@@ -77,9 +77,8 @@ def of_methods(texts: Sequence[str], root: Path, *, keep: bool = True) -> tuple[
 def named(word: str) -> str:
     """A word of this command line with the copies that were kept in place of the files: what is run
     later must not read a file that may have changed since."""
-    for text, copy in _NAMED.items():
-        word = word.replace(text, copy)
-    return word
+    option, equals, texts = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + ",".join(_NAMED.get(t.strip(), t) for t in texts.split(","))
 
 
 def is_ours(name: str) -> bool:

@@ -271,6 +271,9 @@ def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
     later = own.named(word)
     assert later == f"--method={first.own and first.own.file}:recipe,lewel_m"
     assert own.named("lewel_m") == "lewel_m"
+    text = word.removeprefix("--method=").split(",")[0]
+    assert own.named(f"lewel_m, {text}") == f"lewel_m,{later.removeprefix('--method=')[:-8]}"
+    assert own.named(f"dir/{text},{text}0") == f"dir/{text},{text}0"  # of other files
     edited = RECIPES[added(tmp_path, 'label="VICReg"', 'label="Mine"')]
     # a planner that wakes after the edit goes on with the first, and what is known stays the second
     own.of_methods([later.removeprefix("--method=").split(",")[0]], tmp_path / "runs")
