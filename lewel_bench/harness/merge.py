@@ -6,11 +6,10 @@ that is another here is kept there too, so that no number of ours ever rests on 
 """
 
 import json
-import math
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,11 +116,14 @@ def differences(store: Store) -> list[str]:
     """Of each record that a merged bundle has with another number: the two, metric by metric."""
     return [
         f"{key} ({store.records[key].name}) has another number in a merged bundle: "
-        + ", ".join(
-            f"{name} {value:g} there, {ours:g} here"
-            for name, value in other.metrics.items()
-            if (ours := store.records[key].metrics.get(name, math.nan)) != value
-        )
+        + ", ".join(_differing(store.records[key].metrics, other.metrics))
         for key, several in store.others.items()
         for other in several
     ]
+
+
+def _differing(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Iterator[str]:
+    for name in {**theirs, **ours}:
+        if ours.get(name) != theirs.get(name):
+            there, here = (f"{of[name]:g}" if name in of else "none" for of in (theirs, ours))
+            yield f"{name} {there} there, {here} here"

@@ -187,6 +187,16 @@ def test_another_number_is_kept_beside_ours_and_shown(
     assert sorted(Store(ours).others) == sorted({one["key"] for one in found["seeds"]})
 
 
+def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
+    cell = ("lewel_m_200ep", "linear_lars")
+    finish(tmp_path / "theirs", *cell, metrics={"top1": 70.0, "top5": 90.0})
+    finish(tmp_path / "ours", *cell, metrics={"top1": 70.0, "mca": 60.0})
+    made = bundle.write(tmp_path / "theirs", tmp_path / "a.zip")
+    merge.merge(made, tmp_path / "ours")
+    (text,) = merge.differences(Store(tmp_path / "ours"))
+    assert text.endswith("bundle: top5 90 there, none here, mca none there, 60 here")
+
+
 @pytest.mark.parametrize(
     ("ours", "why"),
     [
