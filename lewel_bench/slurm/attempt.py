@@ -162,7 +162,8 @@ def _by_number(name: str) -> list[int | str]:
 
 
 def summary(folder: Path) -> list[Mapping[str, Any]]:
-    """Every attempt and its cost, for the record that the newest one is about to commit."""
+    """Every attempt and its cost, for the record that the newest one is about to commit. No name of
+    a host: a record may go round."""
     now = os.environ.get(VARIABLE, "").rpartition(":")[2]
     tried = [
         replace(one, outcome="done", seen=time.time()) if one.name == now else one
@@ -172,7 +173,6 @@ def summary(folder: Path) -> list[Mapping[str, Any]]:
         {
             "job": one.job,
             "restart": one.restart,
-            "node": one.node,
             "outcome": one.outcome or "killed",
             "seconds": one.seconds,
             "processes": one.processes,
