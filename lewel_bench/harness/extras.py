@@ -3,12 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lewel_bench.harness import cells
 from lewel_bench.harness.own import own_recipes
 from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.suite import Suite
+from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table
@@ -76,6 +78,22 @@ def imported(store: Store) -> dict[str, Extra]:
         length = RECIPES[recipe].epochs if recipe in RECIPES else said[key].get("epochs")
         found[name] = Extra(name, label, key, recipe, length)
     return found
+
+
+def alike(backbone: Backbone, recipe: str, suite: Suite) -> bool:
+    """Whether published values of a recipe may stand beside numbers of a backbone. At another scale
+    than the paper's they are no more than an orientation, beside any."""
+    wanted = RECIPES[recipe].backbone
+    usual = {"stride": wanted.stride, "mean": wanted.mean}  # the same network otherwise
+    return not suite.comparable or backbone.model_copy(update=usual) == wanted
+
+
+def standing(store: Store, suite: Suite, one: Extra) -> Extra:
+    """An extra without the recipe that it stands for where that has another backbone."""
+    if not (one.key and one.recipe):
+        return one
+    backbone = Backbone.model_validate(store.records[one.key].spec["backbone"])
+    return one if alike(backbone, one.recipe, suite) else replace(one, recipe="")
 
 
 def labels(store: Store, key: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     jobs = plan.of_checkpoint(
         key, name, protocols, seeds, context.suite, context.datasets, settings
     )
-    if reading and label["as"] and context.suite.comparable:
+    if reading and label["as"]:
         _same_architecture(context, reading, label["as"])
     if key not in store.records and reading:
         _bring(context, arguments, key, reading, label)
@@ -203,15 +203,12 @@ def _bring(
 def _same_architecture(context: "Context", found: "Reading", name: str) -> None:
     """Raise ValueError where a checkpoint cannot stand for a recipe: published values beside
     another network's would mean nothing."""
-    wanted = context.suite.recipe(RECIPES[name]).backbone
-    if found.spec.model_copy(update={"stride": wanted.stride, "mean": wanted.mean}) != wanted:
+    if not extras.alike(found.spec, name, context.suite):
         one, other = (
-            f"{spec.arch}, stem {spec.stem}, width {spec.width}" for spec in (found.spec, wanted)
+            f"{spec.arch}, stem {spec.stem}, width {spec.width}"
+            for spec in (found.spec, RECIPES[name].backbone)
         )
-        raise ValueError(
-            f"--as {name}: the checkpoint is a {one}, the recipe's backbone in suite "
-            f"{context.suite.name} a {other}"
-        )
+        raise ValueError(f"--as {name}: the checkpoint is a {one}, the recipe's backbone a {other}")
 
 
 def _restored(folder: Path, found: "Reading", made: Record) -> None:

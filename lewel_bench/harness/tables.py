@@ -46,7 +46,8 @@ class Board:
         self.store = Store(root)
         self.states = survey(root, self.store)
         # rows beside the paper's, by name
-        self.extras = {one.name: one for one in extras.find(self.store, beside)}
+        several = [extras.standing(self.store, suite, e) for e in extras.find(self.store, beside)]
+        self.extras = {one.name: one for one in several}
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
         self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed

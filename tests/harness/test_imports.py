@@ -18,6 +18,7 @@ from lewel_bench.harness.site import Site
 from lewel_bench.harness.suite import Suite
 from lewel_bench.harness.tables import Board, provenance
 from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
@@ -266,10 +267,15 @@ def board(root: Path, suite: Suite, *names: str) -> Board:
     return Board(root, suite, Datasets(Site(), root, suite, needed=False), beside=names)
 
 
-def test_row_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row_beside_the_papers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the paper's scale: difference and verdict where the paper has the method and epochs."""
     root = tmp_path / "runs"
     path = moco(tmp_path / "a.pth")
+    usual = RECIPES["moco_v2_200ep"]
+    small = usual.model_copy(update={"backbone": layouts.SMALL})  # as that of the checkpoint
+    monkeypatch.setitem(RECIPES, "moco_v2_200ep", small)
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
     evaluated(root, PAPER, "mine", "linear_lars", [67.3, 67.5, 67.6])
     filled = board(root, PAPER, "mine").filled("1")
@@ -286,6 +292,11 @@ def test_row_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.dumps(found).count('"random_top1": 20.0')
     assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
     assert "imported, weights" in capsys.readouterr().out
+    # another network than the recipe's has nothing published beside it
+    monkeypatch.setitem(RECIPES, "moco_v2_200ep", usual)
+    filled = board(root, PAPER, "mine").filled("1")
+    assert filled.table.rows[-1].id == "mine"
+    assert filled.entries["mine", "200:top1"].published is None
 
 
 def test_row_of_no_method_of_the_paper(tmp_path: Path) -> None:
