@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from lewel_bench.evals import detection, engines, outside, weights
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron, voc
-from lewel_bench.evals.detection.scenes import Objects, Scenes, read_coco, read_voc
+from lewel_bench.evals.detection.scenes import Objects, Scene, Scenes, read_coco, read_voc
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain import backbone, checkpoint, shapes
@@ -566,34 +567,6 @@ def _crowds(o: Objects) -> Objects:
 
 
 @needs_detectron2
-@pytest.mark.parametrize("metric", ["voc07", "voc12"])
-def test_a_class_without_objects_that_is_predicted(metric: str, data: Path, tmp_path: Path) -> None:
-    from detectron2.structures import Boxes, Instances
-
-    from lewel_bench.evals.detection import detectron_data, detectron_eval, metrics
-
-    protocol, file = small("voc07_det_c4", metric=metric), tmp_path / "predictions.json"
-    scenes = splits_of(data, metric).report
-    scene = next(s for s in scenes.scenes if s.objects.counted().any())
-    scenes = replace(scenes, scenes=(scene,))
-    absent = (set(range(len(scenes.classes))) - set(scene.objects.labels.tolist())).pop()
-    boxes = Boxes(torch.from_numpy(scene.objects.boxes).float())
-    found = Instances((scene.height, scene.width), pred_boxes=Boxes.cat([boxes, boxes]))
-    found.pred_classes = torch.tensor([*scene.objects.labels, *([absent] * len(boxes))])
-    found.scores = torch.linspace(0.9, 0.5, len(found))
-    detectron_data.register("stray", scenes, metric, tmp_path)
-    detectron_data.write_truth(scenes, metric, tmp_path)
-    evaluator = detectron_eval._Evaluator("stray", protocol, file)
-    evaluator.reset()
-    evaluator.process([{"image_id": scene.id}], [{"instances": found}])
-    theirs, _ = evaluator.evaluate()
-    detectron_data.forget("stray")
-    ours = metrics.voc_ap(scenes, metrics.read_predictions(file), metric == "voc07")
-    assert theirs == pytest.approx({name: ours[name] for name in theirs}, abs=1e-9)
-    assert 0 < theirs["box_ap"] < 100
-
-
-@needs_detectron2
 def test_without_a_split_to_select_on(data: Path, file: Path, tmp_path: Path) -> None:
     whole = splits_of(data, "coco")
     splits = DenseSplits(whole.train, None, whole.report)
@@ -601,32 +574,77 @@ def test_without_a_split_to_select_on(data: Path, file: Path, tmp_path: Path) ->
     assert found.extra["select"] == {} and set(found.metrics) >= {"box_ap", "mask_ap"}
 
 
+def evaluated(
+    protocol: Detection, scenes: Scenes, folder: Path, guess: Callable[[Scene], Any]
+) -> dict[str, float]:
+    """What detectron2's evaluator finds for the instances that `guess` sees in a scene."""
+    from lewel_bench.evals.detection import detectron_data, detectron_eval
+
+    detectron_data.register("guesses", scenes, protocol.metric, folder)
+    detectron_data.write_truth(scenes, protocol.metric, folder)
+    evaluator = detectron_eval._Evaluator("guesses", protocol, folder / "predictions.json")
+    evaluator.reset()
+    for scene in scenes.scenes:
+        evaluator.process([{"image_id": scene.id}], [{"instances": guess(scene)}])
+    metrics, _ = evaluator.evaluate()
+    detectron_data.forget("guesses")
+    return metrics
+
+
+def instances(scene: Scene, boxes: Any, labels: Any) -> Any:
+    """Of falling scores; a mask fills its box."""
+    from detectron2.structures import Boxes, Instances
+
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    y, x = np.mgrid[: scene.height, : scene.width]
+    left, top, right, bottom = boxes.T[:, :, None, None]
+    return Instances(
+        (scene.height, scene.width),
+        pred_boxes=Boxes(torch.from_numpy(boxes)),
+        pred_classes=torch.tensor(labels, dtype=torch.int64),
+        scores=torch.linspace(0.9, 0.5, len(boxes)),
+        pred_masks=torch.from_numpy((x >= left) & (x < right) & (y >= top) & (y < bottom)),
+    )
+
+
+@needs_detectron2
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("voc07_det_c4", "voc07"), ("voc07_det_c4", "voc12"), ("coco_fpn_1x", "coco")],
+)
+def test_guesses_are_measured_as_natively(
+    name: str, metric: str, data: Path, tmp_path: Path
+) -> None:
+    protocol = small(name, metric=metric)
+    scenes = splits_of(data, metric).report.take([0])
+    labels = scenes.scenes[0].objects.labels.tolist()
+    absent = (set(range(len(scenes.classes))) - set(labels)).pop()
+
+    def guess(scene: Scene) -> Any:
+        """Near each object, and once more as a class of which there is none."""
+        boxes = scene.objects.boxes + 1
+        return instances(scene, [*boxes, *boxes], [*labels, *([absent] * len(labels))])
+
+    found = evaluated(protocol, scenes, tmp_path, guess)
+    ours = _metrics_of(protocol, scenes, tmp_path / "predictions.json")
+    assert found == pytest.approx({key: ours[key] for key in found}, abs=1e-9)
+    assert len(found) == 3 + 3 * protocol.masks
+    assert all(0 < found[key] < 100 for key in found if key.endswith("_ap50"))
+
+
 @needs_detectron2
 @pytest.mark.parametrize("name", ["voc07_det_c4", "coco_fpn_1x"])
 @pytest.mark.parametrize("truth", [True, False])
 def test_no_predictions(name: str, truth: bool, data: Path, tmp_path: Path) -> None:
-    from detectron2.structures import Boxes, Instances
-
-    from lewel_bench.evals.detection import detectron_data, detectron_eval
-
-    protocol, file = small(name), tmp_path / "predictions.json"
+    protocol = small(name)
     scenes = splits_of(data, protocol.metric).report
     if not truth:
         bare = [replace(s, objects=_no_objects(s.objects)) for s in scenes.scenes]
         scenes = replace(scenes, scenes=tuple(bare))
-    detectron_data.register("nothing", scenes, protocol.metric, tmp_path)
-    detectron_data.write_truth(scenes, protocol.metric, tmp_path)
-    nothing = Instances((64, 64), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
-    nothing.pred_classes = torch.zeros(0, dtype=torch.int64)
-    evaluator = detectron_eval._Evaluator("nothing", protocol, file)
-    evaluator.reset()
-    for scene in scenes.scenes:
-        evaluator.process([{"image_id": scene.id}], [{"instances": nothing}])
-    metrics, _ = evaluator.evaluate()
-    detectron_data.forget("nothing")
+    metrics = evaluated(protocol, scenes, tmp_path, lambda scene: instances(scene, [], []))
     assert len(metrics) == 3 + 3 * protocol.masks
     assert all(v == 0 if truth else math.isnan(v) for v in metrics.values())
-    assert file.read_text() == "[]\n"
+    assert (tmp_path / "predictions.json").read_text() == "[]\n"
 
 
 def _no_objects(o: Objects) -> Objects:
