@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lewel_bench.pretrain import distributed
+
 Batch = TypeVar("Batch")
 
 
@@ -20,7 +22,8 @@ def measure(model: nn.Module, forward: Callable[[Batch], Any], batches: Iterable
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     found = {m: _Population() for m in norms}
-    counts: dict[_BatchNorm, int] = {}  # values a channel in the present batch
+    counts: dict[_BatchNorm, int] = {}  # this rank's values a channel in the present batch
+    device = next(model.parameters()).device
 
     def count(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         assert module not in counts, "a batch norm is used twice in one forward pass"
@@ -34,8 +37,11 @@ def measure(model: nn.Module, forward: Callable[[Batch], Any], batches: Iterable
         for batch in batches:
             counts.clear()
             forward(batch)
-            for m, n in counts.items():
-                found[m].add(m.get_buffer("running_mean"), m.get_buffer("running_var"), n)
+            own = torch.tensor([counts.get(m, 0) for m in norms], device=device)
+            # on several ranks the norms are SyncBatchNorm's, whose statistics are of all values
+            for m, n in zip(norms, distributed.total(own).tolist(), strict=True):
+                if n:
+                    found[m].add(m.get_buffer("running_mean"), m.get_buffer("running_var"), n)
     finally:
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum

@@ -47,6 +47,32 @@ def test_the_statistics_are_those_of_all_values(model, batches):
     assert torch.equal(model.seldom.running_mean, before.running_mean)  # it was in eval mode
 
 
+class Shared(nn.BatchNorm2d):
+    """As SyncBatchNorm: over the values of two ranks, of which this process has its own."""
+
+    def forward(self, x):
+        return super().forward(torch.cat([x, self.others]))[: len(x)]
+
+
+def test_a_batch_counts_with_the_values_of_all_ranks(monkeypatch):
+    torch.manual_seed(0)
+    norm = Shared(4)
+    pairs = [(torch.randn(1, 4, 5, 5), torch.randn(4, 4, 5, 5) + 1), 2 * [torch.ones(3, 4, 5, 5)]]
+
+    def forward(pair):
+        own, norm.others = pair
+        norm(own)
+
+    def total(counts):
+        return counts + 25 * len(norm.others)
+
+    monkeypatch.setattr(precise.distributed, "total", total)
+    precise.measure(norm, forward, pairs)
+    values = torch.cat([part for pair in pairs for part in pair]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(norm.running_mean, values.mean(1))
+    torch.testing.assert_close(norm.running_var, values.var(1, correction=0))
+
+
 def test_a_layer_that_no_batch_reaches_keeps_its_statistics(model, batches):
     model.seldom.running_mean.fill_(7)
     precise.measure(model, model, [x for x in batches if len(x) <= 2])
