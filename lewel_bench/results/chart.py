@@ -1,7 +1,10 @@
 """What a figure shows, as values; `draw` makes a picture of it."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
+
+LARGEST = sys.float_info.max
 
 
 class Missing(ValueError):
@@ -46,8 +49,8 @@ class Chart:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value out of free JSON is a number that can be drawn; true and false are none."""
-    return type(value) in (int, float)
+    """Whether a value out of free JSON is a number that can be drawn: finite, and not a bool."""
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def words(name: str) -> str:

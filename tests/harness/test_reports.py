@@ -262,3 +262,16 @@ def test_a_browser_sorts_filters_and_opens_what_is_behind_a_number(page: Page, f
     page.run("document.forms.filter.oninput()")
     assert {*page.run(shown)} == {"LEWEL_M", "MoCov2*", "LEWEL_B"}
     assert page.errors == [] and page.run("window.pwned === undefined")
+
+
+def test_a_number_that_is_none_stops_no_report(tmp_path: Path) -> None:
+    """NaN and Infinity, which are no JSON, in a record of another hand."""
+    outcome = {"chosen": {"lr": 0.2, "weight_decay": 0.0}, "grid": GRID}
+    metrics = {"top1": 1.0, "top5": 2.0}
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics=metrics, outcome=outcome)
+    path = tmp_path / key / "record.json"
+    text = path.read_text()
+    path.write_text(text.replace('"lr": 0.2', '"lr": NaN').replace('"top1": 51.1', '"top1": 1e999'))
+    assert path.read_text().count("NaN") > 1
+    write(board(tmp_path), tmp_path / "r.html")
+    assert "NaN" not in (tmp_path / "r.html").read_text()
