@@ -19,12 +19,16 @@ from lewel_bench.results.fill import Filled
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
+NAMED = 3  # runs in the name of a file
+
 
 def make(arguments: argparse.Namespace, context: "Context", board: Callable[[], Board]) -> Path:
     """Draw the figure that a command line asks for; where it is now."""
     name = arguments.figure
     which = {"5": "run", "lr": "cell"}.get(name)
-    of = getattr(arguments, which) if which else "-".join(getattr(arguments, "keys", []))
+    keys = getattr(arguments, "keys", [])
+    more = [f"{len(keys) - NAMED}-more"] if len(keys) > NAMED else []
+    of = getattr(arguments, which) if which else "-".join([*keys[:NAMED], *more])
     safe = re.sub(r"[^\w.-]+", "-", Path(of).name)
     out = Path(arguments.out or f"figure-{name}{'-' if safe else ''}{safe}.svg")
     format = draw.format_of(out)

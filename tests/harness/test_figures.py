@@ -176,6 +176,18 @@ def test_a_log_is_read_as_the_run_went_and_what_was_done_again_counts_once(tmp_p
     assert logged(tmp_path / "nothing.jsonl") == []
 
 
+def test_a_figure_of_many_runs_has_a_name_that_a_disk_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 1.0})
+    events = [{"event": "step", "step": step, "steps": 9, "loss": 1.0} for step in (1, 2)]
+    (tmp_path / key / "events.jsonl").write_text("\n".join(map(json.dumps, events)))
+    monkeypatch.chdir(tmp_path)
+    for count, name in ((2, f"{key}-{key}"), (22, f"{key}-{key}-{key}-19-more")):
+        assert main(["figure", "curves", *[key] * count, "--root", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"figure-curves-{name}.svg\n"
+
+
 def test_curves_of_candidates_and_of_runs(tmp_path: Path) -> None:
     outcome = {"chosen": {"lr": 0.2, "weight_decay": 0.0}, "grid": GRID[:2]}
     key = finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
