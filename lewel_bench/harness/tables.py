@@ -325,11 +325,20 @@ class Board:
         for role, path in self.datasets.own.items():
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
-            text = value if isinstance(value, str) else json.dumps(value)
             first = name.split(".")[0]
             if first not in PROTOCOLS or first in protocols:
-                words += ["--set", f"{name}={text}"]
+                words += ["--set", f"{name}={written(value)}"]
         return [*words, "--root", str(self.root)]
+
+
+def written(value: Any) -> str:
+    """The value of a setting as --set reads it: a bare word where that is no JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
 
 
 def setting(protocol: Protocol) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.harness import plan, suites
+from lewel_bench.harness import cli, plan, suites
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import Site
-from lewel_bench.harness.tables import Board, provenance, setting
+from lewel_bench.harness.tables import Board, provenance, setting, written
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.fill import Entry
@@ -162,6 +162,11 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
     lab.settings = [("args.headz", 1)]
     with pytest.raises(ValueError, match="headz"):
         lab.board().filled("7")
+
+
+@pytest.mark.parametrize("value", ["word", "true", "1e5", '"a"', "null", True, 0.1, [0.1], None])
+def test_a_setting_is_written_as_it_is_read(value: Any) -> None:
+    assert cli._setting(f"args.name={written(value)}") == ("args.name", value)
 
 
 @pytest.mark.parametrize(
