@@ -1,11 +1,13 @@
 import csv
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lewel_bench.results import claim, conflicts
 from lewel_bench.results.table import (
     FOLDER,
     ORIGINS,
@@ -45,7 +47,6 @@ SETTINGS = {
     "coco_1x": "COCO-FPN-1x",
     "coco_2x": "COCO-FPN-2x",
 }
-# By the metric's name here, in one table or in all: as the list has it
 # Of Tables 5 to 7 by row: the method, and what else the list has in its setting
 ROWS = {
     ("5", "global"): ("LEWEL_M:global", ""),
@@ -61,6 +62,7 @@ ROWS = {
     ("6", "lewel_m"): ("LEWEL_M", ";extra_p=1,d=128"),
     ("7", "byol"): ("BYOL", ";d=256;h=NA"),
 }
+# By the metric's name here, in one table or in all: as the list has it
 METRICS = {
     ("", "top1"): "acc1",
     ("", "top5"): "acc5",
@@ -121,6 +123,19 @@ def quotations(table: Table) -> list[tuple[str, ...]]:
         for column in table.columns
         if column.id in row.values
     )
+
+
+def test_sections_are_those_that_the_paper_has() -> None:
+    """arXiv 2203.14898 ends at 4.4 and 5; its appendix has A.1, B.1 and C.1 to C.3."""
+    quoting = [load(id).source for id in TABLES]
+    quoting += [one.where for one in claim.load()] + [one.paper for one in conflicts.load()]
+    named = {
+        name for text in quoting for name in re.findall(r"(?:Secs?\.|Appendix) (\w[.\d]*\w)", text)
+    }
+    there = {
+        f"{part}.{n}" for part, count in (("3", 4), ("4", 4), ("C", 3)) for n in range(1, count + 1)
+    }
+    assert {"3.3", "4.1", "B.1"} <= named <= there | {"A.1", "B.1"}
 
 
 @pytest.mark.parametrize("id", TABLES)
