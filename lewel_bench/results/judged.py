@@ -74,7 +74,8 @@ def measured(finding: Finding) -> str:
 
 
 def published(finding: Finding) -> str:
-    """The paper's difference, what its text says where that is another, and what is odd in it."""
+    """The difference that the paper prints (in its text, where no table has it), and what is odd in
+    it."""
     comparison = finding.comparison
     claimed = None if comparison.by is None else f"{comparison.by:+g}"
     if finding.published is None:
