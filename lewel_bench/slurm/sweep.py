@@ -60,7 +60,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     """Submit what is ready; returns at once.
 
     Raises Unreachable when SLURM cannot be asked, Rejected when it refuses and nothing lives that
-    could go on, Busy when another planner does not end, ValueError when the run root is another
+    would make room, Busy when another planner does not end, ValueError when the run root is another
     cluster's; nothing was submitted then.
     """
     books = Ledger(sweep.root)
@@ -81,13 +81,15 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
         stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
         runnable = {key: id for key, id in mine.items() if key not in stuck}
-        if refused and not runnable:
-            raise refused
         broken = str(refused or "")
         states = {
             key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
             for key, (state, reason) in decision.states.items()
         }
+        if not runnable and any(state == "held" for state, _ in states.values()):
+            runnable = _others(seen)
+        if refused and not runnable:
+            raise refused
         wake = ""
         try:
             wake = _wake(sweep, books, seen, cells, states, runnable, bool(submitted))
@@ -245,6 +247,13 @@ def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
     id = executor.submit(sweep.cluster, books, submission, how)
     books.submitted(submission.uid, id)
     return id
+
+
+def _others(seen: Seen) -> dict[str, str]:
+    """The tasks of other sweeps that fill the queue, which make room when they end."""
+    wakes = f"{ledger.PREFIX}wake-"
+    ours = [t for t in seen.tasks if t.name.startswith(ledger.PREFIX) and t.lives and not t.stuck]
+    return {t.id: t.id for t in ours if not t.name.startswith(wakes)}
 
 
 def _wakes(sweep: Sweep, seen: Seen) -> list[queue.Task]:

@@ -92,6 +92,17 @@ def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
     assert second.states["b"][0] == "held"
 
 
+def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
+    """With nothing of its own in the queue a sweep that was held back ended for good."""
+    accept(bench, "$n -le 9")
+    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
+    show(bench, "90|RUNNING|1|0:00||None|lewel-other", "91|PENDING|1|0:00||None|lewel-wake-x-y")
+    done = bench.run_with_wakes()
+    assert done.count("held") == 2 and done.wake == "1"
+    script = (bench.root.parent / "calls").read_text().split()[-1]
+    assert "--dependency=afterany:90\n" in Path(script).read_text()
+
+
 def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     stand_in(bench.root.parent / "bin", "scancel", f"echo $@ > {bench.root.parent}/cancelled")
