@@ -3,6 +3,7 @@
 Shapes: H, W of a picture. Labels are uint8, 255 where none is given; 0 is the background.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.shapes_labels import palette
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -51,6 +53,15 @@ def mask(path: Path, count: int = 256) -> Pixels:
             f"{VOID} (void); correct the mask, or name all classes in labels.txt"
         )
     return labels
+
+
+def write(path: Path, labels: Pixels) -> None:
+    """Write labels (H, W) as a mask in PASCAL's colours."""
+    image = Image.fromarray(labels, mode="P")
+    image.putpalette(palette())
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    path.write_bytes(content.getbuffer())
 
 
 def check_size(path: Path, labels: Pixels, size: tuple[int, ...]) -> None:

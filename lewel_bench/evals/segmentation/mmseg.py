@@ -117,10 +117,11 @@ class _Training:
             pictures: Pictures | None = getattr(splits, role)
             if pictures is not None:
                 self.lists[role] = folder / f"{role}.json"
-                files = [
-                    [str((pictures.root / f).absolute()) for f in pair] for pair in pictures.pairs
+                listed = [
+                    [*(str((pictures.root / f).absolute()) for f in pair), name]
+                    for pair, name in zip(pictures.pairs, pictures.names(), strict=True)
                 ]
-                write_atomically(self.lists[role], json.dumps(files))
+                write_atomically(self.lists[role], json.dumps(listed))
         distributed.wait()
         self.config = mmseg_config.training(
             protocol,

@@ -119,7 +119,8 @@ def testing(
         "test_evaluator": {
             "type": "LewelBenchIoU",
             "iou_metrics": ["mIoU"],
-            "output_dir": None if masks is None else str(masks),
+            "pictures": str(pictures),
+            "folder": None if masks is None else str(masks),
         },
         "test_cfg": {"type": "TestLoop"},
     }

@@ -17,6 +17,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 from torch import nn
 
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
+from lewel_bench.evals.segmentation import masks
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report, Stop, Stopped
@@ -38,7 +39,7 @@ class Pruned(Exception):
 
 @DATASETS.register_module()
 class LewelBenchPictures(BaseSegDataset):  # type: ignore[misc]
-    """Pairs of image and mask from a JSON file."""
+    """Image, mask and name of each picture from a JSON file."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
         return [
@@ -49,7 +50,7 @@ class LewelBenchPictures(BaseSegDataset):  # type: ignore[misc]
                 "reduce_zero_label": False,
                 "seg_fields": [],
             }
-            for image, mask in json.loads(Path(self.ann_file).read_text())
+            for image, mask, _ in json.loads(Path(self.ann_file).read_text())
         ]
 
 
@@ -67,7 +68,26 @@ class LewelBenchResNet(ResNet):  # type: ignore[misc]
 
 @METRICS.register_module()
 class LewelBenchIoU(IoUMetric):  # type: ignore[misc]
-    """mmseg's areas and ratios; its own summary rounds to two digits."""
+    """mmseg's areas and ratios; its own summary rounds to two digits.
+
+    Predicted labels are written to `folder`, if given, by the names in the file `pictures`: mmseg
+    names them after the images, of which two may share a name.
+    """
+
+    def __init__(self, pictures: str = "", folder: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.names = {mask: name for _, mask, name in json.loads(Path(pictures).read_text())}
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        super().process(data_batch, data_samples)
+        if self.folder is None:
+            return
+        for sample in data_samples:
+            labels = sample["pred_sem_seg"]["data"][0].cpu().numpy().astype(np.uint8)
+            masks.write(self.folder / f"{self.names[sample['seg_map_path']]}.png", labels)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
         areas = [sum(part) for part in zip(*results, strict=True)]

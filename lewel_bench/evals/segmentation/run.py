@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lewel_bench.evals import finetune
@@ -16,7 +15,7 @@ from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
-from lewel_bench.evals.segmentation import loader, metric
+from lewel_bench.evals.segmentation import loader, masks, metric
 from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.evals.segmentation.loader import Batch
 from lewel_bench.evals.segmentation.model import Segmenter
@@ -26,7 +25,6 @@ from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.norm import BatchNorm
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
-from lewel_bench.pretrain.shapes_labels import palette
 
 
 def run(
@@ -163,22 +161,13 @@ class _Segmentation:
             labels = self.model.predict(image.to(device), (height, width)).cpu().numpy()
             counts[place] = metric.confusion(labels, truth, classes)
             if folder is not None:
-                _write_labels(folder / f"{names[place]}.png", labels)
+                masks.write(folder / f"{names[place]}.png", labels)
             finetune.leave_if_asked(self.at)
         if world() > 1:
             everyone = torch.from_numpy(counts).to(device)
             torch.distributed.all_reduce(everyone)
             counts = everyone.cpu().numpy()
         return counts
-
-
-def _write_labels(path: Path, labels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """A mask in PASCAL's colours."""
-    image = Image.fromarray(labels, mode="P")
-    image.putpalette(palette())
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    path.write_bytes(content.getbuffer())
 
 
 def _write_counts(path: Path, pictures: Pictures, counts: metric.Counts) -> None:

@@ -1,6 +1,7 @@
 """The engine mmseg: its configuration against a table, and, where it is installed, its runs."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.evals.segmentation import data, lists, metric, mmseg_config, run
+from lewel_bench.evals.segmentation import data, lists, masks, metric, mmseg_config, run
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.recipe import Backbone, change
 from lewel_bench.pretrain.report import Stopped, never, silent
@@ -223,6 +224,23 @@ def test_starts_from_the_backbone_and_names_what_diverges(train, tmp_path, small
     for key, value in weights.items():
         if "running" not in key and "tracked" not in key:
             torch.testing.assert_close(state[f"backbone.{key}"], value, rtol=0, atol=1e-25)
+
+
+@needed
+def test_predictions_are_written_by_their_own_names(tmp_path) -> None:
+    from lewel_bench.evals.segmentation import mmseg_parts as parts
+
+    pictures = [[f"/{n}/image.jpg", f"/masks/{n}.png", f"picture{n}"] for n in range(2)]
+    (tmp_path / "report.json").write_text(json.dumps(pictures))
+    judge = parts.LewelBenchIoU(str(tmp_path / "report.json"), str(tmp_path / "predictions"))
+    judge.dataset_meta = {"classes": ("a", "b")}
+    for n, (image, mask, _) in enumerate(pictures):
+        labels = {"data": torch.full((1, 6, 9), n)}
+        sample = {"pred_sem_seg": labels, "gt_sem_seg": labels}
+        judge.process({}, [{**sample, "img_path": image, "seg_map_path": mask}])
+    for n in range(2):
+        found = masks.mask(tmp_path / "predictions" / f"picture{n}.png")
+        assert found.shape == (6, 9) and (found == n).all()
 
 
 @needed
