@@ -1,4 +1,4 @@
-"""Image files turned as their EXIF tag says, as detectron2 reads them."""
+"""Image files turned as their EXIF tag says, as detectron2 and mmseg read them."""
 
 from pathlib import Path
 

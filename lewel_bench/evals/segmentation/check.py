@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lewel_bench.evals.detection.upright import upright
 from lewel_bench.evals.segmentation import lists, masks
 from lewel_bench.evals.segmentation.lists import Pairs
 from lewel_bench.evals.segmentation.masks import VOID
@@ -56,7 +57,7 @@ def _files(root: Path, pairs: Pairs, classes: int) -> tuple[list[str], list[str]
         image, mask = (root / file for file in pair)
         size, labels = None, None
         try:
-            size = masks.image(image).shape[:2]
+            size = upright(image).shape[:2]
         except ValueError as error:
             yield str(error), True
         try:

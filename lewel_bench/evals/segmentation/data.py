@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from lewel_bench.evals.detection.upright import upright
 from lewel_bench.evals.segmentation import lists
 from lewel_bench.evals.segmentation.lists import Pairs
-from lewel_bench.evals.segmentation.masks import VOID, Pixels, check_size, image, mask
+from lewel_bench.evals.segmentation.masks import VOID, Pixels, check_size, mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,6 @@ def read_voc_seg(
 def pair(pictures: Pictures, index: int) -> tuple[Pixels, Pixels]:
     """Image (H, W, 3) and labels (H, W) of one picture. Raises ValueError naming the file."""
     files = [pictures.root / file for file in pictures.pairs[index]]
-    pixels, labels = image(files[0]), mask(files[1], len(pictures.classes))
+    pixels, labels = upright(files[0]), mask(files[1], len(pictures.classes))
     check_size(files[1], labels, pixels.shape[:2])
     return pixels, labels

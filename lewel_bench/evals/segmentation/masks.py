@@ -1,4 +1,4 @@
-"""Images and masks in files.
+"""Masks in files.
 
 Shapes: H, W of a picture. Labels are uint8, 255 where none is given; 0 is the background.
 """
@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from lewel_bench.pretrain.decode import decode
 from lewel_bench.pretrain.shapes_labels import palette
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 VOID = 255
-_ORIENTATION = 274  # the EXIF tag
-
-
-def image(path: Path) -> Pixels:
-    """RGB pixels (H, W, 3), turned as EXIF says: OpenCV does, and so mmseg. Raises ValueError."""
-    pixels: Pixels = decode(path)
-    with Image.open(path) as file:
-        if file.getexif().get(_ORIENTATION, 1) != 1:
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    return pixels
 
 
 def mask(path: Path, count: int = 256) -> Pixels:

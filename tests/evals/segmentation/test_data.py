@@ -138,5 +138,6 @@ def test_rotated_images_are_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6  # to be turned a quarter clockwise
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    turned = masks.image(tmp_path / "a.jpg")
+    write_mask(tmp_path / "a.png", np.zeros((32, 16)))
+    turned, _ = data.pair(data.Pictures(tmp_path, ("a",), (("a.jpg", "a.png"),)), 0)
     assert turned.shape == (32, 16, 3) and turned[:12].min() > 150 and turned[20:].max() < 50
