@@ -16,7 +16,6 @@ from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images, image_batches
 from lewel_bench.pretrain.distributed import Machine, gather, rank, world
 from lewel_bench.pretrain.norm import BatchNorm
-from lewel_bench.pretrain.recipe import Backbone
 
 FORWARD = 256  # images of one frozen forward pass, unless the machine says fewer
 
@@ -27,9 +26,8 @@ def load(path: Path, machine: Machine, bn_group: int | None = None) -> ResNet:
     `bn_group` is the number of images whose statistics a batch norm shares if it is trained on.
     Raises ValueError naming the file when its header or tensors do not make a ResNet.
     """
-    state, header = checkpoint.read_backbone(path)
+    state, spec = checkpoint.read_network(path)
     try:
-        spec = Backbone.model_validate(header)
         net = resnet.build(spec, norm=partial(BatchNorm, group=bn_group))
         net.load_state_dict(state)
     except (ValueError, RuntimeError) as error:

@@ -90,5 +90,4 @@ def backbone(root: Path, run: Record) -> tuple[export.State, Backbone]:
         raise ValueError(f"{path} is gone: remove {path.parent} and run it again ({run.command})")
     if checkpoint.sha256(path) != run.checkpoint.sha256:
         raise ValueError(f"{path} is not the file that its record names: its hash differs")
-    state, header = checkpoint.read_backbone(path)
-    return state, Backbone.model_validate(header)
+    return checkpoint.read_network(path)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.value import explain
 
 PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
 KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
@@ -130,6 +132,18 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} has no header of lewel-bench: it was not written here") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"cannot read the backbone {path}: {error}") from None
+
+
+def read_network(path: Path) -> tuple[dict[str, Tensor], Backbone]:
+    """The weights of a backbone's file and what its header calls them. Raises ValueError naming a
+    file that is broken or has another header, in one line."""
+    state, header = read_backbone(path)
+    try:
+        return state, Backbone.model_validate(header)
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} does not name a backbone in its header: {explain(error)}"
+        ) from None
 
 
 def sha256(path: Path) -> str:

@@ -69,7 +69,7 @@ def test_files_that_hold_something_else(file, machine, tmp_path):
     other = tmp_path / "other.safetensors"
     for header, said in (
         ({"arch": "resnet50"}, "does not hold the backbone its header names"),
-        ({"arch": "resnet99"}, "does not hold the backbone its header names"),
+        ({"arch": "resnet99"}, "does not name a backbone in its header: arch: Input should be"),
         ({"arch": "resnet18", "stem": "cifar"}, "size mismatch"),
     ):
         checkpoint.write_backbone(other, state, header)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.recipe import Backbone
 
 
 def _state(step: int) -> dict[str, object]:
@@ -70,7 +71,11 @@ def test_backbone_round_trip(tmp_path: Path) -> None:
     assert checkpoint.sha256(path) == digest
     read, found = checkpoint.read_backbone(path)
     assert found == header
+    assert checkpoint.read_network(path)[1] == Backbone(arch="resnet18", stem="small", width=24)
     assert all(torch.equal(read[k], tensors[k]) for k in tensors)
+    checkpoint.write_backbone(path, tensors, {**header, "arch": "vgg", "width": "wide"})
+    with pytest.raises(ValueError, match=r"safetensors does not name a backbone .*: arch: .*width"):
+        checkpoint.read_network(path)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match=r"backbone\.safetensors"):
         checkpoint.read_backbone(path)

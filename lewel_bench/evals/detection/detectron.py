@@ -218,8 +218,7 @@ def run(
     if python is not None and Path(python) != Path(sys.executable):
         return outside.run(python, __name__, protocol, arguments, report, stop)
     detectron_train = _engine()
-    _, header = checkpoint.read_backbone(backbone)
-    spec = Backbone.model_validate(header)
+    _, spec = checkpoint.read_network(backbone)
     values = settings(
         protocol,
         spec,

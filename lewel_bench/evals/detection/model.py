@@ -87,9 +87,8 @@ class Detector(nn.Module):
 
     def load_backbone(self, path: Path) -> None:
         """Take the backbone's weights from a file. Raises ValueError when it holds another one."""
-        state, header = checkpoint.read_backbone(path)
+        state, held = checkpoint.read_network(path)
         try:
-            held = Backbone.model_validate(header)
             if held != self.spec:
                 raise ValueError(f"it is {held!r}, not {self.spec!r}")
             self.backbone.load_state_dict(state)

@@ -22,7 +22,6 @@ from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, rank, share, world
-from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 from lewel_bench.pretrain.schedule import step_decay
 
@@ -89,14 +88,6 @@ def _check(protocol: Detection, machine: Machine) -> None:
         )
 
 
-def _spec(path: Path) -> Backbone:
-    _, header = checkpoint.read_backbone(path)
-    try:
-        return Backbone.model_validate(header)
-    except ValueError as error:
-        raise ValueError(f"{path} does not name a backbone in its header: {error}") from None
-
-
 class _Detection:
     """The detector as what `finetune.run` trains."""
 
@@ -113,7 +104,8 @@ class _Detection:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(at.seed)
             classes = len(splits.train.classes)
-            model = Detector(protocol, _spec(backbone), classes, norm)
+            _, spec = checkpoint.read_network(backbone)
+            model = Detector(protocol, spec, classes, norm)
         model.load_backbone(backbone)
         self.model: Detector = model.to(  # type: ignore[call-overload]
             device=at.machine.device, memory_format=torch.channels_last

@@ -24,7 +24,6 @@ from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.files import write_atomically
-from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 
@@ -107,8 +106,7 @@ class _Training:
         folder: Path,
         machine: Machine,
     ) -> None:
-        state, header = checkpoint.read_backbone(backbone)
-        spec = Backbone.model_validate(header)
+        state, spec = checkpoint.read_network(backbone)
         self.protocol, self.splits, self.folder, self.machine = protocol, splits, folder, machine
         self.lists: dict[str, Path] = {}
         if distributed.rank() == 0:

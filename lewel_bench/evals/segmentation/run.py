@@ -23,7 +23,6 @@ from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, rank, share, world
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.norm import BatchNorm
-from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 
 
@@ -103,8 +102,7 @@ class _Segmentation:
     ) -> None:
         self.protocol, self.splits, self.at = protocol, splits, at
         self.classes = splits.train.classes
-        _, header = checkpoint.read_backbone(backbone)
-        spec = Backbone.model_validate(header)
+        _, spec = checkpoint.read_network(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(at.seed)
             # statistics of the whole batch over all ranks, as SyncBN

@@ -116,6 +116,9 @@ def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
             train(protocol=change(TINY, {"engine": engine}), splits=replace(splits, select=void))
     state, header = checkpoint.read_backbone(small_backbone)
     path = tmp_path / "wrong.safetensors"
+    checkpoint.write_backbone(path, state, {**header, "arch": "vgg"})
+    with pytest.raises(ValueError, match="safetensors does not name a backbone in its header"):
+        train(backbone=path)
     checkpoint.write_backbone(path, state, {**header, "arch": "resnet34"})
     with pytest.raises(ValueError, match="weights are those of a resnet18"):
         train(backbone=path)
