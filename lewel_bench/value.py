@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,13 @@ class Value(BaseModel):
             raise ValueError(f"{file}: {explain(error)}") from None
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{file}: {error}") from None
+
+
+def unique(what: str, names: Iterable[str]) -> None:
+    """Raise ValueError where a name stands twice; `what` as in "claims have the same id"."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"two {what}: {', '.join(twice)}")
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> str:

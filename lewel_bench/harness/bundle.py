@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lewel_bench import __version__
 from lewel_bench.harness import foreign
-from lewel_bench.harness.status import METHOD, SPEC
+from lewel_bench.harness.status import EVENTS, METHOD, SPEC
 from lewel_bench.pretrain.files import replacing
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
@@ -33,7 +33,7 @@ FORMAT = 1
 MERGED_CODE = ".merged"  # what the file of another lab's own method is called after a merge
 ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
 KEPT = (
-    *(SPEC, METHOD, METHOD + MERGED_CODE, "events.jsonl", "predictions.*", "config.*"),
+    *(SPEC, METHOD, METHOD + MERGED_CODE, EVENTS, "predictions.*", "config.*"),
     *("metrics.json", "predictions/*"),
 )
 WEIGHTS = "*.safetensors"

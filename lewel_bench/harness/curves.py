@@ -7,7 +7,7 @@ from typing import Any
 
 from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.tables import Board
-from lewel_bench.results.chart import Chart, Missing, Panel, Series, is_number, words
+from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
 from lewel_bench.results.record import Record
 from lewel_bench.value import unknown
 
@@ -21,7 +21,7 @@ NO_CURVE = (*PLACES, "time", "seed", "images_per_s", "data_wait", "lr", "factor"
 
 def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None) -> Chart:
     """What the logs of runs say over time, one panel a quantity, or `only` some. Raises ValueError
-    for an unknown key, Missing where no log has a number."""
+    for an unknown key, Unmeasured where no log has a number."""
     found: dict[Curve, list[Series]] = {}
     for key in dict.fromkeys(keys):
         if key not in board.states:
@@ -36,7 +36,7 @@ def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None
     found = {curve: series for curve, series in found.items() if only is None or curve[0] in only}
     if not found:
         names = ", ".join(f"{key} ({board.states[key].state})" for key in keys)
-        raise Missing(
+        raise Unmeasured(
             f"nothing over time is logged for {names}. A run writes it: see lewel-bench status for "
             "the runs that have started, and table N --missing for the commands of the others"
         )

@@ -13,7 +13,7 @@ from lewel_bench.harness.searches import search
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import draw, figure
-from lewel_bench.results.chart import Chart, Missing, Panel, Series
+from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured
 from lewel_bench.results.fill import Filled
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def make(arguments: argparse.Namespace, context: "Context", board: Callable[[], 
 
 def ablation(board: Board, id: str) -> tuple[Chart, str]:
     """Figure 3a or 3b with what is measured of it, and the command that computes the rest (empty:
-    there is none). Raises Missing with that command where nothing is measured."""
+    there is none). Raises Unmeasured with that command where nothing is measured."""
     quoted = figure.load(id)
     filled = board.fill(quoted.table())
     command, lacking = _missing(board, quoted, filled)
     measured = {name for (_, name), entry in filled.entries.items() if entry.mean is not None}
     if not measured:
-        raise Missing(
+        raise Unmeasured(
             f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
             f"Compute it with: {command}"
         )

@@ -16,7 +16,7 @@ from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import cost, figure, table
-from lewel_bench.results.chart import Chart, Missing
+from lewel_bench.results.chart import Chart, Unmeasured
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.record import Record
 from lewel_bench.results.report import MARK, Cost, Report, report
@@ -118,7 +118,7 @@ def _there(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:
     """A chart, or None where nothing of it is measured: the report leaves it out."""
     try:
         return draw(*arguments)
-    except Missing:
+    except Unmeasured:
         return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.harness.tables import Board
 from lewel_bench.results import table
-from lewel_bench.results.chart import Chart, Missing, Panel, Series, is_number, words
+from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
 from lewel_bench.results.record import Record
 
 CHOICE = (
@@ -18,14 +18,14 @@ CHOICE = (
 
 def search(board: Board, cell: str) -> Chart:
     """The search behind a cell: its metric against the learning rate, one panel a seed. Raises
-    ValueError for what is no cell of a search, Missing where it has no record yet."""
+    ValueError for what is no cell of a search, Unmeasured where it has no record yet."""
     quoted, row, column = board.cell(cell)
     if board.recipe_name(row, column) is None or column.eval not in row.protocols:
         raise ValueError(f"{cell}: no learning rate is searched for it")
     slots = [slot for slot in board.slots(row, column) if slot.trial == 0]
     done = [(slot.seed, board.store.records[slot.key]) for slot in slots if slot.state == "done"]
     if not done:
-        raise Missing(f"{cell} is {slots[0].state}. Compute it with: {slots[0].command}")
+        raise Unmeasured(f"{cell} is {slots[0].state}. Compute it with: {slots[0].command}")
     found = [
         _search(row, column, seed, one, grid)
         for seed, one in done
@@ -33,7 +33,7 @@ def search(board: Board, cell: str) -> Chart:
     ]
     if not found:
         protocol = row.protocols[column.eval]
-        raise Missing(f"{cell}: {protocol} had one candidate, so no learning rate was searched")
+        raise Unmeasured(f"{cell}: {protocol} had one candidate, so no learning rate was searched")
     notes = [note for _, notes in found for note in notes]
     return Chart(
         title=f"{row.label}, {column.label} (Table {quoted.id}): the search; suite "

@@ -13,7 +13,7 @@ from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cells, extras, plan
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.status import METHOD, JobState, survey
+from lewel_bench.harness.status import EVENTS, METHOD, JobState, survey
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import cost, fill, record, table
@@ -415,7 +415,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "seconds": result.seconds,
         "data": {role: one.model_dump() for role, one in result.data.items()},
         "checkpoint": _checkpoint(folder, result.checkpoint),
-        "log": str(folder / "events.jsonl"),
+        "log": str(folder / EVENTS),
         "config": next((str(f) for f in map(folder.joinpath, CONFIGS) if f.exists()), None),
         "spec": result.spec,
         "upstream": upstream,
@@ -441,7 +441,7 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "seconds": result.seconds,
         "data": {role: one.model_dump() for role, one in result.data.items()},
         "checkpoint": _checkpoint(board.root / key, result.checkpoint),
-        "log": str(board.root / key / "events.jsonl"),
+        "log": str(board.root / key / EVENTS),
         "spec": result.spec,
         **({"method": str(method)} if (method := board.root / key / METHOD).exists() else {}),
         **({"proof": result.outcome.get("proof")} if result.kind == "import" else {}),

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeGuard
 LARGEST = sys.float_info.max
 
 
-class Missing(ValueError):
+class Unmeasured(ValueError):
     """What a figure would show is not there; the message says how to get it."""
 
 

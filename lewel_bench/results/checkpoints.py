@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from lewel_bench.value import Value
+from lewel_bench.value import Value, unique
 
 FILE = Path(__file__).with_name("checkpoints.toml")
 
@@ -38,9 +38,7 @@ class _List(Value):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        names = [one.name for one in self.checkpoints]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two checkpoints have the same name: {', '.join(twice)}")
+        unique("checkpoints have the same name", (one.name for one in self.checkpoints))
         return self
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lewel_bench.results import table
-from lewel_bench.value import Value, unknown
+from lewel_bench.value import Value, unique, unknown
 
 FILE = Path(__file__).with_name("claims.toml")
 
@@ -133,9 +133,7 @@ class _Register(Value):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        ids = [one.id for one in self.claims]
-        if twice := sorted({id for id in ids if ids.count(id) > 1}):
-            raise ValueError(f"two claims have the same id: {', '.join(twice)}")
+        unique("claims have the same id", (one.id for one in self.claims))
         for one in self.claims:
             for name in (one.floor, *one.floors.values()):
                 if name not in self.floors:

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from lewel_bench.value import Value, unknown
+from lewel_bench.value import Value, unique
 
 FILE = Path(__file__).with_name("conflicts.toml")
 
@@ -35,9 +35,7 @@ class _Register(Value):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        ids = [one.id for one in self.conflicts]
-        if twice := sorted({id for id in ids if ids.count(id) > 1}):
-            raise ValueError(f"two conflicts have the same id: {', '.join(twice)}")
+        unique("conflicts have the same id", (one.id for one in self.conflicts))
         return self
 
 
@@ -45,11 +43,3 @@ class _Register(Value):
 def load() -> tuple[Conflict, ...]:
     """The whole register, in reading order. Raises ValueError naming the file and what is wrong."""
     return _Register.of_toml(FILE).conflicts
-
-
-def find(id: str) -> Conflict:
-    """The conflict `id`. Raises ValueError naming the nearest one."""
-    for one in load():
-        if one.id == id:
-            return one
-    raise ValueError(unknown("conflict", id, [one.id for one in load()]))

@@ -1,6 +1,5 @@
 """All records under one run root, read at once; the files that are not whole are kept by name."""
 
-import difflib
 import gc
 import os
 from collections.abc import Iterator, Mapping
@@ -44,17 +43,6 @@ class Store:
     def _merged(self) -> list[tuple[dict[str, Record], tuple[BadRecord, ...]]]:
         folder = self.root / MERGED
         return [_scan(folder / bundle) for bundle in _folders(folder)]
-
-    def get(self, key: str) -> Record:
-        """The record of `key`. Raises its BadRecord, or ValueError naming the nearest key."""
-        if key in self.records:
-            return self.records[key]
-        for one in self.bad:
-            if one.path.parent.name == key:
-                raise one
-        near = difflib.get_close_matches(key, self.records, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no record with key {key!r} under {self.root}.{hint}")
 
 
 def _scan(root: Path) -> tuple[dict[str, Record], tuple[BadRecord, ...]]:

@@ -16,7 +16,7 @@ from lewel_bench.harness.plan import Job
 from lewel_bench.harness.searches import search
 from lewel_bench.pretrain import checkpoint, methods
 from lewel_bench.pretrain.recipes import RECIPES
-from lewel_bench.results.chart import Missing
+from lewel_bench.results.chart import Unmeasured
 
 LINEAR = "linear_lars_in100"
 
@@ -141,7 +141,7 @@ def test_another_labs_record_without_a_search_is_said(
 ) -> None:
     """An outcome is free JSON."""
     finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics={"top1": 51.0}, outcome=outcome)
-    with pytest.raises(Missing, match="one candidate"):
+    with pytest.raises(Unmeasured, match="one candidate"):
         search(board(tmp_path), "table1:lewel_m:200:top1")
 
 

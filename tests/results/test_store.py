@@ -6,7 +6,7 @@ import making
 import pytest
 
 from lewel_bench.results.fill import Slot, fill
-from lewel_bench.results.record import NAME, BadRecord, commit
+from lewel_bench.results.record import NAME, commit
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import load
 
@@ -26,7 +26,6 @@ def test_records_are_found_and_running_jobs_are_no_error(tmp_path: Path) -> None
     store = Store(tmp_path)
     assert store.records == {record.key: record for record in records}
     assert store.bad == ()
-    assert store.get(records[1].key) == records[1]
 
 
 def test_a_bad_record_is_collected_with_its_reason(tmp_path: Path) -> None:
@@ -46,16 +45,6 @@ def test_a_bad_record_is_collected_with_its_reason(tmp_path: Path) -> None:
     assert reasons["lost"] == "cannot be read: No such file or directory"
     assert reasons["odd"] == "cannot be read: Is a directory"
     assert len(reasons) == 4
-    with pytest.raises(BadRecord, match="half-written"):
-        store.get(other.key)
-
-
-def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
-    record = making.record()
-    commit(tmp_path / record.key, record)
-    near = record.key[:-1] + ("0" if record.key[-1] != "0" else "1")
-    with pytest.raises(ValueError, match=f"Did you mean '{record.key}'"):
-        Store(tmp_path).get(near)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
