@@ -8,6 +8,7 @@ from typing import Any
 
 from lewel_bench.results import claim, judge
 from lewel_bench.results.judge import Finding, Judged, Judgement
+from lewel_bench.results.render import md
 
 LOOKS: dict[Judgement, str] = {
     "supported": "good",
@@ -44,7 +45,7 @@ def markdown(found: Sequence[Judged], suite: str) -> str:
             head = f"{one.claim.says} ({one.claim.id})" if not place else ""
             state = one.judgement if not place else ""
             words = (head, state, finding.comparison.text, measured(finding), published(finding))
-            lines.append(f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |")
+            lines.append(f"| {' | '.join(map(md, words))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,21 +18,22 @@ def markdown(filled: Filled) -> str:
     drawn = sheet(filled)
     width = len(drawn.header) - len(filled.table.columns)
     rule = ["---"] * width + ["---:"] * len(filled.table.columns)
-    lines = [f"**{_md(drawn.title)}**", "", _md(drawn.caption), ""]
+    lines = [f"**{md(drawn.title)}**", "", md(drawn.caption), ""]
     lines += [_md_row(map(Cell, drawn.header)), f"| {' | '.join(rule)} |"]
     lines += [_md_row(cells) for block in drawn.blocks for cells in block.rows()]
     for texts in (drawn.remarks, drawn.problems):
-        lines += ["", *(f"- {_md(text)}" for text in texts)] if texts else []
+        lines += ["", *(f"- {md(text)}" for text in texts)] if texts else []
     if drawn.notes:
-        lines += ["", *(f"{i}. {_md(note)}" for i, note in enumerate(drawn.notes, 1))]
+        lines += ["", *(f"{i}. {md(note)}" for i, note in enumerate(drawn.notes, 1))]
     return "\n".join(lines) + "\n"
 
 
 def _md_row(cells: Iterable[Cell]) -> str:
-    return f"| {' | '.join(cell.drawn(_md, '**{}**') for cell in cells)} |"
+    return f"| {' | '.join(cell.drawn(md, '**{}**') for cell in cells)} |"
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
+    """A text as Markdown shows it, in a table too."""
     for special in "\\`*_|<~":
         text = text.replace(special, "\\" + special)
     return text.replace("\n", " ")

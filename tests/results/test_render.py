@@ -19,7 +19,7 @@ from making import quoted_only
 from lewel_bench.harness import view
 from lewel_bench.results.conflicts import load as conflicts
 from lewel_bench.results.fill import Filled, Slot, State, fill
-from lewel_bench.results.render import FORMATS, _md, _tex, as_dict, render
+from lewel_bench.results.render import FORMATS, _tex, as_dict, md, render
 from lewel_bench.results.sheet import sheet
 from lewel_bench.results.table import PRETRAIN, TABLES, load
 from lewel_bench.results.verdict import Verdict
@@ -318,7 +318,7 @@ def test_escapes() -> None:
         r"\textless{}x\textgreater{}"
     )
     assert _tex("[1] ± − – † β") == r"{[}1{]} $\pm$ $-$ -- $^\dagger$ $\beta$"
-    assert _md("a_b | *c* `d` <e> \\") == "a\\_b \\| \\*c\\* \\`d\\` \\<e> \\\\"
+    assert md("a_b | *c* `d` <e> \\") == "a\\_b \\| \\*c\\* \\`d\\` \\<e> \\\\"
 
 
 def test_markdown_rows_have_the_same_number_of_cells() -> None:
