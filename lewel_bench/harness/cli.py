@@ -338,7 +338,7 @@ def retry_jobs(arguments: argparse.Namespace) -> int:
 
 def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
     """The keys that a command line names, one by one or by what they have in common."""
-    from lewel_bench.harness import cluster
+    from lewel_bench.harness import cluster, extras
     from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
     from lewel_bench.value import unknown
@@ -346,8 +346,9 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
     for state in arguments.state:
         if state not in ORDER:
             raise ValueError(unknown("state", state, ORDER))
-    states = _states(context, Store(context.root))
-    named = {key for text in arguments.keys for key in cluster.named(states, text)}
+    store = Store(context.root)
+    states, beside = _states(context, store), extras.beside(store)
+    named = {key for text in arguments.keys for key in cluster.named(states, text, beside)}
     if not (arguments.keys or arguments.method or arguments.table or arguments.state):
         raise ValueError("name keys or cells, or --method, --table or --state: see status")
     wanted = named or set(states)
@@ -365,11 +366,12 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
 
 def show_logs(arguments: argparse.Namespace) -> int:
     """`lewel-bench logs`."""
-    from lewel_bench.harness import cluster
+    from lewel_bench.harness import cluster, extras
     from lewel_bench.results.store import Store
 
     context = Context(arguments)
-    keys = cluster.named(_states(context, Store(context.root)), arguments.key)
+    store = Store(context.root)
+    keys = cluster.named(_states(context, store), arguments.key, extras.beside(store))
     return cluster.logs(context.root, keys, arguments.key, arguments.follow)
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.harness import cells, own
+from lewel_bench.harness.extras import Extra, extended
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, JobState, is_held, write_spec
 from lewel_bench.results.record import NAME
-from lewel_bench.results.table import load, parse_cell
+from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import check, cluster, executor, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Cell
@@ -307,17 +308,26 @@ def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
     return names
 
 
-def named(states: Mapping[str, JobState], text: str) -> list[str]:
+def named(states: Mapping[str, JobState], text: str, beside: Mapping[str, Extra]) -> list[str]:
     """The keys that a key, or a cell such as table1:lewel_m:200:top1, stands for: of a cell its
-    evaluations and the pre-trainings before them. Raises ValueError for what there is not."""
+    evaluations and the pre-trainings before them. The tables have the rows `beside`, by name, too.
+    Raises ValueError for what there is not."""
     if ":" not in text:
         if text not in states:
             raise ValueError(unknown("key", text, states))
         return [text]
-    table_id, row_id, column_id = parse_cell(text)
-    table = load(table_id)
-    row, column = table.row(row_id), table.column(column_id)
-    recipe, protocols = cells.recipe_name(row, column), ("", row.protocols.get(column.eval, ""))
+
+    def evaluated(extra: Extra, protocol: str) -> bool:
+        pairs = ((one.recipe, one.protocol) for one in states.values())
+        return (extra.name, protocol) in pairs
+
+    def read(table_id: str) -> Table:
+        return extended(load(table_id), list(beside.values()), evaluated)
+
+    table_id, row_id, column_id = parse_cell(text, read)
+    row, column = read(table_id).row(row_id), load(table_id).column(column_id)
+    recipe = name if (name := row.family(column)) in beside else cells.recipe_name(row, column)
+    protocols = ("", row.protocols.get(column.eval, ""))
     found = [k for k, one in states.items() if one.recipe == recipe and one.protocol in protocols]
     if recipe is None or not found:
         raise ValueError(f"nothing that fills {text} was ever planned here: see lewel-bench status")

@@ -36,7 +36,7 @@ class Extra:
 def find(store: Store, names: Sequence[str]) -> list[Extra]:
     """The imported checkpoints, and recipes of the user's own, of these names; the name of a family
     stands for all its recipes. Raises ValueError naming the nearest."""
-    known = {**own(), **imported(store)} if names else {}
+    known = beside(store) if names else {}
     found: dict[str, Extra] = {}
     for name in names:
         several = [n for n in FAMILIES.get(name, ()) if n in known] or [name]
@@ -51,6 +51,11 @@ def find(store: Store, names: Sequence[str]) -> list[Extra]:
                 raise ValueError(unknown("checkpoint or recipe", name, known))
             found[one] = known[one]
     return list(found.values())
+
+
+def beside(store: Store) -> dict[str, Extra]:
+    """Every backbone here that can stand beside the paper's, by name."""
+    return {**own(), **imported(store)}
 
 
 def own() -> dict[str, Extra]:

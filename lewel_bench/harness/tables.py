@@ -84,7 +84,7 @@ class Board:
         try:
             table_id, row_id, column_id = table.parse_cell(text, self.quoted)
         except ValueError as error:
-            known = {**extras.own(), **extras.imported(self.store)}
+            known = extras.beside(self.store)
             if beside := [n for n in text.split(":") if n in known and n not in self.extras]:
                 raise ValueError(f"{error}. That row is there --with {beside[0]}") from None
             raise

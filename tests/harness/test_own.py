@@ -13,7 +13,7 @@ from command_line import write_images
 from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import extras, own, plan, status, suites
+from lewel_bench.harness import cluster, extras, own, plan, status, suites
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
@@ -263,6 +263,19 @@ def test_a_length_that_no_column_has_is_said(
     one = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
     assert one.rows == table.load("1").rows
     assert "vicreg_300ep is pre-trained for 300 epochs: no column" in one.remarks[-1]
+
+
+def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
+    name = added(tmp_path)
+    key = finish(tmp_path / "runs", name, "linear_lars", metrics={"top1": 1.0})
+    store = Store(tmp_path / "runs")
+    states = status.survey(store.root, store)
+    cell = f"table1:{name}:100:top1"
+    found = cluster.named(states, cell, extras.beside(store))
+    assert sorted(found) == sorted([key, *store.records[key].upstream])
+    with pytest.raises(ValueError, match="nothing that fills table1:lewel_m:200:top1"):
+        cluster.named(states, "table1:lewel_m:200:top1", extras.beside(store))
+    assert main(["logs", cell, "--root", str(store.root)]) == 2
 
 
 def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
