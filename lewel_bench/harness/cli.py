@@ -232,6 +232,7 @@ def merge_bundle(arguments: argparse.Namespace) -> int:
     print(
         f"{root}: {len(found.new)} records came, {len(found.there)} were there, "
         f"{len(found.other)} have another number and are kept beside ours"
+        + (f", as are {len(found.apart)} of another network" if found.apart else "")
     )
     return 1 if found.held else 0
 

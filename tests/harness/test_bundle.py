@@ -232,6 +232,7 @@ def test_a_number_of_another_network_fills_no_table(
     assert (key in Store(here).records) == (not why)
     assert bool(list((here / MERGED).glob(f"*/{key}/record.json"))) == ("another" in why)
     assert not why or f"it rests on {first}, which {why}" in said.err
+    assert (", as are 1 of another network" in said.out) == ("another" in why)
     entry = board(here).filled("1").entries["lewel_m", "200:top1"]
     assert entry.mean == (None if why else 70.0)
 
