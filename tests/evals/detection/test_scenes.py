@@ -195,7 +195,7 @@ def test_voc_as_detectron2_reads_it(data, tmp_path):
     for sets in voc.splits(root):
         for year, name in sets:
             dicts = load_voc_instances(str(root / f"VOC{year}"), name, voc.CLASSES)
-            same_as_detectron2(read_voc(root, [(year, name)]), dicts, numbers=False)
+            same_as_detectron2(read_voc(root, [(year, name)], voc.CLASSES), dicts, numbers=False)
 
 
 @pytest.mark.parametrize("data", ["drawn", "coco-mini.tar.gz"])
