@@ -41,13 +41,13 @@ def write(format: str, state: State, spec: Backbone) -> bytes:
         raise ValueError(unknown("format", format, FORMATS))
     weights.check(state, spec)
     if not FORMATS[format].takes(spec):
-        named = f"{spec.arch} of stem {spec.stem} and width {spec.width}{_unusual(spec)}"
+        named = f"{spec.arch} of stem {spec.stem} and width {spec.width}{unusual(spec)}"
         raise ValueError(f"{format} has no {named}: --to safetensors takes every backbone")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     return FORMATS[format].write(tensors, spec)
 
 
-def _unusual(spec: Backbone) -> str:
+def unusual(spec: Backbone) -> str:
     """What torchvision has otherwise, and no file but ours tells its reader; in words."""
     said = ", with the stride in its 1x1 convolutions" * (spec.stride == "1x1")
     return said + (f", for pixels less {spec.mean}" if spec.mean else "")
@@ -86,7 +86,7 @@ def _any(spec: Backbone) -> bool:
 
 
 def _stem_7x7(spec: Backbone) -> bool:
-    return spec.stem == "imagenet" and not _unusual(spec)
+    return spec.stem == "imagenet" and not unusual(spec)
 
 
 def _detectron2_builds(spec: Backbone) -> bool:
@@ -107,7 +107,7 @@ def _how_torchvision(spec: Backbone) -> str:
 
 
 def _how_safetensors(spec: Backbone) -> str:
-    kind = f"# {spec.arch}, stem {spec.stem}, width {spec.width}{_unusual(spec)}"
+    kind = f"# {spec.arch}, stem {spec.stem}, width {spec.width}{unusual(spec)}"
     kind += "; torchvision's names\n"
     return kind + 'state = safetensors.torch.load_file("{out}")'
 

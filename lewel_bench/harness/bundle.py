@@ -152,8 +152,8 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
         left_out += [
             f"{store.root / n}: its name cannot stand in one" for n in found if not _may_stand(n)
         ]
-    if other := sum(map(len, store.others.values())):
-        left_out.append(f"{other} records of merged bundles with another number than ours")
+    if store.kept_apart:
+        left_out.append(f"{store.kept_apart} records of merged bundles that are kept beside ours")
     return names, left_out
 
 

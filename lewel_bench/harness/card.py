@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 
-from lewel_bench.evals.export import FORMATS
+from lewel_bench.evals.export import FORMATS, unusual
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints
@@ -33,8 +33,8 @@ def card(
         "",
         f"# {run.name}, seed {run.seed}",
         "",
-        f"A {spec.arch} (stem {spec.stem}, width {spec.width}) without classifier, as `{file}` in "
-        f"the format {format}.",
+        f"A {spec.arch} (stem {spec.stem}, width {spec.width}{unusual(spec)}) without classifier, "
+        f"as `{file}` in the format {format}.",
         "",
         f"- run {run.key}{f' of the suite {suite}' if suite else ''}, finished "
         f"{run.finished:%Y-%m-%d}, lewel-bench {run.version}, "
@@ -49,8 +49,8 @@ def card(
         FORMATS[format].how(spec).format(out=file),
         "```",
         "",
-        "Images are RGB in [0, 1], minus the mean (0.485, 0.456, 0.406), over the standard "
-        "deviation (0.229, 0.224, 0.225).",
+        f"Images are RGB in [0, 1], minus the mean {spec.mean or (0.485, 0.456, 0.406)}, over the "
+        "standard deviation (0.229, 0.224, 0.225).",
         "",
         *(_imported(run) if run.kind == "import" else _trained(run)),
         "",

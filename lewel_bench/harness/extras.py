@@ -78,9 +78,10 @@ def imported(store: Store) -> dict[str, Extra]:
         if shared[name] > 1:
             name = f"{name}-{key[:6]}"
         recipe = str(said[key].get("as") or "")
+        recipe = recipe if recipe in RECIPES else ""  # one of another lab's own
         doubt = "; proof failed" if record.warnings else ""
         label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
-        length = RECIPES[recipe].epochs if recipe in RECIPES else said[key].get("epochs")
+        length = RECIPES[recipe].epochs if recipe else said[key].get("epochs")
         found[name] = Extra(name, label, key, recipe, length)
     return found
 

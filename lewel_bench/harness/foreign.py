@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.record import Record
 from lewel_bench.value import explain
 
@@ -34,6 +35,14 @@ class _Pretrain(_Read):
 
 class _Import(_Read):
     tensors: str
+    network: str
+    backbone: dict[str, Any]
+
+    @field_validator("backbone")
+    @classmethod
+    def _is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        Backbone.model_validate(value)
+        return value
 
 
 class _Protocol(_Read):
@@ -55,6 +64,19 @@ class _Attempt(_Read):
 
 class _Outcome(_Read):
     attempts: list[_Attempt] = []
+
+
+class _Pixels(_Read):
+    order: str
+    mean: list[float]
+    std: list[float]
+
+
+class _Imported(_Read):
+    format: str
+    file: str
+    file_sha256: str
+    pixels: _Pixels
 
 
 class _Extra(_Read):
@@ -94,6 +116,7 @@ SPECS: dict[str, type[_Read]] = {
     "search": _Evaluation,
     "final": _Evaluation,
 }
+OUTCOMES: dict[str, type[_Read]] = {"search": _Searched, "import": _Imported}
 
 
 def check(record: Record, path: Path) -> None:
@@ -103,8 +126,7 @@ def check(record: Record, path: Path) -> None:
     if (spec.get("kind"), spec.get("seed", 0)) != (record.kind, record.seed):
         raise ValueError(f"{path}: its kind or seed is not that of its spec")
     _holds(SPECS[record.kind], spec, f"{path}: spec")
-    outcome = _Searched if record.kind == "search" else _Outcome
-    _holds(outcome, record.outcome, f"{path}: outcome")
+    _holds(OUTCOMES.get(record.kind, _Outcome), record.outcome, f"{path}: outcome")
     _holds(_Environment, record.environment, f"{path}: environment")
     if record.kind in ("pretrain", "import") and record.checkpoint is None:
         raise ValueError(f"{path}: checkpoint: it names no backbone")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lewel_bench.harness import cells, extras, own, plan, runs
 from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record
@@ -43,9 +43,9 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
         _same_architecture(context, reading, label["as"])
     if key not in store.records and reading:
         _bring(context, arguments, key, reading, label)
-    elif reading and not (context.root / key / FILE).exists() and not arguments.dry_run:
-        _restored(context.root / key, reading, store.records[key])
     elif not arguments.dry_run:
+        if reading and not (context.root / key / FILE).exists():
+            _restored(context.root / key, reading, store.records[key])
         _labelled(context.root / key, label)
     return runs.work(context, arguments, jobs)
 
@@ -73,6 +73,8 @@ def _label(arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
         raise ValueError(f"--epochs {epochs}: must be a whole number of at least 1")
     if recipe and epochs and epochs != RECIPES[recipe].epochs:
         raise ValueError(f"--epochs {epochs}: {recipe} has {RECIPES[recipe].epochs}")
+    if known:  # by whose key it may be asked for where another has its name
+        name = str(extras.labels(store, known.key).get("name") or name)
     return {"name": name, "as": recipe or "", "epochs": epochs}
 
 
@@ -132,7 +134,8 @@ def _say(found: "Reading", name: str) -> None:
         f"{found.tensors[:12]}"
     )
     if not found.pixels.usual:
-        print(f"  trained on {found.pixels}: put into its first convolution")
+        mean = ", its mean taken off by the network" if found.pixels.other_mean else ""
+        print(f"  trained on {found.pixels}: put into its first convolution{mean}")
     if found.guessed:
         print(f"  {found.guessed}")
 
@@ -216,13 +219,13 @@ def _restored(folder: Path, found: "Reading", made: Record) -> None:
     from lewel_bench.pretrain import checkpoint
 
     assert made.checkpoint is not None
-    checkpoint.write_backbone(folder / FILE, found.state, checkpoint.header_of(found.spec))
-    if checkpoint.sha256(folder / FILE) != made.checkpoint.sha256:
-        (folder / FILE).unlink()
-        raise ValueError(
-            f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
-            f"weights: remove {folder} to import it anew"
-        )
+    with replacing(folder / FILE) as beside:
+        checkpoint.write_backbone(beside, found.state, checkpoint.header_of(found.spec))
+        if checkpoint.sha256(beside) != made.checkpoint.sha256:
+            raise ValueError(
+                f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
+                f"weights: remove {folder} to import it anew"
+            )
 
 
 def _shown(found: dict[str, Any]) -> None:

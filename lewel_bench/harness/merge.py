@@ -54,10 +54,14 @@ def merge(bundle: Bundle, root: Path) -> Merged:
             elif ours:
                 _unpack(archive, bundle, key, beside / key)
                 found.other.append(key)
-            elif lost := [up for up in theirs.upstream if up not in records or up in found.held]:
+            elif lost := [
+                up
+                for up in theirs.upstream
+                if up in found.held or (up not in records and up not in store.records)
+            ]:
                 found.held[key] = f"it rests on {lost[0]}, which did not come"
             elif strange := [
-                up for up in theirs.upstream if _is_another(up, records, store, found)
+                up for up in theirs.upstream if _is_another(up, theirs, records, store, found)
             ]:
                 _unpack(archive, bundle, key, beside / key)
                 found.apart[key] = f"it rests on {strange[0]}, which is another here"
@@ -67,13 +71,20 @@ def merge(bundle: Bundle, root: Path) -> Merged:
     return found
 
 
-def _is_another(key: str, records: Mapping[str, Record], store: Store, found: Merged) -> bool:
-    """Whether ours of a key is, or may be, another network or number than theirs."""
+def _is_another(
+    key: str, of: Record, records: Mapping[str, Record], store: Store, found: Merged
+) -> bool:
+    """Whether ours of a key is, or may be, another network or number than the one that their `of`
+    rests on."""
     if key in found.other or key in found.apart:
         return True
-    theirs, ours = records[key], store.records.get(key)
-    # the key of an import is the hash of its weights
-    return ours is not None and ours.kind != "import" and ours.checkpoint != theirs.checkpoint
+    theirs, ours = records.get(key), store.records.get(key)
+    if ours is None or ours.kind == "import":  # the key of an import is the hash of its weights
+        return False
+    if theirs is None:  # it did not come: a checkpoint that was used has its hash in what used it
+        used = of.checkpoint and of.checkpoint.sha256
+        return not (ours.checkpoint and ours.checkpoint.sha256 == used)
+    return ours.checkpoint != theirs.checkpoint
 
 
 def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:

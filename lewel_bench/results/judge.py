@@ -18,6 +18,8 @@ Own = Literal["holds", "within noise", "contradicted", "not printed"]
 GRAVITY: tuple[Judgement, ...] = ("contradicted", "missing", "inconclusive", "supported")
 OWN_GRAVITY: tuple[Own, ...] = ("contradicted", "not printed", "within noise", "holds")
 
+TOLERANT: tuple[Holds, ...] = ("on par", "no better")  # what they say depends on a tolerance
+
 Images = Callable[[str, str, str], tuple[Interval, int] | str]
 
 
@@ -144,7 +146,8 @@ def _finding(
         for seed in seeds
     ]
     reasons = _reasons(rows, entries, sides, seeds)
-    floor = comparison.floor.value if filled.comparable else 0.0
+    known = filled.comparable
+    floor = comparison.floor.value if known else 0.0
     first = [side[seeds[0]] for side in sides] if seeds else []
     found = _interval(differences, first, images, column.metric, floor)
     interval, how = (None, "") if isinstance(found, str) else found
@@ -153,11 +156,14 @@ def _finding(
     elif interval is None:
         judgement = "inconclusive"
         reasons.append(f"one seed; {found}")
-    elif len(seeds) == 1 and not filled.comparable:
+    elif len(seeds) == 1 and not known:
         judgement = "inconclusive"
         reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
     else:
         judgement = decide(comparison.claim.holds, *interval, floor, comparison.by or 0.0)
+        if judgement == "contradicted" and comparison.claim.holds in TOLERANT and not known:
+            judgement = "inconclusive"
+            reasons.append("how near is near is not known at this scale")
     return Finding(
         comparison,
         judgement,

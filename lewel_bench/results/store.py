@@ -39,6 +39,11 @@ class Store:
         """A BadRecord for every record of a merged bundle that cannot be used."""
         return tuple(one for _, bad in self._merged for one in bad)
 
+    @property
+    def kept_apart(self) -> int:
+        """How many records of merged bundles stand in no table of ours."""
+        return sum(len(records) for records, _ in self._merged)
+
     @cached_property
     def _merged(self) -> list[tuple[dict[str, Record], tuple[BadRecord, ...]]]:
         folder = self.root / MERGED

@@ -26,7 +26,6 @@ from lewel_bench.evals import outside
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.pretrain.report import Stopped
-import torch
 
 selected = []
 torch.cuda.set_device = lambda device: selected.append(str(device))

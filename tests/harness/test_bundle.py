@@ -237,6 +237,29 @@ def test_a_number_of_another_network_fills_no_table(
     assert entry.mean == (None if why else 70.0)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_evaluation_whose_network_did_not_come_but_is_here(tmp_path: Path, same: bool) -> None:
+    """It is known by the hash of the file that it used."""
+    cell, metrics = ("lewel_m_200ep", "linear_lars"), {"top1": 70.0, "top5": 90.0}
+    theirs, here = tmp_path / "theirs", tmp_path / "ours"
+    for root in (theirs, here):
+        key = finish(root, *cell, metrics=metrics)
+    (first,) = Store(theirs).records[key].upstream
+    path = theirs / key / "record.json"
+    used = Store(theirs).records[first].checkpoint
+    assert used is not None
+    content = json.loads(path.read_text())
+    digest = used.sha256 if same else "1" * 64
+    content["checkpoint"] = {"file": f"../{first}/{used.file}", "sha256": digest}
+    path.write_text(json.dumps(content))
+    (theirs / first / "record.json").write_text("{")
+    shutil.rmtree(here / key)
+    found = merge.merge(bundle.write(theirs, tmp_path / "a.zip"), here)
+    assert (found.new == [key]) == same and (key in found.apart) != same
+    left_out = bundle.write(here, tmp_path / "b.zip").left_out
+    assert left_out == () if same else "1 records of merged bundles" in left_out[0]
+
+
 def test_a_corrupt_record_of_a_merged_bundle_stops_nothing_and_is_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,7 +326,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"warning: left out: {bad / 'record.json'}: half-written or not JSON: EOF while parsing an "
         "object at line 1 column 1",
         f"warning: left out: {kept / 'predictions' / 'a:b.png'}: its name cannot stand in one",
-        "warning: left out: 2 records of merged bundles with another number than ours",
+        "warning: left out: 2 records of merged bundles that are kept beside ours",
     ]
     files = bundle.verify(tmp_path / "b.zip").files
     assert f"{kept.name}/predictions.npz" in files and len(files) == 12

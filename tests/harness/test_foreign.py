@@ -16,6 +16,7 @@ from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
 
 PATH = Path("record.json")
+IMPORT = {"tensors": "a", "network": "query", "backbone": {"arch": "resnet18"}}
 
 
 def made(tmp_path: Path, kind: str) -> Record:
@@ -55,6 +56,8 @@ def test_a_field_that_is_not_what_is_read(
         ("pretrain", {}, "spec: recipe: Field required"),
         ("pretrain", {"recipe": {"epochs": "x"}, "data": "d"}, "recipe.epochs"),
         ("import", {}, "tensors: Field required"),
+        ("import", IMPORT | {"backbone": {"arch": "vit"}}, "backbone"),
+        ("import", IMPORT, "outcome: format: Field required"),
         ("final", {"upstream": "a", "data": "d"}, "protocol: Field required"),
         ("search", {"upstream": "a", "data": "d", "protocol": {"fraction": 0}}, "fraction"),
         ("search", {"upstream": "a", "data": "d", "protocol": {}}, "outcome: chosen"),

@@ -87,6 +87,11 @@ def test_weights_that_a_bundle_left_out_are_written_again(
     assert evaluate(root, "--checkpoint", path, "--name", "mine") == 0
     assert file.read_bytes() == before
     file.unlink()
+    (root / made.key / "spec.json").unlink()
+    given = ["--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep"]
+    assert evaluate(root, *given) == 0
+    assert file.exists() and extras.imported(Store(root))["mine"].recipe == "moco_v2_200ep"
+    file.unlink()
     state = layouts.state(1) | {"bn1.num_batches_tracked": torch.tensor(5)}  # the same weights
     other = layouts.LAYOUTS["moco v2"].content(state, layouts.state(2))
     layouts.write(tmp_path / "other.pth.tar", other)
@@ -113,6 +118,33 @@ def test_a_card_says_where_the_weights_come_from(
     assert "| format and network | moco, query |" in card and "| proof | kNN says no |" in card
     assert "## Data" not in card
     assert extras.imported(Store(root))[made.name].label.endswith("; proof failed)")
+
+
+def test_a_recipe_that_is_not_known_here(tmp_path: Path) -> None:
+    """As after a merge from a lab with recipes of its own."""
+    root = tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", moco(tmp_path / "a.pth"), "--name", "mine") == 0
+    spec = root / imported(root).key / "spec.json"
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"as": "theirs_200ep"}))
+    for suite in ("shapes", "paper"):
+        assert main(["table", "1", "--with", "mine", "--suite", suite, "--root", str(root)]) == 0
+    assert evaluate(root, "--name", "mine") == 0
+
+
+def test_pixels_of_another_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = tmp_path / "half.toml"
+    layout.write_text(
+        'source = "us"\nroots = [""]\nnetworks = { one = "" }\n'
+        "pixels = { mean = [0.5, 0.5, 0.5] }\n"
+    )
+    path, root = layouts.write(tmp_path / "a.pth", layouts.state(1)), tmp_path / "runs"
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--format", layout) == 0
+    assert "its mean taken off by the network" in capsys.readouterr().out
+    out = tmp_path / "out.safetensors"
+    words = ["export", imported(root).key, "--to", "safetensors", str(out), "--root", str(root)]
+    assert main(words) == 0
+    card = (tmp_path / "out.safetensors.md").read_text()
+    assert "minus the mean (0.5, 0.5, 0.5)" in card and "0.485" not in card.split("##")[1]
 
 
 def test_another_architecture_stands_for_no_recipe(
@@ -234,7 +266,11 @@ def test_a_name_that_two_share_after_a_merge_is_neithers(
     row = next(row for row in filled.table.rows if "imported" in row.label)
     means = {e.mean for (id, _), e in filled.entries.items() if id == row.id and e.mean is not None}
     assert means == {50.0, 65.0}
-    # to go on, a name of its own, which leaves the other one's
+    # going on with one leaves both their names
+    names = set(extras.imported(Store(ours)))
+    assert evaluate(ours, "--name", f"mine-{own[:6]}") == 0
+    assert set(extras.imported(Store(ours))) == names and len(names) == 2
+    # the file alone does not say which name it goes by
     assert evaluate(ours, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
     assert "these weights are here as mine-" in capsys.readouterr().err
 

@@ -157,6 +157,12 @@ def test_the_papers_noise_is_that_of_its_scale() -> None:
     assert (small.judgement, small.findings[0].floor) == ("supported", 0.0)
     below = measured({0: 59.9, 1: 59.95}, {0: 60.0, 1: 60.05}, comparable=False)
     assert below.judgement == "contradicted"
+    # and how near "on par" is, is not known there
+    near = claim.find("handcrafted:1x").model_copy(update={"pairs": ONE.pairs, "table": ONE.table})
+    for known, expected in ((True, "contradicted"), (False, "inconclusive")):
+        worse = measured({0: 59.0, 1: 58.9}, theirs, of=near, comparable=known)
+        assert worse.judgement == expected
+    assert "how near is near" in worse.findings[0].reasons[0]
     assert "(0.1)." in judged.about(paper)[0]
     assert "(0.1; at this scale none is known, 0 is taken)." in judged.about(small)[0]
 

@@ -33,8 +33,8 @@ class Format(Value):
     the top, one of which must be there: they tell this layout from the others. `rename` are
     patterns and what becomes of them, one after another, until the name is torchvision's. `stride`
     is the convolution of a bottleneck that has it; `foreign_stem` says why a 3x3 stem of this
-    project is none of ours; with `absorbed` the norms may lack statistics,
-    which are in their scales and offsets. `allows` are globals that may be in the file.
+    project is none of ours; with `absorbed` the norms may lack statistics, which are in their
+    scales and offsets. `allows` are globals that may be in the file.
     """
 
     source: Text

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,8 +121,9 @@ def _refusal(path: Path, found: Match, layout: Format, content: Content, format:
     lines[0] += f"{asked} the format {found.format} ({layout.source}):"
     lines.append(match.report(found))
     if format and format in FORMATS:
-        other = _recognised(FORMATS, content)
-        lines += [f"  it is a file of the format {other.format}"] if other.sound else []
+        with suppress(ValueError):  # it has two backbones
+            other = _recognised(FORMATS, content)
+            lines += [f"  it is a file of the format {other.format}"] if other.sound else []
     return "\n".join(lines)
 
 

@@ -64,7 +64,7 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
 
     def _looks(self, step: int) -> bool:
         prunes = self.protocol.prune is not None and len(self.trainer.cfg.DATASETS.TEST) > 1
-        return prunes and step == self.protocol.steps // 2
+        return prunes and step == self.protocol.steps // 2 > 0
 
     def _look(self, step: int) -> None:
         """Measure the select split with statistics as after the last step; leaves no trace.
