@@ -108,7 +108,9 @@ def free(root: Path, todo: Sequence[Job]) -> None:
         try:
             living = sweep.survey(root)
             held = [job for job in held if job.key in living]
-        except (queue.Unreachable, ValueError) as error:  # no SLURM here, or another
+        except ledger.Foreign as error:  # which says what to remove
+            unknown = f" ({error})"
+        except (queue.Unreachable, ValueError) as error:  # no SLURM here
             unknown = f" ({error}; remove {root / ledger.FOLDER} if nothing of it lives)"
     if held:
         raise ValueError(
@@ -291,7 +293,8 @@ def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
 
 
 def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
-    """Show again and again until Ctrl-C; one SLURM call each time."""
+    """Show again and again until Ctrl-C; each time one SLURM call, two where it shows no job of
+    ours."""
     while True:
         if sys.stdout.isatty():
             print("\033[H\033[J", end="")

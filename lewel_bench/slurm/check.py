@@ -17,6 +17,9 @@ from lewel_bench.slurm.queue import Nodes, Unreachable
 from lewel_bench.value import unknown
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
+# what a job calls itself, maybe in a container
+OF_A_JOB = ("scontrol",)  # to be started again
+OF_A_PLANNER = (*OF_A_JOB, "sbatch", "squeue", "scancel", "srun")  # submitit looks for srun
 PACKAGES = ("submitit", "filelock", "pydantic", "torch")  # what every job imports
 Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
@@ -183,7 +186,10 @@ def _from_a_node(
     books = Ledger(root)
     uid = f"doctor{secrets.token_hex(4)}"
     folder = books.folder / "doctor"
-    asked = {"paths": [str(path) for path in data], "commands": NEEDED}
+    asked = {
+        "paths": [str(path) for path in data],
+        "commands": OF_A_PLANNER if cluster.wake else OF_A_JOB,
+    }
     files.create(folder / f"{uid}.asked.json", asked)
     code = str(snapshot.take(executor.package(), books.folder / "code"))
     submission = Submission(uid, "light", ((),), code=code, requeue=False)

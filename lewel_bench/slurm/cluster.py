@@ -39,6 +39,11 @@ RESERVED = {
     "signal": "use the field signal_delay_s",
     "requeue": "use requeue of the profile",
     "no_requeue": "use requeue of the profile",
+    "ntasks": "use the fields nodes and tasks_per_node",
+    "hold": "a job that is held never starts",
+    "wait": "sbatch would not return before the jobs end",
+    "parsable": "submitit could not read the job id",
+    "test_only": "nothing would be submitted",
 }
 
 

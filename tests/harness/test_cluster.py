@@ -144,6 +144,11 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
     monkeypatch.setattr(queue, "tasks", no_slurm)
     with pytest.raises(ValueError, match=r"squeue is not .*; remove .*\.slurm if nothing of it"):
         cluster.free(tmp_path, [submitted])
+    monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
+    monkeypatch.setattr(queue, "tasks", list)
+    with pytest.raises(ValueError, match="this is 'there'") as away:
+        cluster.free(tmp_path, [submitted])
+    assert str(away.value).count("remove") == 1
     work = cluster._sweep(tmp_path, cluster.cluster.load("cpu", {}), MachineSettings())
     assert not work.busy(tmp_path / submitted.key)
     with FileLock(tmp_path / submitted.key / status.LOCK):

@@ -1,5 +1,6 @@
 """Cluster profiles: the examples, and what is wrong with a wrong one."""
 
+import json
 import sys
 import venv
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import check, cluster, queue
+from lewel_bench.slurm import check, cluster, files, queue
 from lewel_bench.slurm.cluster import EXAMPLES, KINDS
+from lewel_bench.slurm.ledger import Ledger, Submission
 from lewel_bench.slurm.queue import Nodes, Unreachable, _minutes
 
 
@@ -51,6 +53,11 @@ def passed(options: object) -> dict[str, Any]:
         ({"defaults": {"gpus_per_node": 2, "submitit": {"gres": "gpu:2"}}}, "contradicts gpus"),
         (passed({"job-name": "mine"}), "additional_parameters.job-name cannot be set: the ledger"),
         (passed({"partition": "x"}), "additional_parameters.partition contradicts the field"),
+        (passed({"hold": True}), "additional_parameters.hold cannot be set: a job that is held"),
+        (passed({"wait": True}), "additional_parameters.wait cannot be set"),
+        (passed({"parsable": True}), "additional_parameters.parsable cannot be set"),
+        (passed({"test-only": True}), "additional_parameters.test-only cannot be set"),
+        (passed({"ntasks": 4}), "additional_parameters.ntasks cannot be set: use the fields"),
         (passed(3), "additional_parameters is a table"),
         ({"defaults": {"nodes": 2, "pack": 3}}, "only jobs of one process can be packed"),
         ({"defaults": {"timeout_min": 2}}, "more than half of timeout_min 2"),
@@ -110,6 +117,28 @@ def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(queue, "tasks", lambda: [waits])
     answer, why = check._answer(tmp_path / "none", "7", 5)
     assert answer is None and "(scancel did not answer: scancel 7 yourself)" in why
+
+
+@pytest.mark.parametrize("wake", [True, False])
+def test_doctor_looks_for_what_jobs_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wake: bool
+) -> None:
+    """Without sinfo they do plan; where none plans, only scontrol counts."""
+    asked: list[str] = []
+
+    def probe(on: object, books: Ledger, one: Submission) -> str:
+        folder = books.folder / "doctor"
+        asked.extend(json.loads((folder / f"{one.uid}.asked.json").read_text())["commands"])
+        lacks = [name for name in asked if name != "scontrol"]
+        answer = {"node": "n", "python": "3", "missing": [], "lacks": lacks}
+        files.create(folder / f"{one.uid}.answer.json", answer)
+        return "7"
+
+    monkeypatch.setattr(check.executor, "probe", probe)
+    on = cluster.load("cpu", {}).model_copy(update={"wake": wake})
+    found = list(check._from_a_node(on, tmp_path, [], 1))
+    assert set(asked) == {"scontrol", *(("sbatch", "squeue", "scancel", "srun") if wake else ())}
+    assert [state for _, state, _ in found] == (["ok", "warning"] if wake else ["ok"])
 
 
 def test_sbatch_is_asked_about_the_options_of_the_script(
