@@ -39,8 +39,8 @@ class Task:
 def submit(cluster: Cluster, ledger: Ledger, submission: Submission, how: Task) -> str:
     """Submit what the intent says; the job id. Raises Rejected with what SLURM said.
 
-    Whatever goes wrong, the submission stays unanswered in the ledger: an sbatch that reports an
-    error may have been heard, and the next planner looks for its name.
+    Whatever goes wrong, the ledger is left to the caller: an sbatch that reports an error may have
+    been heard, which only a look for its name tells.
     """
     with environment(Path(submission.code)):
         executor = _executor(cluster, ledger, submission, how)

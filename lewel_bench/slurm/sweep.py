@@ -18,6 +18,8 @@ from lewel_bench.slurm.plan import Batch, Cell, Decision
 from lewel_bench.slurm.queue import Limits, Unreachable
 from lewel_bench.slurm.retry import End, Verdict
 
+LATER_S = 600  # until the next look where the end of no job can wake it
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -90,6 +92,8 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
             runnable = _others(seen)
         if refused and not runnable:
             raise refused
+        silent = {key for key, (_, _, task) in seen.live.items() if task is None}
+        states |= dict.fromkeys(silent & wanted - done, ("held", "its sbatch has not answered yet"))
         wake = ""
         try:
             wake = _wake(sweep, books, seen, cells, states, runnable, bool(submitted))
@@ -243,9 +247,34 @@ def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
         max_attempts=sweep.cluster.max_attempts,
         requeue=sweep.cluster.requeue,
     )
-    how = Task(sweep.cluster.kinds[batch.kind])
-    id = executor.submit(sweep.cluster, books, submission, how)
+    return _submit(sweep, books, submission, Task(sweep.cluster.kinds[batch.kind]))
+
+
+def _submit(sweep: Sweep, books: Ledger, submission: Submission, how: Task) -> str:
+    """The job id, written down."""
+    try:
+        id = executor.submit(sweep.cluster, books, submission, how)
+    except Rejected:
+        id = _heard(books, submission)
+        if not id:
+            raise
     books.submitted(submission.uid, id)
+    return id
+
+
+def _heard(books: Ledger, submission: Submission) -> str:
+    """The id of a submission that was refused, where SLURM has it all the same; else it is written
+    down that it never was (rule 2): a pass on another host could not tell it from an sbatch that
+    still waits to be let in."""
+    try:
+        named = [task.id for task in queue.tasks() if task.name == submission.name]
+    except Unreachable:
+        return ""
+    if not named:
+        books.submitted(submission.uid, None)
+        return ""
+    id = named[0].partition("_")[0]
+    executor.mend(books, submission, id)
     return id
 
 
@@ -281,7 +310,8 @@ def _wake(
     pending = _wakes(sweep, seen)
     going = [t for t in pending if not t.stuck]
     dependency = plan.wake_on(cells, states, ids)
-    if not dependency or (going and not changed):
+    later = not dependency and any(state == "held" for state, _ in states.values())
+    if not (dependency or later) or (going and not changed):
         return going[0].id if going else ""
     submission = books.intend(
         kind="light",
@@ -292,9 +322,8 @@ def _wake(
         wakes=_tag(sweep),
     )
     light = sweep.cluster.kinds["light"]
-    how = Task(light, dependency, sweep.cluster.wake_delay_s)
-    id = executor.submit(sweep.cluster, books, submission, how)
-    books.submitted(submission.uid, id)
+    how = Task(light, dependency, LATER_S if later else sweep.cluster.wake_delay_s)
+    id = _submit(sweep, books, submission, how)
     if pending:
         queue.cancel([t.id for t in pending])
     return id

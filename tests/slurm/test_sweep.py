@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lab import Bench
@@ -59,9 +60,11 @@ def line(entry: Entry, state: str, reason: str = "None") -> str:
 
 
 def test_refused_from_the_start(bench: Bench) -> None:
+    """Nothing of it is kept: a run on one's own machine was refused for such jobs."""
     accept(bench, "$n -le 0")
     with pytest.raises(Rejected, match="QOSMaxSubmitJobPerUserLimit"):
         bench.run()
+    assert not sweep.unfinished_elsewhere(bench.root)
 
 
 @pytest.mark.parametrize("accepted", [1, 2])
@@ -92,6 +95,59 @@ def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
     assert second.states["b"][0] == "held"
 
 
+def on_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+
+
+def wake_script(bench: Bench) -> str:
+    """The script of the last sbatch."""
+    return Path((bench.root.parent / "calls").read_text().split()[-1]).read_text()
+
+
+def test_what_was_refused_is_known_on_another_host(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it was taken for an sbatch at work, no pass was woken, and the sweep was over."""
+    accept(bench, "$n -ne 2")
+    assert bench.run_with_wakes().wake == "3"
+    job, wake = answered(bench)
+    (bench.root / "a" / "record.json").write_text("{}")
+    show(bench, line(job, "COMPLETED"), line(wake, "RUNNING"))
+    on_another_host(monkeypatch)
+    done = bench.run_with_wakes()
+    assert [batch.tasks for batch in done.submitted.values()] == [(("b",),)] and done.wake == "5"
+
+
+def test_a_refusal_that_was_heard(bench: Bench) -> None:
+    """sbatch gave up waiting for an answer to what the controller had taken."""
+    there, queue = bench.root.parent / "bin", bench.root.parent / "queue"
+    stand_in(
+        there,
+        "sbatch",
+        f'echo "7|PENDING|1|0:00||None|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" > {queue}\n'
+        "echo Socket timed out >&2; exit 1",
+    )
+    stand_in(there, "squeue", f"cat {queue} 2> /dev/null || true")
+    bench.cells = bench.cells[:1]
+    done = bench.run()
+    assert list(done.submitted) == ["7"] and not done.broken
+    assert sorted(Ledger(bench.root).logs(answered(bench)[0].submission.uid).glob("7_submitted*"))
+
+
+def test_an_sbatch_of_another_host_is_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its planner was killed; what it may have submitted has no id that could wake a pass."""
+    accept(bench, "$n -le 9")
+    bench.cells = bench.cells[:1]
+    Ledger(bench.root).intend(kind="pretrain", tasks=(("a",),))
+    on_another_host(monkeypatch)
+    done = bench.run_with_wakes()
+    assert done.states["a"] == ("held", "its sbatch has not answered yet") and done.wake == "1"
+    script = wake_script(bench)
+    assert f"--begin=now+{sweep.LATER_S}\n" in script and "--dependency" not in script
+
+
 def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     """With nothing of its own in the queue a sweep that was held back ended for good."""
     accept(bench, "$n -le 9")
@@ -99,8 +155,7 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     show(bench, "90|RUNNING|1|0:00||None|lewel-other", "91|PENDING|1|0:00||None|lewel-wake-x-y")
     done = bench.run_with_wakes()
     assert done.count("held") == 2 and done.wake == "1"
-    script = (bench.root.parent / "calls").read_text().split()[-1]
-    assert "--dependency=afterany:90\n" in Path(script).read_text()
+    assert "--dependency=afterany:90\n" in wake_script(bench)
 
 
 def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
