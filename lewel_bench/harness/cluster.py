@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.harness import cells, own
+from lewel_bench.harness import cells, own, status
 from lewel_bench.harness.extras import Extra, extended
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
@@ -91,13 +92,14 @@ def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
     command = ("-m", "lewel_bench.harness.cell", "{folder}", settings.model_dump_json())
     wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
-    return Sweep(root, on, command, wake, record=NAME, marks=MARKS, busy=_here)
+    return Sweep(root, on, command, wake, record=NAME, marks=MARKS, busy=partial(_here, root))
 
 
-def _here(folder: Path) -> bool:
-    """Whether a `run` computes there without the cluster. A job of its own holds WORK, and may do
-    so when its node is lost."""
-    return is_held(folder / LOCK)
+def _here(root: Path, keys: Collection[str]) -> set[str]:
+    """Which of `keys` a `run` without the cluster computes, or has taken on. A job of the cluster
+    holds WORK, and may do so when its node is lost."""
+    taken = status.queued(root)
+    return {key for key in keys if key in taken or is_held(root / key / LOCK)}
 
 
 def free(root: Path, todo: Sequence[Job]) -> None:
@@ -144,6 +146,7 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
         print(f"submitted {id}: {cells} {batch.kind} jobs in {len(batch.tasks)} tasks{half}")
     counts = Counter(state for state, _ in done.states.values())
     words = {"live": "in the queue or running", "submit": "submitted now", "held": "held back"}
+    words["here"] = "computed by a run on one machine"
     print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
     if done.broken:
         print(f"not all was submitted: {done.broken}. Run this again later", file=sys.stderr)
@@ -159,7 +162,7 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
         )
     if done.wake:
         print(f"job {done.wake} goes on from here; see lewel-bench status --cluster {on.name}")
-    elif counts["live"] + counts["submit"] and counts["waiting"] + counts["held"]:
+    elif counts["live"] + counts["submit"] + counts["here"] and counts["waiting"] + counts["held"]:
         print("run this again when these have ended: the rest waits for them")
     return 1 if failed or done.broken else 0
 

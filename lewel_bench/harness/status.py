@@ -115,13 +115,13 @@ def survey(
     attempt raised; missing: none of these, for instance interrupted.
     """
     store = store or Store(root)
-    queued = _queued(root)
+    waiting = queued(root)
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     states = {}
     for key, spec, held in _specs(root, store):
         folder, record = root / key, store.records.get(key)
         done = progress(folder) if record is None and EVENTS in held else None
-        state, reason = _state(folder, held, store, queued, corrupt, spec, done)
+        state, reason = _state(folder, held, store, waiting, corrupt, spec, done)
         hours = spent = None
         if costs and record is not None:
             spent = _spent(record)
@@ -157,7 +157,7 @@ def _state(
     folder: Path,
     held: Collection[str],
     store: Store,
-    queued: set[str],
+    waiting: set[str],
     corrupt: Mapping[str, str],
     spec: Mapping[str, Any],
     done: Progress | None,
@@ -169,7 +169,7 @@ def _state(
         return ("stale", spec["stale"]) if spec.get("stale") else ("done", "")
     if (LOCK in held or WORK in held) and is_locked(folder):
         return "running", ", ".join(filter(None, (str(done), done.left))) if done else ""
-    if key in queued:
+    if key in waiting:
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
         return "stale", spec["stale"]
@@ -248,7 +248,8 @@ def queue(root: Path, keys: list[str]) -> Iterator[None]:
     path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _queued(root: Path) -> set[str]:
+def queued(root: Path) -> set[str]:
+    """The keys that some `run` on this machine has taken on and not finished."""
     keys: set[str] = set()
     for path in (root / QUEUES).glob("*.json"):
         lock = path.with_suffix(".lock")

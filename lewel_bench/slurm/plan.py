@@ -32,9 +32,10 @@ class Batch:
 class Decision:
     """What to submit, and the state of every cell with the reason for it.
 
-    done; live: a job of it may run or start; submit: goes out now; held: ready, but the queue is
-    full; waiting: a cell that it needs is on its way; given_up: only `retry` tries it again;
-    cancelled: only a run that a person starts tries it again; blocked: one of these needs it not.
+    done; live: a job of it may run or start; here: a run computes it on one machine; submit: goes
+    out now; held: ready, but the queue is full; waiting: a cell that it needs is on its way;
+    given_up: only `retry` tries it again; cancelled: only a run that a person starts tries it
+    again; blocked: one of these needs it not.
     """
 
     batches: tuple[Batch, ...]
@@ -50,12 +51,13 @@ def plan(
     pack: Mapping[str, int],
     max_array: int,
     room: int,
+    busy: Collection[str] = (),
     attended: bool = True,
 ) -> Decision:
     """Decide about `cells`, in their order.
 
-    `judge(key)` is asked only about cells that are neither done nor live and whose needs have
-    records; None means that nothing has been tried. At most `room` tasks go out.
+    `judge(key)` is asked only about cells that nobody computes and whose needs have records; None
+    means that nothing has been tried. At most `room` tasks go out.
     """
     states: dict[str, tuple[str, str]] = {}
     ready: dict[tuple[str, int], list[str]] = {}
@@ -65,6 +67,8 @@ def plan(
             states[cell.key] = ("done", "")
         elif cell.key in live:
             states[cell.key] = ("live", "")
+        elif cell.key in busy:
+            states[cell.key] = ("here", "")
         elif missing := [need for need in cell.needs if need not in done]:
             stopped = [need for need in missing if states.get(need, ("",))[0] in broken]
             states[cell.key] = (

@@ -29,7 +29,7 @@ class Sweep:
     `record` there when it is done and says with its exit code (inside.CODES) why it is not. `wake`
     follows the interpreter too: the command that makes the next pass. Files that match `marks` in a
     cell's folder show progress, see `attempt.mark`. `package` is copied for the jobs to run.
-    `busy` says of a cell's folder whether somebody computes there outside of the cluster.
+    `busy` says which of some keys somebody computes, or is about to, outside of the cluster.
     """
 
     root: Path
@@ -39,7 +39,7 @@ class Sweep:
     package: Path = field(default_factory=executor.package)
     record: str = "record.json"
     marks: str = "checkpoint-*"
-    busy: Callable[[Path], bool] = lambda folder: False
+    busy: Callable[[Collection[str]], Collection[str]] = lambda keys: ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,6 @@ def _decide(
 ) -> Decision:
     ends = _ends(seen.entries)
     open_ = {cell.key for cell in cells} - seen.live.keys() - set(done)
-    busy = {key for key in open_ if sweep.busy(books.root / key)}
 
     def judge(key: str) -> Verdict | None:
         profile = sweep.cluster
@@ -178,11 +177,12 @@ def _decide(
     return plan.plan(
         cells,
         done,
-        seen.live.keys() | busy,
+        seen.live.keys(),
         judge,
         pack={name: one.pack for name, one in sweep.cluster.kinds.items()},
         max_array=limits.max_array,
         room=min(sweep.cluster.max_queued, limits.max_jobs - 1) - occupied,
+        busy=sweep.busy(open_),
         attended=attended,
     )
 
@@ -310,7 +310,7 @@ def _wake(
     pending = _wakes(sweep, seen)
     going = [t for t in pending if not t.stuck]
     dependency = plan.wake_on(cells, states, ids)
-    later = not dependency and any(state == "held" for state, _ in states.values())
+    later = not dependency and any(state in ("held", "here") for state, _ in states.values())
     if not (dependency or later) or (going and not changed):
         return going[0].id if going else ""
     submission = books.intend(

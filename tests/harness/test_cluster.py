@@ -150,9 +150,12 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
         cluster.free(tmp_path, [submitted])
     assert str(away.value).count("remove") == 1
     work = cluster._sweep(tmp_path, cluster.cluster.load("cpu", {}), MachineSettings())
-    assert not work.busy(tmp_path / submitted.key)
+    keys = {submitted.key, "another"}
+    assert not work.busy(keys)
     with FileLock(tmp_path / submitted.key / status.LOCK):
-        assert work.busy(tmp_path / submitted.key)
+        assert work.busy(keys) == {submitted.key}
+    with status.queue(tmp_path, ["another"]):  # taken on, not begun
+        assert work.busy(keys) == {"another"}
 
 
 def test_status_on_another_cluster_knows_nothing(

@@ -11,6 +11,7 @@ from lab import Bench
 from lewel_bench.slurm import sweep
 from lewel_bench.slurm.executor import Rejected
 from lewel_bench.slurm.ledger import Entry, Foreign, Ledger
+from lewel_bench.slurm.plan import Cell
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
 
@@ -174,10 +175,24 @@ def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
 
 def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
     accept(bench, "$n -le 9")
-    bench.sweep = replace(bench.sweep, busy=lambda folder: folder.name == "a")
+    bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
     done = bench.run()
     assert [batch.tasks for batch in done.submitted.values()] == [(("b",),)]
-    assert done.states["a"] == ("live", "")
+    assert done.states["a"] == ("here", "")
+
+
+def test_what_waits_for_somebody_here_is_looked_at_again(bench: Bench) -> None:
+    """The sweep ended, as no job of its own would wake a pass."""
+    accept(bench, "$n -le 9")
+    bench.cells[1:] = [Cell("b", "light", ("a",))]
+    bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
+    done = bench.run_with_wakes()
+    assert [state for state, _ in done.states.values()] == ["here", "waiting"]
+    script = wake_script(bench)
+    assert done.wake == "1" and f"--begin=now+{sweep.LATER_S}\n" in script
+    assert "--dependency" not in script
+    show(bench, line(answered(bench)[0], "PENDING", "BeginTime"))
+    assert bench.run_with_wakes().wake == "1"
 
 
 def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
