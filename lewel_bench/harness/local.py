@@ -28,7 +28,6 @@ from lewel_bench.harness.status import (
     LOCK,
     WORK,
     is_held,
-    queue,
     tail,
     write_spec,
 )
@@ -73,9 +72,8 @@ class Runner:
         """
         for job in self.pending:
             write_spec(job, self.root)
-        with queue(self.root, [job.key for job in self.pending]):
-            while self._round():
-                pass
+        while self._round():
+            pass
         if self.failed:
             lines = "\n".join(f"  {reason}" for reason in self.failed.values())
             raise Unfinished(f"{len(self.failed)} jobs are not done:\n{lines}", self.mistakes)

@@ -88,14 +88,28 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import cluster, companions, job, local, material, signals, view
-    from lewel_bench.pretrain.report import Stopped
+    from lewel_bench.harness import cluster, companions, job, material, status
 
     job.device(settings)  # before any data is made
-    cluster.free(context.root, todo)
-    settings = companions.shared(settings)
     writable(context.root)
-    material.prepare(todo, context)
+    # before the look at the cluster, whose passes look at this before they submit
+    with status.queue(context.root, [one.key for one in todo]):
+        cluster.free(context.root, todo)
+        settings = companions.shared(settings)
+        material.prepare(todo, context)
+        return _finish(context, jobs, todo, settings, arguments)
+
+
+def _finish(
+    context: "Context",
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    settings: MachineSettings,
+    arguments: argparse.Namespace,
+) -> int:
+    from lewel_bench.harness import companions, local, signals, view
+    from lewel_bench.pretrain.report import Stopped
+
     signals.listen()
     there = len(jobs) - len(todo)
     print(f"{len(todo)} jobs to do, {there} already done; records go to {context.root}")

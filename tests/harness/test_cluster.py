@@ -1,5 +1,6 @@
 """`--cluster`: what a person sees, with stand-ins for SLURM."""
 
+import argparse
 import sys
 from io import StringIO
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from lewel_bench.harness import cluster, status
+from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
@@ -156,6 +157,25 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
         assert work.busy(keys) == {submitted.key}
     with status.queue(tmp_path, ["another"]):  # taken on, not begun
         assert work.busy(keys) == {"another"}
+
+
+def test_a_run_here_shows_its_jobs_before_it_asks_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass between its look and its start, while data is made, took them too."""
+    job = jobs_of(tmp_path, "moco_v2_200ep")[0]
+    seen: list[set[str]] = []
+
+    def free(root: Path, todo: object) -> None:
+        seen.append(status.queued(root))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cluster, "free", free)
+    context: Any = SimpleNamespace(root=tmp_path)
+    settings, nothing = MachineSettings(device="cpu"), argparse.Namespace()
+    with pytest.raises(ValueError, match="enough"):
+        runs._compute(context, [job], [job], settings, nothing)
+    assert seen == [{job.key}] and not status.queued(tmp_path)
 
 
 def test_status_on_another_cluster_knows_nothing(
