@@ -6,7 +6,7 @@ code or a loss that is not finite: never by itself, it would only happen again. 
 by the next run, as a kill.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lewel_bench.slurm.attempt import Attempt
@@ -15,6 +15,7 @@ from lewel_bench.slurm.attempt import Attempt
 DONE, STOPPED, FENCED, RETRY = "done", "stopped", "fenced", "retry"
 ERROR, NAN, OOM, KILLED, IO = "error", "nan", "oom", "killed", "io"
 FINAL = (ERROR, NAN)
+OWN = (*FINAL, OOM, IO)  # what an attempt itself says, which the end of its task may have caused
 UNREACHED = "UNREACHED"  # the task ended in another cell of its pack
 BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", UNREACHED)
 MAX_HALVINGS = 1
@@ -50,16 +51,23 @@ def judge(
     ends: Sequence[End],
     mark: str,
     max_attempts: int,
+    settled: Collection[str] = (),
 ) -> Verdict:
     """The verdict on a cell without a record and without a living job.
 
-    `ends` are its tasks that are over, oldest first; `mark` is the newest checkpoint now.
+    `ends` are its tasks that are over, oldest first; `mark` is the newest checkpoint now; `settled`
+    names attempts that had ended when another cell of their task began.
     """
     forgiven = max((i for i, one in enumerate(attempts) if one.outcome == RETRY), default=-1)
     since = attempts[forgiven].started if forgiven >= 0 else 0.0
     tried = [one for one in attempts[forgiven + 1 :] if one.outcome not in (DONE, FENCED)]
     states = {(one.uid, one.task): one.state for one in ends}
-    causes = [_cause(one, tried[i + 1 :], states) for i, one in enumerate(tried)]
+    causes = [
+        one.outcome
+        if one.outcome == NAN or (one.outcome in OWN and one.name in settled)
+        else _cause(one, tried[i + 1 :], states)
+        for i, one in enumerate(tried)
+    ]
     for one, cause in zip(tried, causes, strict=True):
         if cause in FINAL:
             what = "its loss was not finite" if cause == NAN else "it failed"
@@ -100,7 +108,7 @@ def _cause(one: Attempt, later: Sequence[Attempt], states: Mapping[tuple[str, in
     state = states.get((one.uid, one.task), "UNKNOWN")
     if state in ("NODE_FAIL", "PREEMPTED"):
         return state
-    if one.outcome in (ERROR, NAN, OOM, IO):
+    if one.outcome in OWN:
         return one.outcome
     if state == "OUT_OF_MEMORY":
         return OOM

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lewel_bench.slurm import attempt, executor, ledger, plan, queue, retry, snapshot
+from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.executor import Rejected, Task
 from lewel_bench.slurm.ledger import Entry, Ledger, Submission
@@ -210,7 +211,21 @@ def _judge(folder: Path, ends: Sequence[End], marks: str, max_attempts: int) -> 
         else end
         for end in ends
     ]
-    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts)
+    settled = {one.name for one in attempts if one.outcome and _settled(folder, one, ends)}
+    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts, settled)
+
+
+def _settled(folder: Path, one: Attempt, ends: Sequence[End]) -> bool:
+    """Whether another cell of its pack began after an attempt had ended: what ended the task later
+    has not ended this attempt."""
+    packs = [end.pack for end in ends if (end.uid, end.task) == (one.uid, one.task)]
+    others = {key for pack in packs for key in pack} - {folder.name}
+    start = one.uid, one.task, one.restart
+    return any(
+        (other.uid, other.task, other.restart) == start and other.started >= one.seen
+        for key in others
+        for other in attempt.history(folder.parent / key)
+    )
 
 
 def _began(root: Path, end: End) -> bool:

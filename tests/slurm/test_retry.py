@@ -105,6 +105,29 @@ def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> No
     assert found["a"].reason == "no progress in 3 attempts, the last: TIMEOUT"
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
+@pytest.mark.parametrize("outcome", ["error", "nan"])
+def test_what_ends_a_pack_excuses_no_cell_that_had_failed(
+    tmp_path: Path, state: str, again: bool, outcome: str
+) -> None:
+    """It was tried without end, each time that the second cell was cut short."""
+    books = Ledger(tmp_path)
+    one = books.intend(kind="light", tasks=(("a", "b"),))
+    books.ended(Entry(one, "5", ended={0: state}))
+    tried = begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
+    if outcome == "error":  # maybe of what ended the task
+        end_attempt(tmp_path / "a", tried, outcome, "no")
+        assert sweep.given_up(tmp_path, ["a"])["a"].again
+    end_attempt(tmp_path / "a", tried, outcome, "no")
+    begin(tmp_path / "b", one.uid, 0, 1, 0, one.marks)
+    if again:  # by SLURM itself
+        begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
+    found = sweep.given_up(tmp_path, ["a", "b"])
+    assert found["b"].again
+    assert not found["a"].again and found["a"].reason.endswith("no")
+
+
 def test_cancelled() -> None:
     assert judge([attempt(1, "stopped")], [end(1, "CANCELLED")], "", 5).cancelled
     assert not judge([attempt(1, "stopped")], [end(1, "COMPLETED")], "", 5).cancelled
