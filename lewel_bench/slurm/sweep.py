@@ -89,8 +89,8 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
             key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
             for key, (state, reason) in decision.states.items()
         }
-        if not runnable and any(state == "held" for state, _ in states.values()):
-            runnable = _others(seen)
+        if any(state == "held" for state, _ in states.values()):
+            runnable |= _others(seen)
         if refused and not runnable:
             raise refused
         silent = {key for key, (_, _, task) in seen.live.items() if task is None}

@@ -159,6 +159,16 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     assert "--dependency=afterany:90\n" in wake_script(bench)
 
 
+def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> None:
+    """It may be a long one, while others make room."""
+    accept(bench, "$n -le 9")
+    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 2}))
+    show(bench, "90|RUNNING|1|0:00||None|lewel-other")
+    done = bench.run_with_wakes()
+    assert [state for state, _ in done.states.values()] == ["submit", "held"]
+    assert "--dependency='afterany:1?afterany:90'\n" in wake_script(bench)
+
+
 def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     stand_in(bench.root.parent / "bin", "scancel", f"echo $@ > {bench.root.parent}/cancelled")
