@@ -149,7 +149,7 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
     words["here"] = "computed by a run on one machine"
     print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
     if done.broken:
-        print(f"not all was submitted: {done.broken}. Run this again later", file=sys.stderr)
+        print(f"{done.broken}. Run this again later", file=sys.stderr)
     for key, why in done.stuck.items():
         print(f"stuck: {f'{names[key]} ({key})' if key in names else key}: {why}", file=sys.stderr)
     failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}

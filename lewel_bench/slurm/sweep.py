@@ -7,6 +7,7 @@ on disk are the truth, `squeue` says what lives, and the ledger connects the two
 import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from lewel_bench.slurm.plan import Batch, Cell, Decision
 from lewel_bench.slurm.queue import Limits, Unreachable
 from lewel_bench.slurm.retry import End, Verdict
 
+HELD = "JobHeldUser"  # of a planning job: somebody wants no more passes for now
 LATER_S = 600  # until the next look where the end of no job can wake it
 
 
@@ -46,7 +48,7 @@ class Sweep:
 @dataclass(frozen=True)
 class Pass:
     """What one planning pass did: states and reasons by key, the job ids of what it submitted, jobs
-    that will never start, and what kept it from submitting the rest."""
+    that will never start, and what was refused."""
 
     states: dict[str, tuple[str, str]]
     submitted: dict[str, Batch] = field(default_factory=dict)  # job id -> what went out with it
@@ -84,9 +86,9 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
         stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
         runnable = {key: id for key, id in mine.items() if key not in stuck}
-        broken = str(refused or "")
+        broken = f"not all was submitted: {refused}" if refused else ""
         states = {
-            key: ("held", broken) if state == "submit" and key not in ids else (state, reason)
+            key: ("held", str(refused)) if state == "submit" and key not in ids else (state, reason)
             for key, (state, reason) in decision.states.items()
         }
         if any(state == "held" for state, _ in states.values()):
@@ -99,9 +101,11 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
         try:
             wake = _wake(sweep, books, seen, cells, states, runnable, bool(submitted))
         except (Unreachable, Rejected) as error:
-            broken = broken or str(error)
+            broken = broken or f"no job plans what comes next: {error}"
     stuck = {key: why for key, why in stuck.items() if key in wanted}
-    stuck |= {f"planning job {t.id}": t.stuck for t in _wakes(sweep, seen) if t.stuck}
+    pending = _wakes(sweep, seen)
+    more = f"; job {wake} takes its place" if wake and wake not in {t.id for t in pending} else ""
+    stuck |= {f"planning job {t.id}": t.stuck + more for t in pending if t.stuck}
     return Pass(states, submitted, stuck, wake, broken)
 
 
@@ -323,7 +327,8 @@ def _wake(
     if not sweep.wake or not sweep.cluster.wake:
         return ""
     pending = _wakes(sweep, seen)
-    going = [t for t in pending if not t.stuck]
+    going = [t for t in pending if not t.stuck or t.reason == HELD]
+    changed = changed and not any(t.reason == HELD for t in going)
     dependency = plan.wake_on(cells, states, ids)
     later = not dependency and any(state in ("held", "here") for state, _ in states.values())
     if not (dependency or later) or (going and not changed):
@@ -340,7 +345,8 @@ def _wake(
     how = Task(light, dependency, LATER_S if later else sweep.cluster.wake_delay_s)
     id = _submit(sweep, books, submission, how)
     if pending:
-        queue.cancel([t.id for t in pending])
+        with suppress(Unreachable):  # one too many does no harm
+            queue.cancel([t.id for t in pending])
     return id
 
 

@@ -81,6 +81,7 @@ def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
     accept(bench, "$n -le 2")
     done = bench.run_with_wakes()
     assert done.count("submit") == 2 and not done.wake
+    assert done.broken.startswith("no job plans what comes next: SLURM refused 1 light jobs: ")
     assert "QOSMaxSubmit" in done.broken
 
 
@@ -180,7 +181,32 @@ def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     show(bench, *living, line(wake, "PENDING", "PartitionConfig"))
     done = bench.run_with_wakes()
     assert done.wake == "4" and "PartitionConfig" in done.stuck["planning job 3"]
+    assert done.stuck["planning job 3"].endswith("; job 4 takes its place")
     assert (bench.root.parent / "cancelled").read_text() == "3\n"
+
+
+def test_a_planning_job_that_cannot_be_cancelled_is_one_too_many(bench: Bench) -> None:
+    """It was said that not all was submitted, and the new one was not told."""
+    accept(bench, "$n -le 9")
+    stand_in(bench.root.parent / "bin", "scancel", "echo slow >&2; exit 1")
+    bench.run_with_wakes()
+    a, b, wake = answered(bench)
+    living = line(a, "RUNNING"), line(b, "RUNNING")
+    show(bench, *living, line(wake, "PENDING", "PartitionConfig"))
+    done = bench.run_with_wakes()
+    assert done.wake == "4" and not done.broken
+
+
+def test_a_planning_job_that_a_person_holds_is_left_alone(bench: Bench) -> None:
+    accept(bench, "$n -le 9")
+    bench.run_with_wakes()
+    a, b, wake = answered(bench)
+    held = line(wake, "PENDING", "JobHeldUser")
+    for living in ([line(a, "RUNNING"), line(b, "RUNNING")], [line(a, "RUNNING")]):
+        show(bench, *living, held)  # then b is lost, and submitted again
+        done = bench.run_with_wakes()
+        assert done.wake == "3" and done.stuck["planning job 3"].endswith("release lets it go")
+    assert len(done.submitted) == 1
 
 
 def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
