@@ -24,7 +24,7 @@ from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import check, cluster, executor, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
-from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm.plan import Batch, Cell
 from lewel_bench.slurm.sweep import Pass, Sweep
 from lewel_bench.value import unknown
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 # our checkpoints, those of the second training of a linear refit, and mmengine's
 MARKS = "checkpoint-*-*.pt refit/checkpoint-*-*.pt iter_*.pth"
-PAUSES_S = (10.0, 30.0, 120.0)  # of a planning job, whose time limit may be 10 minutes
+# of a planning job, whose time limit may be 10 minutes; each try may wait for the lock, too
+PAUSES_S = (10.0, 30.0, 120.0)
 DENSE = ("detection", "segmentation")
 
 
@@ -75,18 +76,26 @@ def submit(
 
 def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
     """One pass; several where nobody would run it again when SLURM is slow or refuses."""
+    submitted: dict[str, Batch] = {}
     for pause in PAUSES_S if woken else ():
         try:
             done = sweep.advance(work, cells, attended=False)
         except (queue.Unreachable, ledger.Busy, executor.Rejected) as error:
             why = str(error)
         else:
+            submitted |= done.submitted
             if done.wake or not done.broken:
-                return done
+                return replace(done, submitted=submitted)
             why = done.broken
         print(f"{why}; trying again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
-    return sweep.advance(work, cells, attended=not woken)
+    try:
+        done = sweep.advance(work, cells, attended=not woken)
+    except (queue.Unreachable, ledger.Busy, executor.Rejected) as error:
+        if not submitted:
+            raise
+        return Pass({}, submitted, broken=f"no job plans what comes next: {error}")
+    return replace(done, submitted=submitted | done.submitted)
 
 
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:

@@ -28,6 +28,7 @@ from lewel_bench.slurm.queue import Limits, Task
 FOLDER = ".slurm"
 PREFIX = "lewel-"  # of job names
 LOCK_S = 120.0
+WOKEN_LOCK_S = 30.0  # of a planning job, which tries several times before its time limit
 ELSEWHERE_S = 300.0  # how long an sbatch on another machine may still be waiting to be let in
 
 

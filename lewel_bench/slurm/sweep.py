@@ -70,7 +70,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     """
     books = Ledger(sweep.root)
     limits = queue.limits()
-    with books.lock():
+    with books.lock(ledger.LOCK_S if attended else ledger.WOKEN_LOCK_S):
         books.belongs(sweep.cluster.name, limits)
         seen = _reconcile(books)
         done = recorded(sweep.root, _asked(cells), sweep.record)

@@ -15,6 +15,7 @@ from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
 from lewel_bench.slurm import attempt, ledger, queue, sweep
+from lewel_bench.slurm.plan import Batch
 from lewel_bench.slurm.sweep import Pass, Sweep
 from tests.harness.test_cost import jobs_of
 
@@ -35,12 +36,28 @@ def test_a_planning_job_has_patience(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     down, busy = queue.Unreachable("down"), ledger.Busy("locked")
     good, refused = Pass({}, wake="7"), Pass({}, broken="QOSMaxSubmitJobPerUserLimit")
     outcomes += [down, busy, refused, good]
-    assert cluster._advance(work, (), woken=True) is good and not outcomes
+    assert cluster._advance(work, (), woken=True) == good and not outcomes
     outcomes += [down, good]
     with pytest.raises(queue.Unreachable):
         cluster._advance(work, (), woken=False)
     outcomes[:] = [refused] * 4
-    assert cluster._advance(work, (), woken=True) is refused and not outcomes
+    assert cluster._advance(work, (), woken=True) == refused and not outcomes
+    first, second = (Pass({}, {id: Batch("light", 0, ((id,),))}, broken="no") for id in "12")
+    outcomes[:] = [first, second, down, good]
+    assert set(cluster._advance(work, (), woken=True).submitted) == {"1", "2"}
+    outcomes[:] = [first, down, down, second]
+    assert set(cluster._advance(work, (), woken=True).submitted) == {"1", "2"}
+    outcomes[:] = [first, down, down, down]
+    last = cluster._advance(work, (), woken=True)
+    assert set(last.submitted) == {"1"} and last.broken == "no job plans what comes next: down"
+
+
+def test_the_patience_of_a_planning_job_fits_its_time_limit() -> None:
+    for name in ("a100", "cpu", "preemptible"):
+        light = cluster.cluster.load(name, {}).kinds["light"]
+        tries = len(cluster.PAUSES_S) + 1
+        longest = sum(cluster.PAUSES_S) + tries * ledger.WOKEN_LOCK_S
+        assert longest < light.timeout_min * 60 - light.signal_delay_s
 
 
 @pytest.mark.parametrize("wake", [True, False])

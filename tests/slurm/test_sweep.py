@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from lab import Bench
 
-from lewel_bench.slurm import sweep
+from lewel_bench.slurm import ledger, sweep
 from lewel_bench.slurm.executor import Rejected
-from lewel_bench.slurm.ledger import Entry, Foreign, Ledger
+from lewel_bench.slurm.ledger import Busy, Entry, Foreign, Ledger
 from lewel_bench.slurm.plan import Cell
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
@@ -229,6 +229,14 @@ def test_what_waits_for_somebody_here_is_looked_at_again(bench: Bench) -> None:
     assert "--dependency" not in script
     show(bench, line(answered(bench)[0], "PENDING", "BeginTime"))
     assert bench.run_with_wakes().wake == "1"
+
+
+def test_a_planning_job_waits_less_for_another_planner(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "WOKEN_LOCK_S", 0.01)
+    with Ledger(bench.root).lock(), pytest.raises(Busy, match=r"planning here for 0\.01 s"):
+        bench.run(attended=False)
 
 
 def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
