@@ -22,7 +22,7 @@ from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, JobState, is_held, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
-from lewel_bench.slurm import check, cluster, executor, inside, ledger, queue, sweep
+from lewel_bench.slurm import attempt, check, cluster, executor, inside, ledger, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Batch, Cell
 from lewel_bench.slurm.sweep import Pass, Sweep
@@ -223,16 +223,26 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
     idle = [k for k in states if k not in found and not (root / k / NAME).exists()]
     for key, verdict in sweep.given_up(root, idle).items():
         now = merged[key]
-        if now.state not in ("missing", "failed"):
+        if now.state not in ("missing", "failed") or _failed_since(root / key):
             continue
         if not verdict.again:
             merged[key] = replace(now, state="failed", reason=verdict.reason)
-        elif now.state == "missing" and verdict.cancelled:
-            merged[key] = replace(now, reason="cancelled; run again to go on")
-        elif now.state == "failed" and not verdict.cancelled:
+        elif verdict.cancelled:
+            merged[key] = replace(now, state="missing", reason="cancelled; run again to go on")
+        elif now.state == "failed":
             again = f"{now.reason}; the next run tries again"
             merged[key] = replace(now, state="missing", reason=again)
     return merged
+
+
+def _failed_since(folder: Path) -> bool:
+    """Whether a run without the cluster failed after the cluster's last attempt, whose own failure
+    may be as much as a heartbeat younger than the attempt when both were killed."""
+    seen = max((one.seen for one in attempt.history(folder)), default=0.0)
+    try:
+        return bool(seen) and (folder / FAILURE).stat().st_mtime > seen + 2 * inside.BEAT_S
+    except FileNotFoundError:
+        return False
 
 
 def _reason(one: sweep.Live, before: JobState) -> str:

@@ -1,6 +1,7 @@
 """`--cluster`: what a person sees, with stand-ins for SLURM."""
 
 import argparse
+import os
 import sys
 from io import StringIO
 from pathlib import Path
@@ -222,3 +223,36 @@ def test_status_says_what_the_next_run_tries_again(
         found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
         assert found.state == state and "CUDA out of memory" in found.reason
         assert ("the next run tries again" in found.reason) == (outcome == "oom")
+
+
+def test_a_failure_here_after_the_clusters_attempt_is_shown(
+    submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster's time limit was said to be over it."""
+    monkeypatch.setattr(queue, "tasks", list)
+    folder = tmp_path / submitted.key
+    tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+    attempt.end(folder, tried, "stopped")
+    failure = folder / status.FAILURE
+    failure.write_text('{"message": "no such folder"}')
+    for later_s, state in ((10, "missing"), (100, "failed")):
+        os.utime(failure, (tried.started + later_s,) * 2)
+        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert found.state == state and found.reason.startswith("no such folder")
+
+
+def test_what_ran_out_of_memory_and_was_cancelled_then(
+    submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run goes on; it was shown as failed."""
+    monkeypatch.setattr(queue, "tasks", list)
+    folder = tmp_path / submitted.key
+    tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+    attempt.end(folder, tried, "oom", "CUDA out of memory")
+    (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
+    books = ledger.Ledger(tmp_path)
+    retried = books.intend(kind="pretrain", tasks=((submitted.key,),))
+    books.submitted(retried.uid, "8")
+    books.ended(ledger.Entry(retried, "8", ended={0: "CANCELLED"}))
+    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert (found.state, found.reason) == ("missing", "cancelled; run again to go on")
