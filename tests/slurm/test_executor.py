@@ -216,7 +216,7 @@ def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
         bench.cell(f"r{i:02d}", ticks=0)
     mutant = (
         "import sys, runpy, contextlib; from lewel_bench.slurm.ledger import Ledger; "
-        "Ledger.lock = lambda self: contextlib.nullcontext(); "
+        "Ledger.lock = lambda *_: contextlib.nullcontext(); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", mutant, *bench.planner_command(str(rounds))[1:]]
