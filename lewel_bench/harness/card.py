@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lewel_bench.evals.export import FORMATS, unusual
 from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints
 from lewel_bench.results.record import Record
@@ -49,8 +50,8 @@ def card(
         FORMATS[format].how(spec).format(out=file),
         "```",
         "",
-        f"Images are RGB in [0, 1], minus the mean {spec.mean or (0.485, 0.456, 0.406)}, over the "
-        "standard deviation (0.229, 0.224, 0.225).",
+        f"Images are RGB in [0, 1], minus the mean {spec.mean or MEAN}, over the standard "
+        f"deviation {STD}.",
         "",
         *(_imported(run) if run.kind == "import" else _trained(run)),
         "",

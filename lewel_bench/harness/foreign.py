@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.record import Record
@@ -36,13 +36,7 @@ class _Pretrain(_Read):
 class _Import(_Read):
     tensors: str
     network: str
-    backbone: dict[str, Any]
-
-    @field_validator("backbone")
-    @classmethod
-    def _is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
-        Backbone.model_validate(value)
-        return value
+    backbone: Backbone
 
 
 class _Protocol(_Read):

@@ -106,7 +106,8 @@ def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content:
                 one = networks.setdefault(network, Network())
                 if key in one.keys:
                     one.over.append(file)  # two names for one tensor of the backbone
-                one.keys.setdefault(key, file)
+                else:
+                    one.keys[key] = file
                 break
         else:
             (heads if short.startswith(layout.heads) else over).append(file)
@@ -141,9 +142,8 @@ def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
     wanted = {spec.arch: _shapes(spec) for spec in specs}
     spec = min(specs, key=lambda s: len(wanted[s.arch].keys() ^ sizes.keys()))
     want = wanted[spec.arch]
-    without: tuple[str, ...] = (COUNTER,)
-    if any(key.endswith(COUNTER) for key in sizes):
-        without = ()
+    counted = any(key.endswith(COUNTER) for key in sizes)
+    without: tuple[str, ...] = () if counted else (COUNTER,)
     if layout.absorbed and not any(key.endswith(STATISTICS) for key in sizes):
         without += STATISTICS
     one.spec = spec.model_copy(update={"mean": layout.pixels.other_mean})
