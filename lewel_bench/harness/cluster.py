@@ -22,7 +22,17 @@ from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, JobState, is_held, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
-from lewel_bench.slurm import attempt, check, cluster, executor, inside, ledger, queue, sweep
+from lewel_bench.slurm import (
+    attempt,
+    check,
+    cluster,
+    control,
+    executor,
+    inside,
+    ledger,
+    queue,
+    sweep,
+)
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.plan import Batch, Cell
 from lewel_bench.slurm.sweep import Pass, Sweep
@@ -113,11 +123,11 @@ def _here(root: Path, keys: Collection[str]) -> set[str]:
 
 def free(root: Path, todo: Sequence[Job]) -> None:
     """Raise ValueError where a cluster's jobs may be at work on some of `todo`."""
-    maybe = sweep.unfinished_elsewhere(root)
+    maybe = control.unfinished_elsewhere(root)
     held, unknown = [job for job in todo if job.key in maybe], ""
     if held:
         try:
-            living = sweep.survey(root)
+            living = control.survey(root)
             held = [job for job in held if job.key in living]
         except ledger.Foreign as error:  # which says what to remove
             unknown = f" ({error})"
@@ -206,10 +216,10 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
         print("warning: the jobs of a cluster run here; ask on its login node", file=sys.stderr)
         return states
     try:
-        found = sweep.survey(root)
+        found = control.survey(root)
     except (queue.Unreachable, ledger.Foreign) as unreachable:
         print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
-        maybe = sweep.unfinished_elsewhere(root)
+        maybe = control.unfinished_elsewhere(root)
         return {
             key: replace(one, state="queued", reason="submitted; SLURM cannot be asked now")
             if key in maybe and one.state == "missing"
@@ -221,7 +231,7 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
         if key in states and states[key].state != "done":
             merged[key] = replace(states[key], state=one.state, reason=_reason(one, states[key]))
     idle = [k for k in states if k not in found and not (root / k / NAME).exists()]
-    for key, verdict in sweep.given_up(root, idle).items():
+    for key, verdict in control.given_up(root, idle).items():
         now = merged[key]
         if now.state not in ("missing", "failed") or _failed_since(root / key):
             continue
@@ -245,7 +255,7 @@ def _failed_since(folder: Path) -> bool:
         return False
 
 
-def _reason(one: sweep.Live, before: JobState) -> str:
+def _reason(one: control.Live, before: JobState) -> str:
     if one.state == "running":
         done = before.progress
         more = (str(done), done.left) if done else ()
@@ -257,7 +267,7 @@ def _reason(one: sweep.Live, before: JobState) -> str:
 def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
     """`lewel-bench cancel`: asks, then ends the jobs of `keys`."""
     try:
-        held = sweep.survey(root)
+        held = control.survey(root)
         wanted = [key for key in keys if key in held]
         if not wanted:
             print("nothing to cancel: no job of these is in the queue or running")
@@ -265,7 +275,7 @@ def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
         if not sure and not _agreed(f"cancel {len(wanted)} jobs? [y/N] "):
             print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
             return 1
-        ended = sweep.cancel(root, wanted)
+        ended = control.cancel(root, wanted)
     except queue.Unreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was cancelled") from None
     over = {key for keys in ended.values() for key in keys}
@@ -290,9 +300,9 @@ def _agreed(question: str) -> bool:
 
 def again(root: Path, keys: Sequence[str]) -> int:
     """`lewel-bench retry`: the next run tries failed jobs anew."""
-    verdicts = sweep.given_up(root, keys)
+    verdicts = control.given_up(root, keys)
     failed = [k for k, one in verdicts.items() if not one.again and not (root / k / NAME).exists()]
-    sweep.again(root, failed)
+    control.again(root, failed)
     for key in failed:
         (root / key / FAILURE).unlink(missing_ok=True)
     print(f"{len(failed)} failed jobs will be tried again by the next run")
@@ -301,7 +311,7 @@ def again(root: Path, keys: Sequence[str]) -> int:
 
 def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
     """`lewel-bench logs`: what the jobs of some keys printed."""
-    found = [path for key in keys for path in sweep.logs(root, key)]
+    found = [path for key in keys for path in control.logs(root, key)]
     if not found:
         raise ValueError(
             f"no job of a cluster has written for {asked} under {root}: see lewel-bench status"

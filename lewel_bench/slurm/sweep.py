@@ -1,24 +1,23 @@
-"""The front of this package: one planning pass, what lives, cancelling, trying again, logs.
+"""The front of this package: one planning pass, which submits what is ready.
 
 A pass may be made any time, from any login node or from inside a job, and several at once: records
 on disk are the truth, `squeue` says what lives, and the ledger connects the two.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lewel_bench.slurm import attempt, executor, ledger, plan, queue, retry, snapshot
-from lewel_bench.slurm.attempt import Attempt
+from lewel_bench.slurm import executor, ledger, plan, queue, snapshot
 from lewel_bench.slurm.cluster import Cluster
 from lewel_bench.slurm.executor import Rejected, Task
-from lewel_bench.slurm.ledger import Entry, Ledger, Submission
+from lewel_bench.slurm.ledger import Ledger, Submission
 from lewel_bench.slurm.plan import Batch, Cell, Decision
 from lewel_bench.slurm.queue import Limits, Unreachable
-from lewel_bench.slurm.retry import End, Verdict
+from lewel_bench.slurm.retry import Verdict
+from lewel_bench.slurm.seen import Seen, ends_by_key, judge_cell, look
 
 HELD = "JobHeldUser"  # of a planning job: somebody wants no more passes for now
 LATER_S = 600  # until the next look where the end of no job can wake it
@@ -72,7 +71,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     limits = queue.limits()
     with books.lock(ledger.LOCK_S if attended else ledger.WOKEN_LOCK_S):
         books.belongs(sweep.cluster.name, limits)
-        seen = _reconcile(books)
+        seen = look(books)
         done = recorded(sweep.root, _asked(cells), sweep.record)
         decision = _decide(sweep, books, seen, cells, done, limits, attended)
         code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
@@ -109,49 +108,6 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     return Pass(states, submitted, stuck, wake, broken)
 
 
-@dataclass
-class Seen:
-    """The ledger and the queue at one moment."""
-
-    entries: list[Entry]
-    live: dict[str, tuple[Entry, int, queue.Task | None]]
-    tasks: list[queue.Task]
-
-
-def _reconcile(books: Ledger, write: bool = True) -> Seen:
-    """Bring the ledger up to date; the order of the looks is what makes it safe: submissions, then
-    the processes behind those without an answer, then the queue, and records after that."""
-    entries = books.entries()
-    now = time.time()
-    open_ = [e for e in entries if e.id is None and not e.void]
-    orphans = {e.submission.uid: ledger.at_work(e.submission, now) for e in open_}
-    tasks = queue.tasks()
-    found = ledger.reconcile(entries, tasks, orphans)
-    if write:
-        for entry, id in found.adopted:
-            books.submitted(entry.submission.uid, id)
-            if id is not None:
-                executor.mend(books, entry.submission, id)
-        _explain(found.ended)
-        for entry in found.ended:
-            books.ended(entry)
-    return Seen(entries, found.live, tasks)
-
-
-def _explain(ended: Sequence[Entry]) -> None:
-    """Ask accounting, where there is one, about tasks that the controller has forgotten."""
-    unknown = {
-        entry.task_id(index): (entry, index)
-        for entry in ended
-        for index, state in entry.ended.items()
-        if state == "UNKNOWN"
-    }
-    names = {id: entry.submission.name for id, (entry, _) in unknown.items()}
-    for id, state in queue.endings(names).items():
-        entry, index = unknown[id]
-        entry.ended[index] = state
-
-
 def _asked(cells: Sequence[Cell]) -> set[str]:
     """The cells' keys, and those of records that they need, which no cell of theirs may leave."""
     return {key for cell in cells for key in (cell.key, *cell.needs)}
@@ -171,12 +127,12 @@ def _decide(
     limits: Limits,
     attended: bool,
 ) -> Decision:
-    ends = _ends(seen.entries)
+    ends = ends_by_key(seen.entries)
     open_ = {cell.key for cell in cells} - seen.live.keys() - set(done)
 
     def judge(key: str) -> Verdict | None:
         profile = sweep.cluster
-        return _judge(books.root / key, ends.get(key, ()), sweep.marks, profile.max_attempts)
+        return judge_cell(books.root / key, ends.get(key, ()), sweep.marks, profile.max_attempts)
 
     occupied = sum(t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
     return plan.plan(
@@ -190,54 +146,6 @@ def _decide(
         busy=sweep.busy(open_),
         attended=attended,
     )
-
-
-def _ends(entries: Sequence[Entry]) -> dict[str, list[End]]:
-    ends: dict[str, list[End]] = {}
-    for entry in entries:
-        one = entry.submission
-        for index, state in entry.ended.items():
-            for key in one.tasks[index]:
-                end = End(one.uid, index, state, one.time, one.tasks[index])
-                ends.setdefault(key, []).append(end)
-    return ends
-
-
-def _judge(folder: Path, ends: Sequence[End], marks: str, max_attempts: int) -> Verdict | None:
-    """The verdict on the cell of a folder; None when it was never tried."""
-    attempts = attempt.history(folder)
-    if not attempts and not ends:
-        return None
-    started = {(one.uid, one.task) for one in attempts}
-    seen = [
-        replace(end, state=retry.UNREACHED)
-        if (end.uid, end.task) not in started and _began(folder.parent, end)
-        else end
-        for end in ends
-    ]
-    settled = {one.name for one in attempts if one.outcome and _settled(folder, one, ends)}
-    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts, settled)
-
-
-def _settled(folder: Path, one: Attempt, ends: Sequence[End]) -> bool:
-    """Whether another cell of its pack began after an attempt had ended: what ended the task later
-    has not ended this attempt."""
-    packs = [end.pack for end in ends if (end.uid, end.task) == (one.uid, one.task)]
-    others = {key for pack in packs for key in pack} - {folder.name}
-    start = one.uid, one.task, one.restart
-    return any(
-        (other.uid, other.task, other.restart) == start and other.started >= one.seen
-        for key in others
-        for other in attempt.history(folder.parent / key)
-    )
-
-
-def _began(root: Path, end: End) -> bool:
-    """Whether a pack that has ended, and was not cancelled, had started a cell of it."""
-    if end.state == "CANCELLED" or len(end.pack) < 2:
-        return False
-    tried = (one for key in end.pack for one in attempt.history(root / key))
-    return any((one.uid, one.task) == (end.uid, end.task) for one in tried)
 
 
 def _send_all(
@@ -364,7 +272,7 @@ def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
     books = Ledger(sweep.root)
     limits = queue.limits()
     books.check(limits)
-    seen = _reconcile(books, write=False)
+    seen = look(books, write=False)
     done = recorded(sweep.root, _asked(cells), sweep.record)
     decision = _decide(sweep, books, seen, cells, done, limits, True)
     scripts: dict[str, str] = {}
@@ -376,123 +284,3 @@ def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
             how = Task(sweep.cluster.kinds[batch.kind])
             scripts[shape] = executor.script(sweep.cluster, books, one, how)
     return Preview(decision, scripts)
-
-
-@dataclass(frozen=True)
-class Live:
-    """A cell that SLURM has: `state` is running, queued or stuck, `place` its place among this
-    user's pending tasks."""
-
-    key: str
-    state: str
-    job: str
-    reason: str = ""
-    place: int = 0
-    elapsed: str = ""
-    nodes: str = ""
-
-
-def survey(root: Path) -> dict[str, Live]:
-    """What lives under a run root, by key, with one SLURM call, a second where it shows no job of
-    ours, and nothing written. Raises Unreachable, and Foreign where SLURM is another cluster's."""
-    books = Ledger(root)
-    seen = _reconcile(books, write=False)
-    ours = {entry.submission.name for entry in seen.entries}
-    if ours.isdisjoint(task.name for task in seen.tasks):
-        books.check(queue.limits())
-    pending = sorted((t for t in seen.tasks if t.state == "PENDING"), key=lambda t: -t.priority)
-    places = {task.id: place for place, task in enumerate(pending, 1)}
-    found = {}
-    for key, (entry, index, task) in seen.live.items():
-        if task is None:
-            found[key] = Live(key, "queued", "", "its sbatch has not answered yet")
-            continue
-        state = "stuck" if task.stuck else "queued" if task.state == "PENDING" else "running"
-        pack = entry.submission.tasks[index]
-        if state == "running" and len(pack) > 1 and _waits(root, key, entry.submission):
-            state = "queued"
-        found[key] = Live(
-            key,
-            state,
-            task.id,
-            task.stuck or ("" if task.reason in ("None", "") else task.reason),
-            places.get(task.id, 0),
-            task.elapsed,
-            task.nodes,
-        )
-    return found
-
-
-def _waits(root: Path, key: str, submission: Submission) -> bool:
-    """Whether a cell in a running pack has not been started by it yet."""
-    return not any(one.uid == submission.uid for one in attempt.history(root / key))
-
-
-def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
-    """The verdict on each cell that has neither a record nor a living job but was tried, as the
-    pass that submitted it last would judge."""
-    entries = Ledger(root).entries()
-    ends = _ends(entries)
-    last = {key: e.submission for e in entries for pack in e.submission.tasks for key in pack}
-    found = {}
-    for key in keys:
-        one = last.get(key, Submission("", "", ()))  # its file may be damaged
-        if verdict := _judge(root / key, ends.get(key, ()), one.marks, one.max_attempts):
-            found[key] = verdict
-    return found
-
-
-def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
-    """End the living jobs of `keys`; what each ended job held. A pass that a person starts submits
-    them again. Raises Unreachable, and Foreign where SLURM is another cluster's."""
-    books = Ledger(root)
-    books.check(queue.limits())
-    with books.lock():
-        seen = _reconcile(books)
-        ended: dict[str, list[str]] = {}
-        waiting: dict[str, Entry] = {}
-        for key in keys:
-            if key in seen.live:
-                entry, index, task = seen.live[key]
-                if task is not None:
-                    ended.setdefault(task.id, list(entry.submission.tasks[index]))
-                    if task.state == "PENDING":  # it will never write an attempt
-                        entry.ended[index] = "CANCELLED"
-                        waiting[entry.submission.uid] = entry
-        queue.cancel(list(ended))
-        for entry in waiting.values():
-            books.ended(entry)
-    return ended
-
-
-def again(root: Path, keys: Collection[str]) -> list[str]:
-    """Forget failed attempts at `keys`, so that the next pass tries them; those that had any."""
-    ends = _ends(Ledger(root).entries())  # one that never started has no attempts
-    tried = [key for key in keys if key in ends or attempt.history(root / key)]
-    for key in tried:
-        attempt.forgive(root / key)
-    return tried
-
-
-def logs(root: Path, key: str) -> list[Path]:
-    """The log files of every job that held a cell, newest last."""
-    books = Ledger(root)
-    found: list[Path] = []
-    for entry in books.entries():
-        for index, keys in enumerate(entry.submission.tasks):
-            if key in keys and entry.id:
-                name = entry.task_id(index)
-                found += sorted(books.logs(entry.submission.uid).glob(f"{name}_*_log.*"))
-    return found
-
-
-def unfinished_elsewhere(root: Path) -> Collection[str]:
-    """The keys that the ledger says may be alive, without asking SLURM."""
-    return {
-        key
-        for entry in Ledger(root).entries()
-        if not entry.over
-        for index, keys in enumerate(entry.submission.tasks)
-        if index not in entry.ended
-        for key in keys
-    }

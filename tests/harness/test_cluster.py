@@ -15,7 +15,7 @@ from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
-from lewel_bench.slurm import attempt, ledger, queue, sweep
+from lewel_bench.slurm import attempt, control, ledger, queue, sweep
 from lewel_bench.slurm.plan import Batch
 from lewel_bench.slurm.sweep import Pass, Sweep
 from tests.harness.test_cost import jobs_of
@@ -116,9 +116,9 @@ def test_cancel_tells_what_it_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-D is a no; a job whose sbatch has not answered is not ended."""
-    held = {key: sweep.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
-    monkeypatch.setattr(sweep, "survey", lambda root: held)
-    monkeypatch.setattr(sweep, "cancel", lambda root, keys: {"7": ["a"]})
+    held = {key: control.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
+    monkeypatch.setattr(control, "survey", lambda root: held)
+    monkeypatch.setattr(control, "cancel", lambda root, keys: {"7": ["a"]})
     monkeypatch.setattr(sys, "stdin", StringIO(""))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert cluster.cancel(tmp_path, ["a", "b"], sure=False) == 1

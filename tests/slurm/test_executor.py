@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lab import Bench, Lab, until
 
-from lewel_bench.slurm import attempt, cluster, executor, inside, queue, snapshot, sweep
+from lewel_bench.slurm import attempt, cluster, control, executor, inside, ledger, queue, snapshot
 from lewel_bench.slurm.ledger import Submission
 
 
@@ -35,10 +35,10 @@ def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
         calls = []
         ask = queue.ask
         monkeypatch.setattr(queue, "ask", lambda c, *r: calls.append(c) or ask(c, *r))
-        live = sweep.survey(bench.root)
+        live = control.survey(bench.root)
         assert len(live) == 1200 and len(calls) == 1
         assert sorted(one.place for one in live.values()) == list(range(1, 1201))
-        assert len(sweep.cancel(bench.root, list(live))) == 1200
+        assert len(control.cancel(bench.root, list(live))) == 1200
     finally:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(bench.idle)
@@ -181,7 +181,7 @@ def test_a_planner_that_does_not_scrub_is_caught(bench: Bench) -> None:
 
     until(loads)
     print(seen)
-    entry = next(iter(sweep.Ledger(bench.root).entries()))
+    entry = next(iter(ledger.Ledger(bench.root).entries()))
     assert entry.id not in str(seen)
 
 
@@ -223,7 +223,7 @@ def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
     planners = [subprocess.Popen(command, env=bench.planner_environment()) for _ in range(3)]
     assert [planner.wait(100) for planner in planners] == [0, 0, 0]
     submitted = sum(
-        len(entry.submission.tasks) for entry in sweep.Ledger(bench.root).entries() if entry.id
+        len(entry.submission.tasks) for entry in ledger.Ledger(bench.root).entries() if entry.id
     )
     assert submitted > rounds
     bench.finish()
@@ -236,7 +236,7 @@ def test_scripts_say_what_the_rules_ask(tmp_path: Path) -> None:
         pytest.skip("submitit needs srun")
     profile = cluster.load("preemptible", {})
     one = Submission("UID", "pretrain", (("a",), ("b",)), code="/code")
-    books = sweep.Ledger(tmp_path)
+    books = ledger.Ledger(tmp_path)
     how = executor.Task(profile.kinds["pretrain"], "afterany:7")
     text = executor.script(profile, books, one, how)
     for line in (

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from lab import Bench, Lab, until
 
-from lewel_bench.slurm import queue, sweep
+from lewel_bench.slurm import control, queue
 from lewel_bench.slurm.queue import Unreachable
 
 LONG = {"ticks": 40, "tick_s": 0.1, "save_every": 5}
 
 
 def job(bench: Bench, key: str) -> str:
-    return sweep.survey(bench.root)[key].job
+    return control.survey(bench.root)[key].job
 
 
 def signal(bench: Bench, key: str, name: str) -> None:
@@ -141,7 +141,7 @@ def test_cancelled_by_hand(bench: Bench, which: str) -> None:
     until(lambda: bench.ticks("a") >= 3 and bench.ticks("b") >= 3)
     id = job(bench, "a")
     queue.cancel([id if which == "task" else id.partition("_")[0]])
-    until(lambda: "a" not in sweep.survey(bench.root))
+    until(lambda: "a" not in control.survey(bench.root))
     # a pass that nobody asked for leaves alone what somebody ended
     assert bench.run(attended=False).states["a"][0] == "cancelled"
     until(bench.idle)
@@ -165,7 +165,7 @@ def test_failures_wait_for_a_person(bench: Bench) -> None:
     assert again.states["d"] == ("done", "")
     for key in "ab":
         (bench.root / key / "mended").touch()
-    sweep.again(bench.root, ["a", "b"])
+    control.again(bench.root, ["a", "b"])
     bench.run()
     until(bench.idle)
     bench.run()
@@ -215,7 +215,7 @@ def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
     subprocess.run(["scontrol", "update", f"JobId={job(bench, 'a')}", "Comment=new"], check=True)
     until(lambda: lab.saved() > seen)  # else it takes the job that has ended for a running one
     lab.controller("kill")
-    for ask in (bench.run, lambda: sweep.survey(bench.root)):
+    for ask in (bench.run, lambda: control.survey(bench.root)):
         with pytest.raises(Unreachable):
             ask()
     lab.controller("start")  # while the job runs
@@ -237,7 +237,7 @@ def test_the_controller_forgets_a_job(lab: Lab, bench: Bench) -> None:
     until(lambda: bench.ticks("a") >= 3)
     lab.controller("amnesia")
     lab.controller("start")
-    until(lambda: not sweep.survey(bench.root))
+    until(lambda: not control.survey(bench.root))
     assert len(bench.run().submitted) == 1  # the task of the lost job may live on: it is fenced
     bench.finish()
     bench.check()
@@ -257,7 +257,7 @@ def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
         with suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        until(lambda: not sweep.survey(bench.root))
+        until(lambda: not control.survey(bench.root))
         assert not bench.done()
         filler.unlink()
         assert len(bench.run().submitted) == 1

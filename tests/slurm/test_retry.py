@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.slurm import sweep
+from lewel_bench.slurm import control
 from lewel_bench.slurm.attempt import Attempt, begin
 from lewel_bench.slurm.attempt import end as end_attempt
 from lewel_bench.slurm.ledger import Entry, Ledger
@@ -100,7 +100,7 @@ def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> No
         one = books.intend(kind="light", tasks=(("a", "b"),), max_attempts=3)
         books.ended(Entry(one, "5", ended={0: state}))
         end_attempt(tmp_path / "a", begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks), "stopped")
-    found = sweep.given_up(tmp_path, ["a", "b"])
+    found = control.given_up(tmp_path, ["a", "b"])
     assert found["b"].again and found["b"].reason == ""
     assert found["a"].reason == "no progress in 3 attempts, the last: TIMEOUT"
 
@@ -118,12 +118,12 @@ def test_what_ends_a_pack_excuses_no_cell_that_had_failed(
     tried = begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
     if outcome == "error":  # maybe of what ended the task
         end_attempt(tmp_path / "a", tried, outcome, "no")
-        assert sweep.given_up(tmp_path, ["a"])["a"].again
+        assert control.given_up(tmp_path, ["a"])["a"].again
     end_attempt(tmp_path / "a", tried, outcome, "no")
     begin(tmp_path / "b", one.uid, 0, 1, 0, one.marks)
     if again:  # by SLURM itself
         begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
-    found = sweep.given_up(tmp_path, ["a", "b"])
+    found = control.given_up(tmp_path, ["a", "b"])
     assert found["b"].again
     assert not found["a"].again and found["a"].reason.endswith("no")
 
@@ -144,7 +144,7 @@ def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
         )
         began = begin(tmp_path / "key", one.uid, 0, 1, 0, one.marks)
         end_attempt(tmp_path / "key", began, "killed")
-    verdict = sweep.given_up(tmp_path, ["key"])["key"]
+    verdict = control.given_up(tmp_path, ["key"])["key"]
     assert verdict == Verdict(False, "no progress in 2 attempts, the last: killed")
-    assert sweep.again(tmp_path, ["key"]) == ["key"]
-    assert sweep.given_up(tmp_path, ["key"])["key"].again
+    assert control.again(tmp_path, ["key"]) == ["key"]
+    assert control.given_up(tmp_path, ["key"])["key"].again

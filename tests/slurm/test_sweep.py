@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from lab import Bench
 
-from lewel_bench.slurm import ledger, sweep
+from lewel_bench.slurm import control, ledger, sweep
 from lewel_bench.slurm.executor import Rejected
 from lewel_bench.slurm.ledger import Busy, Entry, Foreign, Ledger
 from lewel_bench.slurm.plan import Cell
@@ -65,7 +65,7 @@ def test_refused_from_the_start(bench: Bench) -> None:
     accept(bench, "$n -le 0")
     with pytest.raises(Rejected, match="QOSMaxSubmitJobPerUserLimit"):
         bench.run()
-    assert not sweep.unfinished_elsewhere(bench.root)
+    assert not control.unfinished_elsewhere(bench.root)
 
 
 @pytest.mark.parametrize("accepted", [1, 2])
@@ -245,9 +245,9 @@ def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
     away = CONFIG.replace("stand-in", "away")
     stand_in(bench.root.parent / "bin", "scontrol", f"printf '{away}'")
     for look in (
-        lambda: sweep.survey(bench.root),
+        lambda: control.survey(bench.root),
         lambda: sweep.preview(bench.sweep, bench.cells),
-        lambda: sweep.cancel(bench.root, ["a"]),
+        lambda: control.cancel(bench.root, ["a"]),
     ):
         with pytest.raises(Foreign, match="submitted to the cluster 'stand-in'"):
             look()
@@ -261,5 +261,5 @@ def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.Monke
     show(bench, *(f"7_{i}|PENDING|1|0:00||None|{one.name}" for i in range(50)))
     written: list[str] = []
     monkeypatch.setattr(Ledger, "ended", lambda self, entry: written.append(entry.submission.uid))
-    assert len(sweep.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
+    assert len(control.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
     assert written == [one.uid]

@@ -1,0 +1,105 @@
+"""What the ledger, the queue and the attempts say together: what lives, what ended how, and the
+verdict on a cell that was tried.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lewel_bench.slurm import attempt, executor, ledger, queue, retry
+from lewel_bench.slurm.attempt import Attempt
+from lewel_bench.slurm.ledger import Entry, Ledger
+from lewel_bench.slurm.retry import End, Verdict
+
+
+@dataclass
+class Seen:
+    """The ledger and the queue at one moment."""
+
+    entries: list[Entry]
+    live: dict[str, tuple[Entry, int, queue.Task | None]]
+    tasks: list[queue.Task]
+
+
+def look(books: Ledger, write: bool = True) -> Seen:
+    """Bring the ledger up to date; the order of the looks is what makes it safe: submissions, then
+    the processes behind those without an answer, then the queue, and records after that."""
+    entries = books.entries()
+    now = time.time()
+    open_ = [e for e in entries if e.id is None and not e.void]
+    orphans = {e.submission.uid: ledger.at_work(e.submission, now) for e in open_}
+    tasks = queue.tasks()
+    found = ledger.reconcile(entries, tasks, orphans)
+    if write:
+        for entry, id in found.adopted:
+            books.submitted(entry.submission.uid, id)
+            if id is not None:
+                executor.mend(books, entry.submission, id)
+        _explain(found.ended)
+        for entry in found.ended:
+            books.ended(entry)
+    return Seen(entries, found.live, tasks)
+
+
+def _explain(ended: Sequence[Entry]) -> None:
+    """Ask accounting, where there is one, about tasks that the controller has forgotten."""
+    unknown = {
+        entry.task_id(index): (entry, index)
+        for entry in ended
+        for index, state in entry.ended.items()
+        if state == "UNKNOWN"
+    }
+    names = {id: entry.submission.name for id, (entry, _) in unknown.items()}
+    for id, state in queue.endings(names).items():
+        entry, index = unknown[id]
+        entry.ended[index] = state
+
+
+def ends_by_key(entries: Sequence[Entry]) -> dict[str, list[End]]:
+    """How the tasks of each key ended, in the order of their submission."""
+    ends: dict[str, list[End]] = {}
+    for entry in entries:
+        one = entry.submission
+        for index, state in entry.ended.items():
+            for key in one.tasks[index]:
+                end = End(one.uid, index, state, one.time, one.tasks[index])
+                ends.setdefault(key, []).append(end)
+    return ends
+
+
+def judge_cell(folder: Path, ends: Sequence[End], marks: str, max_attempts: int) -> Verdict | None:
+    """The verdict on the cell of a folder; None when it was never tried."""
+    attempts = attempt.history(folder)
+    if not attempts and not ends:
+        return None
+    started = {(one.uid, one.task) for one in attempts}
+    seen = [
+        replace(end, state=retry.UNREACHED)
+        if (end.uid, end.task) not in started and _began(folder.parent, end)
+        else end
+        for end in ends
+    ]
+    settled = {one.name for one in attempts if one.outcome and _settled(folder, one, ends)}
+    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts, settled)
+
+
+def _settled(folder: Path, one: Attempt, ends: Sequence[End]) -> bool:
+    """Whether another cell of its pack began after an attempt had ended: what ended the task later
+    has not ended this attempt."""
+    packs = [end.pack for end in ends if (end.uid, end.task) == (one.uid, one.task)]
+    others = {key for pack in packs for key in pack} - {folder.name}
+    start = one.uid, one.task, one.restart
+    return any(
+        (other.uid, other.task, other.restart) == start and other.started >= one.seen
+        for key in others
+        for other in attempt.history(folder.parent / key)
+    )
+
+
+def _began(root: Path, end: End) -> bool:
+    """Whether a pack that has ended, and was not cancelled, had started a cell of it."""
+    if end.state == "CANCELLED" or len(end.pack) < 2:
+        return False
+    tried = (one for key in end.pack for one in attempt.history(root / key))
+    return any((one.uid, one.task) == (end.uid, end.task) for one in tried)
