@@ -22,7 +22,7 @@ from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.colour import BOX, FLIP
 from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.method import Method, Views, answer
 from lewel_bench.pretrain.norm import RunningStatistics
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
@@ -173,7 +173,8 @@ class Loop:
             last = first + self.micro >= self.local
             with self._sync_gradients(last):
                 with self._autocast():
-                    loss, diagnostics = self.forward(views.rows(rows), keys, rows)
+                    found = self.forward(views.rows(rows), keys, rows)
+                loss, diagnostics = answer(self.method, found)
                 torch.autograd.backward(self.scaler.scale(loss * share))
             self.running.add(share)
             total += loss.detach() * share
@@ -314,7 +315,7 @@ class Loop:
             torch.cuda.set_rng_state(own["cuda"].cpu(), self.machine.device)
         self.report("resumed", step=self.step, steps=self.steps)
 
-    def _parallel(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    def _parallel(self) -> Callable[..., object]:
         model: nn.Module = self.method
         if self.machine.compile:
             model.compile()

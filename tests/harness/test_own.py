@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,23 @@ def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
     failure = json.loads((tmp_path / "runs" / job.key / status.FAILURE).read_text())
     line = next(n for n, s in enumerate(EXAMPLE.read_text().splitlines(), 1) if "# nothing" in s)
     assert failure["message"].endswith(f"my_method.py, line {line})") and not failure["mistake"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("loss", "a Tensor"),
+        ("loss, None", "(Tensor, NoneType)"),
+        ("loss.expand(3), {}", "a loss of shape (3,)"),
+        ("loss.detach(), {}", "a detached loss"),
+    ],
+)
+def test_what_forward_must_return_is_said(tmp_path: Path, given: str, said: str) -> None:
+    returned = 'return loss, {"feature_std": feature_std(y1)}'
+    job = pretraining(tmp_path, added(tmp_path, returned, f"return {given}"))
+    settings = MachineSettings(device="cpu", workers=0)
+    with pytest.raises(ValueError, match=re.escape(f"VICReg.forward returned {said}: it must")):
+        jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
 
 
 def test_an_edited_file_is_another_number(
