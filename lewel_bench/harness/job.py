@@ -31,6 +31,7 @@ from lewel_bench.pretrain import checkpoint, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
+from lewel_bench.pretrain.parts import kmeans
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
@@ -88,7 +89,7 @@ def run(
         warnings=tuple(made.outcome.warnings),
         data=made.data,
         **provenance(),
-        environment=environment(settings),
+        environment={**environment(settings), **_library(job)},
         started=started,
         finished=datetime.now(UTC),
         seconds=made.seconds,
@@ -117,6 +118,11 @@ def _name_line(job: Job, error: Exception) -> None:
         if frames:
             frame, line = frames[-1]
             error.add_note(f"{frame.f_code.co_filename}, line {line}")
+
+
+def _library(job: Job) -> dict[str, str]:
+    """What PCL's clusters are made with: another library finds others."""
+    return {"kmeans": kmeans.library()} if job.recipe and job.recipe.method == "pcl" else {}
 
 
 def _attempts(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+_PATIENT: list[Any] = []  # a group of all ranks, for what may take longer than a timeout
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ def start(device: torch.device) -> None:
     """Join the process group that torchrun describes in the environment, if it does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _PATIENT[:] = [dist.new_group(backend="gloo", timeout=timedelta(days=7))]
 
 
-def wait() -> None:
-    """Return when every rank is here."""
+def wait(patient: bool = False) -> None:
+    """Return when every rank is here; with `patient` also when that takes hours, as where one rank
+    computes for all (NCCL gives up after 10 minutes)."""
     if world() > 1:
-        dist.barrier()
+        dist.barrier(_PATIENT[0] if patient and _PATIENT else None)
 
 
 @torch.no_grad()

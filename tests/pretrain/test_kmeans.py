@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import sklearn
 
 from lewel_bench.pretrain.parts import kmeans
 from lewel_bench.pretrain.parts.kmeans import Clusters, concentration
@@ -76,3 +77,10 @@ def test_concentration_of_empty_and_of_exact_clusters():
     np.testing.assert_allclose(spread, 0.1)  # the empty one as the others
     exact = concentration(Clusters(np.zeros((2, 2)), owner, np.zeros(4)), tau=0.1)
     np.testing.assert_allclose(exact, 0.1)
+
+
+def test_the_library_is_named_as_it_is_used(monkeypatch):
+    assert kmeans.library().startswith("faiss " if kmeans._has_faiss() else "scikit-learn ")
+    monkeypatch.setattr(kmeans, "_has_faiss", lambda: False)
+    monkeypatch.setattr(kmeans, "_by_scikit_learn", lambda *_: kmeans.library())
+    assert kmeans.kmeans(np.zeros((4, 2)), 2, 0).split() == ["scikit-learn", sklearn.__version__]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
-from lewel_bench.pretrain.distributed import rank, total
+from lewel_bench.pretrain.distributed import rank, total, wait
 from lewel_bench.pretrain.method import Method, TrainingSet, Views
 from lewel_bench.pretrain.methods import Counts, Size, Temperature
 from lewel_bench.pretrain.parts.diagnostics import feature_std
@@ -53,6 +53,7 @@ class Prototypes(nn.Module):
             self.C.copy_(unit(torch.from_numpy(found.centroids)))
             self.phi.copy_(torch.from_numpy(concentration(found, tau)))
             self.owner.copy_(torch.from_numpy(found.owner))
+        wait(patient=True)
         for buffer in (self.C, self.phi, self.owner):
             total(buffer)
 
@@ -117,8 +118,11 @@ class PCL(Method):
         (k,) = shuffled(lambda x: (unit(self.target(x).z),), views.x[1], self.seed, step)
         drawn = []
         for m, prototypes in enumerate(self.clusterings):
-            # Drawn on the host from (seed, step): the same on every rank, and after a resume.
-            random = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=m))
+            # Drawn on the host from (seed, step): the same on every rank, and after a resume. The
+            # last number of a counter makes streams apart, from that of `shuffled` too.
+            random = np.random.Generator(
+                np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, 1 + m])
+            )
             size = len(prototypes.C)
             chosen = torch.from_numpy(random.permutation(size)[: self.negatives])
             drawn.append(chosen.to(k.device, non_blocking=True))

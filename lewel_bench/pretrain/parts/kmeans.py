@@ -3,6 +3,7 @@
 N features of d dimensions, k clusters.
 """
 
+import importlib.metadata
 import importlib.util
 from typing import Any, NamedTuple
 
@@ -33,8 +34,17 @@ def kmeans(features: Array, k: int, seed: int) -> Clusters:
         raise ValueError(
             f"{len(features)} images cannot fill {k} clusters: set fewer args.clusters"
         )
-    library = _by_faiss if importlib.util.find_spec("faiss") else _by_scikit_learn
-    return library(np.ascontiguousarray(features, dtype=np.float32), k, seed)
+    by = _by_faiss if _has_faiss() else _by_scikit_learn
+    return by(np.ascontiguousarray(features, dtype=np.float32), k, seed)
+
+
+def library() -> str:
+    """The library that `kmeans` uses here, with its version."""
+    if _has_faiss():
+        import faiss
+
+        return f"faiss {faiss.__version__}"
+    return f"scikit-learn {importlib.metadata.version('scikit-learn')}"
 
 
 def concentration(clusters: Clusters, tau: float) -> Array:
@@ -53,6 +63,10 @@ def concentration(clusters: Clusters, tau: float) -> Array:
         return np.full(k, tau, dtype=np.float32)  # every feature is its own centroid
     scaled: Array = (tau * phi / phi.mean()).astype(np.float32)
     return scaled
+
+
+def _has_faiss() -> bool:
+    return importlib.util.find_spec("faiss") is not None
 
 
 def _by_faiss(features: Array, k: int, seed: int) -> Clusters:
