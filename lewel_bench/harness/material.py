@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
+from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.value import unknown
 
@@ -136,6 +137,14 @@ def _fits(job: Job, data: Dataset) -> None:
             raise ValueError(
                 f"{job.name}: batch {job.recipe.batch} is more than the {count} training images of "
                 f"{data.name}: set a smaller one, such as --set batch={max(1, count // 4)}"
+            )
+        clusters = 0
+        if job.recipe.method == "pcl":
+            clusters = max(map(int, methods.settings(job.recipe)["clusters"].split(",")))
+        if count < clusters:
+            raise ValueError(
+                f"{job.name}: {clusters} clusters are more than the {count} training images of "
+                f"{data.name}: set fewer, such as --set args.clusters={max(1, count // 20)}"
             )
     else:
         splits.of(job).check()

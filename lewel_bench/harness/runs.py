@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
 
+MOST_SEEDS = 10_000
+LARGEST_SEED = 2**32 - 1  # as NumPy and scikit-learn take them
+
+
 def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
     selection = select(arguments, context)
@@ -178,10 +182,17 @@ def _positive(option: str, text: str) -> int:
 def seeds(text: str) -> tuple[int, ...]:
     """`3` is seeds 0, 1, 2; `0,2,5` and `4,` are these."""
     if "," not in text:
-        return tuple(range(_positive("--seeds", text)))
+        count = _positive("--seeds", text)
+        if count > MOST_SEEDS:
+            raise ValueError(
+                f"--seeds {text}: that is a number of seeds; for one seed write {text},"
+            )
+        return tuple(range(count))
     parts = split([text])
     if not parts or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--seeds {text}: write a number of seeds (3) or a list of them (0,2,5)")
+    if too_large := [part for part in parts if int(part) > LARGEST_SEED]:
+        raise ValueError(f"--seeds {text}: {too_large[0]} is more than {LARGEST_SEED}")
     return tuple(dict.fromkeys(map(int, parts)))
 
 

@@ -184,6 +184,8 @@ def change(value: Value, settings: Mapping[str, Any]) -> Any:
             if not isinstance(node, dict) or (part not in node and not free):
                 known = node if isinstance(node, dict) else {}
                 where = ".".join(parts[:depth]) or type(value).__name__.lower()
+                if node is None:
+                    raise ValueError(f"{dotted}: there is no {where} here, it is not used")
                 raise ValueError(unknown(f"field of {where}", part, known))
             if depth < len(parts) - 1:
                 node = node[part]

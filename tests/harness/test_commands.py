@@ -35,6 +35,8 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--set", "epochs=0"], "epochs"),
         ([*RUN, "--set", "linear_lars.lrs=0.1"], "a list, such as [0.1, 0.2]"),
         ([*RUN, "--seeds", "x"], "--seeds"),
+        ([*RUN, "--seeds", str(2**64)], "for one seed write"),
+        ([*RUN, "--seeds", f"0,{2**32}"], "is more than 4294967295"),
         ([*RUN, "--evals", "linaer"], "Did you mean 'linear'"),
         ([*RUN, "--data", "/does/not/exist"], "no folder"),
         ([*RUN, "--data", "pretran=/tmp"], "Did you mean 'pretrain'"),

@@ -47,6 +47,9 @@ def test_without_records_the_published_cost_is_the_estimate() -> None:
     assert estimator.cost(paper_job("lewel_b_100ep")).hours == pytest.approx(229)
     unknown = estimator.cost(paper_job("densecl_200ep"))
     assert unknown.hours is None and "--probe 50" in unknown.basis
+    own = paper_job("moco_v2_200ep")
+    own = own.model_copy(update={"data": own.data.model_copy(update={"id": "folder-1"})})
+    assert estimator.cost(own).hours is None  # not ImageNet: nothing is published
 
 
 def test_records_come_before_probes_and_these_before_other_methods(tmp_path: Path) -> None:

@@ -235,6 +235,22 @@ def test_a_job_survives_its_spec_file() -> None:
             {"methods": ("lewel_m",), "epochs": (200,), "settings": (("batch", 50),)},
             "not divisible by bn_group",
         ),
+        (
+            {"methods": ("simclr",), "epochs": (200,), "settings": (("bn_group", 8),)},
+            "leave bn_group out",
+        ),
+        (
+            {"methods": ("pcl",), "epochs": (200,), "settings": (("args.warmup", 12),)},
+            "set args.warmup below epochs",
+        ),
+        (
+            {"methods": ("swav_b256",), "epochs": (200,), "settings": (("epochs", 1),)},
+            "set args.queue_from below epochs",
+        ),
+        (
+            {"methods": ("simsiam",), "epochs": (200,), "settings": (("ema.start", 0.9),)},
+            "there is no ema here",
+        ),
     ],
 )
 def test_mistakes_are_named(fields: dict[str, object], message: str) -> None:
@@ -248,6 +264,9 @@ def test_suite_of_the_user(tmp_path: Path) -> None:
     mine = suites.get("mine", site)
     assert mine.recipe(RECIPES["byol_200ep"]).data == f"folder:{tmp_path}"
     assert not mine.comparable
+    full = suites.get("full", Site(suites={"full": OwnSuite(like="paper", data=str(tmp_path))}))
+    for name, recipe in RECIPES.items():  # nothing but the data differs from the paper's
+        assert full.recipe(recipe) == recipe.model_copy(update={"data": f"folder:{tmp_path}"}), name
     with pytest.raises(ValueError, match="Did you mean 'mine'"):
         suites.get("mne", site)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Views
+from lewel_bench.pretrain.methods import TOGETHER
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
 from lewel_bench.pretrain.parts.momentum import Momentum
 from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
@@ -85,6 +86,7 @@ def has_hidden(method):
 
 def make(variant, bn_group=4):
     method, args, buffers = VARIANTS[variant]
+    bn_group = None if method in TOGETHER else bn_group
     recipe = recipe_of(method, args, buffers, bn_group)
     made = methods.build(recipe, seed=0, images=IMAGES, classes=CLASSES).double().train()
     made.before_epoch(0, Centres())
@@ -220,7 +222,8 @@ def one_step(method, pair, world=1, rank=0):
 
 
 def on_rank(rank, world):
-    cases = [(v, g) for v in ALONE_AS_TOGETHER for g in (4, None) if g is None or v not in TOGETHER]
+    groups = {v: (None,) if VARIANTS[v][0] in TOGETHER else (4, None) for v in ALONE_AS_TOGETHER}
+    cases = [(v, g) for v, known in groups.items() for g in known]
     return {(v, g): one_step(make(v, g), views(variant=v), world, rank) for v, g in cases}
 
 
@@ -229,8 +232,6 @@ ALONE_AS_TOGETHER = [
     "moco_v2", "moco_v2_symmetric", "pcl", "pixpro_instance", "resim", "simclr", "simsiam",
     "supervised", "swav", "swav_queue",
 ]  # fmt: skip
-# one pass for several views: groups of 4 would be of other images on two processes
-TOGETHER = {"simclr", "swav", "swav_queue"}
 
 
 def test_two_processes_train_like_one():

@@ -26,7 +26,7 @@ def pcl(**args):
     recipe = Recipe(
         name="test", label="test", source="test", method="pcl",
         args={"dim": DIM, "hidden": 512, "queue": 12, "clusters": "6,9", "warmup": 1, **args},
-        backbone=Backbone(arch="resnet18"), epochs=1, batch=B, augment="moco_v2",
+        backbone=Backbone(arch="resnet18"), epochs=2, batch=B, augment="moco_v2",
         optimizer=Optimizer(name="sgd", lr=0.1), ema=Ema(start=0.9),
     )  # fmt: skip
     return methods.build(recipe, seed=0, images=N).double().train()

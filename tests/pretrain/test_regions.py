@@ -48,6 +48,11 @@ def test_windows_are_those_of_resims_code():
     close(c3[-1], torch.tensor([168.0, 168, 200, 200]))  # 32 px, every 24
 
 
+def test_a_map_that_is_too_small_is_said():
+    with pytest.raises(ValueError, match=r"a feature map of 2x2 cells .* larger image_size"):
+        windows(3, 1, 2)
+
+
 def test_a_window_moved_there_and_back_is_itself():
     inside = windows(3, 2, 8).double()
     one, two = random_boxes(20, 0), random_boxes(20, 1)

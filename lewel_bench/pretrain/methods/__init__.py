@@ -59,6 +59,10 @@ _TYPES = {
 }
 
 
+TOGETHER = ("simclr", "swav")  # methods of ours whose views pass through the networks together
+BEGINS = {"pcl": "warmup", "swav": "queue_from"}  # the epoch from which they are what they are
+
+
 def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "Method":
     """The method of `recipe`, initialised from `seed` alone (the same on every rank).
 
@@ -92,6 +96,12 @@ def build(recipe: Recipe, seed: int, *, images: int = 0, classes: int = 0) -> "M
     return method
 
 
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a recipe's method, with the defaults of those that it does not set."""
+    known = arguments(recipe.method, recipe.own)
+    return {name: default for name, (_, default) in known.items()} | recipe.args
+
+
 def check(recipe: Recipe) -> None:
     """Raise ValueError where `recipe` asks for a method, an argument or a value that cannot be.
 
@@ -113,19 +123,30 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{where}: {message} (got {value!r})") from None
     if recipe.ema is None and "ema" in _asked(recipe):
         raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
-    settings = {name: default for name, (_, default) in known.items()} | recipe.args
-    pushed = recipe.batch * (2 if settings.get("symmetric") else 1)
-    if settings.get("queue") and settings["queue"] < pushed:
+    found = settings(recipe)
+    if recipe.bn_group and recipe.method in TOGETHER:
         raise ValueError(
-            f"argument queue of {recipe.method}: {settings['queue']} is smaller than the batch "
+            f"bn_group of {recipe.method}: its views pass together, and a group would be of other "
+            "images on another number of devices; leave bn_group out: the whole batch is one group"
+        )
+    begins = BEGINS.get(recipe.method)
+    if begins and found["queue"] and found[begins] >= recipe.epochs:
+        raise ValueError(
+            f"argument {begins} of {recipe.method}: from epoch {found[begins]} on leaves nothing "
+            f"of {recipe.epochs} epochs; set args.{begins} below epochs"
+        )
+    pushed = recipe.batch * (2 if found.get("symmetric") else 1)
+    if found.get("queue") and found["queue"] < pushed:
+        raise ValueError(
+            f"argument queue of {recipe.method}: {found['queue']} is smaller than the batch "
             f"{recipe.batch}; set args.queue to at least {pushed}"
         )
-    if settings.get("semantic") is False and settings["c"] not in (None, settings["d"]):
+    if found.get("semantic") is False and found["c"] not in (None, found["d"]):
         raise ValueError(
             f"argument c of {recipe.method}: without a semantic projector it must be d"
         )
-    if "h" in settings:
-        h, d = settings["h"], settings["d"]
+    if "h" in found:
+        h, d = found["h"], found["d"]
         spec = recipe.backbone
         channels = spec.width * (8 if spec.arch in ("resnet18", "resnet34") else 32)
         if d % h or channels % h:

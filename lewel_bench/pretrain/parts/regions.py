@@ -38,8 +38,14 @@ def centres(box: Tensor, shape: tuple[int, int]) -> Tensor:
 def windows(size: int, stride: int, side: int) -> Tensor:
     """The square windows of `size` cells, `stride` cells apart, in a map of `side` cells: (n, 4).
 
-    One that would end at the border of the map is left out, as in ReSim's code.
+    One that would end at the border of the map is left out, as in ReSim's code. Raises ValueError
+    for a map of `size` cells or fewer, which has none.
     """
+    if side <= size:
+        raise ValueError(
+            f"a feature map of {side}x{side} cells has no window of {size}x{size} inside: "
+            "set a larger image_size"
+        )
     first = torch.arange(0, side - size, stride, dtype=torch.float64) / side
     y, x = torch.meshgrid(first, first, indexing="ij")
     low = torch.stack([x, y], -1).flatten(0, 1)  # (n, 2)
