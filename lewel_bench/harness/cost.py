@@ -26,7 +26,9 @@ ANCHORS = {
 }
 # Weights of a backbone of width 64, in millions (torchvision), without its classifier.
 MILLIONS = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5, "resnet101": 42.5}
-COPIES = 4  # of a backbone in a checkpoint: itself, its target, the optimizer's momentum, the heads
+# Of a backbone in a checkpoint: itself, its target, the momentum of the optimizer, heads of its
+# size. Barlow Twins' heads and InstDisc's memory are larger.
+COPIES = 4
 LOOKED_AT = 3  # folders of like jobs whose size is measured
 
 
@@ -91,7 +93,7 @@ class Estimator:
             said = "of other methods here" if job.get("recipe") else "about like it here"
             return _median(known, units, said)
         recipe = job.get("recipe")
-        if recipe and _as_published(recipe) and recipe["method"] in ANCHORS:
+        if recipe and _as_published(recipe, job["data"]["id"]) and recipe["method"] in ANCHORS:
             of, hours, source = ANCHORS[recipe["method"]]
             ratio = self.published[recipe["method"]] / self.published[of]
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
@@ -134,7 +136,8 @@ class Total:
         at_once = f"{self.slots} job{'s' * (self.slots != 1)} at once"
         return (
             f"{self.jobs} jobs: {self.hours:.3g} device-hours{more}; {duration(self.wall_hours)} "
-            f"with {at_once}; {size(self.disk)} kept, {size(self.working)} of checkpoints meanwhile"
+            f"with {at_once}; {size(self.disk)} kept, {size(self.working)} of checkpoints or more "
+            "meanwhile"
         )
 
 
@@ -192,10 +195,10 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _as_published(recipe: Mapping[str, Any]) -> bool:
+def _as_published(recipe: Mapping[str, Any], data: str) -> bool:
     published = ("resnet50", "imagenet", 224, "imagenet")
     backbone = recipe["backbone"]
-    asked = (backbone["arch"], backbone["stem"], recipe["image_size"], recipe["data"])
+    asked = (backbone["arch"], backbone["stem"], recipe["image_size"], data)
     return asked == published
 
 

@@ -1,7 +1,7 @@
 """Suites: the scale at which the paper's cells are run. A suite only replaces fields."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.pretrain.recipe import Backbone, Recipe, change
@@ -19,7 +19,8 @@ class Suite(Value):
     pre-training, its warm-up included. With a `batch` of its own the learning rate follows
     linearly, times `lr`. `lr` and `recipes` are by family, or else by the longest beginning of its
     name (`lewel_b` for `lewel_b_d64_in100`); `recipes` and `protocols` (by name) are further
-    settings. `comparable` says whether its numbers can be held against the paper's.
+    settings. `precision` replaces the recipes' where it is set. `remarks` stand below the tables
+    they are for, by number. `comparable` says whether its numbers can be held against the paper's.
     """
 
     name: str
@@ -29,11 +30,13 @@ class Suite(Value):
     data: dict[str, str] = {}
     backbone: Backbone | None = None
     image_size: int | None = None
+    precision: Literal["fp32"] | None = None
     epochs: float = 1.0
     batch: int | None = None
     lr: dict[str, float] = {}
     recipes: dict[str, dict[str, Any]] = {}
     protocols: dict[str, dict[str, Any]] = {}
+    remarks: dict[str, str] = {}
 
     def dataset(self, name: str) -> str:
         """The suite's data set for one of the paper's."""
@@ -55,7 +58,7 @@ class Suite(Value):
             "bn_group": recipe.bn_group and min(batch, recipe.bn_group),
             "optimizer.lr": float(f"{lr:.6g}"),
             "schedule.warmup_epochs": recipe.schedule.warmup_epochs * self.epochs,
-            "precision": "fp32",
+            "precision": self.precision or recipe.precision,
         }
         for dotted, value in _own(recipe, self.recipes, {}).items():
             settings[dotted] = f"{recipe.augment}_no_blur" if value == NO_BLUR else value

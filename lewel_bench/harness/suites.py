@@ -12,11 +12,13 @@ PAPER = Suite(
     comparable=True,
 )
 
-# MoCo's CIFAR-10 notebook for queue, temperature and momentum; no blur on small images. A run has
-# a few hundred steps, not 10^5: the target of BYOL follows faster, and all rates are higher.
-# Two things let all features of BYOL and LEWEL_B become alike: gains and biases, which LARS does
-# not adapt, at so high a rate (they have Barlow Twins' share of it), and a target whose batch-norm
-# statistics are old (so it follows fast). Smaller batches make twice the steps.
+# Momentum as in MoCo's CIFAR-10 notebook, MoCo v2's temperature too; no blur on small images; a
+# queue that a run of a few epochs fills. A run has a few hundred steps, not 10^5: the target of
+# BYOL follows faster, and all rates are higher. Two things let all features of BYOL and LEWEL_B
+# become alike: gains and biases, which LARS does not adapt, at so high a rate (they have Barlow
+# Twins' share of it), and a target whose batch-norm statistics are old (so it follows fast).
+# Smaller batches make twice the steps; their rate is that of the suite's batch, so for an image it
+# is twice what `lr` says.
 _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
@@ -106,7 +108,7 @@ _COCO = {"weight_decays": [1e-4]}
 SHAPES = Suite(
     name="shapes",
     label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 12 epochs for 200",
-    source="scaled by hand; queue, temperature, momentum and no blur as in "
+    source="scaled by hand; momentum, no blur and MoCo v2's temperature as in "
     "facebookresearch/moco's CIFAR-10 notebook",
     data={
         "imagenet": "shapes",
@@ -116,6 +118,7 @@ SHAPES = Suite(
     },
     backbone=Backbone(arch="resnet18", stem="small", width=16),
     image_size=64,
+    precision="fp32",
     epochs=0.06,
     batch=64,
     lr={
@@ -144,6 +147,13 @@ SHAPES = Suite(
         "byol": {**_BYOL_SCALE, "args.dim": _DIM},
         "lewel_b": {**_BYOL_SCALE, "args.d": _DIM},
         "lewel_b_d512": {**_BYOL_SCALE, "args.d": 256},  # Table 7: d by half, as above
+        # SGD without warm-up, whose gains and biases have the rate of all the rest
+        "lewel_b_paper_text": {
+            **_BYOL_SCALE,
+            "args.d": _DIM,
+            "optimizer.excluded_lr": 1,
+            "schedule.warmup_epochs": 0,
+        },
         "lewel_b_d128": {**_BYOL_SCALE, "args.d": 64},
         "lewel_b_d64": {**_BYOL_SCALE, "args.d": 32},
         "moco_v2_p": _MOCO_SCALE,
@@ -161,6 +171,11 @@ SHAPES = Suite(
         "densecl": {**_MOCO_SCALE, "args.tau": 0.1},
         "resim": {**_MOCO_SCALE, "args.tau": 0.1, "args.fpn": 64},
         "pixpro": {**_BYOL_SCALE, "args.dim": _DIM},
+    },
+    remarks={
+        "6": "Heads of this suite have 128 hidden units (the paper's 2048): embeddings of d = 256 "
+        "and 512 lie in a space of 129 dimensions.",
+        "7": "In this suite d is half of what the rows say.",
     },
     protocols={
         "linear_lars": _LARS,
@@ -209,8 +224,9 @@ CIFAR10 = Suite(
     data={"imagenet": "cifar10", "imagenet100": "cifar10"},
     backbone=Backbone(arch="resnet18", stem="cifar"),
     image_size=32,
+    precision="fp32",
     batch=512,
-    lr={"simsiam": 0.6, "simclr": 4 / 3, "barlow_twins": 1.5},
+    lr={"simsiam": 0.6},
     recipes={
         "moco_v2": _CIFAR_MOCO,
         "lewel_m": _CIFAR_MOCO,
@@ -227,7 +243,8 @@ CIFAR10 = Suite(
         "pixpro": {"augment": NO_BLUR},
         # arXiv 2011.10566 app. D: base lr .03, wd 5e-4, a projector of two layers
         "simsiam": {"augment": NO_BLUR, "args.layers": 2, "optimizer.weight_decay": 5e-4},
-        # vturrisi/solo-learn @9187ea3 CIFAR-10: base lr .4, tau .2; base lr .3, 2048-d
+        # vturrisi/solo-learn @9187ea3 CIFAR-10: tau .2; 2048-d. Its rates are for a LARS that takes
+        # steps of 20 times the size: those here are of the methods' own codes, for theirs
         "simclr": {"augment": NO_BLUR, "args.tau": 0.2},
         "barlow_twins": {"augment": NO_BLUR, "args.dim": 2048, "args.hidden": 2048},
         "swav": _CIFAR_SWAV,

@@ -105,6 +105,8 @@ class Board:
             if self._takes_settings(self.recipe_name(row, column))
         }
         suite, engines = self.suite, self._engines(quoted)
+        if remark := suite.remarks.get(quoted.id):
+            quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
         return fill.fill(quoted, slots, self.measured, suite.name, suite.comparable, engines)
 
     def _engines(self, quoted: table.Table) -> dict[str, str]:

@@ -144,6 +144,7 @@ _add(
     EMAN,
     _BYOL,
     **_B512,
+    precision="fp32",
     optimizer=_lars(1.8),
 )
 _add("byol_original", "BYOL (original)", (100,), BYOL, _BYOL_ORIGINAL, optimizer=_lars(0.45 * 16))

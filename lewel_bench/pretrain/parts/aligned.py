@@ -101,7 +101,8 @@ class AlignedEncoder(nn.Module):
 
 def gaussian(like: Tensor, seed: int, step: int, view: int, first: int) -> Tensor:
     """Normal numbers of the shape of `like` (B, P, d), drawn for each image by its place `first`,
-    `first` + 1, ... in the global batch: the same however the batch is split."""
+    `first` + 1, ... in the global batch (in their shuffled order for keys): the same however the
+    batch is split."""
     rows = [
         np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, view, first + i]))
         .standard_normal(like.shape[1:], dtype=np.float32)
