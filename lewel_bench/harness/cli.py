@@ -85,9 +85,11 @@ def show_table(arguments: argparse.Namespace) -> int:
     from lewel_bench.results.table import TABLES, load
     from lewel_bench.value import unknown
 
-    formats = ["rich", *render.FORMATS]
+    formats = ["text", *render.FORMATS]
     if arguments.format not in formats:
         raise ValueError(unknown("format", arguments.format, formats))
+    if arguments.missing and arguments.format not in ("text", "json"):
+        raise ValueError(f"--missing --format {arguments.format}: that list is text or json")
     names = TABLES if arguments.table == "all" else (load(arguments.table).id,)
     context = Context(arguments)
     board = _board(context)
@@ -98,7 +100,7 @@ def show_table(arguments: argparse.Namespace) -> int:
 
         show(board, filled, arguments.format)
         return 0
-    if arguments.format == "rich":
+    if arguments.format == "text":
         from lewel_bench.harness import view
 
         for one in filled:

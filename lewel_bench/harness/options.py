@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     _beside(explain)
     _where(explain)
     status = _verb(verbs, "status", "status", "What every job under the run root is doing.")
-    status.add_argument("--format", choices=("rich", "json"), default="rich")
+    status.add_argument("--format", choices=("text", "json"), default="text")
     status.add_argument("--state", action="append", default=[], help="only jobs in this state")
     status.add_argument("--root", help="run root (default: of the site file, else ./runs)")
     status.add_argument("--cluster", metavar="NAME", help="ask this cluster what lives")
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "what",
         help="methods, recipes, protocols, tables, claims, suites, checkpoints, conflicts or runs",
     )
-    ls.add_argument("--format", choices=("rich", "json"), default="rich")
+    ls.add_argument("--format", choices=("text", "json"), default="text")
     ls.add_argument("--root", help="run root, for runs")
     _data_parser(verbs)
     doctor = _verb(verbs, "doctor", "doctor", "Check this installation, machine and site file.")
@@ -221,7 +221,7 @@ def _table_parser(verbs: Any) -> None:
         verbs, "table", "table", "Published, measured, difference and verdict of each cell."
     )
     table.add_argument("table", help="a table's number, or all")
-    table.add_argument("--format", default="rich", help="rich, md, csv, latex, html or json")
+    table.add_argument("--format", default="text", help="text, md, csv, latex, html or json")
     table.add_argument(
         "--missing", action="store_true", help="list empty cells and what fills them"
     )

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from lewel_bench.pretrain.report import Report
 from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import sheet
+from lewel_bench.results.sheet import Sheet, sheet
 
 PLAIN_EVERY_S = 60.0
+UNBOUND = 10_000  # columns of a terminal
 FEW = 300  # rows; rich takes half a second for a thousand
 
 STYLES = {
@@ -132,19 +133,42 @@ class Bar:
 
 
 def show_table(filled: Filled) -> None:
-    """Print a table of the paper with what was measured."""
+    """Print a table of the paper with what was measured, in parts where a terminal is narrow."""
     drawn = sheet(filled)
-    table = Table(title=drawn.title, title_justify="left", pad_edge=False)
     lead = len(drawn.header) - len(filled.table.columns)
-    for i, name in enumerate(drawn.header):
-        table.add_column(escape(name), justify="left" if i < lead else "right")
-    for block in drawn.blocks:
-        for cells in block.rows():
-            table.add_row(*(cell.drawn(escape, "[bold]{}[/]") for cell in cells))
-        table.add_section()
+    room = console().width if sys.stdout.isatty() else UNBOUND
+    parts: list[list[int]] = [[]]
+    for column in range(lead, len(drawn.header)):
+        if parts[-1] and _width(_part(drawn, lead, [*parts[-1], column])) > room:
+            parts.append([])
+        parts[-1].append(column)
+    for columns in parts:
+        table = _part(drawn, lead, columns)
+        table.title = drawn.title + (", continued" if columns is not parts[0] else "")
+        out = Console(width=min(room, _width(table)), highlight=False)
+        out.print(table)
     out = console()
-    out.print(table)
     for text in (*drawn.remarks, *drawn.problems):
         out.print(f"- {text}", markup=False)
     for i, note in enumerate(drawn.notes, 1):
         out.print(f"[{i}] {note}", markup=False)
+
+
+def _part(drawn: Sheet, lead: int, columns: Sequence[int]) -> Table:
+    """The leading columns and some others."""
+    table = Table(title_justify="left", pad_edge=False)
+    for i in range(lead):
+        table.add_column(escape(drawn.header[i]), overflow="fold")
+    for i in columns:
+        table.add_column(escape(drawn.header[i]), justify="right", overflow="fold")
+    for block in drawn.blocks:
+        for cells in block.rows():
+            shown = (*cells[:lead], *(cells[i] for i in columns))
+            table.add_row(*(cell.drawn(escape, "[bold]{}[/]") for cell in shown))
+        table.add_section()
+    return table
+
+
+def _width(table: Table) -> int:
+    """How wide a table is where nothing is cut."""
+    return Console(width=UNBOUND).measure(table).maximum

@@ -10,7 +10,11 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write, beside `path`; what is there at the end is flushed to disk and renamed to it.
-    On failure nothing is left and `path` is as before."""
+    On failure nothing is left and `path` is as before. Raises OSError where `path` cannot be."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield beside

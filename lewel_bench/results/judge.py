@@ -92,7 +92,7 @@ def decide(holds: Holds, low: float, high: float, floor: float, bound: float = 0
     middle = (low + high) / 2
     gains = low > 0 and middle > floor
     if holds == "better":
-        yes, no = gains, high <= floor
+        yes, no = gains, low <= 0 and high <= floor  # above 0 by less than noise: neither
     elif holds == "no better":
         yes, no = high <= floor, gains
     elif holds == "on par":
@@ -148,6 +148,7 @@ def _finding(
     reasons = _reasons(rows, entries, sides, seeds)
     known = filled.comparable
     floor = comparison.floor.value if known else 0.0
+    by = comparison.by
     first = [side[seeds[0]] for side in sides] if seeds else []
     found = _interval(differences, first, images, column.metric, floor)
     interval, how = (None, "") if isinstance(found, str) else found
@@ -160,7 +161,9 @@ def _finding(
         judgement = "inconclusive"
         reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
     else:
-        judgement = decide(comparison.claim.holds, *interval, floor, comparison.by or 0.0)
+        judgement = decide(comparison.claim.holds, *interval, floor, by or 0.0)
+        if known and by and not interval[0] <= by <= interval[1]:
+            reasons.append(f"the {by:+g} of the text is outside of the interval")
         if judgement == "contradicted" and comparison.claim.holds in TOLERANT and not known:
             judgement = "inconclusive"
             reasons.append("how near is near is not known at this scale")

@@ -9,6 +9,7 @@ from typing import Any
 from lewel_bench.results import claim, judge
 from lewel_bench.results.judge import Finding, Judged, Judgement
 from lewel_bench.results.render import md
+from lewel_bench.results.sheet import signed
 
 LOOKS: dict[Judgement, str] = {
     "supported": "good",
@@ -64,14 +65,21 @@ def tally(found: Iterable[Judged]) -> str:
     return ", ".join(f"{counts[j]} {j}" for j in reversed(judge.GRAVITY) if counts[j])
 
 
+def points(difference: float) -> str:
+    """A difference with its sign, which a rounded zero has not."""
+    return signed(difference, 1)
+
+
 def measured(finding: Finding) -> str:
     """The difference with its interval, in words."""
     if finding.difference is None:
         return "; ".join(finding.reasons)
-    within = f" [{finding.low:+.1f}, {finding.high:+.1f}]" if finding.low is not None else ""
+    within = ""
+    if finding.low is not None and finding.high is not None:
+        within = f" [{points(finding.low)}, {points(finding.high)}]"
     seeds = f"n={finding.n}" + (f", {finding.how}" if finding.how else "")
     said = "".join(f"; {reason}" for reason in finding.reasons)
-    return f"{finding.difference:+.1f}{within} ({seeds}){said}"
+    return f"{points(finding.difference)}{within} ({seeds}){said}"
 
 
 def published(finding: Finding) -> str:
@@ -82,7 +90,7 @@ def published(finding: Finding) -> str:
     if finding.published is None:
         return f"text: {claimed}" if claimed else "not printed"
     own = "" if finding.own == "holds" else f" ({finding.own})"
-    return f"{finding.published:+.1f}{own}"
+    return f"{points(finding.published)}{own}"
 
 
 def about(one: Judged) -> list[str]:

@@ -161,15 +161,20 @@ def _measured(column: Column, entry: Entry | None, marks: dict[tuple[str, str], 
     mark = marks.get((column.id, entry.setting), "")
     rest = f"{spread} ({seeds}{trials}){mark}"
     about = "; ".join(filter(None, (entry.setting, f"records {', '.join(entry.keys)}")))
-    return Cell(f"{entry.mean:.{column.digits}f}", rest, entry.best, about)
+    mean = f"{entry.mean:.{column.digits}f}".replace("-", "−")
+    return Cell(mean, rest, entry.best, about)
 
 
 def _difference(column: Column, entry: Entry | None) -> Cell:
     if entry is None or entry.delta is None:
         return Cell(BLANK)
-    text = f"{entry.delta:+.{column.digits}f}".replace("-", "−")
-    # no sign on a rounded zero
-    return Cell(text if float(text.replace("−", "-")) else text[1:])
+    return Cell(signed(entry.delta, column.digits))
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign, which a rounded zero has not."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def _verdict(entry: Entry | None) -> Cell:

@@ -172,7 +172,7 @@ def test_five_thousand_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     root = tmp_path / "runs"
     _many_records(root, 5000)
     assert _seconds(["table", "all", "--suite", "shapes", "--root", str(root)], tmp_path) < 6
-    for form in ("rich", "json"):
+    for form in ("text", "json"):
         assert _seconds(["status", "--root", str(root), "--format", form], tmp_path) < 6
     written = ["report", "report.html", "--suite", "shapes", "--root", str(root)]
     assert _seconds(written, tmp_path) < 12

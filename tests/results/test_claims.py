@@ -91,7 +91,7 @@ def test_a_comparison_is_judged_by_the_noise_of_its_own_quantity() -> None:
     filled = fill.fill(table.load("3"), slots, records, "paper", True)
     found = judge.judge(claim.find("voc:lewel_m"), filled, records)
     assert {f.comparison.column.id: f.judgement for f in found.findings[:4]} == {
-        "ap": "supported", "ap50": "supported", "ap75": "contradicted", "miou": "contradicted",
+        "ap": "supported", "ap50": "supported", "ap75": "inconclusive", "miou": "inconclusive",
     }  # fmt: skip
 
 
@@ -139,7 +139,8 @@ def test_seeds_are_compared_in_pairs() -> None:
     ("ours", "expected"),
     [
         ((51.0, 61.0, 71.5), "supported"),
-        ((50.05, 60.05, 70.05), "contradicted"),  # above, by less than the floor
+        ((50.05, 60.05, 70.05), "inconclusive"),  # above, by less than the floor
+        ((50.02, 59.98, 70.0), "contradicted"),  # no more than the floor, if at all
         ((49.0, 59.0, 69.1), "contradicted"),
         ((50.5, 60.0, 73.0), "inconclusive"),
     ],
@@ -150,10 +151,20 @@ def test_what_three_seeds_say(ours: tuple[float, ...], expected: str) -> None:
     assert judge.exit_code([found]) == {"supported": 0, "contradicted": 1}.get(expected, 2)
 
 
+def test_a_number_of_the_text_that_is_not_measured_is_said() -> None:
+    ours = {0: 60.4, 1: 60.5, 2: 60.6}
+    found, small = (
+        measured(ours, dict.fromkeys(range(3), 60.0), comparable=known) for known in (True, False)
+    )
+    assert found.judgement == "supported"
+    assert found.findings[0].reasons == ("the +1.6 of the text is outside of the interval",)
+    assert not small.findings[0].reasons
+
+
 def test_the_papers_noise_is_that_of_its_scale() -> None:
     ours, theirs = {0: 60.04, 1: 60.05, 2: 60.06}, {0: 60.0, 1: 60.0, 2: 60.0}
     paper, small = (measured(ours, theirs, comparable=known) for known in (True, False))
-    assert (paper.judgement, paper.findings[0].floor) == ("contradicted", 0.1)
+    assert (paper.judgement, paper.findings[0].floor) == ("inconclusive", 0.1)
     assert (small.judgement, small.findings[0].floor) == ("supported", 0.0)
     below = measured({0: 59.9, 1: 59.95}, {0: 60.0, 1: 60.05}, comparable=False)
     assert below.judgement == "contradicted"
@@ -195,6 +206,8 @@ def test_the_ways_a_claim_can_hold() -> None:
     decide = judge.decide
     assert decide("better", 0.2, 0.4, 0.1) == "supported"
     assert decide("better", -0.2, 0.4, 0.1) == "inconclusive"
+    assert decide("better", 0.02, 0.08, 0.1) == "inconclusive"  # within noise, as the paper's own
+    assert decide("better", -0.05, 0.08, 0.1) == "contradicted"
     assert decide("no better", 0.2, 0.4, 0.1) == "contradicted"
     assert decide("no better", -0.5, 0.05, 0.1) == "supported"
     assert decide("on par", -0.1, 3.0, 0.1) == "supported"
@@ -204,7 +217,7 @@ def test_the_ways_a_claim_can_hold() -> None:
     assert decide("at most", 4.6, 5.0, 0.5, 4.0) == "contradicted"
     time = measured({0: 3.9, 1: 4.1}, {}, of=claim.find("time:lewel_b"))
     assert time.judgement == "inconclusive"  # 4 +- 1.3
-    assert time.own == "not printed"
+    assert time.own == "holds" and time.findings[0].published == pytest.approx(4.382, abs=1e-3)
 
 
 def test_the_gravest_comparison_decides_and_so_does_the_gravest_claim() -> None:

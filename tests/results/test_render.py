@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -75,13 +76,13 @@ OFFSETS: tuple[tuple[float | Slot, ...], ...] = (
     (_not_done("failed", NAN),),
 )
 CASES = [*((id, "paper") for id in TABLES), ("2", "shapes")]
-ENDINGS = {"latex": "tex", "rich": "txt"}
+ENDINGS = {"latex": "tex", "text": "txt"}
 
 
-@pytest.mark.parametrize("format", [*FORMATS, "rich"])
+@pytest.mark.parametrize("format", [*FORMATS, "text"])
 @pytest.mark.parametrize(("id", "suite"), CASES)
 def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if format == "rich":
+    if format == "text":
         view.show_table(example(id, suite))
         text = capsys.readouterr().out
     else:
@@ -90,6 +91,20 @@ def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[
     if os.environ.get("LEWEL_BENCH_REGOLD"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [60, 80, 130])
+@pytest.mark.parametrize("id", ["1", "8"])
+def test_nothing_is_cut_on_a_narrow_terminal(
+    id: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    view.show_table(example(id, "paper"))
+    lines = re.sub("\x1b.*?m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    cells = [c for block in sheet(example(id, "paper")).blocks for c in sum(block.rows(), ())]
+    assert all(any(str(cell) in line for line in lines) for cell in cells)
 
 
 def test_the_examples_show_every_state_and_verdict() -> None:
