@@ -99,6 +99,14 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
     return Bundle(out, digest, files, tuple(left_out))
 
 
+def gone(weights: Path) -> str:
+    """What is said of a finished run's weights that are not beside its record."""
+    return (
+        f"{weights} is missing, but its record is here. If it came with a bundle, ask for one "
+        f"with --weights; to pre-train it again remove {weights.parent}"
+    )
+
+
 def verify(path: Path) -> Bundle:
     """The bundle in a file, every byte of it checked; nothing is written.
 

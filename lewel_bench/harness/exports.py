@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals import export
+from lewel_bench.harness import bundle
 from lewel_bench.harness.card import card
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.files import write_atomically
@@ -87,7 +88,7 @@ def backbone(root: Path, run: Record) -> tuple[export.State, Backbone]:
     assert run.checkpoint is not None
     path = root / run.key / run.checkpoint.file
     if not path.exists():
-        raise ValueError(f"{path} is gone: remove {path.parent} and run it again ({run.command})")
+        raise ValueError(f"{bundle.gone(path)} (it was made by: {run.command})")
     if checkpoint.sha256(path) != run.checkpoint.sha256:
         raise ValueError(f"{path} is not the file that its record names: its hash differs")
     return checkpoint.read_network(path)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.harness import signals, splits, transfer, view
+from lewel_bench.harness import bundle, signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.log import Log, write_failure
 from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
@@ -211,10 +211,7 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     assert upstream.checkpoint is not None
     backbone = root / job.upstream / upstream.checkpoint.file
     if not backbone.exists():
-        raise ValueError(
-            f"{backbone} is missing, but its record is here. If it came with a bundle, ask for one "
-            f"with --weights; to pre-train it again remove {backbone.parent}"
-        )
+        raise ValueError(bundle.gone(backbone))
     if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
         raise ValueError(
             f"{backbone} is not the file that its record names (its hash differs): remove "

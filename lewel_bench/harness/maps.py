@@ -4,6 +4,7 @@ B images, V = 2 views, P = h·w positions, d maps.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewel_bench.harness import splits
+from lewel_bench.harness import bundle, splits
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.status import SPEC, read_spec
 from lewel_bench.pretrain import checkpoint, methods, published
@@ -23,6 +24,7 @@ from lewel_bench.pretrain.method import Method
 from lewel_bench.pretrain.parts.aligned import alignment_maps
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.views import AUGMENTS
+from lewel_bench.results import record
 from lewel_bench.results.draw import Format
 from lewel_bench.results.mosaic import Shown, View, mosaic
 from lewel_bench.value import unknown
@@ -164,19 +166,25 @@ def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
         return method
     state = checkpoint.open_file(named) if named else checkpoint.load(folder)
     if state is None:
-        again = f"lewel-bench run --suite {job.suite} --method {job.recipe_name} --evals none"
-        again += f" --seeds {job.seed}," if job.seed else ""
-        if backbone.exists():
-            raise ValueError(
-                f"{job.key} ({job.name}) has no {beside.name}: it is of a version that kept none. "
-                f"Remove {folder} and pre-train it again, with its --data and --set: {again}"
-            )
-        raise ValueError(
-            f"{job.key} ({job.name}) has no weights yet. Pre-train it, with its --data and --set: "
-            f"{again}"
-        )
+        raise ValueError(_lacking(folder, job))
     method.load_state_dict(state["method"])
     return method
+
+
+def _lacking(folder: Path, job: Job) -> str:
+    """Why a run has no weights that could be read, and what to do about it."""
+    words = ["lewel-bench", "run", "--suite", job.suite, "--method", job.recipe_name]
+    words += ["--evals", "none", *(["--seeds", f"{job.seed},"] if job.seed else [])]
+    again = shlex.join([*words, "--root", str(folder.absolute().parent)])
+    of, backbone = f"{job.key} ({job.name})", folder / "backbone.safetensors"
+    if backbone.exists():
+        return (
+            f"{of} has no {checkpoint.PROJECTOR}: it is of a version that kept none. Remove "
+            f"{folder} and pre-train it again, with its --data and --set: {again}"
+        )
+    if (folder / record.NAME).exists():
+        return f"{bundle.gone(backbone)} and, with its --data and --set: {again}"
+    return f"{of} has no weights yet. Pre-train it, with its --data and --set: {again}"
 
 
 def _drawn(images: Images, recipe: Recipe, count: int, seed: int) -> Batch:

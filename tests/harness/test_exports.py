@@ -125,4 +125,4 @@ def test_another_file_than_the_record_names_is_refused(
     assert "its hash differs" in capsys.readouterr().err
     (root / key / "backbone.safetensors").unlink()
     assert export(root, key, tmp_path / "a.safetensors", "--to", "safetensors") == 2
-    assert "is gone" in capsys.readouterr().err
+    assert "is missing, but its record is here" in capsys.readouterr().err

@@ -233,6 +233,25 @@ def test_telling_maps_vary_and_differ() -> None:
     assert telling(W, 4) == [1, 0, 2, 3]
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_figure_5_without_weights_says_what_helps(
+    done: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run, as a bundle brings it, is not made again by the command alone."""
+    last = finish(tmp_path, "lewel_b_200ep", "linear_lars", 2, metrics={"top1": 1.0})
+    (key,) = (path.parent.name for path in tmp_path.glob("*/record.json") if path.parts[-2] != last)
+    if not done:
+        (tmp_path / key / "record.json").unlink()
+    assert main(["figure", "5", key, "--images", str(tmp_path), "--root", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "with its --data and --set: lewel-bench run --suite shapes --method lewel_b_200ep "
+        f"--evals none --seeds 2, --root {tmp_path}\n"
+    )
+    assert ("ask for one with --weights; to pre-train it again remove" in said) == done
+    assert ("has no weights yet" in said) != done
+
+
 def test_figure_5_of_a_run_of_any_images(
     tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
