@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
 ALIKE = 0.9  # a map that correlates more than this with one that is shown adds nothing to it
+IMAGES, MAPS = 4, 6  # how many, where no number is asked for and there are as many
 CPU = torch.device("cpu")
 
 
@@ -55,17 +56,20 @@ def figure(arguments: argparse.Namespace, context: "Context", format: Format) ->
         images = splits.read(source.data, "val")
     else:
         raise ValueError(f"{arguments.run} comes without images: name a folder with --images")
-    if not 1 <= arguments.count <= len(images):
-        raise ValueError(f"--count {arguments.count}: {images.root} has {len(images)} images")
-    if arguments.maps < 1:
-        raise ValueError(f"--maps {arguments.maps}: must be at least 1")
-    batch = _drawn(images, source.recipe, arguments.count, arguments.seed)
+    count = min(IMAGES, len(images)) if arguments.count is None else arguments.count
+    if not 1 <= count <= len(images):
+        raise ValueError(f"--count {count}: {images.root} has {len(images)} images")
+    batch = _drawn(images, source.recipe, count, arguments.seed)
     x = torch.stack([distort(batch.pixels[v], batch.params[v], CPU) for v in range(2)])
     W = maps(source.method, x, source.recipe)  # (V, B, d, h, w)
+    d = W.shape[2]
+    shown = min(MAPS, d) if arguments.maps is None else arguments.maps
+    if not 1 <= shown <= d:
+        raise ValueError(f"--maps {shown}: {source.title} has {d} maps")
     if arguments.channels:
-        channels = _listed(arguments.channels, W.shape[2])
+        channels = _listed(arguments.channels, d)
     else:
-        channels = telling(W.flatten(0, 1), arguments.maps)
+        channels = telling(W.flatten(0, 1), shown)
     how = "as asked for" if arguments.channels else "those that vary most over positions"
     return mosaic(
         _shown(images, batch, x, W[:, :, channels]),
@@ -73,7 +77,7 @@ def figure(arguments: argparse.Namespace, context: "Context", format: Format) ->
         f"Figure 5. Alignment maps of {source.title}",
         (
             f"Maps of the projector in evaluation mode on both views: {len(channels)} of "
-            f"{W.shape[2]}, {how}. Each is drawn from its smallest to its largest weight; the "
+            f"{d}, {how}. Each is drawn from its smallest to its largest weight; the "
             "number below it is its largest weight as a multiple of the mean (1 is uniform).",
         ),
         format,

@@ -306,12 +306,12 @@ def _figure_parser(verbs: Any) -> None:
         metavar="FOLDER",
         help="any folder of images (default: the validation images of the run's data)",
     )
-    maps.add_argument("--count", type=int, default=4, help="how many images (default: 4)")
+    maps.add_argument("--count", type=int, help="how many images (default: 4, or all of fewer)")
     maps.add_argument(
         "--channels",
         help="which maps, as 0,17,31 (default: the --maps that vary most over positions)",
     )
-    maps.add_argument("--maps", type=int, default=6, help="how many maps (default: 6)")
+    maps.add_argument("--maps", type=int, help="how many maps (default: 6, or all of fewer)")
     maps.add_argument("--seed", type=int, default=0, help="of the choice of images and views")
     rates = _verb(kinds, "lr", "figure", "The search behind a cell: its metric against the rate.")
     rates.add_argument("cell", help="table:row:column, such as table1:lewel_m:200:top1")

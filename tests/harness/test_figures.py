@@ -1,6 +1,7 @@
 """Charts of what is under a run root: every point is a record's or a log's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,10 @@ def test_figure_5_of_a_run_of_any_images(
     assert draw(folder.name, "--count", "1") == ""  # its own validation images
     assert "numbers from 0 to 15" in draw(*wanted, "--channels", "16")
     assert "has 18 images" in draw(folder.name, "--count", "99")
+    assert "has 16 maps" in draw(*wanted, "--maps", "9999")
+    (tmp_path / "few").mkdir()
+    shutil.copy(data / "val" / "class0" / "000.jpg", tmp_path / "few")
+    assert draw(folder, "--images", tmp_path / "few") == ""  # fewer than are drawn by default
     assert "no image in it" in draw(folder.name, "--images", tmp_path / "runs")
     assert "unknown run" in draw("a0b1c2d3e4f5")
     assert draw(folder / "backbone.safetensors", *wanted[1:], "--channels", "3,15") == ""
