@@ -89,10 +89,10 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     """The tensors in a file by name, without the prefix of DistributedDataParallel."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises whatever it runs into
-        why = str(error).strip().splitlines()
+    except Exception:  # torch's reader raises whatever it runs into, and advises to execute it
         raise ValueError(
-            f"{path} is no file of plain tensors: {why[0] if why else error!r}"
+            f"{path} is no file of plain tensors that PyTorch can read, or is cut off. Nothing in "
+            "a file is executed here: if it holds Python objects too, save its state_dict alone"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = state.items() if isinstance(state, Mapping) else ()
