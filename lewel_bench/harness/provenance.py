@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -18,21 +19,33 @@ from lewel_bench.harness.status import COMMAND
 from lewel_bench.pretrain import distributed
 from lewel_bench.slurm.snapshot import NAME as SNAPSHOT
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def environment(settings: MachineSettings) -> dict[str, str]:
     """Versions and hardware, for the record."""
     on_gpu = torch.cuda.is_available() and settings.device != "cpu"
-    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device,
+        "device": torch.cuda.get_device_name() if on_gpu else processor(CPUINFO),
         "processes": str(distributed.world()),
         "threads": str(torch.get_num_threads()),
         "micro_batch": str(settings.micro_batch or "whole"),
         "compile": str(settings.compile).lower(),
         "tf32_convolutions": str(on_gpu and torch.backends.cudnn.allow_tf32).lower(),
     }
+
+
+def processor(info: Path) -> str:
+    """The processor's model by the file in which Linux tells it; elsewhere its architecture, which
+    two machines may share that are not equally fast."""
+    try:
+        text = info.read_text(errors="replace")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:[ \t]*(\S.*?)\s*$", text, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 @cache
