@@ -37,6 +37,7 @@ KEPT = (
     *("metrics.json", "predictions/*"),
 )
 WEIGHTS = "*.safetensors"
+LEAVE = ("pretrain", "import")  # the kinds of a record that has a backbone
 # No part of a name starts with a dot or holds what could lead elsewhere.
 NAME = re.compile(r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*")
 DIGEST = 64  # characters of the comment
@@ -146,6 +147,7 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
     """The names of the files that go into a bundle, and what does not, in words."""
     names: list[str] = []
     left_out = [str(one) for one in store.bad]
+    bare = []  # pre-trainings whose weights are wanted and not there
     for key, one in sorted(store.records.items()):
         spec = store.root / key / SPEC
         try:  # what `verify` would refuse
@@ -157,9 +159,13 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
             continue
         found = list(_files(store.root, key, weights))
         names += filter(_may_stand, found)
+        if one.kind in LEAVE and one.checkpoint and f"{key}/{one.checkpoint.file}" not in found:
+            bare.append(key)
         left_out += [
             f"{store.root / n}: its name cannot stand in one" for n in found if not _may_stand(n)
         ]
+    if weights and bare:
+        left_out.append(f"the weights of {', '.join(bare)}: they are not under {store.root}")
     if store.kept_apart:
         left_out.append(f"{store.kept_apart} records of merged bundles that are kept beside ours")
     return names, left_out

@@ -203,6 +203,8 @@ def write_bundle(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.file)
     if arguments.verify:
+        if given := [f"--{name}" for name in ("weights", "force", "root") if vars(arguments)[name]]:
+            raise ValueError(f"--verify only reads {path}: leave out {', '.join(given)}")
         found = bundle.verify(path)
     else:
         root, force = Context(arguments).root, arguments.force

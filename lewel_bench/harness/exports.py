@@ -18,8 +18,6 @@ from lewel_bench.value import unknown
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
-LEAVE = ("pretrain", "import")  # the kinds of a backbone
-
 
 def write(arguments: argparse.Namespace, context: "Context") -> list[Path]:
     """Write what a command line asks for; the files. Raises ValueError for a run that is not there,
@@ -58,7 +56,7 @@ def write(arguments: argparse.Namespace, context: "Context") -> list[Path]:
 def find(store: Store, text: str) -> Record:
     """The run that left a backbone, by key or by name. Raises ValueError naming the nearest, or the
     keys of several of one name."""
-    having = {key: one for key, one in store.records.items() if one.kind in LEAVE}
+    having = {key: one for key, one in store.records.items() if one.kind in bundle.LEAVE}
     if text in having:
         return having[text]
     if text in store.records:

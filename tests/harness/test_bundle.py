@@ -56,6 +56,25 @@ def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:
     assert sum(name.endswith(".safetensors") for name in with_weights.files) == 2
 
 
+def test_weights_that_are_asked_for_and_not_there_are_named(tmp_path: Path) -> None:
+    root = lab(tmp_path / "root")
+    store = Store(root)
+    bare, full = sorted(key for key, one in store.records.items() if one.kind == "pretrain")
+    (root / full / "backbone.safetensors").write_bytes(b"weights")
+    made = bundle.write(root, tmp_path / "a.zip", weights=True)
+    assert made.left_out == (f"the weights of {bare}: they are not under {root}",)
+    assert f"{full}/backbone.safetensors" in made.files
+    assert bundle.write(root, tmp_path / "b.zip").left_out == ()
+
+
+def test_a_check_takes_no_option_of_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bundle", str(tmp_path / "a.zip"), "--verify"]
+    assert main([*words, "--weights", "--root", str(tmp_path)]) == 2
+    assert "only reads" in (said := capsys.readouterr().err) and "--weights, --root" in said
+
+
 def test_no_byte_changes_unseen(tmp_path: Path) -> None:
     root = tmp_path / "root"
     finish(root, "lewel_m_200ep", "linear_lars", metrics={"top1": 70.0})
