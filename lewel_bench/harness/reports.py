@@ -70,11 +70,12 @@ def _behind(board: Board, tables: Iterable[Filled]) -> list[str]:
     """The keys of the records in the tables' cells and of those that they rest on, sorted."""
     found: set[str] = set()
     ahead = [
-        slot.key
+        key
         for filled in tables
         for entry in filled.entries.values()
         for slot in entry.slots
         if slot.state == "done"
+        for key in (slot.key, slot.baseline)
     ]
     while ahead:
         key = ahead.pop()

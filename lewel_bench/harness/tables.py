@@ -18,6 +18,7 @@ from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import cost, fill, record, table
 from lewel_bench.results.fill import Filled, Measured, Slot
+from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
 
@@ -214,7 +215,7 @@ class Board:
                 f"and on {cost.machine(theirs)}",
             )
         self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **found})
-        return slot
+        return replace(slot, baseline=key)
 
     def _done(self, key: str) -> bool:
         return key in self.store.records and self._state(key).state == "done"
@@ -406,6 +407,8 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         **found,
         "value": board.measured[slot.key].metrics.get(metric),
         "metrics": dict(result.metrics),
+        **_cost(result),
+        **({"baseline": _link(board, slot.baseline)} if slot.baseline else {}),
         "elsewhere": [dict(other.metrics) for other in board.store.others.get(slot.key, ())],
         "chosen": result.outcome.get("chosen", {}),
         "paper_rule": result.outcome.get("paper_rule", {}),
@@ -431,6 +434,13 @@ def _checkpoint(folder: Path, checkpoint: Any) -> dict[str, str] | None:
     return {"file": str(file), "sha256": checkpoint.sha256}
 
 
+def _cost(result: Record) -> dict[str, Any]:
+    """What a pre-training cost and where that was measured."""
+    if result.kind != "pretrain":
+        return {}
+    return {"cost": cost.cost(result), "measured_on": cost.machine(result)}
+
+
 def _link(board: Board, key: str) -> Mapping[str, Any]:
     result = board.store.records.get(key)
     if result is None:
@@ -440,7 +450,10 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "kind": result.kind,
         "name": result.name,
         "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
+        "ran": result.command,
+        "finished": result.finished.isoformat(),
         "seconds": result.seconds,
+        **_cost(result),
         "data": {role: one.model_dump() for role, one in result.data.items()},
         "checkpoint": _checkpoint(board.root / key, result.checkpoint),
         "log": str(board.root / key / EVENTS),

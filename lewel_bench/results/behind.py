@@ -5,7 +5,7 @@ from datetime import UTC
 from typing import Any
 
 from lewel_bench.results.chart import is_number
-from lewel_bench.results.cost import devices
+from lewel_bench.results.cost import cost, devices
 from lewel_bench.results.fill import Entry, Filled
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import ORIGINS
@@ -57,7 +57,11 @@ def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
         "reasons": list(entry.reasons),
         "commands": list(commands),
         "metric": column.metric,
-        "runs": [[s.key, s.seed, s.trial] for s in entry.slots if s.state == "done"],
+        "runs": [
+            [s.key, s.seed, s.trial, *([s.baseline] if s.baseline else [])]
+            for s in entry.slots
+            if s.state == "done"
+        ],
     }
     return {name: value for name, value in found.items() if value or name == "runs"}
 
@@ -70,6 +74,7 @@ def _record(one: Record, log: bool) -> dict[str, Any]:
     ]
     found = {
         "metrics": _rounded(one.metrics),
+        "cost": _rounded(cost(one)) if one.kind == "pretrain" else {},
         "chosen": _rounded(outcome.get("chosen")),
         "paper_rule": _rounded(outcome.get("paper_rule")),
         "gap": _rounded(outcome.get("selection_gap")),

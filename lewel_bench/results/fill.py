@@ -23,7 +23,7 @@ class Slot:
     its backbone is fine-tuned in several trials. `needs` are the jobs that come first, as text
     ("pretrain 3f2a9c01b7de missing"); `command` fills the slot. `setting` says how it is measured
     (protocol, engine, selection rule; for a cost the machine): numbers of two settings are never
-    averaged."""
+    averaged. `baseline` is the key of the run that an overhead is over."""
 
     key: str
     seed: int
@@ -33,6 +33,7 @@ class Slot:
     needs: tuple[str, ...] = ()
     trial: int = 0
     setting: str = ""
+    baseline: str = ""
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State):

@@ -10,10 +10,12 @@ import pytest
 
 from lewel_bench.harness import cli, plan, suites
 from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.reports import gather
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.tables import Board, provenance, setting, written
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
+from lewel_bench.results.behind import behind
 from lewel_bench.results.fill import Entry
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import render
@@ -123,6 +125,23 @@ def test_explain_goes_from_a_cost_to_its_record(lab: Lab) -> None:
     assert found["setting"] == "8 x Tesla V100, 5 threads, fp32"
     with pytest.raises(ValueError, match="BYOL is a baseline"):
         provenance(lab.board(), "table9:byol:overhead")
+
+
+def test_an_overhead_is_explained_by_both_of_its_runs(lab: Lab) -> None:
+    """66 s against 60 s, of 6 epochs each."""
+    base = lab.pretrained("moco_v2_amp_100ep")
+    key = lab.pretrained("lewel_m_100ep", seconds=66.0)
+    (seed,) = provenance(lab.board(), "table9:lewel_m:overhead")["seeds"]
+    assert (seed["key"], seed["baseline"]["key"]) == (key, base)
+    ours, theirs = (one["cost"]["seconds_per_epoch"] for one in (seed, seed["baseline"]))
+    assert (ours, theirs) == (11.0, 10.0)
+    assert seed["value"] == pytest.approx(100 * (ours / theirs - 1))
+    assert seed["baseline"]["measured_on"] == seed["measured_on"]
+    report = gather(lab.board(), lab.root)
+    data = behind(report.tables, report.records, report.logs, "", "")
+    assert data["cells"]["table9:lewel_m:overhead"]["runs"] == [[key, 0, 0, base]]
+    assert data["records"][base]["cost"]["seconds_per_epoch"] == 10.0
+    assert data["cells"]["table9:lewel_m:seconds"]["runs"] == [[key, 0, 0]]
 
 
 def test_the_same_run_at_the_small_scale_fills_both_tables(lab: Lab) -> None:

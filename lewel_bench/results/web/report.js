@@ -39,10 +39,12 @@ function record(key, metric) {
   const one = data.records[key];
   if (!one) return element("p", `${key}: no record`);
   const at = data.root + key + "/";
+  const values = { ...one.metrics, ...one.cost };
   return list([
-    ["value", metric in one.metrics ? number(one.metrics[metric]) : ""],
+    ["value", metric in values ? number(values[metric]) : ""],
     ["record", [link(key, at + "record.json"), one.log ? link("log", at + "events.jsonl") : ""]],
     ["all metrics", numbers(one.metrics)],
+    ["cost", numbers(one.cost)],
     ["chosen", numbers(one.chosen)],
     ["paper's rule", numbers(one.paper_rule)],
     ["paper's rule minus ours", numbers(one.gap)],
@@ -78,11 +80,15 @@ function provenance(id) {
       ["in the terminal", code(`lewel-bench explain ${id}${data.options}`)],
     ]),
   );
-  for (const [key, seed, trial] of cell.runs) {
+  for (const [key, seed, trial, baseline] of cell.runs) {
     const named = `seed ${seed}${trial ? `, trial ${trial}` : ""} · ${key}`;
     const one = element("details", null, element("summary", named));
     // only when it is opened: a cell may have hundreds
-    one.addEventListener("toggle", () => one.append(record(key, cell.metric)), { once: true });
+    const behind = () => [
+      record(key, cell.metric),
+      ...(baseline ? [element("h3", `over ${baseline}`), record(baseline, cell.metric)] : []),
+    ];
+    one.addEventListener("toggle", () => one.append(...behind()), { once: true });
     one.open = cell.runs.length === 1;
     box.append(one);
   }
