@@ -52,7 +52,7 @@ class Board:
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
         self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed
-        self.possible: dict[str, bool] = {}  # by recipe, whether it can have the settings
+        self.refusals: dict[str, str] = {}  # by recipe, why it cannot have the settings
         self.scaled: dict[str, Protocol] = {}
         self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
         self.pretrain_keys: dict[tuple[str, int], str] = {}
@@ -100,15 +100,20 @@ class Board:
     def fill(self, quoted: table.Table) -> Filled:
         """A table with its measured values; with settings, those of the rows that can have them.
         Raises ValueError for settings that no recipe can have."""
-        slots = {
-            (row.id, column.id): self.slots(row, column)
-            for row, column in quoted.cells()
-            if self._takes_settings(self.recipe_name(row, column))
-        }
+        slots: dict[tuple[str, str], list[Slot]] = {}
+        refused: dict[tuple[str, str], str] = {}
+        for row, column in quoted.cells():
+            if name := self.recipe_name(row, column):
+                if why := self._refused(name):
+                    refused[row.id, column.id] = _cannot(row.family(column) or name, why)
+                else:
+                    slots[row.id, column.id] = self.slots(row, column)
         suite, engines = self.suite, self._engines(quoted)
         if remark := suite.remarks.get(quoted.id):
             quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
-        return fill.fill(quoted, slots, self.measured, suite.name, suite.comparable, engines)
+        return fill.fill(
+            quoted, slots, self.measured, suite.name, suite.comparable, engines, refused
+        )
 
     def _engines(self, quoted: table.Table) -> dict[str, str]:
         names = dict.fromkeys(
@@ -119,30 +124,28 @@ class Board:
         scaled = {name: self._protocol(name) for name in names}
         return {name: one.engine for name, one in scaled.items() if isinstance(one, plan.Dense)}
 
-    def _takes_settings(self, recipe: str | None) -> bool:
-        """Whether a recipe can have the settings: another method may lack what they name."""
-        if recipe is None:
-            return False
+    def _refused(self, recipe: str) -> str:
+        """Why a recipe cannot have the settings: another method may lack what they name. Empty
+        where it can; raises ValueError where no recipe can."""
         if self._is_imported(recipe):
-            return all(name.split(".")[0] in PROTOCOLS for name, _ in self.settings)
-        if recipe not in self.possible:
-            self.possible[recipe] = self._refusal(recipe) is None
-        if not (self.possible[recipe] or any(self.possible.values())):
-            refusals = [self._refusal(name) for name in RECIPES]
-            if all(refusals):
-                raise ValueError(refusals[0])
-            self.possible |= {name: not r for name, r in zip(RECIPES, refusals, strict=True)}
-        return self.possible[recipe]
+            odd = [name for name, _ in self.settings if name.split(".")[0] not in PROTOCOLS]
+            return f"{', '.join(odd)} is of a pre-training, and it was imported" if odd else ""
+        if recipe not in self.refusals:
+            self.refusals[recipe] = self._refusal(recipe)
+        if all(self.refusals.values()):
+            self.refusals |= {name: self._refusal(name) for name in RECIPES}
+            if all(self.refusals.values()):
+                raise ValueError(self.refusals[next(iter(RECIPES))])
+        return self.refusals[recipe]
 
-    def _refusal(self, recipe: str) -> str | None:
-        """Why a recipe cannot have the settings."""
+    def _refusal(self, recipe: str) -> str:
         try:
             self._recipe(recipe)
         except ValueError as error:
             if not self.settings:
                 raise
             return str(error)
-        return None
+        return ""
 
     def slots(self, row: Row, column: Column) -> list[Slot]:
         """One slot a seed and trial: those of seed 0, and any other whose cell was planned."""
@@ -196,9 +199,8 @@ class Board:
         """`slot` with its overhead over the same seed of the row's baseline, or what is missing."""
         name = cells.baseline_name(row, column)
         assert name is not None
-        if not self._takes_settings(name):
-            reason = f"{name}, the baseline, cannot have the settings"
-            return replace(slot, state="missing", reason=reason)
+        if why := self._refused(name):
+            return replace(slot, state="missing", reason=_cannot(f"{name}, the baseline,", why))
         key = self._pretrain_key(name, slot.seed)
         if not self._done(key):
             other = self._slot([self._first(name, slot.seed)], slot.seed, key)
@@ -332,6 +334,10 @@ class Board:
             if first not in PROTOCOLS or first in protocols:
                 words += ["--set", f"{name}={written(value)}"]
         return [*words, "--root", str(self.root)]
+
+
+def _cannot(what: str, why: str) -> str:
+    return f"{what} cannot have the settings: {why}"
 
 
 def written(value: Any) -> str:

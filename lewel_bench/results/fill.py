@@ -124,22 +124,26 @@ def fill(
     suite: str,
     comparable: bool,
     engines: Mapping[str, str] | None = None,
+    refused: Mapping[Id, str] | None = None,
 ) -> Filled:
-    """`table` with what `records` hold for its `slots`, which are by (row id, column id).
+    """`table` with what `records` hold for its `slots`, which are by (row id, column id), as is why
+    no run can fill those that are `refused`.
 
     Every number comes from a record: a slot that is done without a record counts as missing, one
     whose record lacks the column's metric as failed, both with a reason. Raises ValueError for a
     slot of a row or column that the table does not have.
     """
-    for row_id, column_id in slots:
+    refused = refused or {}
+    for row_id, column_id in (*slots, *refused):
         table.row(row_id)
         table.column(column_id)
     entries = {}
     for row in table.rows:
         for column in table.columns:
             cell = slots.get((row.id, column.id), ())
-            if cell or column.id in row.values:
-                entry = _entry(row, column, cell, records, comparable)
+            why = refused.get((row.id, column.id), "")
+            if cell or why or column.id in row.values:
+                entry = _entry(row, column, cell, records, comparable, why)
                 entries[row.id, column.id] = entry
     _mark_best(table, entries)
     return Filled(table, suite, comparable, entries, engines or {})
@@ -172,6 +176,7 @@ def _entry(
     slots: Sequence[Slot],
     records: Mapping[str, Measured],
     comparable: bool,
+    refusal: str = "",
 ) -> Entry:
     # By key: the same run listed twice is one measurement.
     checked = {slot.key: _checked(slot, column, records) for slot in slots}
@@ -189,10 +194,11 @@ def _entry(
     mean = statistics.fmean(seeds) if seeds else None
     states = {slot.state for slot in checked.values()}
     family = row.family(column)
-    state = next((one for one in URGENCY if one in states), "missing" if family else None)
+    waits: State | None = "missing" if family and not refusal else None
+    state = next((one for one in URGENCY if one in states), waits)
     reasons = [slot.reason for slot in checked.values() if slot.reason and slot.state != "done"]
-    reasons += apart
-    if family and not slots:
+    reasons += [*apart, *([refusal] if refusal else [])]
+    if waits and not slots:
         reasons = [f"no run of {family} is planned for this cell"]
     return Entry(
         row=row.id,

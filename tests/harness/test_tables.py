@@ -16,7 +16,7 @@ from lewel_bench.harness.tables import Board, provenance, setting, written
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.behind import behind
-from lewel_bench.results.fill import Entry
+from lewel_bench.results.fill import Entry, missing
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import render
 from lewel_bench.results.table import TABLES, load
@@ -172,10 +172,23 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
     lab.settings = [("args.h", 1)]
     entries = lab.board().filled("1").entries
     assert entries["lewel_m", "100:top1"].slots and not entries["pcl", "200:top1"].slots
+    other = entries["instdisc", "200:top1"]
+    assert (other.state, other.verdict) == (None, "published only")  # nothing can be missing of it
+    assert other.reasons == (
+        "instdisc cannot have the settings: unknown argument of instdisc 'h'. "
+        "Known: dim, keep, m, tau",
+    )
+    filled = lab.board().filled("1")
+    assert not any(":instdisc:" in one.cell for one in missing(filled))
+    for form in ("md", "html", "json", "csv"):
+        assert "cannot have the settings" in render([filled], form)
     lab.settings = [("args.d", 16)]
     lab.pretrained("lewel_b_100ep")
     overhead = lab.cells("lewel_b")["overhead"]
-    assert overhead.reasons == ("byol_100ep, the baseline, cannot have the settings",)
+    assert overhead.reasons == (
+        "byol_100ep, the baseline, cannot have the settings: unknown argument of byol 'd'. "
+        "Did you mean 'dim'? Known: bias, dim, hidden",
+    )
     lab.settings = [("args.queue", 512)]
     assert not any(one.slots for one in lab.board().filled("7").entries.values())
     lab.settings = [("args.headz", 1)]
