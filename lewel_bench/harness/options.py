@@ -320,7 +320,10 @@ def _figure_parser(verbs: Any) -> None:
     curves.add_argument("keys", nargs="+", metavar="KEY", help="keys, as status shows them")
     for one in (beta, width, maps, rates, curves):
         one.add_argument("--out", metavar="FILE", help="a .png or .svg (default: figure-….svg)")
-        _where(one)
+        if one in (maps, curves):  # a run is what it is
+            one.add_argument("--root", help="run root (default: of the site file, else ./runs)")
+        else:
+            _where(one)
 
 
 def _data_parser(verbs: Any) -> None:

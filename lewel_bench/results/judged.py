@@ -45,8 +45,10 @@ def markdown(found: Sequence[Judged], suite: str) -> str:
         for place, finding in enumerate(one.findings):
             head = f"{one.claim.says} ({one.claim.id})" if not place else ""
             state = one.judgement if not place else ""
-            words = (head, state, finding.comparison.text, measured(finding), published(finding))
+            said = f"{finding.judgement}: {measured(finding)}"
+            words = (head, state, finding.comparison.text, said, published(finding))
             lines.append(f"| {' | '.join(map(md, words))} |")
+    lines += ["", *(f"- {one.claim.id}: {md(line)}" for one in found for line in about(one)[1:])]
     return "\n".join(lines) + "\n"
 
 
