@@ -47,6 +47,8 @@ class Context:
 
         self.site = site.load()
         root = getattr(arguments, "root", None)
+        if root == "":
+            raise ValueError("--root is empty: name a folder, or leave it out")
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
         own.remember(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
@@ -125,6 +127,7 @@ def explain_cell(arguments: argparse.Namespace) -> int:
     context = Context(arguments)
     board = _board(context)
     found = provenance(board, arguments.cell)
+    _warn(board.store)
     if arguments.format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0

@@ -245,7 +245,10 @@ def _claims_parser(verbs: Any) -> None:
 
 def _report_parser(verbs: Any) -> None:
     report = _verb(
-        verbs, "report", "report", "Write tables, figures, coverage and cost as one HTML file."
+        verbs,
+        "report",
+        "report",
+        "Write tables, claims, figures, coverage and cost as one HTML file.",
     )
     report.add_argument("out", metavar="OUT.html", help="where to; an older report is replaced")
     report.add_argument("--force", action="store_true", help="replace any file")

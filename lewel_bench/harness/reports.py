@@ -103,7 +103,7 @@ def _figures(board: Board, tables: Iterable[Filled]) -> list[tuple[str, Chart]]:
     searches = [chart for cell in list(done)[:SHOWN] if (chart := _there(search, board, cell))]
     if searches:
         found["searches"] = Chart(
-            "The searches behind Table 1",
+            f"The searches behind the first {len(searches)} cells of Table 1",
             tuple(panel for chart in searches for panel in chart.panels[:1]),
             tuple(dict.fromkeys(note for chart in searches for note in chart.notes)),
         )
@@ -132,9 +132,8 @@ def _costs(board: Board) -> list[Cost]:
             # an evaluation's name is "PROTOCOL of RECIPE" and what it tries
             name = one.name if one.kind == "pretrain" else one.name.split(" of ")[0]
             groups.setdefault((kind, name), []).append(one)
-    return [
-        _cost(kind, name, records) for (kind, name), records in sorted(groups.items(), reverse=True)
-    ]
+    ordered = sorted(groups.items(), key=lambda one: (one[0][0] != "pre-training", one[0]))
+    return [_cost(kind, name, records) for (kind, name), records in ordered]
 
 
 def _cost(kind: str, name: str, records: list[Record]) -> Cost:

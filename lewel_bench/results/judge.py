@@ -162,7 +162,7 @@ def _finding(
         reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
     else:
         judgement = decide(comparison.claim.holds, *interval, floor, by or 0.0)
-        if known and by and not interval[0] <= by <= interval[1]:
+        if known and by and comparison.over and not interval[0] <= by <= interval[1]:
             reasons.append(f"the {by:+g} of the text is outside of the interval")
         if judgement == "contradicted" and comparison.claim.holds in TOLERANT and not known:
             judgement = "inconclusive"

@@ -66,7 +66,7 @@ def latex(filled: Filled) -> str:
         r"% \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering\footnotesize",
-        rf"\caption{{{_tex(drawn.title)}. {_tex(drawn.caption)}}}",
+        rf"\caption{{{_tex(_named(filled))}. {_tex(drawn.caption)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{",
         rf"\begin{{tabular}}{{{'l' * (len(drawn.header) - columns)}{'r' * columns}}}",
         r"\toprule",
@@ -83,20 +83,28 @@ def latex(filled: Filled) -> str:
     )
 
 
+def _named(filled: Filled) -> str:
+    """A title without a number in front, as LaTeX has its own."""
+    of = filled.table
+    return f"{of.title} (Table {of.id} of the paper, suite {filled.suite})"
+
+
 def _tex_row(cells: Iterable[Cell]) -> str:
     return " & ".join(cell.drawn(_tex, r"\textbf{{{}}}") for cell in cells) + r" \\"
 
 
-def as_csv(filled: Filled) -> str:
-    """One line a cell, with a header; numbers unrounded, lists joined by spaces (reasons: "; ")."""
+def as_csv(tables: Sequence[Filled]) -> str:
+    """One line a cell of all tables, with one header; numbers unrounded, lists joined by spaces
+    (reasons: "; ")."""
     lines = []
-    for (row_id, column_id), entry in filled.entries.items():
-        row, column = filled.table.row(row_id), filled.table.column(column_id)
+    for filled in tables:
         place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
-        names = {"row": row.id, "label": row.label, "column": column.id}
-        cell = _cell(filled, row, column)
-        cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
-        lines.append(place | names | cell)
+        for (row_id, column_id), entry in filled.entries.items():
+            row, column = filled.table.row(row_id), filled.table.column(column_id)
+            names = {"row": row.id, "label": row.label, "column": column.id}
+            cell = _cell(filled, row, column)
+            cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
+            lines.append(place | names | cell)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -174,7 +182,7 @@ def _each(draw: Callable[[Filled], str]) -> Callable[[Sequence[Filled]], str]:
 
 FORMATS: dict[str, Callable[[Sequence[Filled]], str]] = {
     "md": _each(markdown),
-    "csv": _each(as_csv),
+    "csv": as_csv,
     "latex": _each(latex),
     "html": page,
     "json": as_json,

@@ -198,7 +198,7 @@ def test_another_number_is_kept_beside_ours_and_shown(
     assert main(["table", "1", "--suite", "shapes", "--format", "csv", *words]) == 0
     assert "has another number in a merged bundle: top1 71.5 there" in capsys.readouterr().err
     pretrain = next(key for key, one in Store(ours).records.items() if one.kind == "pretrain")
-    drawn = ["--out", str(tmp_path / "a.svg"), "--suite", "shapes", *words]
+    drawn = ["--out", str(tmp_path / "a.svg"), *words]
     assert main(["figure", "curves", pretrain, *drawn]) == 2  # nothing is logged
     assert "has another number in a merged bundle: top1 71.5 there" in capsys.readouterr().err
     found = provenance(board(ours), "table1:lewel_m:200:top1")

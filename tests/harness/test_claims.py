@@ -55,7 +55,10 @@ def test_records_decide_and_the_exit_code_says_so(
     assert one["of"] == "table1:lewel_m:100:top1" and len(one["keys"]) == 6 and one["n"] == 3
     assert found["coco:lewel_m"]["paper"] == "contradicted" and found["coco:lewel_m"]["flaw"]
     assert claims(tmp_path, "linear:lewel_m", "--format", "md") == 0
-    assert r"| supported | LEWEL\_M over MoCov2\*, 100 ep top-1 | +2.1" in capsys.readouterr().out
+    assert (
+        r"| supported | LEWEL\_M over MoCov2\*, 100 ep top-1 | supported: +2.1"
+        in capsys.readouterr().out
+    )
 
 
 def test_one_seed_is_read_image_by_image(

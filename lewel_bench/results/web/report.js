@@ -30,7 +30,7 @@ function list(pairs) {
 }
 
 const code = (text) => text && element("code", text);
-const number = (value) => String(Math.round(value * 1e4) / 1e4);
+const number = (value) => String(Number(Number(value).toPrecision(6)));
 const numbers = (named) =>
   Object.entries(named || {}).map(([name, value]) => `${name} ${number(value)}`).join(", ");
 
