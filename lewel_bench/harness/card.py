@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from lewel_bench.evals.export import FORMATS, unusual
+from lewel_bench.harness.merge import differences
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
@@ -113,6 +114,9 @@ def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
         yield f"Numbers of the suite {suite} cannot be held against the paper's."
         yield ""
     yield from _table(("evaluation", "seed", "metric", "value", "record"), rows)
+    if elsewhere := differences(store, {key for *_, key in rows}):
+        yield ""
+        yield from (f"- {text}" for text in elsewhere)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -66,12 +66,13 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
         f"ours. {_published(quoted, board.suite.comparable)}"
     )
+    elsewhere = dict.fromkeys(text for one in filled.entries.values() for text in one.elsewhere)
     chart = Chart(
         title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
         panels=tuple(
             _quantity(board, quoted, filled, one) for one in quoted.columns if one.id in measured
         ),
-        notes=(*notes, *quoted.remarks, *lacking),
+        notes=(*notes, *quoted.remarks, *lacking, *elsewhere),
     )
     return chart, command
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,13 +123,15 @@ def _inert(spec: bytes) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def differences(store: Store) -> list[str]:
-    """Of each record that a merged bundle has with another number: the two, metric by metric."""
+def differences(store: Store, keys: Container[str] | None = None) -> list[str]:
+    """Of each record (of some keys) that a merged bundle has with another number: the two, metric
+    by metric."""
     return [
-        f"{key} ({store.records[key].name}) has another number in a merged bundle: "
+        f"{key} ({store.records[key].name}) has another number in the merged bundle {bundle}: "
         + ", ".join(_differing(store.records[key].metrics, other.metrics))
         for key, several in store.others.items()
-        for other in several
+        for bundle, other in several
+        if keys is None or key in keys
     ]
 
 

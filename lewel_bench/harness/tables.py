@@ -19,7 +19,7 @@ from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import cost, fill, record, table
 from lewel_bench.results.fill import Filled, Measured, Slot
 from lewel_bench.results.record import Record
-from lewel_bench.results.store import Store
+from lewel_bench.results.store import MERGED, Store
 from lewel_bench.results.table import Column, Row
 
 CONFIGS = ("config.yaml", "config.py")  # what detectron2 and mmseg were given
@@ -112,7 +112,14 @@ class Board:
         if remark := suite.remarks.get(quoted.id):
             quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
         return fill.fill(
-            quoted, slots, self.measured, suite.name, suite.comparable, engines, refused
+            quoted,
+            slots,
+            self.measured,
+            suite.name,
+            suite.comparable,
+            engines,
+            refused,
+            self.store.others,
         )
 
     def _engines(self, quoted: table.Table) -> dict[str, str]:
@@ -415,7 +422,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "metrics": dict(result.metrics),
         **_cost(result),
         **({"baseline": _link(board, slot.baseline)} if slot.baseline else {}),
-        "elsewhere": [dict(other.metrics) for other in board.store.others.get(slot.key, ())],
+        "elsewhere": _elsewhere(board, slot.key),
         "chosen": result.outcome.get("chosen", {}),
         "paper_rule": result.outcome.get("paper_rule", {}),
         "selection_gap": result.outcome.get("selection_gap", {}),
@@ -431,6 +438,21 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "spec": result.spec,
         "upstream": upstream,
     }
+
+
+def _elsewhere(board: Board, key: str) -> list[dict[str, Any]]:
+    """What merged bundles have for a key with another number."""
+    return [
+        {
+            "bundle": bundle,
+            "metrics": dict(other.metrics),
+            "commit": other.commit + (" with uncommitted changes" if other.dirty else ""),
+            "ran": other.command,
+            "finished": other.finished.isoformat(),
+            "folder": str(board.root / MERGED / bundle / key),
+        }
+        for bundle, other in board.store.others.get(key, ())
+    ]
 
 
 def _checkpoint(folder: Path, checkpoint: Any) -> dict[str, str] | None:
@@ -455,6 +477,7 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "key": key,
         "kind": result.kind,
         "name": result.name,
+        **({"elsewhere": other} if (other := _elsewhere(board, key)) else {}),
         "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
         "ran": result.command,
         "finished": result.finished.isoformat(),

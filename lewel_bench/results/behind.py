@@ -55,6 +55,7 @@ def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
         "verdict": entry.verdict,
         "setting": entry.setting,
         "reasons": list(entry.reasons),
+        "elsewhere": list(entry.elsewhere),
         "commands": list(commands),
         "metric": column.metric,
         "runs": [

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
-from lewel_bench.results.table import Column, Origin, Row, Table
+from lewel_bench.results.store import Other
+from lewel_bench.results.table import PRETRAIN, Column, Origin, Row, Table
 from lewel_bench.results.verdict import Verdict, verdict
 from lewel_bench.value import unknown
 
@@ -53,8 +54,9 @@ class Entry:
     is the mean of its trials. `std` is the sample standard deviation over seeds (n - 1), None for
     fewer than two; `trial_std` is that of the trials about their seeds' means (None where no seed
     has two). `delta` is mean - published. `keys` are the records behind the mean, all measured in
-    one `setting`; seeds measured in another are no part of it, and `reasons` name them. `best` and
-    `best_published`: no other value of the column, in the same block of the table, is better.
+    one `setting`; seeds measured in another are no part of it, and `reasons` name them. `elsewhere`
+    names the other numbers that merged bundles have for them. `best` and `best_published`: no other
+    value of the column, in the same block of the table, is better.
     `state` is None where no run can fill the cell."""
 
     row: str
@@ -74,6 +76,7 @@ class Entry:
     reasons: tuple[str, ...]
     slots: tuple[Slot, ...]
     setting: str = ""
+    elsewhere: tuple[str, ...] = ()
     best: bool = False
     best_published: bool = False
 
@@ -125,9 +128,10 @@ def fill(
     comparable: bool,
     engines: Mapping[str, str] | None = None,
     refused: Mapping[Id, str] | None = None,
+    others: Mapping[str, Sequence[Other]] | None = None,
 ) -> Filled:
     """`table` with what `records` hold for its `slots`, which are by (row id, column id), as is why
-    no run can fill those that are `refused`.
+    no run can fill those that are `refused`. `others` are what merged bundles have for keys.
 
     Every number comes from a record: a slot that is done without a record counts as missing, one
     whose record lacks the column's metric as failed, both with a reason. Raises ValueError for a
@@ -144,6 +148,7 @@ def fill(
             why = refused.get((row.id, column.id), "")
             if cell or why or column.id in row.values:
                 entry = _entry(row, column, cell, records, comparable, why)
+                entry = replace(entry, elsewhere=_elsewhere(entry, column, records, others or {}))
                 entries[row.id, column.id] = entry
     _mark_best(table, entries)
     return Filled(table, suite, comparable, entries, engines or {})
@@ -219,6 +224,26 @@ def _entry(
         slots=tuple(checked.values()),
         setting=setting,
     )
+
+
+def _elsewhere(
+    entry: Entry,
+    column: Column,
+    records: Mapping[str, Measured],
+    others: Mapping[str, Sequence[Other]],
+) -> tuple[str, ...]:
+    """What merged bundles have for the records in a mean, where it is another number."""
+    if not others or column.eval == PRETRAIN:  # a time is another wherever it is measured
+        return ()
+    found = []
+    for key in entry.keys:
+        ours = records[key].metrics[column.metric]
+        for bundle, other in others.get(key, ()):
+            theirs = other.metrics.get(column.metric)
+            if theirs is not None and theirs != ours:
+                numbers = f"{column.metric} {theirs:g} there, {ours:g} here"
+                found.append(f"{key} has another number in the merged bundle {bundle}: {numbers}")
+    return tuple(found)
 
 
 def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:

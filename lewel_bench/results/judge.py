@@ -223,7 +223,8 @@ def _reasons(
     sides: Sequence[Mapping[int, object]],
     seeds: Sequence[int],
 ) -> list[str]:
-    """Why a comparison has no seed, and that its sides were measured in two ways."""
+    """Why a comparison has no seed, that its sides were measured in two ways, and what merged
+    bundles have for them."""
     said = []
     for row, entry, side in zip(rows, entries, sides, strict=True):
         if entry is None or entry.state is None:
@@ -235,4 +236,4 @@ def _reasons(
     settings = [entry.setting for entry in entries if entry and entry.mean is not None]
     if seeds and len(set(settings)) > 1:
         said.append(f"measured in two ways: {'; '.join(settings)}")
-    return said
+    return said + [text for entry in entries if entry and seeds for text in entry.elsewhere]

@@ -95,7 +95,7 @@ def _tex_row(cells: Iterable[Cell]) -> str:
 
 def as_csv(tables: Sequence[Filled]) -> str:
     """One line a cell of all tables, with one header; numbers unrounded, lists joined by spaces
-    (reasons: "; ")."""
+    (texts: "; ")."""
     lines = []
     for filled in tables:
         place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
@@ -104,6 +104,7 @@ def as_csv(tables: Sequence[Filled]) -> str:
             names = {"row": row.id, "label": row.label, "column": column.id}
             cell = _cell(filled, row, column)
             cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
+            cell |= {"elsewhere": "; ".join(entry.elsewhere)}
             lines.append(place | names | cell)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -166,6 +167,7 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
         "unit": column.unit,
         "note": entry.note,
         "reasons": list(entry.reasons),
+        "elsewhere": list(entry.elsewhere),
     }
 
 

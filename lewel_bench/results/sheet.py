@@ -62,7 +62,7 @@ class Block:
 class Sheet:
     """A table to be drawn. `header` names the leading columns, the line names, the columns;
     `remarks` come below, then `notes` (numbered from 1 as the cells refer to them: "[1]"), then
-    `problems` (why cells are failed, stale or missing)."""
+    `problems` (why cells are failed, stale or missing, and what is another number elsewhere)."""
 
     title: str
     caption: str
@@ -160,7 +160,8 @@ def _measured(column: Column, entry: Entry | None, marks: dict[tuple[str, str], 
     trials = "" if entry.trial_std is None else f", trials ± {entry.trial_std:.{column.digits}f}"
     mark = marks.get((column.id, entry.setting), "")
     rest = f"{spread} ({seeds}{trials}){mark}"
-    about = "; ".join(filter(None, (entry.setting, f"records {', '.join(entry.keys)}")))
+    behind = (entry.setting, f"records {', '.join(entry.keys)}", *entry.elsewhere)
+    about = "; ".join(filter(None, behind))
     mean = f"{entry.mean:.{column.digits}f}".replace("-", "−")
     return Cell(mean, rest, entry.best, about)
 
@@ -189,6 +190,6 @@ def _problems(filled: Filled) -> tuple[str, ...]:
     # One line for each row and reason: a failed run empties several columns.
     found: dict[tuple[str, str], list[str]] = {}
     for (row, column), entry in filled.entries.items():
-        for reason in entry.reasons:
+        for reason in (*entry.reasons, *entry.elsewhere):
             found.setdefault((row, reason), []).append(column)
     return tuple(f"{row} ({', '.join(ids)}): {reason}" for (row, reason), ids in found.items())

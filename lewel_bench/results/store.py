@@ -6,10 +6,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from lewel_bench.results.record import NAME, BadRecord, Record, read
 
 MERGED = ".merged"  # <digest of a bundle>/<key>: records whose number is another than ours
+
+
+class Other(NamedTuple):
+    """A record of a merged bundle with another number than ours of its key. `bundle` is the
+    beginning of the bundle's digest."""
+
+    bundle: str
+    record: Record
 
 
 class Store:
@@ -26,28 +35,28 @@ class Store:
         self.records: Mapping[str, Record] = records
 
     @cached_property
-    def others(self) -> Mapping[str, tuple[Record, ...]]:
+    def others(self) -> Mapping[str, tuple[Other, ...]]:
         """The records of merged bundles that have another number than ours of the same key."""
-        found: dict[str, list[Record]] = {}
-        for records, _ in self._merged:
+        found: dict[str, list[Other]] = {}
+        for bundle, (records, _) in self._merged.items():
             for key in sorted(records.keys() & self.records.keys()):
-                found.setdefault(key, []).append(records[key])
+                found.setdefault(key, []).append(Other(bundle, records[key]))
         return {key: tuple(several) for key, several in found.items()}
 
     @property
     def bad_others(self) -> tuple[BadRecord, ...]:
         """A BadRecord for every record of a merged bundle that cannot be used."""
-        return tuple(one for _, bad in self._merged for one in bad)
+        return tuple(one for _, bad in self._merged.values() for one in bad)
 
     @property
     def kept_apart(self) -> int:
         """How many records of merged bundles stand in no table of ours."""
-        return sum(len(records) for records, _ in self._merged)
+        return sum(len(records) for records, _ in self._merged.values())
 
     @cached_property
-    def _merged(self) -> list[tuple[dict[str, Record], tuple[BadRecord, ...]]]:
+    def _merged(self) -> dict[str, tuple[dict[str, Record], tuple[BadRecord, ...]]]:
         folder = self.root / MERGED
-        return [_scan(folder / bundle) for bundle in _folders(folder)]
+        return {bundle: _scan(folder / bundle) for bundle in _folders(folder)}
 
 
 def _scan(root: Path) -> tuple[dict[str, Record], tuple[BadRecord, ...]]:

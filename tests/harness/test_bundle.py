@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,23 +188,44 @@ def test_another_number_is_kept_beside_ours_and_shown(
     theirs, ours = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
     before = {p: p.read_bytes() for p in ours.rglob("*") if p.is_file()}
     made = bundle.write(theirs, tmp_path / "a.zip")
-    table = shown(ours)
+    entries = {name: board(ours).filled(name).entries for name in TABLES}
     words = ["--root", str(ours)]
     for _ in range(2):
         assert main(["merge", str(made.path), *words]) == 0
         out = capsys.readouterr().out
         assert "0 records came, 2 were there, 2 have another number" in out
         assert out.count("top1 71.5 there, 70 here") == 1
-        assert {p: p.read_bytes() for p in before} == before and shown(ours) == table
+        assert {p: p.read_bytes() for p in before} == before
+        for name, were in entries.items():
+            for id, one in board(ours).filled(name).entries.items():
+                assert replace(one, elsewhere=()) == were[id]
         assert len(list((ours / MERGED).glob("*/*/record.json"))) == 2
+    another = f"has another number in the merged bundle {made.digest[:12]}"
     assert main(["table", "1", "--suite", "shapes", "--format", "csv", *words]) == 0
-    assert "has another number in a merged bundle: top1 71.5 there" in capsys.readouterr().err
+    assert f"{another}: top1 71.5 there" in capsys.readouterr().err
     pretrain = next(key for key, one in Store(ours).records.items() if one.kind == "pretrain")
     drawn = ["--out", str(tmp_path / "a.svg"), *words]
     assert main(["figure", "curves", pretrain, *drawn]) == 2  # nothing is logged
-    assert "has another number in a merged bundle: top1 71.5 there" in capsys.readouterr().err
+    assert f"{another}: top1 71.5 there" in capsys.readouterr().err
     found = provenance(board(ours), "table1:lewel_m:200:top1")
-    assert found["seeds"][0]["elsewhere"] == [{"top1": 71.5, "top5": 90.0}]
+    (other,) = found["seeds"][0]["elsewhere"]
+    assert other["metrics"] == {"top1": 71.5, "top5": 90.0}
+    assert other["bundle"] == made.digest[:12] and (Path(other["folder"]) / "record.json").is_file()
+    for text in shown(ours).values():
+        assert text.count(f"{another}: top1 71.5 there, 70 here") == text.count(another) / 2 > 0
+        assert f"{another}: top5" not in text  # it is the same
+    assert main(["report", str(tmp_path / "r.html"), "--suite", "shapes", *words]) == 0
+    (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text())
+    told = json.loads(data)["cells"]["table1:lewel_m:200:top1"]["elsewhere"]
+    assert [text.split(another)[1] for text in told] == [
+        ": top1 71.5 there, 70 here",
+        ": top1 72.5 there, 71 here",
+    ]
+    for seed in range(2):
+        finish(ours, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 60.0 + seed})
+    capsys.readouterr()
+    main(["claims", "linear:baselines", "--format", "json", "--suite", "shapes", *words])
+    assert f"{another}: top1 71.5 there, 70 here" in capsys.readouterr().out
     assert sorted(Store(ours).others) == sorted({one["key"] for one in found["seeds"]})
 
 
@@ -213,7 +236,7 @@ def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
     made = bundle.write(tmp_path / "theirs", tmp_path / "a.zip")
     merge.merge(made, tmp_path / "ours")
     (text,) = merge.differences(Store(tmp_path / "ours"))
-    assert text.endswith("bundle: top5 90 there, none here, mca none there, 60 here")
+    assert text.endswith(": top5 90 there, none here, mca none there, 60 here")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ function provenance(id) {
       ["verdict", cell.verdict],
       ["measured by", cell.setting],
       ["what is missing", cell.reasons],
+      ["elsewhere", cell.elsewhere],
       ["fill with", (cell.commands || []).map(code)],
       ["in the terminal", code(`lewel-bench explain ${id}${data.options}`)],
     ]),
