@@ -474,6 +474,8 @@ def _role(text: str) -> tuple[str, Path]:
 def _warn(store: "Store") -> None:
     from lewel_bench.harness.merge import differences
 
+    if not store.root.is_dir():
+        print(f"note: there is no run root {store.root} yet", file=sys.stderr)
     for one in store.bad:
         print(
             f"warning: corrupt record {one}; run with --replace-corrupt to compute it again",

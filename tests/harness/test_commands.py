@@ -10,6 +10,7 @@ import pytest
 from command_line import Bench, command, environment
 
 from lewel_bench.harness import plan, suites
+from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import Dataset
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
@@ -157,6 +158,16 @@ def _many_records(root: Path, count: int) -> None:
                 )
                 made += 1
         seed += 1
+
+
+def test_a_run_root_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt --root looks like one where nothing is measured yet."""
+    for words in (["table", "5", "--format", "csv"], ["explain", "table1:lewel_m:200:top1"]):
+        for root, said in ((tmp_path, ""), (tmp_path / "no", f"no run root {tmp_path / 'no'} yet")):
+            assert main([*words, "--root", str(root)]) == 0
+            assert (error := capsys.readouterr().err).count("\n") == bool(said) and said in error
 
 
 def test_a_list_in_a_pipe_has_a_line_a_row(bench: Bench) -> None:
