@@ -232,18 +232,20 @@ def _elsewhere(
     records: Mapping[str, Measured],
     others: Mapping[str, Sequence[Other]],
 ) -> tuple[str, ...]:
-    """What merged bundles have for the records in a mean, where it is another number."""
+    """What each merged bundle has for the records in a mean, where it is another number."""
     if not others or column.eval == PRETRAIN:  # a time is another wherever it is measured
         return ()
-    found = []
+    found: dict[str, list[str]] = {}
     for key in entry.keys:
         ours = records[key].metrics[column.metric]
         for bundle, other in others.get(key, ()):
             theirs = other.metrics.get(column.metric)
             if theirs is not None and theirs != ours:
-                numbers = f"{column.metric} {theirs:g} there, {ours:g} here"
-                found.append(f"{key} has another number in the merged bundle {bundle}: {numbers}")
-    return tuple(found)
+                found.setdefault(bundle, []).append(f"{theirs:g} there, {ours:g} here ({key})")
+    return tuple(
+        f"the merged bundle {bundle} has another {column.metric}: {'; '.join(numbers)}"
+        for bundle, numbers in found.items()
+    )
 
 
 def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
