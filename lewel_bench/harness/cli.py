@@ -318,7 +318,7 @@ def _states(context: Context, store: Any, cluster: str | None = None) -> "dict[s
     from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.status import survey
 
-    states = survey(context.root, store, Estimator(store.records))
+    states = survey(context.root, store, Estimator(store.records, context.root))
     if cluster is None and not (context.root / ".slurm").exists():
         return states
     from lewel_bench.harness import cluster as clusters

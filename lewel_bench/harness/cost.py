@@ -1,15 +1,20 @@
 """What jobs will cost: from finished jobs of like shape, else a probe, else what was published."""
 
 import heapq
+import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lewel_bench.harness.alike import Shape, shape
 from lewel_bench.harness.gc import size
 from lewel_bench.harness.plan import Job
+from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain.recipes import family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
 
@@ -19,10 +24,10 @@ V100_GPUS = 8
 # (8 V100, mixed precision). Each pair of Table 9 has the ratio that it has there.
 _MOCO, _LEWEL_B = 424 / 200, 229 / 100
 ANCHORS = {
-    "moco_v2": ("moco_v2", _MOCO, "MoCo's README, V100"),
-    "lewel_m": ("moco_v2", _MOCO, "MoCo's README and Table 9, V100"),
-    "lewel_b": ("lewel_b", _LEWEL_B, "LEWEL's log, V100"),
-    "byol": ("lewel_b", _LEWEL_B, "LEWEL's log and Table 9, V100"),
+    "moco_v2": ("moco_v2", _MOCO, "MoCo's README, 8 V100"),
+    "lewel_m": ("moco_v2", _MOCO, "MoCo's README and Table 9, 8 V100"),
+    "lewel_b": ("lewel_b", _LEWEL_B, "LEWEL's log, 8 V100"),
+    "byol": ("lewel_b", _LEWEL_B, "LEWEL's log and Table 9, 8 V100"),
 }
 # Weights of a backbone of width 64, in millions (torchvision), without its classifier.
 MILLIONS = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5, "resnet101": 42.5}
@@ -42,37 +47,64 @@ class Cost:
     devices: int = 1
 
 
-@dataclass
-class _Known:
-    """What is known of one shape: device-seconds a unit, devices, and keys, of each like job."""
+class _Like(NamedTuple):
+    """What is known of one job: device-seconds a unit, devices, threads of each, key."""
 
-    seconds: list[float] = field(default_factory=list)
-    devices: list[int] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    seconds: float
+    devices: int
+    threads: str
+    key: str
 
 
 class Estimator:
-    """Costs of jobs, from the records under one root."""
+    """Costs of jobs, from the records under one root. `threads` of the jobs to come: records of as
+    many are gone by, where there are any. Jobs are asked about in dependency order."""
 
-    def __init__(self, records: Mapping[str, Record], root: Path | None = None) -> None:
-        self.records, self.root = records, root
+    def __init__(
+        self,
+        records: Mapping[str, Record],
+        root: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.records, self.root, self.threads = records, root, str(threads)
         self.published = {row.id: row.values["seconds"] for row in load("9").rows}
         self.probed: dict[Any, tuple[float, int]] = {}
+        self.backbones: dict[str, str | None] = {}  # of what evaluations are of, by key
 
     @cached_property
-    def _alike(self) -> tuple[dict[Any, _Known], dict[Any, _Known]]:
-        """What is known of jobs by what they share, and by what those of about one cost do."""
-        found: tuple[dict[Any, _Known], dict[Any, _Known]] = {}, {}
+    def _known(self) -> dict[Any, list[_Like]]:
+        """What is known of jobs by what they share."""
+        found: dict[Any, list[_Like]] = {}
         for key, record in self.records.items():
             if not record.seconds or record.kind == "import":
                 continue
-            *shapes, units = _shape(record.kind, record.spec)
-            for known, shape in zip(found, shapes, strict=True):
-                one = known.setdefault(shape, _Known())
-                one.seconds.append(record.seconds * record.processes / units)
-                one.devices.append(record.processes)
-                one.keys.append(key)
+            of = self._shape({"kind": record.kind, **record.spec})
+            seconds = record.seconds * record.processes / of.units
+            one = _Like(seconds, record.processes, record.environment.get("threads", ""), key)
+            for level, _ in of.levels:
+                found.setdefault(level, []).append(one)
         return found
+
+    def _shape(self, job: Mapping[str, Any]) -> Shape:
+        """The shape of the content of a spec.json, or of a record's spec with its kind."""
+        if job.get("recipe") and job.get("key"):
+            self.backbones[job["key"]] = str(job["recipe"]["backbone"])
+        data = job["data"] if isinstance(job["data"], str) else job["data"]["id"]
+        upstream = job.get("upstream")
+        return shape(job["kind"], job, data, self._backbone(upstream) if upstream else None)
+
+    def _backbone(self, key: str) -> str | None:
+        """The backbone of a pre-training or an import: of its record, or as it is planned."""
+        if key not in self.backbones:
+            self.backbones[key] = None
+            if record := self.records.get(key):
+                of = record.spec.get("recipe", record.spec)
+                self.backbones[key] = str(of.get("backbone"))
+            elif self.root:
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    spec = json.loads((self.root / key / SPEC).read_text())
+                    self.backbones[key] = str(spec["recipe"]["backbone"])
+        return self.backbones[key]
 
     def cost(self, job: Job) -> Cost:
         """The estimate for one job."""
@@ -82,38 +114,48 @@ class Estimator:
         """The estimate for the content of a spec.json."""
         if job["kind"] == "final" and job.get("upstream") not in job.get("needs", ()):
             return Cost(0.0, "reads records")
-        exact, wide, units = _shape_of(job)
-        alike, about = self._alike
-        if known := alike.get(exact):
-            return _median(known, units, "like it here")
-        if exact in self.probed:
-            seconds, steps = self.probed[exact]
-            return Cost(seconds * units / 3600, f"probe of {steps} steps here")
-        if known := about.get(wide):
-            said = "of other methods here" if job.get("recipe") else "about like it here"
-            return _median(known, units, said)
+        of = self._shape(job)
+        if of.exact not in self._known and of.exact in self.probed:
+            seconds, steps = self.probed[of.exact]
+            return Cost(seconds * of.units / 3600, f"probe of {steps} steps here")
+        for level, said in of.levels:
+            if known := self._known.get(level):
+                return self._median(known, of.units, said)
         recipe = job.get("recipe")
-        if recipe and _as_published(recipe, job["data"]["id"]) and recipe["method"] in ANCHORS:
-            of, hours, source = ANCHORS[recipe["method"]]
-            ratio = self.published[recipe["method"]] / self.published[of]
+        if (
+            recipe
+            and _as_published(recipe, job["data"]["id"])
+            and family(recipe["name"]) in ANCHORS
+        ):
+            method = family(recipe["name"])
+            name, hours, source = ANCHORS[method]
+            ratio = self.published[method] / self.published[name]
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
         return Cost(None, "unknown: add --probe 50, or run one like it")
 
+    def _median(self, known: Sequence[_Like], units: float, said: str) -> Cost:
+        same = [one for one in known if one.threads == self.threads] or known
+        hours = statistics.median(one.seconds for one in same) * units / 3600
+        devices = round(statistics.median(one.devices for one in same))
+        return Cost(hours, f"{len(same)} {said}", devices)
+
     def lacks(self, job: Job) -> Any:
         """What a probe of a job would stand for; None where records are like it."""
-        exact = _shape_of(job.model_dump(mode="json"))[0]
-        return None if exact in self._alike[0] else exact
+        exact = self._shape(job.model_dump(mode="json")).exact
+        return None if exact in self._known else exact
 
     def learn(self, job: Job, seconds: float, steps: int) -> None:
         """Take a job's device-seconds, told from `steps` steps of it, for all of its shape."""
-        exact, _, units = _shape_of(job.model_dump(mode="json"))
-        self.probed[exact] = (seconds / units, steps)
+        of = self._shape(job.model_dump(mode="json"))
+        self.probed[of.exact] = (seconds / of.units, steps)
 
     def disk(self, job: Job) -> int:
         """Bytes that a finished job keeps: as like jobs do, else the weights of a pre-training."""
-        known = self._alike[0].get(_shape_of(job.model_dump(mode="json"))[0])
+        of = self._shape(job.model_dump(mode="json"))
+        near = of.levels[:-1] if job.recipe else of.levels[:1]  # the same networks
+        known = next((self._known[level] for level, _ in near if level in self._known), ())
         if known and self.root:
-            folders = [self.root / key for key in known.keys[:LOOKED_AT]]
+            folders = [self.root / one.key for one in known[:LOOKED_AT]]
             return int(statistics.median(map(_size, folders)))
         return _weights(job)
 
@@ -132,12 +174,15 @@ class Total:
     working: int
 
     def __str__(self) -> str:
+        disk = f"{size(self.disk)} kept, {size(self.working)} of checkpoints or more meanwhile"
+        if self.unknown and not self.hours:
+            return f"{self.jobs} jobs, {self.unknown} of unknown cost; {disk}"
+        least = "at least " if self.unknown else ""
         more = f", and {self.unknown} jobs of unknown cost" if self.unknown else ""
         at_once = f"{self.slots} job{'s' * (self.slots != 1)} at once"
         return (
-            f"{self.jobs} jobs: {self.hours:.3g} device-hours{more}; {duration(self.wall_hours)} "
-            f"with {at_once}; {size(self.disk)} kept, {size(self.working)} of checkpoints or more "
-            "meanwhile"
+            f"{self.jobs} jobs: {self.hours:.3g} device-hours{more}; "
+            f"{least}{duration(self.wall_hours)} with {at_once}; {disk}"
         )
 
 
@@ -157,17 +202,29 @@ def total(jobs: Sequence[Job], estimator: Estimator, slots: int = 1) -> Total:
 
 
 def wall(jobs: Sequence[Job], costs: Mapping[str, Cost], slots: int) -> float:
-    """Hours until the last of `jobs` ends where `slots` run at once, each as soon as what it needs
-    is done."""
-    ends: dict[str, float] = {}
-    free = [0.0] * max(1, min(slots, len(jobs)))
+    """Hours until the last of `jobs` ends where `slots` run at once: a free place takes the first
+    of them, in their order, whose needs are done."""
+    order = {job.key: place for place, job in enumerate(jobs)}
+    waits = {job.key: {need for need in job.needs if need in order} for job in jobs}
+    followers: dict[str, list[str]] = {}
     for job in jobs:
-        ready = max((ends.get(need, 0.0) for need in job.needs), default=0.0)
-        cost = costs[job.key]
-        begins = max(heapq.heappop(free), ready)
-        ends[job.key] = begins + (cost.hours or 0.0) / cost.devices
-        heapq.heappush(free, ends[job.key])
-    return max(ends.values(), default=0.0)
+        for need in waits[job.key]:
+            followers.setdefault(need, []).append(job.key)
+    ready = [order[key] for key, needs in waits.items() if not needs]
+    heapq.heapify(ready)
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < max(1, slots):
+            place = heapq.heappop(ready)
+            cost = costs[jobs[place].key]
+            heapq.heappush(running, (now + (cost.hours or 0.0) / cost.devices, place))
+        now, place = heapq.heappop(running)
+        for key in followers.get(jobs[place].key, ()):
+            waits[key].discard(jobs[place].key)
+            if not waits[key]:
+                heapq.heappush(ready, order[key])
+    return now
 
 
 def duration(hours: float) -> str:
@@ -175,20 +232,6 @@ def duration(hours: float) -> str:
     if hours < 1.5:
         return f"{60 * hours:.2g} min" if 60 * hours < 10 else f"{60 * hours:.0f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def _median(known: _Known, units: float, said: str) -> Cost:
-    hours = statistics.median(known.seconds) * units / 3600
-    return Cost(hours, f"{len(known.seconds)} {said}", round(statistics.median(known.devices)))
-
-
-# Fields of a protocol that its cost an epoch or a step depends on
-ALIKE = (
-    *("runner", "optimizer", "fraction", "image_size", "engine", "model", "masks", "metric"),
-    *("min_sizes", "scale", "crop", "batch", "rois"),
-)
-
-UNLIKE = ("optimizer", "fraction", "batch")  # but not by much
 
 
 def _size(folder: Path) -> int:
@@ -208,24 +251,3 @@ def _weights(job: Job) -> int:
         return 0
     backbone = job.recipe.backbone
     return int(4e6 * MILLIONS[backbone.arch] * (backbone.width / 64) ** 2)
-
-
-def _shape_of(job: Mapping[str, Any]) -> tuple[Any, Any, float]:
-    """`_shape` of the content of a spec.json, where a record has only the id of the data."""
-    return _shape(job["kind"], {**job, "data": job["data"]["id"]})
-
-
-def _shape(kind: str, spec: Mapping[str, Any]) -> tuple[Any, Any, float]:
-    """What jobs of one cost share, what those of about one cost do, and the units (epochs, steps)
-    that it is proportional to."""
-    if recipe := spec.get("recipe"):
-        about = (kind, spec["data"], *(str(recipe[f]) for f in ("backbone", "image_size")))
-        exact = (*about, *(recipe[f] for f in ("method", "batch", "precision")))
-        return exact, about, float(recipe["epochs"])
-    protocol = spec["protocol"]
-    # a dense search and the training after it take the same steps
-    kind = "dense" if "steps" in protocol else kind
-    exact = (kind, spec["data"], *(str(protocol.get(f)) for f in ALIKE))
-    about = (kind, *(str(protocol.get(f)) for f in ALIKE if f not in UNLIKE))
-    share = protocol.get("fraction", 1)  # an epoch is one of the labelled images
-    return exact, about, float(protocol.get("epochs") or protocol.get("steps") or 1) * share

@@ -14,6 +14,7 @@ from typing import Any
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
 from lewel_bench.harness.cost import Estimator
+from lewel_bench.harness.log import said
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -50,7 +51,7 @@ def probe(
     """Time `steps` steps of one job of each shape among `todo` that no record here is like, in one
     process on one device, and tell `estimator`. `plan` has the pre-trainings that they evaluate.
 
-    Raises Stopped when a signal came, and whatever a job raises: it would do so when it is run.
+    What a job raises is said, and its cost stays unknown. Raises Stopped when a signal came.
     """
     by_key = {job.key: job for job in plan}
     asked: dict[Any, Job] = {}
@@ -59,8 +60,12 @@ def probe(
             asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
+        seconds = None
         with tempfile.TemporaryDirectory(prefix="lewel-bench-probe-") as folder:
-            seconds = _seconds(job, by_key, Path(folder), settings, steps)
+            try:
+                seconds = _seconds(job, by_key, Path(folder), settings, steps)
+            except Exception as error:
+                print(f"no probe of {job.name}: {said(error)}", file=sys.stderr, flush=True)
         if signals.asked_to_stop():
             raise Stopped("nothing of a probe is kept")
         if seconds is not None:

@@ -44,7 +44,8 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     store = Store(context.root)
     _corrupt(jobs, store, arguments.replace_corrupt)
     todo = [job for job in jobs if job.key not in store.records]
-    estimator = Estimator(store.records, context.root)
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
+    estimator = Estimator(store.records, context.root, threads)
     if arguments.probe or arguments.budget:
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
     if arguments.cluster and arguments.jobs:
@@ -262,15 +263,29 @@ def _probe(
     estimator: Estimator,
     settings: MachineSettings,
 ) -> None:
-    from lewel_bench.harness import job, material, probe, signals
+    from lewel_bench.harness import cluster, companions, job, material, probe, signals
+    from lewel_bench.pretrain.report import Stopped
 
     if arguments.probe < 2:
         raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
-    job.device(settings)
+    if arguments.cluster and job.device(settings) == "cpu":
+        kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
+        if any(one.gpus_per_node for one in kinds):
+            raise ValueError(
+                "--probe would time a CPU here, and the jobs run on GPUs: give this command on a "
+                f"node of {arguments.cluster} that has one, or leave --probe out"
+            )
+    settings = companions.shared(settings)
     writable(context.root)
     material.prepare(todo, context)
-    signals.listen()
-    probe.probe(todo, jobs, estimator, settings, arguments.probe)
+    signals.listen("stopping")
+    try:
+        probe.probe(todo, jobs, estimator, settings, arguments.probe)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise SystemExit(128 + (signals.received() or signal.SIGTERM)) from None
+    if not arguments.dry_run and not arguments.budget:
+        print(f"to do: {total(todo, estimator, settings.jobs)}")
 
 
 def _show(jobs: Sequence[Job], todo: Sequence[Job], estimator: Estimator, slots: int) -> None:

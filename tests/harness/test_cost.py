@@ -10,7 +10,7 @@ import pytest
 from command_line import write_images
 from finished import SHAPES, board, finish
 
-from lewel_bench.harness import budget, local, plan, suites
+from lewel_bench.harness import budget, local, plan, probe, suites
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import Cost, Estimator, duration, total, wall
@@ -24,9 +24,11 @@ from lewel_bench.results.store import Store
 PAPER = suites.SUITES["paper"]
 
 
-def jobs_of(root: Path, methods: str, evals: str = "linear", seeds: int = 1) -> list[Job]:
+def jobs_of(root: Path, methods: str, evals: str = "linear", **settings: object) -> list[Job]:
     selection = Selection(
-        methods=tuple(methods.split(",")), evals=tuple(evals.split(",")), seeds=tuple(range(seeds))
+        methods=tuple(methods.split(",")),
+        evals=tuple(evals.split(",")),
+        settings=tuple((name.replace("__", "."), value) for name, value in settings.items()),
     )
     return plan.plan(selection, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
 
@@ -41,7 +43,8 @@ def paper_job(recipe: str) -> Job:
 def test_without_records_the_published_cost_is_the_estimate() -> None:
     estimator = Estimator({})
     hours = {r: estimator.cost(paper_job(f"{r}_200ep")) for r in ("moco_v2", "lewel_m", "byol")}
-    assert hours["moco_v2"] == Cost(424, "MoCo's README, V100", 8)
+    assert hours["moco_v2"] == Cost(424, "MoCo's README, 8 V100", 8)
+    assert estimator.cost(paper_job("moco_v2_symmetric_200ep")).hours is None  # twice the passes
     assert hours["lewel_m"].hours == pytest.approx(424 * 1222 / 1213)
     assert hours["byol"].hours == pytest.approx(2 * 229 * 1141 / 1191)
     assert estimator.cost(paper_job("lewel_b_100ep")).hours == pytest.approx(229)
@@ -72,6 +75,40 @@ def test_records_come_before_probes_and_these_before_other_methods(tmp_path: Pat
     (folder / "backbone.safetensors").write_bytes(b"0" * 5000)
     kept = sum(path.stat().st_size for path in folder.iterdir())
     assert estimator.disk(other) == kept > 5000
+
+
+def test_what_costs_otherwise_is_told_apart(tmp_path: Path) -> None:
+    finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+
+    def bases(methods: str, **settings: object) -> list[str]:
+        return [estimator.cost(one).basis for one in jobs_of(tmp_path, methods, **settings)]
+
+    assert bases("moco_v2_200ep") == bases("moco_v2_100ep") == ["1 like it here"] * 2
+    assert bases("moco_v2_symmetric_200ep") == ["1 of its method here", "1 like it here"]
+    assert bases("moco_v2_200ep", args__tau=0.3) == ["1 of its method here", "1 like it here"]
+    assert bases("swav_200ep") == ["1 of other methods here", "1 like it here"]
+    unknown = "unknown: add --probe 50, or run one like it"
+    assert bases("moco_v2_200ep", backbone__width=32) == [unknown] * 2
+    assert bases("moco_v2_200ep", linear_lars__refit=True) == ["1 like it here", unknown]
+    assert bases("moco_v2_200ep", linear_lars__batch=32) == [
+        "1 like it here",
+        "1 about like it here",
+    ]
+
+
+def test_records_of_as_many_threads_are_gone_by(tmp_path: Path) -> None:
+    for seed, threads in enumerate(("1", "1", "2")):
+        key = finish(tmp_path, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 1.0})
+        path = tmp_path / key / "record.json"
+        record = json.loads(path.read_text())
+        record["environment"]["threads"] = threads
+        record["seconds"] = 360.0 if threads == "1" else 180.0
+        path.write_text(json.dumps(record))
+    records, final = Store(tmp_path).records, jobs_of(tmp_path, "moco_v2_200ep")[1]
+    found = [Estimator(records, tmp_path, threads).cost(final) for threads in (1, 2, 8)]
+    assert [one.hours for one in found] == pytest.approx([0.1, 0.05, 0.1])
+    assert [one.basis for one in found] == [f"{n} like it here" for n in (2, 1, 3)]
 
 
 def test_half_of_a_sweep_predicts_the_other(tmp_path: Path) -> None:
@@ -118,6 +155,9 @@ def test_wall_time_is_that_of_a_schedule() -> None:
     assert wall(jobs, costs, 9) == 6
     assert wall(jobs, {**costs, "c": Cost(32.0, "", 8)}, 2) == 6  # eight devices at once
     assert wall([], {}, 3) == 0
+    chains = [named(f"{c}{n}", *([f"{c}0"] if n else [])) for c in "abcd" for n in (0, 1)]
+    hours = {job.key: Cost(2.0 if job.needs else 10.0, "") for job in chains}
+    assert wall(chains, hours, 2) == 24 and wall(chains, hours, 4) == 12  # no place waits
 
 
 def test_a_total_in_words(tmp_path: Path) -> None:
@@ -127,8 +167,9 @@ def test_a_total_in_words(tmp_path: Path) -> None:
     found = total(jobs, estimator, 2)
     assert found.jobs == len(jobs) and found.hours == 1 and found.unknown == 5
     assert str(found).startswith(
-        "7 jobs: 1 device-hours, and 5 jobs of unknown cost; 60 min with 2"
+        "7 jobs: 1 device-hours, and 5 jobs of unknown cost; at least 60 min with 2"
     )
+    assert str(total(jobs, Estimator({}), 2)).startswith("7 jobs, 6 of unknown cost; ")
     texts = [duration(hours) for hours in (0.05, 1.0, 1.5, 47, 72)]
     assert texts == ["3 min", "60 min", "1.5 h", "47.0 h", "3.0 days"]
 
@@ -253,5 +294,15 @@ def test_a_probe_times_jobs_and_keeps_nothing(
         other.setenv("LEWEL_BENCH_COMMAND", "lewel-bench run")
         assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
         assert "probe 1 of" not in capsys.readouterr().err
+
+    def broken(*_: object) -> None:
+        raise TypeError("a mistake")
+
+    with monkeypatch.context() as other:
+        other.setattr(probe, "_seconds", broken)
+        assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
+    said = capsys.readouterr()
+    assert "no probe of moco_v2_200ep: TypeError: a mistake" in said.err
+    assert "7 jobs, 6 of unknown cost; " in said.out
     assert main([*map(str, words), "--dry-run", "--budget", "5h"]) == 2
     assert "add --probe 50" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""Which jobs cost alike: what estimates go by."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from lewel_bench.pretrain.methods import METHODS, arguments
+from lewel_bench.pretrain.views import AUGMENTS
+
+# Fields of a protocol that its cost an epoch or a step depends on
+ALIKE = (
+    *("runner", "optimizer", "fraction", "image_size", "engine", "model", "masks", "metric"),
+    *("min_sizes", "scale", "crop", "batch", "rois"),
+)
+UNLIKE = ("optimizer", "fraction", "batch")  # but not by much
+
+
+class Shape(NamedTuple):
+    """What a job shares with those that cost alike, the nearest first, each with how it is said;
+    and the units (epochs, steps) that its cost is proportional to."""
+
+    levels: tuple[tuple[Any, str], ...]
+    units: float
+
+    @property
+    def exact(self) -> Any:
+        """What jobs of the same cost share."""
+        return self.levels[0][0]
+
+
+def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -> Shape:
+    """The shape of a job: `spec` is its identity, or the content of its spec.json; `backbone` is
+    what an evaluation is of, None where that is not known."""
+    if recipe := spec.get("recipe"):
+        wide = (kind, data, str(recipe["backbone"]), recipe["image_size"])
+        code = (recipe.get("own") or {}).get("code")
+        near = (*wide, recipe["method"], code, recipe["batch"], recipe["precision"])
+        of_it = (*near, *_work(recipe)), "like it here"
+        others = (near, "of its method here"), (wide, "of other methods here")
+        return Shape((of_it, *others), float(recipe["epochs"]))
+    protocol = spec["protocol"]
+    # a dense search and the training after it take the same steps, whatever the data
+    kind, of = ("dense", None) if "steps" in protocol else (kind, data)
+    twice = protocol["runner"] == "linear" and protocol["refit"]  # others refit by another job
+    about = (twice, *(str(protocol.get(field)) for field in ALIKE if field not in UNLIKE))
+    exact = (twice, *(str(protocol.get(field)) for field in ALIKE))
+    levels: tuple[tuple[Any, str], ...] = (
+        (("exact", kind, data, backbone, *exact), "like it here"),
+        (("about", kind, of, backbone, *about), "about like it here"),
+    )
+    share = protocol.get("fraction", 1)  # an epoch is one of the labelled images
+    return Shape(levels, float(protocol.get("epochs") or protocol.get("steps") or 1) * share)
+
+
+def _work(recipe: Mapping[str, Any]) -> tuple[str, str]:
+    """The arguments and views of a recipe, written the same way by a record and by a plan."""
+    method, augment = recipe["method"], recipe["augment"]
+    ours = method in METHODS and not recipe.get("own")
+    given = {**(_defaults(method) if ours else {}), **recipe["args"]}
+    views = _views(augment) if isinstance(augment, str) else json.dumps(augment)
+    return str(sorted(given.items())), views
+
+
+@cache
+def _defaults(method: str) -> dict[str, Any]:
+    return {name: default for name, (_, default) in arguments(method).items()}
+
+
+@cache
+def _views(augment: str) -> str:
+    return json.dumps([view.identity() for view in AUGMENTS[augment]])
