@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lewel_bench.evals import clock
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -323,6 +324,7 @@ class _Loop:
             return
         content = {
             "step": state.step,
+            "seconds": self.at.clock.seconds(),
             "loss_sum": state.loss_sum,
             "half": state.half,
             "pruned": state.pruned,
@@ -345,7 +347,9 @@ class _Loop:
         self.scaler.load_state_dict(saved["scaler"])
         everyone = saved["generators"]
         set_generators(everyone[distributed.rank() % len(everyone)], self.device)
-        self.at.report("resumed", step=saved["step"], steps=self.protocol.steps)
+        spent = clock.saved(saved)
+        self.at.clock.go_on(spent)
+        self.at.report("resumed", step=saved["step"], steps=self.protocol.steps, seconds=spent)
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 
 

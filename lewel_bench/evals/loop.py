@@ -5,12 +5,14 @@ Everything random is drawn from (seed, epoch), so a run that was killed goes on 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from lewel_bench.evals import clock
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.protocol import Linear, Semi
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
@@ -54,6 +56,7 @@ class Place:
     machine: Machine
     report: Report
     stop: Stop
+    clock: Clock = field(default_factory=Clock)
 
 
 def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) -> History:
@@ -150,7 +153,9 @@ def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
     if state is None:
         return 0, 0, []
     learner.load_state_dict(state["learner"])
-    at.report("resumed", epoch=state["epoch"], step=state["step"])
+    spent = clock.saved(state)
+    at.clock.go_on(spent)
+    at.report("resumed", epoch=state["epoch"], step=state["step"], seconds=spent)
     return state["epoch"], state["step"], state["history"]
 
 
@@ -195,6 +200,7 @@ class _Saver:
         if distributed.rank() == 0:
             done = epoch * self.steps + step
             content = {"epoch": epoch, "step": step, "history": history, "learner": state}
+            content["seconds"] = self.at.clock.seconds()
             checkpoint.save(self.at.folder, done, content)
 
 

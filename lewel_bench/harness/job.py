@@ -5,7 +5,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import torch
 from filelock import FileLock
 
 from lewel_bench.evals import features, knn, linear, semi
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.harness import bundle, signals, splits, transfer, view
@@ -218,14 +218,14 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
             f"{backbone.parent} to make it again"
         )
     found = splits.of(job)
-    began = time.perf_counter()
+    clock = Clock()
     arguments: dict[str, Any] = {
         "backbone": backbone,
         "splits": found,
         "seed": job.seed,
         "folder": root / job.key,
         "machine": on,
-        "report": log,
+        "report": clock.heard(log),
         "stop": stop,
     }
     if isinstance(job.protocol, Dense):
@@ -247,7 +247,7 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     return Made(
         outcome,
         data,
-        round(time.perf_counter() - began, 3),
+        clock.seconds(),
         Checkpoint(file=f"../{job.upstream}/{backbone.name}", sha256=upstream.checkpoint.sha256),
     )
 

@@ -67,8 +67,8 @@ class Record(_Frozen):
     `metrics` are what tables show (percent unless the table's column says otherwise). `outcome` is
     free JSON (grids, selection gap, curves); JSON has no NaN, so a non-finite number in it is
     stored as null. `data` maps a role ("train", "select", "report") to the images that played it.
-    `seconds` are those of the computation over all attempts; `peak_memory` is the most that it
-    held in bytes: of a GPU's memory, of a process's own on a CPU (None: not measured).
+    `seconds` are those of the computation over all attempts, every step once; `peak_memory` is the
+    most that it held in bytes: of a GPU's memory, of a process's own on a CPU (None: not measured).
     """
 
     schema_: Literal[1] = Field(default=SCHEMA, alias="schema")

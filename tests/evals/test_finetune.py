@@ -6,6 +6,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from lewel_bench.evals import finetune
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits
@@ -84,8 +85,18 @@ def state(folder):
 
 @pytest.fixture
 def run(tmp_path):
-    def go(learner=None, protocol=TINY, *, folder="a", stop=never, save_s=1e9, rivals=(), select=1):
-        at = Place(1, tmp_path / folder, Machine(save_every_s=save_s), silent, stop)
+    def go(
+        learner=None,
+        protocol=TINY,
+        *,
+        folder="a",
+        stop=never,
+        save_s=1e9,
+        rivals=(),
+        select=1,
+        report=silent,
+    ):
+        at = Place(1, tmp_path / folder, Machine(save_every_s=save_s), report, stop)
         splits = DenseSplits([0], [0] if select else None, [0])
         candidate = (protocol.lrs[0], 0.0)
         learner = learner or Learner(0.1)
@@ -142,6 +153,22 @@ def test_killed_while_evaluating_is_the_same_bitwise(run, call):
     again = Learner(0.1)
     assert run(again, protocol=protocol, folder="killed") == whole
     assert len(again.rates) == (STEPS - STEPS // 2 if call == 1 else 0)
+
+
+def test_the_seconds_of_earlier_attempts_are_counted(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Clock, "seconds", lambda self: 1000.0)
+        run(save_s=0, stop=killed_after(5))
+    clock = Clock()
+    run(report=clock.heard(silent))
+    assert 1000 < clock.seconds() < 1100
+    # one that was written before seconds were kept
+    old = checkpoint.load(tmp_path / "a")
+    del old["seconds"]
+    checkpoint.save(tmp_path / "old", STEPS, old)
+    clock.go_on(7.0)
+    assert run(folder="old", report=clock.heard(silent)) == run()
+    assert clock.seconds() < 7
 
 
 def test_a_stop_saves_first(run):

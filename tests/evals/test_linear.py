@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lewel_bench.evals import features, heads, linear, loop
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Splits
 from lewel_bench.evals.protocol import Linear
 from lewel_bench.pretrain.data import image_batches
@@ -126,8 +127,23 @@ def test_a_stop_saves_first(run):
     with pytest.raises(Stopped, match="saved at step 7 of 32"):
         run(stop=lambda: next(asked), folder="stopped")
     outcome = run(folder="stopped", report=report)
-    assert ("resumed", {"epoch": 1, "step": 3}) in events
+    (resumed,) = (fields for event, fields in events if event == "resumed")
+    assert (resumed["epoch"], resumed["step"]) == (1, 3)
     assert outcome == run(folder="whole")
+
+
+def test_the_seconds_of_earlier_attempts_are_counted(run, machine, monkeypatch):
+    """In the first training and in the refit, each step once; a kill comes after the saving."""
+    protocol = change(SGD, {"refit": True})
+    machine = replace(machine, save_every_s=0)
+    for step, spent in ((6, 1000.0), (32 - 6 + 9, 5000.0)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Clock, "seconds", lambda self, spent=spent: spent)
+            run(protocol, machine=machine, stop=killed_after(step))
+    clock, seen = Clock(), []
+    run(protocol, report=clock.heard(lambda event, /, **fields: seen.append((event, fields))))
+    assert [fields["seconds"] for event, fields in seen if event == "resumed"] == [5000.0, 5000.0]
+    assert 5000 < clock.seconds() < 5100
 
 
 def test_a_finished_run_trains_nothing_again(run):

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 
-from lewel_bench.evals import finetune, weights
+from lewel_bench.evals import clock, finetune, weights
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
 from lewel_bench.evals.detection.detectron_eval import evaluate
@@ -162,7 +162,9 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
             finetune.set_generators(states[rank() % len(states)], self.at.machine.device)
             self.start_iter = saved["step"]
             self.data_loader.start = saved["step"]
-            self.at.report("resumed", step=saved["step"], steps=self.max_iter)
+            spent = clock.saved(saved)
+            self.at.clock.go_on(spent)
+            self.at.report("resumed", step=saved["step"], steps=self.max_iter, seconds=spent)
             return
         state, _ = checkpoint.read_backbone(backbone)
         given = weights.to_detectron2(state, spec, self.protocol.model)
@@ -206,6 +208,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
             return
         content = {
             "step": step,
+            "seconds": self.at.clock.seconds(),
             "model": _bare(self.model).state_dict(),
             "trainer": self.state_dict(),
             "generators": everyone,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewel_bench.evals import engines, finetune, outside, weights
+from lewel_bench.evals import clock, engines, finetune, outside, weights
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import mmseg_config
@@ -109,6 +110,7 @@ class _Training:
         state, spec = checkpoint.read_network(backbone)
         self.protocol, self.splits, self.folder, self.machine = protocol, splits, folder, machine
         self.lists: dict[str, Path] = {}
+        self.clock = Clock()
         if distributed.rank() == 0:
             torch.save(weights.to_mmseg(state, spec), folder / "backbone.pth")
         for role in ("train", "select", "report"):
@@ -142,7 +144,9 @@ class _Training:
         self.report, self.stop = report, stop
         saved = parts.last(self.folder)
         if saved is not None:
-            report("resumed", step=saved[0], steps=self.protocol.steps)
+            spent = clock.saved(torch.load(saved[1], "cpu", weights_only=False)["meta"])
+            self.clock.go_on(spent)
+            report("resumed", step=saved[0], steps=self.protocol.steps, seconds=spent)
         prunes = self.protocol.prune and self.splits.select is not None
         half = self.protocol.steps // 2 if prunes else None
 
@@ -159,7 +163,9 @@ class _Training:
         goes_on = {} if saved is None else {"resume": True, "load_from": str(saved[1])}
         runner = _runner({**self.config, **goes_on})
         every_s = self.machine.save_every_s
-        runner.register_hook(parts.Watch(self.folder, report, stop, every_s, half, halfway))
+        runner.register_hook(
+            parts.Watch(self.folder, report, stop, every_s, self.clock, half, halfway)
+        )
         runner.train()
 
     def measure(self, role: str, path: Path | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mmseg.models.backbones import ResNet
 from mmseg.registry import DATASETS, METRICS, MODELS
 from torch import nn
 
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.segmentation import masks
 from lewel_bench.pretrain import distributed
@@ -114,11 +115,12 @@ class Watch(Hook):  # type: ignore[misc]
         report: Report,
         stop: Stop,
         every_s: float,
+        clock: Clock,
         half: int | None,
         halfway: Callable[[Path], None],
     ) -> None:
         self.folder, self.report, self.stop, self.every_s = folder, report, stop, every_s
-        self.half, self.halfway = half, halfway
+        self.clock, self.half, self.halfway = clock, half, halfway
         self.saved_at = self.logged_at = time.perf_counter()
 
     def after_train_iter(
@@ -139,7 +141,7 @@ class Watch(Hook):  # type: ignore[misc]
         stopping = distributed.any_rank(self.stop(), device)
         due = distributed.any_rank(now - self.saved_at >= self.every_s, device)
         if last or half or stopping or due:
-            checkpoint = save(runner, self.folder, step)
+            checkpoint = save(runner, self.folder, step, self.clock.seconds())
             self.saved_at = now
             if half:
                 self.halfway(checkpoint)
@@ -147,10 +149,11 @@ class Watch(Hook):  # type: ignore[misc]
             raise Stopped(f"saved at step {step} of {steps}")
 
 
-def save(runner: Any, folder: Path, step: int) -> Path:
+def save(runner: Any, folder: Path, step: int, seconds: float) -> Path:
     """Write a checkpoint of mmengine's, then name it as the last, then remove those before."""
     path = folder / f"iter_{step}.pth"
-    runner.save_checkpoint(str(folder), path.name, by_epoch=False)
+    meta = {"seconds": seconds}
+    runner.save_checkpoint(str(folder), path.name, meta=meta, by_epoch=False)
     distributed.wait()
     if distributed.rank() == 0:
         write_atomically(folder / LAST, str(path))

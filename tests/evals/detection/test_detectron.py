@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lewel_bench.evals import detection, engines, outside, weights
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron, voc
 from lewel_bench.evals.detection.scenes import Objects, Scene, Scenes, read_coco, read_voc
@@ -440,10 +441,13 @@ def test_killed_and_resumed_is_undisturbed(data: Path, file: Path, tmp_path: Pat
 @needs_detectron2
 def test_stopped_saves_and_goes_on(data: Path, file: Path, tmp_path: Path) -> None:
     protocol = small("coco_fpn_1x")
-    with pytest.raises(Stopped, match="saved at step 1 of 3"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped, match="at step 1 of 3"):
+        patch.setattr(Clock, "seconds", lambda self: 1000.0)
         ran(protocol, data, file, tmp_path, stop=lambda: True)
     assert checkpoint.newest(tmp_path) is not None
-    assert ran(protocol, data, file, tmp_path).metrics
+    clock = Clock()
+    assert ran(protocol, data, file, tmp_path, report=clock.heard(silent)).metrics
+    assert clock.seconds() > 1000
 
 
 @needs_detectron2

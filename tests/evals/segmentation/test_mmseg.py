@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.evals.segmentation import data, lists, masks, metric, mmseg_config, run
 from lewel_bench.pretrain.distributed import Machine
@@ -190,13 +191,14 @@ def train(splits, small_backbone, tmp_path):
 
 
 @needed
-def test_trains_measures_and_stops(train, splits, tmp_path) -> None:
+def test_trains_measures_and_stops(train, splits, tmp_path, monkeypatch) -> None:
     asked = []
-    with pytest.raises(Stopped, match="saved at step 2 of 4"):
+    with pytest.raises(Stopped, match="saved at step 2 of 4"), monkeypatch.context() as patch:
+        patch.setattr(Clock, "seconds", lambda self: 1000.0)
         train(stop=lambda: asked.append(1) or len(asked) == 2)
     seen = []
     outcome = train(report=lambda event, **fields: seen.append((event, fields)))
-    assert ("resumed", {"step": 2, "steps": 4}) in seen
+    assert ("resumed", {"step": 2, "steps": 4, "seconds": 1000.0}) in seen
     assert outcome.chosen == {"lr": 0.02, "weight_decay": 5e-4}
     assert set(outcome.metrics) == set(outcome.extra["select"]) == NUMBERS
     assert set(outcome.extra["per_class"]) == set(splits.train.classes)
@@ -252,7 +254,7 @@ def test_all_ranks_leave_where_one_diverges(monkeypatch, tmp_path, own: float) -
     monkeypatch.setattr(parts.distributed, "world", lambda: 2)
     # the other rank's loss is not finite
     monkeypatch.setattr(parts.distributed, "any_rank", lambda bad, _: asked.append(bad) or True)
-    watch = parts.Watch(tmp_path, silent, never, 1e9, None, lambda path: None)
+    watch = parts.Watch(tmp_path, silent, never, 1e9, Clock(), None, lambda path: None)
     runner = SimpleNamespace(iter=parts.ASK_EVERY - 1, max_iters=1000)
     with pytest.raises(parts.Diverged, match=str(parts.ASK_EVERY)):
         watch.after_train_iter(runner, 0, outputs={"loss": torch.tensor(own)})
