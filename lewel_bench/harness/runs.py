@@ -42,7 +42,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     """Check `jobs`, then compute or submit those without a record; the exit code."""
     settings = machine(arguments, context.site)
     store = Store(context.root)
-    _corrupt(jobs, store, arguments.replace_corrupt)
+    _corrupt(jobs, store, arguments)
     todo = [job for job in jobs if job.key not in store.records]
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
     estimator = Estimator(store.records, context.root, threads)
@@ -212,10 +212,11 @@ def machine(arguments: argparse.Namespace, site: Site) -> MachineSettings:
         raise ValueError(explain(error)) from None
 
 
-def _corrupt(jobs: Sequence[Job], store: Store, replace: bool) -> None:
+def _corrupt(jobs: Sequence[Job], store: Store, arguments: argparse.Namespace) -> None:
+    """Refuse corrupt records of `jobs`, or set them aside: what stays would be in the way."""
     keys = {job.key for job in jobs}
     bad = [one for one in store.bad if one.path.parent.name in keys]
-    if bad and not replace:
+    if bad and not arguments.replace_corrupt:
         lines = "\n".join(f"  {one}" for one in bad)
         raise ValueError(
             f"{len(bad)} records are corrupt:\n{lines}\n"
@@ -223,7 +224,9 @@ def _corrupt(jobs: Sequence[Job], store: Store, replace: bool) -> None:
             "beside, renamed)"
         )
     for one in bad:
-        print(f"set aside: {set_aside(one.path)}", file=sys.stderr)
+        said = "would be set aside" if arguments.dry_run else "set aside"
+        path = one.path if arguments.dry_run else set_aside(one.path)
+        print(f"{said}: {path}", file=sys.stderr)
 
 
 def _within(

@@ -1,0 +1,24 @@
+"""`lewel-bench run` before anything starts."""
+
+from pathlib import Path
+
+import pytest
+from finished import finish
+
+from lewel_bench.harness.cli import main
+
+RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200", "--evals", "linear")
+
+
+def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars")
+    path = tmp_path / key / "record.json"
+    path.write_text("{")
+    words = [*RUN, "--root", str(tmp_path), "--dry-run"]
+    assert main(words) == 2 and "add --replace-corrupt" in capsys.readouterr().err
+    assert main([*words, "--replace-corrupt"]) == 0
+    shown = capsys.readouterr()
+    assert f"would be set aside: {path}" in shown.err and "1 jobs are done; to do: 1" in shown.out
+    assert path.read_text() == "{"
