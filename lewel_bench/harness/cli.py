@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     128 + n stopped by signal n after saving."""
     arguments = options.parser().parse_args(argv)
     try:
+        options.refuse_empty(sys.argv[1:] if argv is None else argv)
         code = VERBS[arguments.verb](arguments)
         sys.stdout.flush()
         return code
@@ -47,8 +48,6 @@ class Context:
 
         self.site = site.load()
         root = getattr(arguments, "root", None)
-        if root == "":
-            raise ValueError("--root is empty: name a folder, or leave it out")
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
         own.remember(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)

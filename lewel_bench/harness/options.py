@@ -1,6 +1,8 @@
 """The options of the command `lewel-bench`."""
 
 import argparse
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lewel_bench import __version__
@@ -52,6 +54,16 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--root", help="run root (default: of the site file, else ./runs)")
     doctor.add_argument("--cluster", metavar="NAME", help="check this cluster too, with a tiny job")
     return top
+
+
+def refuse_empty(argv: Sequence[str]) -> None:
+    """Raise ValueError for an option whose value is empty, such as "$BUDGET" where that is not set:
+    taken for no restriction it would start everything."""
+    for option, value in pairwise([*argv, "none"]):
+        name, equals, own = option.partition("=")
+        value = own if equals else value
+        if name.startswith("--") and len(name) > 2 and not value.strip(" ,"):
+            raise ValueError(f"{name} is empty: give it a value, or leave it out")
 
 
 def _cluster_parsers(verbs: Any) -> None:

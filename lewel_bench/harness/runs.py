@@ -46,7 +46,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     todo = [job for job in jobs if job.key not in store.records]
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
     estimator = Estimator(store.records, context.root, threads)
-    if arguments.probe or arguments.budget:
+    if arguments.probe is not None or arguments.budget:
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
     if arguments.cluster and arguments.jobs:
         raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
@@ -243,7 +243,7 @@ def _within(
 
     hours = budget.hours_of(arguments.budget) if arguments.budget else None
     made = hours is not None and budget.remembered(context.root, jobs, hours).exists()
-    if arguments.probe and not made and COMMAND not in os.environ:
+    if arguments.probe is not None and not made and COMMAND not in os.environ:
         _probe(context, arguments, jobs, todo, estimator, settings)
     if hours is None:
         return list(jobs), list(todo)

@@ -46,6 +46,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--lrs=-1"], "lrs.0: Input should be greater than 0 (got -1.0)"),
         (["run", "--suite", "shapes", "--method", "lewelm_200ep"], "Nearest of"),
         ([*RUN, "--root", ""], "--root is empty"),
+        ([*RUN, "--dry-run", "--probe", "0"], "a pace needs two steps"),
         ([*RUN, "--root", "/proc/none"], "cannot write to the run root /proc/none"),
         ([*RUN, "--set", "linear_lars.epochs=0"], "linear_lars: epochs"),
         ([*RUN, "--jobs", "0"], "jobs"),

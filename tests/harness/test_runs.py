@@ -22,3 +22,24 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
     shown = capsys.readouterr()
     assert f"would be set aside: {path}" in shown.err and "1 jobs are done; to do: 1" in shown.out
     assert path.read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--budget", ""),
+        ("--budget=",),
+        ("--evals", " ,"),
+        ("--method", "", "--table", "1"),
+        ("--epochs", ""),
+        ("--seeds", ""),
+    ],
+)
+def test_an_empty_restriction_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """An unset variable of a shell; whatever stands before and after it."""
+    assert main([*RUN, *words, "--dry-run", "--root", str(tmp_path)]) == 2
+    assert f"{words[0].rstrip('=')} is empty" in capsys.readouterr().err
+    assert main([*RUN, "--dry-run", "--root", str(tmp_path), *words]) == 2
+    assert not list(tmp_path.iterdir())
