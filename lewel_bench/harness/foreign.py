@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.record import Record
@@ -26,6 +26,8 @@ class _Recipe(_Read):
     batch: Count
     epochs: Count
     precision: str
+    augment: str | list[Any]
+    args: dict[str, Any]
 
 
 class _Pretrain(_Read):
@@ -40,9 +42,17 @@ class _Import(_Read):
 
 
 class _Protocol(_Read):
+    runner: str
+    refit: bool = False
     epochs: Above0 | None = None
     steps: Above0 | None = None
     fraction: Above0 = 1.0
+
+    @model_validator(mode="after")
+    def _says_how_often_it_trains(self) -> Self:
+        if self.runner == "linear" and "refit" not in self.model_fields_set:
+            raise ValueError("refit: a linear evaluation says whether it trains twice")
+        return self
 
 
 class _Evaluation(_Read):
@@ -124,6 +134,17 @@ def check(record: Record, path: Path) -> None:
     _holds(_Environment, record.environment, f"{path}: environment")
     if record.kind in ("pretrain", "import") and record.checkpoint is None:
         raise ValueError(f"{path}: checkpoint: it names no backbone")
+
+
+def is_job(content: dict[str, Any]) -> bool:
+    """Whether `content`, that of a spec.json, holds all that is read of a job of ours."""
+    try:
+        spec = _Spec.model_validate(content)
+        if "data" in content:
+            SPECS[spec.kind].model_validate({**content, "data": content["data"]["id"]})
+    except (ValidationError, KeyError, TypeError):
+        return False
+    return True
 
 
 def check_spec(text: bytes, record: Record, path: Path) -> None:

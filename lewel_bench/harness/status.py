@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from lewel_bench.harness.foreign import is_job
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
@@ -275,7 +276,7 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Coll
         if len(name) != 12:
             continue
         spec = _json(root / name / SPEC)
-        if spec is not None and not {"kind", "name", "seed"} <= spec.keys():
+        if spec is not None and not is_job(spec):
             spec = None  # somebody else's, or damaged
         record = store.records.get(name)
         if spec is None and record is not None:

@@ -59,8 +59,13 @@ def test_a_field_that_is_not_what_is_read(
         ("import", IMPORT | {"backbone": {"arch": "vit"}}, "backbone"),
         ("import", IMPORT, "outcome: format: Field required"),
         ("final", {"upstream": "a", "data": "d"}, "protocol: Field required"),
+        ("final", {"upstream": "a", "data": "d", "protocol": {"runner": "linear"}}, "refit"),
         ("search", {"upstream": "a", "data": "d", "protocol": {"fraction": 0}}, "fraction"),
-        ("search", {"upstream": "a", "data": "d", "protocol": {}}, "outcome: chosen"),
+        (
+            "search",
+            {"upstream": "a", "data": "d", "protocol": {"runner": "semi"}},
+            "outcome: chosen",
+        ),
     ],
 )
 def test_a_spec_that_lacks_what_its_kind_is_read_for(

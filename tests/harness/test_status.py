@@ -1,0 +1,63 @@
+"""What `status` reads of a run root, whatever lies there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished import SHAPES, finish
+
+from lewel_bench.harness import plan, status
+from lewel_bench.harness.cost import Estimator
+from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.site import Site
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results.store import Store
+
+NAMED = {"kind": "final", "name": "x", "seed": 0}
+
+
+def states(root: Path) -> dict[str, status.JobState]:
+    store = Store(root)
+    return status.survey(root, store, Estimator(store.records, root))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "final"},
+        NAMED | {"data": {}},
+        NAMED | {"data": {"id": "d"}},
+        NAMED | {"kind": "train", "data": {"id": "d"}},
+        NAMED | {"recipe": [1]},
+        NAMED | {"recipe": {"name": [1]}},
+        NAMED | {"protocol": "linear"},
+        NAMED | {"data": {"id": "d"}, "upstream": "u", "protocol": {"runner": "linear"}},
+        NAMED | {"kind": "pretrain", "data": {"id": "d"}, "recipe": {"name": "lewel_m_200ep"}},
+    ],
+)
+def test_a_spec_that_is_none_of_ours_is_no_job(tmp_path: Path, spec: dict[str, Any]) -> None:
+    (tmp_path / "0123456789ab").mkdir()
+    (tmp_path / "0123456789ab" / "spec.json").write_text(json.dumps(spec))
+    assert states(tmp_path) == {}
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars")
+    (tmp_path / key / "spec.json").write_text(json.dumps(spec))
+    assert states(tmp_path)[key].state == "done"
+
+
+def test_a_spec_of_ours_is_a_job(tmp_path: Path) -> None:
+    datasets = Datasets(Site(), tmp_path, SHAPES, needed=False)
+    jobs = [
+        job
+        for recipe in ("lewel_m_200ep", "pcl_200ep", "moco_v2_200ep")
+        for job in plan.chain(
+            RECIPES[recipe],
+            ["linear_lars", "semi_1pct", "voc07_det_c4", "voc12_seg_fcn_d8"],
+            0,
+            SHAPES,
+            datasets,
+        )
+    ]
+    for job in jobs:
+        status.write_spec(job, tmp_path)
+    assert set(states(tmp_path)) == {job.key for job in jobs}
