@@ -49,6 +49,10 @@ class MissingData(ValueError):
     """A data set that a command needs is not configured or not there."""
 
 
+class NotConfigured(MissingData):
+    """A data set that no site file names."""
+
+
 class Datasets:
     """The data sets of one command: the site's, replaced by those of the command line.
 
@@ -104,7 +108,7 @@ class Datasets:
                 more = '\n  (or imagenet together with imagenet100_classes = "imagenet100.txt")'
             if name in LAYOUTS:
                 more = "\n  or leave detection and segmentation out:  --evals linear,semi"
-            raise MissingData(what + _how(name) + more)
+            raise NotConfigured(what + _how(name) + more)
         folder = self.site.resolve(root)
         if not folder.is_dir():
             raise MissingData(f"the data set {name} is not at {folder}: correct it\n{_how(name)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lewel_bench import __version__
 from lewel_bench.harness import datasets
-from lewel_bench.harness.datasets import MissingData
+from lewel_bench.harness.datasets import MissingData, NotConfigured
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -21,7 +21,10 @@ Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 def doctor(context: "Context", cluster: str | None = None) -> int:
     """Print every check; 2 when one of them is a problem."""
-    found = [*_software(), *_engines(context), *_machine(), *_places(context)]
+    found = [*_software()]
+    if all(state != "problem" for _, state, _ in found):  # without torch nothing more can be asked
+        found += [*_engines(context), *_machine(context)]
+    found += _places(context)
     if cluster:
         from lewel_bench.harness import cluster as clusters
 
@@ -37,7 +40,10 @@ def doctor(context: "Context", cluster: str | None = None) -> int:
 def _software() -> Iterator[Check]:
     yield "lewel-bench", "ok", f"{__version__}, Python {platform.python_version()}"
     for name in ("torch", "torchvision", "simplejpeg", "pillow", "safetensors"):
-        yield name, "ok", importlib.metadata.version(name)
+        try:
+            yield name, "ok", importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "problem", "not installed: pip install lewel-bench"
     try:
         import torch
         import torchvision
@@ -70,9 +76,15 @@ def _engines(context: "Context") -> Iterator[Check]:
             yield f"engine {found.engine}", "warning", note
 
 
-def _machine() -> Iterator[Check]:
+def _machine(context: "Context") -> Iterator[Check]:
     import torch
 
+    from lewel_bench.harness import job
+
+    try:
+        job.device(context.site.machine)
+    except job.NoDevice as error:
+        yield "site file: device", "problem", str(error)
     cores = len(os.sched_getaffinity(0))
     yield "CPU", "ok", f"{cores} cores, {torch.get_num_threads()} torch threads"
     if not torch.cuda.is_available():
@@ -92,6 +104,8 @@ def _places(context: "Context") -> Iterator[Check]:
             continue
         try:
             data = context.datasets(name, "")
+        except NotConfigured:
+            yield f"data {name}", "warning", "not configured"
         except MissingData as missing:
             yield f"data {name}", "warning", str(missing).split(":", 1)[0]
         else:
@@ -106,5 +120,7 @@ def _writable(root: Path) -> Check:
     if not os.access(existing, os.W_OK):
         return "run root", "problem", f"{root} is not writable: choose another with --root"
     free = shutil.disk_usage(existing).free / 2**30
-    state = "ok" if free > NEEDED_GIB else "warning"
-    return "run root", state, f"{root}, {free:.0f} GiB free"
+    if free > NEEDED_GIB:
+        return "run root", "ok", f"{root}, {free:.0f} GiB free"
+    advice = "`lewel-bench gc` lists what no cell needs; --root takes another place"
+    return "run root", "warning", f"{root}, {free:.1f} GiB free: {advice}"
