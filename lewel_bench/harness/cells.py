@@ -9,7 +9,7 @@ from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
-from lewel_bench.results.table import TABLES, Column, Row, epochs, load
+from lewel_bench.results.table import TABLES, Column, Row, Table, epochs, load
 from lewel_bench.value import unknown
 
 # Section 4.1: LEWEL_M is probed with LARS, LEWEL_B with SGD; each baseline as its LEWEL, but the
@@ -59,32 +59,63 @@ def protocols(selection: Selection, suite: Suite) -> list[str]:
 def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, ...]]]:
     """Recipes in the order asked for, each with the protocols to run on it: those asked for, else
     those by which the paper judges it, as far as the suite has a scale for them."""
-    wanted: dict[str, list[str]] = {}
     if selection.tables:
-        _lengths(selection.epochs)
-        only = set(allowed(selection.methods)) if selection.methods else None
-        for table in map(load, selection.tables):
-            for row, column in table.cells():
-                name = recipe_name(row, column)
-                if name is None or (only is not None and name not in only):
-                    continue
-                if selection.epochs and RECIPES[name].epochs not in selection.epochs:
-                    continue
-                protocols = wanted.setdefault(name, [])
-                protocol = row.protocols.get(column.eval)
-                if protocol and protocol not in protocols:
-                    protocols.append(protocol)
-        if selection.evals:
-            wanted = {n: _protocols(n, selection.evals) for n in wanted}
+        wanted = _of_tables(selection, suite)
     else:
-        for recipe in _recipes(selection.methods, selection.epochs):
-            wanted[recipe.name] = evaluations(recipe.name, selection.evals, suite)
+        wanted = {
+            recipe.name: evaluations(recipe.name, selection.evals, suite)
+            for recipe in _recipes(selection.methods, selection.epochs)
+        }
     if not wanted:
-        raise ValueError(
+        raise ValueError(_nothing(selection, suite))
+    return [(RECIPES[name], tuple(protocols)) for name, protocols in wanted.items()]
+
+
+def tables(names: Sequence[str]) -> list[Table]:
+    """The tables of these numbers; `all` is every one."""
+    return [load(name) for name in (TABLES if "all" in names else names)]
+
+
+def _of_tables(selection: Selection, suite: Suite) -> dict[str, list[str]]:
+    """The recipes of the cells, by name, each with the protocols to run on it."""
+    _lengths(selection.epochs)
+    only = set(allowed(selection.methods)) if selection.methods else None
+    wanted: dict[str, list[str]] = {}
+    for table in tables(selection.tables):
+        for row, column in table.cells():
+            name, protocol = recipe_name(row, column), row.protocols.get(column.eval)
+            if name is None or (only is not None and name not in only):
+                continue
+            if selection.epochs and RECIPES[name].epochs not in selection.epochs:
+                continue
+            if protocol and not selection.evals and not _has_scale(suite, protocol):
+                continue
+            protocols = wanted.setdefault(name, [])
+            if protocol and protocol not in protocols:
+                protocols.append(protocol)
+    if selection.evals:
+        return {name: _protocols(name, selection.evals) for name in wanted}
+    return wanted
+
+
+def _has_scale(suite: Suite, protocol: str) -> bool:
+    return suite.comparable or protocol in suite.protocols
+
+
+def _nothing(selection: Selection, suite: Suite) -> str:
+    if not selection.tables:
+        return (
             "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
             "(--table 1), and see `lewel-bench ls recipes`"
         )
-    return [(RECIPES[name], tuple(protocols)) for name, protocols in wanted.items()]
+    named = "table" if len(selection.tables) == 1 else "tables"
+    lengths = f" at {', '.join(map(str, selection.epochs))} epochs" if selection.epochs else ""
+    methods = f" of {', '.join(selection.methods)}" if selection.methods else ""
+    scale = "" if suite.comparable else f" for which the suite {suite.name} has a scale"
+    return (
+        f"nothing is selected: {named} {', '.join(selection.tables)}: no cell{methods}{lengths}"
+        f"{scale}. What has no row there is run without --table"
+    )
 
 
 def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
@@ -150,7 +181,7 @@ def evaluations(recipe: str, asked: Sequence[str], suite: Suite) -> list[str]:
     if asked:
         return _protocols(recipe, asked)
     names = of_paper(recipe) if recipe else _protocols(recipe, ("linear", "semi", "voc", "coco"))
-    return [n for n in names if suite.comparable or n in suite.protocols]
+    return [n for n in names if _has_scale(suite, n)]
 
 
 def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:

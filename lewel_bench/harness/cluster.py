@@ -338,7 +338,7 @@ def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
 def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
     """The recipes of methods and tables. Raises ValueError for names that do not exist."""
     names = {name for method in methods for name in cells.allowed([method])}
-    for table in map(load, (text.removeprefix("table") for text in tables)):
+    for table in cells.tables([text.removeprefix("table") for text in tables]):
         names |= {name for cell in table.cells() if (name := cells.recipe_name(*cell))}
     return names
 

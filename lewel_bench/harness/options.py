@@ -72,7 +72,9 @@ def _cluster_parsers(verbs: Any) -> None:
     for one in (cancel, retry):
         one.add_argument("keys", nargs="*", metavar="KEY|CELL", help="keys or cells of a table")
         one.add_argument("--method", action="append", default=[], help="all of a method or recipe")
-        one.add_argument("--table", action="append", default=[], help="all that a table needs")
+        one.add_argument(
+            "--table", action="append", default=[], help="all that a table, or all, needs"
+        )
         one.add_argument("--suite", default="", dest="only_suite", help="only this suite")
         one.add_argument("--state", action="append", default=[], help="only jobs in this state")
         one.add_argument("--root", help="run root (default: of the site file, else ./runs)")
@@ -135,7 +137,7 @@ def _run_parser(verbs: Any) -> None:
         "repeatable",
     )
     run.add_argument("--epochs", action="append", default=[], help="the paper's epochs, as 100,200")
-    run.add_argument("--table", action="append", default=[], help="all that a table needs")
+    run.add_argument("--table", action="append", default=[], help="all that a table, or all, needs")
     _evaluations(run)
     _where(run)
     _computing(run)

@@ -116,6 +116,23 @@ def test_a_run_without_evals_does_those_of_the_papers_tables() -> None:
     }
 
 
+def _judged(suite: str, *tables: str) -> dict[str, tuple[str, ...]]:
+    of = suites.SUITES[suite]
+    return {recipe.name: names for recipe, names in cells.cells(Selection(tables=tables), of)}
+
+
+def test_a_table_is_run_as_far_as_the_suite_has_a_scale() -> None:
+    here = set(suites.SUITES["cifar10"].protocols)
+    for number in ("1", "2", "5", "6", "7"):
+        paper, ours = _judged("paper", number), _judged("cifar10", number)
+        for recipe, names in ours.items():
+            assert names == tuple(name for name in paper[recipe] if name in here)
+        assert set(ours) == {recipe for recipe, names in paper.items() if set(names) & here}
+    assert set(_judged("cifar10", "9")) == set(_judged("paper", "9"))  # its costs have no scale
+    assert _judged("shapes", *table.TABLES) == _judged("paper", *table.TABLES)
+    assert _judged("paper", "all") == _judged("paper", *table.TABLES)
+
+
 def _dense(**settings: object) -> list[Job]:
     return plan.plan(
         Selection(
@@ -218,7 +235,11 @@ def test_a_job_survives_its_spec_file() -> None:
         ({"methods": ("lewel_b",), "epochs": (7,)}, "Known: 100, 200, 400"),
         ({"tables": ("12",)}, "unknown table '12'"),
         ({"methods": ("lewel_b",), "epochs": (200,), "evals": ("liner",)}, "Did you mean 'linear'"),
-        ({}, "nothing is selected"),
+        ({}, "nothing is selected: name a method"),
+        (
+            {"tables": ("1",), "methods": ("moco_v2_amp",)},
+            "table 1: no cell of moco_v2_amp for which",
+        ),
         (
             {"methods": ("lewel_b",), "epochs": (200,), "settings": (("epohs", 3),)},
             "Did you mean 'epochs'",
