@@ -460,7 +460,7 @@ def _rates(text: str | None) -> list[float]:
 
 def _role(text: str) -> tuple[str, Path]:
     role, equals, path = text.partition("=")
-    if not equals:
+    if not equals or "/" in role:  # a path may have the sign too
         return "", Path(text)
     roles = ("pretrain", "linear", "semi", "knn", "voc", "coco")
     if role not in roles:

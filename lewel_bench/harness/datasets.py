@@ -73,6 +73,7 @@ class Datasets:
         self.site, self.root, self.suite, self.own = site, root, suite, dict(own or {})
         self.needed = needed  # False: only keys are asked for, as tables do
         self.known: dict[tuple[str, str], Dataset] = {}
+        self.used: set[str] = set()  # roles and layouts of `own`
 
     def __call__(self, name: str, role: str) -> Dataset:
         """The data set `name` for a role. Raises MissingData with what to configure."""
@@ -80,11 +81,20 @@ class Datasets:
             self.known[name, role] = self._find(name, role)
         return self.known[name, role]
 
+    def unused(self) -> list[str]:
+        """What was given on the command line and never asked for, as it was given. Raises
+        MissingData where it is not there."""
+        left = {role: path for role, path in self.own.items() if role not in self.used}
+        for role, path in left.items():
+            _there(path, LAYOUTS.get(role, "folders"))
+        return [f"{role}={path}" if role else str(path) for role, path in left.items()]
+
     def _find(self, name: str, role: str) -> Dataset:
         layout = LAYOUTS.get(name, "folders")
-        own = self.own.get(role, self.own.get("")) if layout == "folders" else self.own.get(layout)
-        if own is not None:
-            return self._folder(own, layout)
+        mine = layout if layout != "folders" else role if role in self.own else ""
+        if mine in self.own:
+            self.used.add(mine)
+            return self._folder(self.own[mine], layout)
         if name.startswith("folder:"):  # a suite of the site file
             return self._folder(Path(name.removeprefix("folder:")))
         if name.startswith("shapes"):
@@ -151,11 +161,7 @@ class Datasets:
         return path
 
     def _folder(self, path: Path, layout: Layout = "folders") -> Dataset:
-        folder = path.expanduser().resolve()
-        if not folder.is_dir():
-            raise MissingData(
-                f"there is no folder {folder}: --data takes a folder that holds {HOLDS[layout]}"
-            )
+        folder = _there(path, layout)
         mark = self._fingerprint(folder, layout)
         return Dataset(name=folder.name, id=f"folder-{mark}", root=str(folder), layout=layout)
 
@@ -197,6 +203,15 @@ def _measure(folder: Path, layout: Layout) -> str:
             if _annotates(file):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _there(path: Path, layout: Layout) -> Path:
+    folder = path.expanduser().resolve()
+    if not folder.is_dir():
+        raise MissingData(
+            f"there is no folder {folder}: --data takes a folder that holds {HOLDS[layout]}"
+        )
+    return folder
 
 
 def shapes_id() -> str:

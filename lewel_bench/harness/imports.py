@@ -39,6 +39,7 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     jobs = plan.of_checkpoint(
         key, name, protocols, seeds, context.suite, context.datasets, settings
     )
+    runs.note_unused(context)
     if reading and label["as"]:
         _same_architecture(context, reading, label["as"])
     if key not in store.records and reading:

@@ -216,13 +216,16 @@ def choices(
     lrs: Sequence[float] = (),
     engines: Sequence[str] = (),
 ) -> list[tuple[str, Any]]:
-    """The settings that --refit, --lrs and --engine stand for. Raises ValueError for an engine
-    that none of the protocols has, and for rates where nothing is searched with them."""
+    """The settings that --refit, --lrs and --engine stand for. Raises ValueError for one that none
+    of the protocols has a use for."""
     chosen: list[tuple[str, Any]] = []
     known = {name: PROTOCOLS[name] for name in protocols}
     dense = {name: one for name, one in known.items() if isinstance(one, Dense)}
     if refit:
-        chosen += [(f"{n}.refit", True) for n, p in known.items() if isinstance(p, Linear | Dense)]
+        again = [name for name, one in known.items() if isinstance(one, Linear | Dense)]
+        if not again:
+            raise ValueError("--refit: no selected evaluation trains its choice once more")
+        chosen += [(f"{name}.refit", True) for name in again]
     if lrs:
         if not dense:
             raise ValueError("--lrs: no detection or segmentation is selected that would use them")

@@ -35,7 +35,15 @@ LARGEST_SEED = 2**32 - 1  # as NumPy and scikit-learn take them
 def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
     selection = select(arguments, context)
-    return work(context, arguments, plan.plan(selection, context.suite, context.datasets))
+    jobs = plan.plan(selection, context.suite, context.datasets)
+    note_unused(context)
+    return work(context, arguments, jobs)
+
+
+def note_unused(context: "Context") -> None:
+    """Say which data that was given no selected job is on."""
+    for one in context.datasets.unused():
+        print(f"note: --data {one} is not used: nothing that is selected is on it", file=sys.stderr)
 
 
 def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> int:

@@ -177,6 +177,8 @@ def test_what_lrs_and_engine_stand_for() -> None:
         plan.choices(["linear_lars"], engines=["mmseg"])
     with pytest.raises(ValueError, match="no detection or segmentation"):
         plan.choices(["linear_lars"], lrs=[0.1])
+    with pytest.raises(ValueError, match="trains its choice once more"):
+        plan.choices(["semi_1pct", "knn"], refit=True)
     keys = [_dense(engine=engine)[-1].key for engine in ("native", "detectron2")]
     assert keys[0] != keys[1]
 

@@ -43,3 +43,18 @@ def test_an_empty_restriction_is_refused(
     assert f"{words[0].rstrip('=')} is empty" in capsys.readouterr().err
     assert main([*RUN, "--dry-run", "--root", str(tmp_path), *words]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_data_that_nothing_is_on_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*RUN, "--dry-run", "--root", str(tmp_path / "runs")]
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "a=b" / place).mkdir(parents=True)
+        (tmp_path / "a=b" / place / "0.png").touch()
+    assert main([*words, "--data", f"{tmp_path}/a=b", "--data", f"coco={tmp_path}"]) == 0
+    assert capsys.readouterr().err == (
+        f"note: --data coco={tmp_path} is not used: nothing that is selected is on it\n"
+    )
+    assert main([*words, "--data", "voc=/does/not/exist"]) == 2
+    assert "there is no folder /does/not/exist" in capsys.readouterr().err
