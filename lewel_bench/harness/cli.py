@@ -49,6 +49,8 @@ class Context:
         self.site = site.load()
         root = getattr(arguments, "root", None)
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"the run root {self.root} is a file: name a folder with --root")
         own.remember(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]

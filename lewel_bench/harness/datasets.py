@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lewel_bench.harness.plan import Dataset, Layout
@@ -166,7 +167,8 @@ class Datasets:
         return Dataset(name=folder.name, id=f"folder-{mark}", root=str(folder), layout=layout)
 
     def _fingerprint(self, folder: Path, layout: Layout) -> str:
-        """Of the names and sizes of all files, remembered until a class folder changes."""
+        """Of the names and sizes of all files, remembered until a class folder changes, where there
+        is a run root that can be written."""
         remembered = self.root / "data" / "fingerprints.json"
         try:
             known = json.loads(remembered.read_text())
@@ -177,8 +179,10 @@ class Datasets:
         if entry and entry["stamp"] == now:
             return str(entry["fingerprint"])
         known[str(folder)] = {"stamp": now, "fingerprint": _measure(folder, layout)}
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(remembered, json.dumps(known, indent=1))
+        if self.root.is_dir():  # a look makes none
+            with suppress(OSError):
+                remembered.parent.mkdir(exist_ok=True)
+                write_atomically(remembered, json.dumps(known, indent=1))
         return str(known[str(folder)]["fingerprint"])
 
 

@@ -55,6 +55,27 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> 
     assert changed.id != found[0].id
 
 
+def test_a_fingerprint_is_kept_where_it_can_be(tmp_path: Path, monkeypatch) -> None:
+    folder, root = write_images(tmp_path / "mine"), tmp_path / "runs"
+
+    def known() -> str:
+        return Datasets(Site(), root, PAPER, {"": folder})("imagenet", "linear").id
+
+    first = known()
+    assert not root.exists()
+    root.mkdir()
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path, data: str) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        patch.setattr(datasets, "write_atomically", refuse)
+        assert known() == first
+    assert known() == first
+    monkeypatch.setattr(datasets, "_measure", lambda *_: pytest.fail("measured again"))
+    assert known() == first
+
+
 def test_one_role_of_ones_own(tmp_path: Path) -> None:
     root = write_images(tmp_path / "mine")
     own = Datasets(Site(), tmp_path / "runs", suites.SUITES["shapes"], {"linear": root})

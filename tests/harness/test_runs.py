@@ -45,6 +45,13 @@ def test_an_empty_restriction_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for words in (RUN, ("status",), ("table", "1")):
+        assert main([*words, "--root", str(tmp_path / "file")]) == 2
+        assert f"{tmp_path}/file is a file: name a folder" in capsys.readouterr().err
+
+
 def test_data_that_nothing_is_on_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
