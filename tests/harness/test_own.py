@@ -195,6 +195,8 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         ("vicreg_100ep", "vicreg", "name it by its family and its epochs, as my_method_100ep"),
         ("vicreg_100ep", "vicreg_200ep", "name it by its family and its epochs"),
         ("vicreg_100ep", "moco_v2_100ep", "the paper's recipes have a family moco_v2"),
+        ("dim: Positive", "dim: 'Tensor'", "its type Tensor is none of bool, int"),
+        ("dim: Positive", "dim: 'a b'", "its type a b is none of bool, int"),
         ("dim: Positive", "dim: Tensor", "its type Tensor is none of bool, int"),
         ('augment="byol_eman"', 'augment="byol_emam"', "Did you mean 'byol_eman'?"),
         ("epochs=100", "epochs=0", "ValidationError: epochs: Input should be greater"),
@@ -324,7 +326,10 @@ def test_edits_of_the_same_second_and_size_are_told_apart(tmp_path: Path) -> Non
 def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
     name = added(tmp_path)
     job = pretraining(tmp_path, name)
+    kept = tmp_path / "runs" / job.key / status.METHOD
     status.write_spec(job, tmp_path / "runs")
+    kept.write_text("# edited")
+    status.write_spec(job, tmp_path / "runs")  # planned again: as it was planned
     (tmp_path / "mine" / "my_method.py").unlink()
     (tmp_path / "runs").rename(tmp_path / "moved")
     folder = tmp_path / "moved" / job.key
@@ -343,13 +348,16 @@ def test_a_projector_may_be_assigned(tmp_path: Path) -> None:
     assert isinstance(method.projector, torch.nn.Identity)
 
 
-def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bases", ["BYOL", "Mixin, BYOL"])
+def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> None:
     file = tmp_path / "sub.py"
     file.write_text(
         "from lewel_bench.pretrain.methods.byol import BYOL\n"
         "from lewel_bench.pretrain.recipe import change\n"
         "from lewel_bench.pretrain.recipes import RECIPES\n"
-        "class Mine(BYOL):\n"
+        "class Mixin:\n"
+        "    pass\n"
+        f"class Mine({bases}):\n"
         "    def forward(self, views, keys, rows):\n"
         "        loss, shown = super().forward(views, keys, rows)\n"
         "        return 2 * loss, shown\n"

@@ -227,9 +227,11 @@ def arguments(method: str, own: Own | None = None) -> dict[str, tuple[Any, Any]]
 def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -> tuple[Any, Any]:
     """Type and default of one argument, from the source."""
     text, where = ast.unparse(annotation), f"argument {name} of {method}"
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        text = annotation.value  # a type in quotes
     try:
         known = eval(text, dict(_TYPES))
-    except (NameError, AttributeError, TypeError):
+    except (NameError, AttributeError, TypeError, SyntaxError):
         names = ", ".join(("bool", "int", "float", "str", *_TYPES))
         raise ValueError(f"{where}: its type {text} is none of {names}") from None
     try:
@@ -248,7 +250,7 @@ def _asked(recipe: Recipe) -> set[str]:
 @cache
 def _constructor(method: str, own: Own | None) -> ast.arguments:
     """The parameters of a method's constructor, from its source; of a class of the user's own that
-    has none, those of the class that it is made from, here or in the same file."""
+    has none, those of a class that it is made from, here or in the same file."""
     name = method if own else METHODS[method].split(":")[0]
     path = Path(own.file) if own else Path(__file__).parent / f"{method}.py"
     tree = ast.parse(path.read_bytes())
@@ -256,12 +258,18 @@ def _constructor(method: str, own: Own | None) -> ast.arguments:
     if name not in classes:
         raise ValueError(f"{path} has no class {name}, which its recipe names as its method")
     ours = {summary.split(":")[0]: one for one, summary in METHODS.items()}
-    while name in classes:
+
+    def found(name: str) -> ast.arguments | None:
+        if name not in classes:
+            return _constructor(ours[name], None) if name in ours else None
         one = classes.pop(name)
         for x in one.body:
             if isinstance(x, ast.FunctionDef) and x.name == "__init__":
                 return x.args
-        name = ast.unparse(one.bases[0]).rpartition(".")[2] if one.bases else ""
-    if name not in ours:
+        bases = (found(ast.unparse(base).rpartition(".")[2]) for base in one.bases)
+        return next(filter(None, bases), None)
+
+    given = found(name)
+    if given is None:
         raise ValueError(f"{path}: {method} has no __init__(self, backbone, norm, *, ...)")
-    return _constructor(ours[name], None)
+    return given
