@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,18 @@ def write_spec(job: "Job", root: Path) -> None:
     folder = root / job.key
     folder.mkdir(parents=True, exist_ok=True)
     own = job.recipe and job.recipe.own
-    if own and not (folder / METHOD).exists():
+    if own and not _is(folder / METHOD, own.code):
         write_atomically(folder / METHOD, Path(own.file).read_bytes())
     content = job.model_dump_json(indent=1).encode()
     with suppress(FileNotFoundError):
         if (folder / SPEC).read_bytes() == content or (folder / NAME).exists():
             return
     write_atomically(folder / SPEC, content)
+
+
+def _is(path: Path, code: str) -> bool:
+    """Whether a file is there with the content of this hash."""
+    return path.exists() and sha256(path.read_bytes()).hexdigest() == code
 
 
 def read_spec(folder: Path) -> "Job":
