@@ -164,6 +164,8 @@ class Runner:
         last = tail(self.root / job.key / EVENTS)[-1:]
         if last and last[0]["event"] == "stopped" and last[0]["time"] >= began:
             raise Stopped(last[0]["message"])
+        if signals.asked_to_stop():
+            raise Stopped("before its processes had begun")
         raise RuntimeError(f"torchrun ended with exit code {code} before the job saved")
 
     def _alone(self, job: Job) -> bool:
