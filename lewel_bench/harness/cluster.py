@@ -150,8 +150,8 @@ def kind(job: Job) -> str:
     if job.recipe:
         return "pretrain"
     assert job.protocol is not None
-    if job.kind == "final" and job.upstream not in job.needs:
-        return "light"  # it reads records and chooses
+    if job.reads_records:
+        return "light"
     if isinstance(job.protocol, Semi):
         return "semi"
     return "dense" if job.protocol.runner in DENSE else "linear"

@@ -11,26 +11,6 @@ from pydantic import AfterValidator, Field, ValidationError
 from lewel_bench.value import Value, explain
 
 FILE = "lewel-bench.toml"
-EXAMPLE = """\
-runs = "runs"                            # where results go
-
-[data]                                   # data sets by name
-imagenet = "/data/imagenet"              # has train/CLASS/*.JPEG and val/CLASS/*.JPEG
-imagenet100_classes = "imagenet100.txt"  # CMC's class list, one wnid a line
-imagenet_1pct = "1percent.txt"           # google-research/simclr imagenet_subsets
-imagenet_10pct = "10percent.txt"
-cifar10 = "/data/cifar10"
-
-[suites.clothing10]                      # the paper's cells on your own class folders
-like = "shapes"
-data = "/data/clothing10"
-
-[engines]                                # interpreters of engines that live elsewhere
-detectron2 = "/opt/detectron2/bin/python"
-
-[machine]
-workers = 8
-"""
 
 
 class OwnSuite(Value):
