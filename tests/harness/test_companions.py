@@ -1,0 +1,34 @@
+"""The further processes of `run --jobs`."""
+
+import sys
+import time
+
+import pytest
+
+from lewel_bench.harness import companions
+from lewel_bench.harness.site import MachineSettings
+
+
+def test_one_that_cannot_start_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lewel-bench", "run", "--method", "lewelb"])
+    said, until = "", time.monotonic() + 120
+    with companions.companions(MachineSettings(jobs=2, threads=1)):
+        while not said and time.monotonic() < until:
+            time.sleep(0.1)
+            said = capsys.readouterr().err
+    assert said.startswith("one of the processes of --jobs could not start: lewel-bench: unknown")
+    assert "Did you mean 'lewel_b'" in said and "The others go on" in said
+
+
+def test_one_that_ends_with_the_run_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lewel-bench", "run", "--method", "lewelb"])
+    with (
+        pytest.raises(KeyboardInterrupt),
+        companions.companions(MachineSettings(jobs=3, threads=1)),
+    ):
+        raise KeyboardInterrupt
+    assert not capsys.readouterr().err
