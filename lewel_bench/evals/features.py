@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -55,10 +56,22 @@ def pooled(net: ResNet, pixels: Tensor, micro_batch: int | None = None) -> Tenso
     return torch.cat([net(part).float().mean((2, 3)) for part in parts])
 
 
+def passes(images: Images) -> int:
+    """How many batches `extract` makes of the images."""
+    return math.ceil(math.ceil(len(images) / world()) / FORWARD)
+
+
 def extract(
-    net: ResNet, images: Images, *, size: int, resize: int, machine: Machine
+    net: ResNet,
+    images: Images,
+    *,
+    size: int,
+    resize: int,
+    machine: Machine,
+    after: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of the images' centre crops, in order, on every rank."""
+    """Features (N, D) and labels (N,) of the images' centre crops, in order, on every rank;
+    `after` is called after each batch."""
     count, ranks = len(images), world()
     # every rank needs slices of one size: images are repeated to a multiple, then cut off
     padded = images.take(np.arange(math.ceil(count / ranks) * ranks) % count)
@@ -84,5 +97,6 @@ def extract(
             features = x.new_empty(len(padded), x.shape[1])
         features[filled : filled + len(x)] = x
         filled += len(x)
+        after()
     assert filled == len(padded)
     return features[:count], torch.from_numpy(images.labels).to(machine.device)

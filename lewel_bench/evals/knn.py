@@ -4,7 +4,8 @@ Each of the k nearest of the bank by cosine votes for its class with weight exp(
 Shapes: Q queries, N images in the bank, D features, C classes.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lewel_bench.evals import features, scores
+from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.outcome import Outcome, Splits
 from lewel_bench.evals.protocol import Knn
-from lewel_bench.pretrain.distributed import Machine, rank
-from lewel_bench.pretrain.report import Report, Stop
+from lewel_bench.pretrain.distributed import Machine, any_rank, rank, world
+from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 SIMILARITIES = 2**27  # how many are held at once: 512 MiB in fp32
 
@@ -34,10 +36,13 @@ def run(
     """kNN accuracy of the report split with the train split as bank; nothing is chosen.
 
     `metrics` has top1 and top5 of the first k and top1_k20 and so on of the others. There is no
-    randomness (`seed` is part of every runner's signature) and nothing to resume.
+    randomness (`seed` is part of every runner's signature) and nothing to resume. Raises Stopped.
     """
     splits.check()
     net = features.load(backbone, machine)
+    after = _watch(
+        features.passes(splits.train) + features.passes(splits.report), machine, report, stop
+    )
     bank, queries = (
         features.extract(
             net,
@@ -45,6 +50,7 @@ def run(
             size=protocol.image_size,
             resize=protocol.resize,
             machine=machine,
+            after=after,
         )
         for images in (splits.train, splits.report)
     )
@@ -62,6 +68,25 @@ def run(
         warnings=[*warnings, *scores.top5_note(classes)],
         extra={"bank": len(splits.train)},
     )
+
+
+def _watch(steps: int, machine: Machine, report: Report, stop: Stop) -> Callable[[], None]:
+    """What reports each of the batches, which are nearly all of the work, and leaves if asked."""
+    step, logged_at = 0, time.perf_counter()
+
+    def after() -> None:
+        nonlocal step, logged_at
+        step += 1
+        now = time.perf_counter()
+        if now - logged_at > LOG_EVERY_S or step == steps:
+            logged_at = now
+            report("step", step=step, steps=steps)
+        # several ranks ask one another at fixed steps only
+        asks = world() == 1 or step % ASK_EVERY == 0
+        if asks and any_rank(stop(), machine.device):
+            raise Stopped("kNN keeps nothing on its way and will begin again")
+
+    return after
 
 
 def measure(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lewel_bench.evals import knn
+from lewel_bench.evals import features, knn
 from lewel_bench.evals.protocol import Knn
-from lewel_bench.pretrain.report import never, silent
+from lewel_bench.pretrain.report import Stopped, never, silent
 
 BANK, QUERIES, FEATURES, CLASSES = 200, 40, 16, 7
 
@@ -56,6 +56,26 @@ def test_a_bank_smaller_than_k_is_said(clouds):
     found, warnings = knn.measure(bank, queries, [500], 0.07, CLASSES)
     assert found == knn.measure(bank, queries, [BANK], 0.07, CLASSES)[0]
     assert warnings == ["kNN: k 500 is more than the 200 images of the bank: all"]
+
+
+def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_path, monkeypatch):
+    """72 and 36 images: 5 and 3 batches of at most 16."""
+    monkeypatch.setattr(features, "FORWARD", 16)
+    monkeypatch.setattr(knn, "LOG_EVERY_S", 0.0)
+    protocol = Knn(name="x", label="x", source="x", image_size=32, resize=36, ks=(5, 1))
+    seen = []
+
+    def report(event, /, **fields):
+        seen.append(fields["step"])
+        assert event == "step" and fields["steps"] == 8
+
+    place = {"backbone": backbone_file, "splits": splits, "seed": 0, "folder": tmp_path}
+    place |= {"machine": machine, "report": report}
+    knn.run(protocol, **place, stop=never)
+    assert seen == list(range(1, 9))
+    with pytest.raises(Stopped, match="begin again"):
+        knn.run(protocol, **place, stop=lambda: len(seen) == 8 + 3)
+    assert len(seen) == 8 + 3
 
 
 def test_run(splits, backbone_file, machine, tmp_path):
