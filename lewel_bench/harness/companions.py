@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile
@@ -13,7 +14,7 @@ from lewel_bench.harness import own, signals
 from lewel_bench.harness.job import device
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
-from lewel_bench.harness.status import COMMAND
+from lewel_bench.harness.status import BEGAN, COMMAND
 
 
 def shared(settings: MachineSettings) -> MachineSettings:
@@ -47,6 +48,7 @@ def companions(settings: MachineSettings) -> Iterator[None]:
         **os.environ,
         "OMP_NUM_THREADS": str(settings.threads),
         COMMAND: provenance()["command"],
+        BEGAN: str(time.time()),
     }
     leaving = Event()
     with ExitStack() as files:

@@ -22,6 +22,7 @@ from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import (
+    BEGAN,
     COMMAND,
     EVENTS,
     FAILURE,
@@ -61,7 +62,8 @@ class Runner:
         self.failed: dict[str, str] = {}  # key -> reason, of jobs that failed or never can start
         self.mistakes = True
         self.waiting_for = ""
-        self.began = time.time()
+        # of the whole `run`: what failed before this process was ready is not tried again
+        self.began = float(os.environ.get(BEGAN, time.time()))
 
     def run(self) -> list[str]:
         """Compute every job without a record; returns the keys computed here.

@@ -29,6 +29,7 @@ LOCK = ".lock"  # held by the `run` that computes a job
 WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
 COMMAND = "LEWEL_BENCH_COMMAND"  # set where another process of ours asked: its command line
+BEGAN = "LEWEL_BENCH_BEGAN"  # set beside it: the time at which that process began
 ORDER = ("running", "queued", "stuck", "failed", "missing", "stale", "done")
 
 
