@@ -69,4 +69,5 @@ def _defaults(method: str) -> dict[str, Any]:
 
 @cache
 def _views(augment: str) -> str:
-    return json.dumps([view.identity() for view in AUGMENTS[augment]])
+    views = AUGMENTS.get(augment, ())  # none of a spec.json that is not of this version
+    return json.dumps([view.identity() for view in views])
