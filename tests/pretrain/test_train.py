@@ -130,9 +130,9 @@ def test_mixed_precision_trains(images: Path, tmp_path: Path) -> None:
         ({}, {"micro_batch": 8}, "whole batch-norm groups"),
         ({"bn_group": None}, {"micro_batch": 24}, "whole batch-norm groups"),
         (
-            {"method": "simclr", "bn_group": 12},
+            {"method": "barlow_twins", "bn_group": 12},
             {"micro_batch": 24},
-            "simclr compares all images of a batch",
+            "barlow_twins compares all images of a batch",
         ),
     ],
 )

@@ -21,11 +21,12 @@ LISTED = {
     ),
     "gaps of LEWEL_M": (
         "lewel_m.groups lewel_m.aligned_negatives lewel_m.key_gather lewel_m.symmetry "
-        "lewel_m.queue lewel_m.shuffle lewel_m.momentum_and_warmup lewel_m.head_bias"
+        "lewel_m.queue lewel_m.shuffle lewel_m.momentum_and_warmup lewel_m.head_bias "
+        "lewel_m.head_init"
     ),
     "baselines": (
         "moco_v2.lr_and_head moco_v2.symmetry byol.setting byol_original.presets "
-        "byol_original.zero_init in100.classes"
+        "byol_original.target byol_original.zero_init in100.classes"
     ),
     "cited methods": (
         "instdisc.source instdisc.proximal instdisc.normaliser augment.order pcl.version "

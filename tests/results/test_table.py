@@ -208,7 +208,7 @@ def test_cells_read_by_eye(id: str, row: str, column: str, value: float, origin:
         ("table2:byol_original:800:10pct:top5", "1000 epochs"),
         ("table2:lewel_m:200:1pct:top5", "1.2 below"),
         ("table2:lewel_b:400:1pct:top1", "SyncBN for EMAN"),
-        ("table3:supervised:90:miou", "[9] has no segmentation"),
+        ("table3:supervised:90:miou", "SimSiam's paper has no segmentation"),
         ("table3:lewel_b:200:ap75", "62.7"),
         ("table5:uncoupled:miou", ".1 above"),
         ("table7:byol:top1", "Above LEWEL_B with h=1"),
