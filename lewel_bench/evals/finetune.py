@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lewel_bench.evals import clock
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -347,8 +346,7 @@ class _Loop:
         self.scaler.load_state_dict(saved["scaler"])
         everyone = saved["generators"]
         set_generators(everyone[distributed.rank() % len(everyone)], self.device)
-        spent = clock.saved(saved)
-        self.at.clock.go_on(spent)
+        spent = self.at.clock.resume(saved)
         self.at.report("resumed", step=saved["step"], steps=self.protocol.steps, seconds=spent)
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 

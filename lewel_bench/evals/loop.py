@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lewel_bench.evals import clock
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.protocol import Linear, Semi
 from lewel_bench.pretrain import checkpoint, distributed
@@ -153,8 +152,7 @@ def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
     if state is None:
         return 0, 0, []
     learner.load_state_dict(state["learner"])
-    spent = clock.saved(state)
-    at.clock.go_on(spent)
+    spent = at.clock.resume(state)
     at.report("resumed", epoch=state["epoch"], step=state["step"], seconds=spent)
     return state["epoch"], state["step"], state["history"]
 

@@ -30,8 +30,7 @@ def shared(settings: MachineSettings) -> MachineSettings:
             f"--jobs {settings.jobs} divides a CPU's cores among jobs of one process: use it with "
             "--device cpu, without --processes"
         )
-    share = max(1, len(os.sched_getaffinity(0)) // settings.jobs)
-    return settings.model_copy(update={"threads": settings.threads or share})
+    return settings.model_copy(update={"threads": settings.share})
 
 
 @contextmanager

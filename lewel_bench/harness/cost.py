@@ -122,14 +122,10 @@ class Estimator:
             if known := self._known.get(level):
                 return self._median(known, of.units, said)
         recipe = job.get("recipe")
-        if (
-            recipe
-            and _as_published(recipe, job["data"]["id"])
-            and family(recipe["name"]) in ANCHORS
-        ):
-            method = family(recipe["name"])
-            name, hours, source = ANCHORS[method]
-            ratio = self.published[method] / self.published[name]
+        method = family(recipe["name"]) if recipe else ""
+        if recipe and method in ANCHORS and _as_published(recipe, job["data"]["id"]):
+            of_it, hours, source = ANCHORS[method]
+            ratio = self.published[method] / self.published[of_it]
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
         return Cost(None, "unknown: add --probe 50, or run one like it")
 

@@ -14,7 +14,8 @@ from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.cells import Selection, cells
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.methods import LATER, arguments, check
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.methods import LATER, check
 from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
@@ -87,20 +88,17 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     Defaults of the method count as if they were written, and the views with what they do, so a
     default that changes is another run and one that is written out is not.
     """
-    settings = recipe.identity()
-    settings.pop("data")
-    defaults = {
-        name: default for name, (_, default) in arguments(recipe.method, recipe.own).items()
-    }
+    identity = recipe.identity()
+    identity.pop("data")
     later = LATER.get(recipe.method, {})
-    settings["args"] = {
+    identity["args"] = {
         name: value
-        for name, value in {**defaults, **recipe.args}.items()
+        for name, value in methods.settings(recipe).items()
         if name not in later or value != later[name]
     }
     views = AUGMENTS[recipe.augment]
-    settings["augment"] = [view.identity() for view in views]
-    return {"recipe": settings, "data": data.id}
+    identity["augment"] = [view.identity() for view in views]
+    return {"recipe": identity, "data": data.id}
 
 
 def of_protocol(

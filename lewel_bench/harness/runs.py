@@ -52,8 +52,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     store = Store(context.root)
     _corrupt(jobs, store, arguments)
     todo = [job for job in jobs if job.key not in store.records]
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.jobs)
-    estimator = Estimator(store.records, context.root, threads)
+    estimator = Estimator(store.records, context.root, settings.share)
     if arguments.probe is not None or arguments.budget:
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
     if arguments.cluster and arguments.jobs:

@@ -46,6 +46,12 @@ class MachineSettings(Value):
     save_every_s: Annotated[float, Field(gt=0)] = 300.0
     engines: Engines = Engines()
 
+    @property
+    def share(self) -> int:
+        """Threads of each of the jobs that run at once: as asked for, else an equal part of the
+        cores that this process may use."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.jobs)
+
 
 class Site(Value):
     """The content of a site file."""

@@ -427,9 +427,7 @@ def _explained(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "paper_rule": result.outcome.get("paper_rule", {}),
         "selection_gap": result.outcome.get("selection_gap", {}),
         "warnings": list(result.warnings),
-        "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
-        "ran": result.command,
-        "finished": result.finished.isoformat(),
+        **_made(result),
         "seconds": result.seconds,
         "data": {role: one.model_dump() for role, one in result.data.items()},
         "checkpoint": _checkpoint(folder, result.checkpoint),
@@ -446,13 +444,20 @@ def _elsewhere(board: Board, key: str) -> list[dict[str, Any]]:
         {
             "bundle": bundle,
             "metrics": dict(other.metrics),
-            "commit": other.commit + (" with uncommitted changes" if other.dirty else ""),
-            "ran": other.command,
-            "finished": other.finished.isoformat(),
+            **_made(other),
             "folder": str(board.root / MERGED / bundle / key),
         }
         for bundle, other in board.store.others.get(key, ())
     ]
+
+
+def _made(result: Record) -> dict[str, str]:
+    """By which code and command a record was made, and when."""
+    return {
+        "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
+        "ran": result.command,
+        "finished": result.finished.isoformat(),
+    }
 
 
 def _checkpoint(folder: Path, checkpoint: Any) -> dict[str, str] | None:
@@ -478,9 +483,7 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         "kind": result.kind,
         "name": result.name,
         **({"elsewhere": other} if (other := _elsewhere(board, key)) else {}),
-        "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
-        "ran": result.command,
-        "finished": result.finished.isoformat(),
+        **_made(result),
         "seconds": result.seconds,
         **_cost(result),
         "data": {role: one.model_dump() for role, one in result.data.items()},

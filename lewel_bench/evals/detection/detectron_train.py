@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 
-from lewel_bench.evals import clock, finetune, weights
+from lewel_bench.evals import finetune, weights
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
 from lewel_bench.evals.detection.detectron_eval import evaluate
@@ -162,8 +162,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
             finetune.set_generators(states[rank() % len(states)], self.at.machine.device)
             self.start_iter = saved["step"]
             self.data_loader.start = saved["step"]
-            spent = clock.saved(saved)
-            self.at.clock.go_on(spent)
+            spent = self.at.clock.resume(saved)
             self.at.report("resumed", step=saved["step"], steps=self.max_iter, seconds=spent)
             return
         state, _ = checkpoint.read_backbone(backbone)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewel_bench.evals import clock, engines, finetune, outside, weights
+from lewel_bench.evals import engines, finetune, outside, weights
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -144,8 +144,7 @@ class _Training:
         self.report, self.stop = report, stop
         saved = parts.last(self.folder)
         if saved is not None:
-            spent = clock.saved(torch.load(saved[1], "cpu", weights_only=False)["meta"])
-            self.clock.go_on(spent)
+            spent = self.clock.resume(torch.load(saved[1], "cpu", weights_only=False)["meta"])
             report("resumed", step=saved[0], steps=self.protocol.steps, seconds=spent)
         prunes = self.protocol.prune and self.splits.select is not None
         half = self.protocol.steps // 2 if prunes else None
