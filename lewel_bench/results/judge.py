@@ -154,6 +154,9 @@ def _finding(
     interval, how = (None, "") if isinstance(found, str) else found
     if not seeds:
         judgement: Judgement = "missing"
+    elif comparison.claim.holds == "at most" and not known:
+        judgement = "inconclusive"
+        reasons.append("the bound is that of the paper's scale and machines")
     elif interval is None:
         judgement = "inconclusive"
         reasons.append(f"one seed; {found}")

@@ -178,6 +178,20 @@ def test_the_papers_noise_is_that_of_its_scale() -> None:
     assert "(0.1; at this scale none is known, 0 is taken)." in judged.about(small)[0]
 
 
+def test_a_bound_is_that_of_the_papers_scale_and_machines() -> None:
+    cost = claim.find("time:lewel_m")
+    assert cost.holds == "at most"
+    (only,) = cost.comparisons()
+    dear = {0: only.by + 30.0, 1: only.by + 31.0}
+    paper, small, none = (
+        measured(values, {}, of=cost, comparable=known)
+        for values, known in ((dear, True), (dear, False), ({}, False))
+    )
+    assert (paper.judgement, small.judgement) == ("contradicted", "inconclusive")
+    assert small.findings[0].reasons == ("the bound is that of the paper's scale and machines",)
+    assert none.judgement == "missing"
+
+
 def test_only_seeds_of_both_sides_count() -> None:
     (finding,) = measured({0: 52.0, 1: 53.0}, {1: 50.0, 2: 99.0}).findings
     assert finding.n == 1 and finding.difference == 3.0
