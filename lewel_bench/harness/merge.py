@@ -104,7 +104,9 @@ def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) ->
         if path.exists():
             if path.name == SPEC:
                 continue  # ours knows where our data is
-            os.replace(path, path.with_name(path.name + ASIDE))
+            aside = path.with_name(path.name + ASIDE)
+            if not aside.exists():  # else a merge was killed here: what is in our place is theirs
+                os.replace(path, aside)
         if path.name == SPEC:
             write_atomically(path, _inert(archive.read(name)))
             continue

@@ -334,6 +334,30 @@ def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
     assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
 
 
+def test_a_merge_that_was_killed_keeps_what_was_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
+    ours = tmp_path / "ours"
+    key = next(k for k in made.keys if f"{k}/events.jsonl" in made.files)
+    (ours / key).mkdir(parents=True)
+    (ours / key / "events.jsonl").write_text("half")
+    commit = record.commit
+
+    def killed(folder: Path, made: Record) -> None:
+        if folder.name == key:
+            raise KeyboardInterrupt
+        commit(folder, made)
+
+    with monkeypatch.context() as other, pytest.raises(KeyboardInterrupt):
+        other.setattr(record, "commit", killed)
+        merge.merge(made, ours)
+    assert not (ours / key / "record.json").exists()
+    merge.merge(made, ours)
+    assert (ours / key / "events.jsonl.before-merge").read_text() == "half"
+    assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
+
+
 def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
