@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from lewel_bench.harness import cells, extras, own, plan
+from lewel_bench.harness import budget, cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator, total
 from lewel_bench.harness.plan import Job
@@ -49,16 +49,13 @@ def note_unused(context: "Context") -> None:
 def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> int:
     """Check `jobs`, then compute or submit those without a record; the exit code."""
     settings = machine(arguments, context.site)
+    _refuse(arguments)
     store = Store(context.root)
     _corrupt(jobs, store, arguments)
     todo = [job for job in jobs if job.key not in store.records]
     estimator = Estimator(store.records, context.root, settings.share)
     if arguments.probe is not None or arguments.budget:
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
-    if arguments.cluster and arguments.jobs:
-        raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
-    if arguments.cluster and arguments.processes:
-        raise ValueError("--processes is for this machine: a cluster's profile has tasks_per_node")
     if not todo and not arguments.dry_run:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0
@@ -68,6 +65,18 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
         _show(jobs, todo, estimator, settings.jobs)
         return 0
     return _compute(context, jobs, todo, settings, arguments)
+
+
+def _refuse(arguments: argparse.Namespace) -> None:
+    """Refuse options that cannot be, before a record is touched."""
+    if arguments.cluster and arguments.jobs:
+        raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
+    if arguments.cluster and arguments.processes:
+        raise ValueError("--processes is for this machine: a cluster's profile has tasks_per_node")
+    if arguments.budget:
+        budget.hours_of(arguments.budget)
+    if arguments.probe is not None and arguments.probe < 2:
+        raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
 
 
 def _submit(
@@ -246,8 +255,6 @@ def _within(
 ) -> tuple[list[Job], list[Job]]:
     """The jobs, and those to do, that --budget leaves; --probe times what has no like, once: not
     where the choice is made, nor for a process that goes on with what another was asked."""
-    from lewel_bench.harness import budget
-
     hours = budget.hours_of(arguments.budget) if arguments.budget else None
     made = hours is not None and budget.remembered(context.root, jobs, hours).exists()
     if arguments.probe is not None and not made and COMMAND not in os.environ:
@@ -276,8 +283,6 @@ def _probe(
     from lewel_bench.harness import cluster, companions, job, material, probe, signals
     from lewel_bench.pretrain.report import Stopped
 
-    if arguments.probe < 2:
-        raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
     if arguments.cluster and job.device(settings) == "cpu":
         kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
         if any(one.gpus_per_node for one in kinds):

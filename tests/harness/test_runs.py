@@ -25,6 +25,24 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--budget", "5days"), "--budget '5days': write device-hours"),
+        (("--probe", "1"), "a pace needs two steps at least"),
+        (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine"),
+        (("--cluster", "any", "--processes", "2"), "--processes is for this machine"),
+    ],
+)
+def test_what_is_refused_leaves_a_corrupt_record_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    path = tmp_path / finish(tmp_path, "lewel_m_200ep", "linear_lars") / "record.json"
+    path.write_text("{")
+    assert main([*RUN, "--root", str(tmp_path), "--replace-corrupt", *words]) == 2
+    assert said in capsys.readouterr().err and path.read_text() == "{"
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("--budget", ""),
