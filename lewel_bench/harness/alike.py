@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-from lewel_bench.pretrain.methods import METHODS, arguments
+from pydantic import TypeAdapter
+
+from lewel_bench.pretrain.methods import arguments
+from lewel_bench.pretrain.recipe import Own
 from lewel_bench.pretrain.views import AUGMENTS
 
 # Fields of a protocol that its cost an epoch or a step depends on
@@ -36,8 +40,8 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
         wide = (kind, data, str(recipe["backbone"]), recipe["image_size"])
         code = (recipe.get("own") or {}).get("code")
         near = (*wide, recipe["method"], code, recipe["batch"], recipe["precision"])
-        of_it = (*near, *_work(recipe)), "like it here"
-        others = (near, "of its method here"), (wide, "of other methods here")
+        of_it = (*near, *_work(recipe)), "like it"
+        others = (near, "of its method"), (wide, "of other methods")
         return Shape((of_it, *others), float(recipe["epochs"]))
     protocol = spec["protocol"]
     # a dense search and the training after it take the same steps, whatever the data
@@ -46,8 +50,8 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
     about = (twice, *(str(protocol.get(field)) for field in ALIKE if field not in UNLIKE))
     exact = (twice, *(str(protocol.get(field)) for field in ALIKE))
     levels: tuple[tuple[Any, str], ...] = (
-        (("exact", kind, data, backbone, *exact), "like it here"),
-        (("about", kind, of, backbone, *about), "about like it here"),
+        (("exact", kind, data, backbone, *exact), "like it"),
+        (("about", kind, of, backbone, *about), "about like it"),
     )
     share = protocol.get("fraction", 1)  # an epoch is one of the labelled images
     return Shape(levels, float(protocol.get("epochs") or protocol.get("steps") or 1) * share)
@@ -56,15 +60,19 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
 def _work(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """The arguments and views of a recipe, written the same way by a record and by a plan."""
     method, augment = recipe["method"], recipe["augment"]
-    ours = method in METHODS and not recipe.get("own")
-    given = {**(_defaults(method) if ours else {}), **recipe["args"]}
+    given = {**_defaults(method, json.dumps(recipe.get("own"))), **recipe["args"]}
     views = _views(augment) if isinstance(augment, str) else json.dumps(augment)
     return str(sorted(given.items())), views
 
 
 @cache
-def _defaults(method: str) -> dict[str, Any]:
-    return {name: default for name, (_, default) in arguments(method).items()}
+def _defaults(method: str, own: str) -> dict[str, Any]:
+    """What a method takes where nothing is written; nothing where its file is not at hand: a record
+    has all arguments written."""
+    with suppress(OSError, ValueError, KeyError):
+        where = TypeAdapter(Own | None).validate_json(own)
+        return {name: default for name, (_, default) in arguments(method, where).items()}
+    return {}
 
 
 @cache

@@ -29,8 +29,9 @@ def hours_of(text: str) -> float:
 def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[Job]:
     """Those of `jobs` (to do, in dependency order) that fit into `hours` device-hours.
 
-    Cells with the most information come first: few epochs before many, a pre-training that many
-    cells share before one that few do, its cells from the cheapest on. A cell is taken with all
+    Cells with the most information come first: a first seed before a second, few epochs before
+    many, a pre-training that many cells share before one that few do, its cells from the cheapest
+    on. A cell is taken with all
     that it needs or not at all. Raises ValueError where a cost is not known, or nothing fits.
     """
     if not jobs:

@@ -3,9 +3,10 @@
 import heapq
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 from lewel_bench.harness.alike import Shape, shape
 from lewel_bench.harness.gc import size
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain.recipes import family
+from lewel_bench.harness.status import SPEC, progress
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
 
@@ -32,7 +35,8 @@ ANCHORS = {
 # Weights of a backbone of width 64, in millions (torchvision), without its classifier.
 MILLIONS = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5, "resnet101": 42.5}
 # Of a backbone in a checkpoint: itself, its target, the momentum of the optimizer, heads of its
-# size. Barlow Twins' heads and InstDisc's memory are larger.
+# size; twice that while one is written beside the one before it. Barlow Twins' heads and InstDisc's
+# memory are larger.
 COPIES = 4
 LOOKED_AT = 3  # folders of like jobs whose size is measured
 
@@ -48,10 +52,11 @@ class Cost:
 
 
 class _Like(NamedTuple):
-    """What is known of one job: device-seconds a unit, devices, threads of each, key."""
+    """Of one job: device-seconds a unit; devices, their model, threads of each; its key."""
 
     seconds: float
     devices: int
+    model: str
     threads: str
     key: str
 
@@ -68,7 +73,7 @@ class Estimator:
     ) -> None:
         self.records, self.root, self.threads = records, root, str(threads)
         self.published = {row.id: row.values["seconds"] for row in load("9").rows}
-        self.probed: dict[Any, tuple[float, int]] = {}
+        self.probed: dict[Any, tuple[float, int | None]] = {}
         self.backbones: dict[str, str | None] = {}  # of what evaluations are of, by key
 
     @cached_property
@@ -80,7 +85,8 @@ class Estimator:
                 continue
             of = self._shape({"kind": record.kind, **record.spec})
             seconds = record.seconds * record.processes / of.units
-            one = _Like(seconds, record.processes, record.environment.get("threads", ""), key)
+            model, threads = (record.environment.get(x, "") for x in ("device", "threads"))
+            one = _Like(seconds, record.processes, model, threads, key)
             for level, _ in of.levels:
                 found.setdefault(level, []).append(one)
         return found
@@ -107,21 +113,33 @@ class Estimator:
         return self.backbones[key]
 
     def cost(self, job: Job) -> Cost:
-        """The estimate for one job."""
-        return self.cost_of(job.model_dump(mode="json"))
+        """The estimate for one job; of one that was interrupted, for what is left of it."""
+        whole, done = self.cost_of(job.model_dump(mode="json")), self._done(job)
+        if not whole.hours or not done:
+            return whole
+        basis = f"{whole.basis}, {done:.0%} of it done"
+        return replace(whole, hours=whole.hours * (1 - done), basis=basis)
+
+    def _done(self, job: Job) -> float:
+        if self.root is None or job.key in self.records:
+            return 0.0
+        come = progress(self.root / job.key)
+        return come.step / come.steps if come else 0.0
 
     def cost_of(self, job: Mapping[str, Any]) -> Cost:
-        """The estimate for the content of a spec.json."""
+        """The estimate for the whole of a job, by the content of its spec.json."""
         if job["kind"] == "final" and job.get("upstream") not in job.get("needs", ()):
             return Cost(0.0, "reads records")
         of = self._shape(job)
-        if of.exact not in self._known and of.exact in self.probed:
+        recipe = job.get("recipe")
+        if of.exact in self.probed:
             seconds, steps = self.probed[of.exact]
-            return Cost(seconds * of.units / 3600, f"probe of {steps} steps here")
+            basis = f"probe of {f'{steps} steps' if steps else 'a whole job'} here"
+            basis += _dearer(recipe) if recipe and steps else ""
+            return Cost(seconds * of.units / 3600, basis)
         for level, said in of.levels:
             if known := self._known.get(level):
                 return self._median(known, of.units, said)
-        recipe = job.get("recipe")
         method = family(recipe["name"]) if recipe else ""
         if recipe and method in ANCHORS and _as_published(recipe, job["data"]["id"]):
             of_it, hours, source = ANCHORS[method]
@@ -131,17 +149,26 @@ class Estimator:
 
     def _median(self, known: Sequence[_Like], units: float, said: str) -> Cost:
         same = [one for one in known if one.threads == self.threads] or known
+        ((model, _),) = Counter(one.model for one in same).most_common(1)
+        same = [one for one in same if one.model == model]
+        where = "here" if len(self._models) == 1 else f"on {model or 'an unknown device'}"
         hours = statistics.median(one.seconds for one in same) * units / 3600
         devices = round(statistics.median(one.devices for one in same))
-        return Cost(hours, f"{len(same)} {said}", devices)
+        return Cost(hours, f"{len(same)} {said} {where}", devices)
 
-    def lacks(self, job: Job) -> Any:
-        """What a probe of a job would stand for; None where records are like it."""
+    @cached_property
+    def _models(self) -> set[str]:
+        return {one.model for several in self._known.values() for one in several}
+
+    def lacks(self, job: Job, model: str) -> Any:
+        """What a probe of a job would stand for; None where records of this model of device are
+        like it."""
         exact = self._shape(job.model_dump(mode="json")).exact
-        return None if exact in self._known else exact
+        return None if any(one.model == model for one in self._known.get(exact, ())) else exact
 
-    def learn(self, job: Job, seconds: float, steps: int) -> None:
-        """Take a job's device-seconds, told from `steps` steps of it, for all of its shape."""
+    def learn(self, job: Job, seconds: float, steps: int | None) -> None:
+        """Take a job's device-seconds, told from `steps` steps of it (None: from all of it), for
+        all of its shape."""
         of = self._shape(job.model_dump(mode="json"))
         self.probed[of.exact] = (seconds / of.units, steps)
 
@@ -234,11 +261,17 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def _dearer(recipe: Mapping[str, Any]) -> str:
+    """From when on an epoch costs more than the first steps told."""
+    begins = methods.begins(Recipe.model_validate(recipe))
+    return f"; dearer from epoch {begins} on" if begins else ""
+
+
 def _as_published(recipe: Mapping[str, Any], data: str) -> bool:
-    published = ("resnet50", "imagenet", 224, "imagenet")
-    backbone = recipe["backbone"]
-    asked = (backbone["arch"], backbone["stem"], recipe["image_size"], data)
-    return asked == published
+    """Whether a recipe of a family with an anchor costs an epoch what the anchor did."""
+    named = RECIPES[recipe["name"]].model_dump(mode="json")
+    fields = ("method", "backbone", "image_size", "args", "augment")
+    return data == "imagenet" and all(recipe[field] == named[field] for field in fields)
 
 
 def _weights(job: Job) -> int:

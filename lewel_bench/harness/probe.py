@@ -16,7 +16,7 @@ from lewel_bench.harness import signals
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.log import said
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.provenance import provenance
+from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.methods import build
@@ -54,33 +54,35 @@ def probe(
     What a job raises is said, and its cost stays unknown. Raises Stopped when a signal came.
     """
     by_key = {job.key: job for job in plan}
+    here = environment(settings)["device"]
     asked: dict[Any, Job] = {}
     for job in todo:
-        if not job.reads_records and (shape := estimator.lacks(job)) is not None:
+        if not job.reads_records and (shape := estimator.lacks(job, here)) is not None:
             asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
-        seconds = None
+        found = None
         with tempfile.TemporaryDirectory(prefix="lewel-bench-probe-") as folder:
             try:
-                seconds = _seconds(job, by_key, Path(folder), settings, steps)
+                found = _seconds(job, by_key, Path(folder), settings, steps)
             except Exception as error:
                 print(f"no probe of {job.name}: {said(error)}", file=sys.stderr, flush=True)
         if signals.asked_to_stop():
             raise Stopped("nothing of a probe is kept")
-        if seconds is not None:
-            estimator.learn(job, seconds, steps)
+        if found:
+            estimator.learn(job, *found)
 
 
 def _seconds(
     job: Job, plan: dict[str, Job], root: Path, settings: MachineSettings, steps: int
-) -> float | None:
+) -> tuple[float, int | None] | None:
+    """Of a whole job the seconds, and from how many steps they are told (None: it ended)."""
     if job.upstream:
         _random_backbone(plan[job.upstream], root)
     pace = Pace(steps)
     try:
         # a search at any rate: the one that it would have
-        return jobs.run(job, root, settings, pace, pace.enough).seconds
+        return jobs.run(job, root, settings, pace, pace.enough).seconds, None
     except Stopped:
         return steps_of(pace.seen)
 
@@ -102,11 +104,12 @@ def _random_backbone(job: Job, root: Path) -> None:
     record.commit(path.parent, made)
 
 
-def steps_of(events: Iterable[tuple[float, int, int]]) -> float | None:
-    """The seconds of a whole job by its (time, step, steps) so far, the first left out as it holds
-    the start; None with fewer than two."""
+def steps_of(events: Iterable[tuple[float, int, int]]) -> tuple[float, int] | None:
+    """The seconds of a whole job by its (time, step, steps) so far, and how many steps tell them:
+    the first is left out as it holds the start. None with fewer than two."""
     seen = list(events)
     if len(seen) < 2:
         return None
     (began, first, steps), (now, last, _) = seen[0], seen[-1]
-    return (now - began) / (last - first) * steps if last > first else None
+    passed = last - first
+    return ((now - began) / passed * steps, passed) if passed > 0 else None

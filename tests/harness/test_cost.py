@@ -18,19 +18,31 @@ from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.probe import steps_of
 from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.pretrain import recipe as recipes
 from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store
 
 PAPER = suites.SUITES["paper"]
 
 
-def jobs_of(root: Path, methods: str, evals: str = "linear", **settings: object) -> list[Job]:
+def jobs_of(
+    root: Path, methods: str, evals: str = "linear", seeds: int = 1, **settings: object
+) -> list[Job]:
     selection = Selection(
         methods=tuple(methods.split(",")),
+        seeds=tuple(range(seeds)),
         evals=tuple(evals.split(",")),
         settings=tuple((name.replace("__", "."), value) for name, value in settings.items()),
     )
     return plan.plan(selection, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
+
+
+def edit(folder: Path, seconds: float, **environment: str) -> None:
+    """Have the record of a folder say that it took `seconds`, and where."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    record["environment"] |= environment
+    path.write_text(json.dumps(record | {"seconds": seconds}))
 
 
 def paper_job(recipe: str) -> Job:
@@ -53,6 +65,11 @@ def test_without_records_the_published_cost_is_the_estimate() -> None:
     own = paper_job("moco_v2_200ep")
     own = own.model_copy(update={"data": own.data.model_copy(update={"id": "folder-1"})})
     assert estimator.cost(own).hours is None  # not ImageNet: nothing is published
+    for change in ({"backbone.width": 128}, {"image_size": 160}, {"args.symmetric": True}):
+        job = paper_job("moco_v2_200ep")
+        assert job.recipe
+        other = job.model_copy(update={"recipe": recipes.change(job.recipe, change)})
+        assert estimator.cost(other).hours is None, change
 
 
 def test_records_come_before_probes_and_these_before_other_methods(tmp_path: Path) -> None:
@@ -75,6 +92,53 @@ def test_records_come_before_probes_and_these_before_other_methods(tmp_path: Pat
     (folder / "backbone.safetensors").write_bytes(b"0" * 5000)
     kept = sum(path.stat().st_size for path in folder.iterdir())
     assert estimator.disk(other) == kept > 5000
+
+
+def test_of_an_interrupted_job_what_is_left_is_estimated(tmp_path: Path) -> None:
+    finish(tmp_path, "moco_v2_200ep", "linear_lars", 1, metrics={"top1": 1.0})  # a minute
+    pretrain, final = jobs_of(tmp_path, "moco_v2_200ep")
+    (tmp_path / pretrain.key).mkdir()
+    events = [{"event": "step", "time": s, "step": s, "steps": 100} for s in (1, 60)]
+    log = tmp_path / pretrain.key / "events.jsonl"
+    log.write_text("".join(json.dumps(one) + "\n" for one in events))
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    found = estimator.cost(pretrain)
+    assert found.hours == pytest.approx(0.4 / 60)
+    assert found.basis == "1 like it here, 60% of it done"
+    assert total([pretrain, final], estimator).hours == pytest.approx(1.4 / 60)
+    assert estimator.cost_of(pretrain.model_dump(mode="json")).hours == pytest.approx(1 / 60)
+    finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    assert estimator.cost(pretrain).basis == "2 like it here"  # a job that is done cost all of it
+
+
+def test_records_of_one_model_of_device_are_gone_by(tmp_path: Path) -> None:
+    for seed, model in enumerate(("A100", "A100", "V100")):
+        key = finish(tmp_path, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 1.0})
+        edit(tmp_path / key, {"A100": 360.0, "V100": 1800.0}[model], device=model)
+    pretrain, final = jobs_of(tmp_path, "moco_v2_200ep")
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    assert estimator.cost(final) == Cost(0.1, "2 like it on A100", 1)
+    assert estimator.lacks(final, "A100") is None
+    assert estimator.lacks(final, "T4") is not None  # no record is of this machine: worth a probe
+    estimator.learn(final, 7200.0, None)
+    assert estimator.cost(final) == Cost(2.0, "probe of a whole job here", 1)
+    assert estimator.cost(pretrain).basis == "3 like it on an unknown device"
+
+
+def test_a_probe_says_what_its_steps_cannot_know(tmp_path: Path) -> None:
+    estimator, bases = Estimator({}), {}
+    for methods in ("pcl_200ep", "swav_200ep", "swav_b256_200ep", "moco_v2_200ep"):
+        job = jobs_of(tmp_path, methods)[0]
+        estimator.learn(job, 60.0, 50)
+        bases[methods] = estimator.cost(job).basis
+    plain = "probe of 50 steps here"
+    assert bases == {
+        "pcl_200ep": f"{plain}; dearer from epoch 1 on",  # clusters
+        "swav_200ep": plain,
+        "swav_b256_200ep": f"{plain}; dearer from epoch 1 on",  # its queue
+        "moco_v2_200ep": plain,
+    }
 
 
 def test_what_costs_otherwise_is_told_apart(tmp_path: Path) -> None:
@@ -100,11 +164,7 @@ def test_what_costs_otherwise_is_told_apart(tmp_path: Path) -> None:
 def test_records_of_as_many_threads_are_gone_by(tmp_path: Path) -> None:
     for seed, threads in enumerate(("1", "1", "2")):
         key = finish(tmp_path, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 1.0})
-        path = tmp_path / key / "record.json"
-        record = json.loads(path.read_text())
-        record["environment"]["threads"] = threads
-        record["seconds"] = 360.0 if threads == "1" else 180.0
-        path.write_text(json.dumps(record))
+        edit(tmp_path / key, 360.0 if threads == "1" else 180.0, threads=threads)
     records, final = Store(tmp_path).records, jobs_of(tmp_path, "moco_v2_200ep")[1]
     found = [Estimator(records, tmp_path, threads).cost(final) for threads in (1, 2, 8)]
     assert [one.hours for one in found] == pytest.approx([0.1, 0.05, 0.1])
@@ -123,10 +183,7 @@ def test_half_of_a_sweep_predicts_the_other(tmp_path: Path) -> None:
                 seconds=50 * math.exp(draw.gauss(0, 0.15)),
             )  # fmt: skip
             first = next(iter(Store(tmp_path).records[key].upstream))
-            path = tmp_path / first / "record.json"
-            record = json.loads(path.read_text())
-            record["seconds"] = seconds * math.exp(draw.gauss(0, 0.15))
-            path.write_text(json.dumps(record))
+            edit(tmp_path / first, seconds * math.exp(draw.gauss(0, 0.15)))
             specs |= {k: json.loads((tmp_path / k / "spec.json").read_text()) for k in (key, first)}
     records = Store(tmp_path).records
     keys = sorted(records)
@@ -215,6 +272,23 @@ def test_a_budget_takes_short_schedules_and_shared_pre_trainings_first(tmp_path:
         budget.affordable(jobs, Estimator({}), 100)
 
 
+def test_a_budget_takes_a_first_seed_and_what_more_cells_share_before_the_rest(
+    tmp_path: Path,
+) -> None:
+    jobs = jobs_of(tmp_path, "moco_v2_100ep,lewel_m_100ep", "linear,knn", seeds=2)
+    gone = next(j for j in jobs if j.recipe_name == "lewel_m_100ep" and j.seed == 0 and j.protocol)
+    todo = [job for job in jobs if job is not gone]
+    estimator = known(jobs, moco_v2_100ep=2, lewel_m_100ep=2, linear_lars=1, knn=1)
+
+    def taken(hours: float) -> list[tuple[str, int]]:
+        found = budget.affordable(todo, estimator, hours)
+        return [(job.recipe_name, job.seed) for job in found if job.recipe]
+
+    assert taken(3) == taken(5) == [("moco_v2_100ep", 0)]  # with two cells, the other has one left
+    assert sorted(taken(7)) == [("lewel_m_100ep", 0), ("moco_v2_100ep", 0)]
+    assert len(taken(11)) == 3 and sorted(seed for _, seed in taken(11)) == [0, 0, 1]
+
+
 def test_a_finished_pre_training_is_free(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, "moco_v2_100ep,moco_v2_400ep", "linear,knn")
     estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
@@ -266,7 +340,7 @@ def test_missing_cells_say_what_they_cost(
 
 def test_the_pace_leaves_out_the_start() -> None:
     assert steps_of([]) is None and steps_of([(5.0, 1, 100)]) is None
-    assert steps_of([(50.0, 1, 100), (52.0, 3, 100), (59.0, 10, 100)]) == 100
+    assert steps_of([(50.0, 1, 100), (52.0, 3, 100), (59.0, 10, 100)]) == (100, 9)
 
 
 def test_a_probe_times_jobs_and_keeps_nothing(
@@ -284,7 +358,7 @@ def test_a_probe_times_jobs_and_keeps_nothing(
     ]  # fmt: skip
     assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
     said = capsys.readouterr()
-    assert "probe 1 of 3: moco_v2_200ep" in said.err and "probe of 2 steps here" in said.out
+    assert "probe 1 of 3: moco_v2_200ep" in said.err and "probe of a whole job here" in said.out
     assert "unknown" not in said.out
     assert not [path for path in root.iterdir() if path.name != "data"]
     assert not Store(root).records

@@ -16,6 +16,7 @@ from finished import finish
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cluster, extras, own, plan, status, suites
 from lewel_bench.harness import job as jobs
+from lewel_bench.harness.alike import shape
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -166,6 +167,26 @@ def test_an_edited_file_is_another_number(
     Path(first.recipe.own.file).write_text("raise SystemExit('never run')")
     with pytest.raises(ValueError, match="is not the file that was planned with"):
         methods.build(first.recipe, 0)
+
+
+def test_arguments_of_its_own_may_have_the_names_of_ours(tmp_path: Path) -> None:
+    """What queue, h and semantic must be is known of our methods alone."""
+    more = 'h: Positive = 3, queue: str = "none", semantic: bool = False,'
+    name = added(tmp_path, "covariance: Rate = 1.0,", f"covariance: Rate = 1.0, {more}")
+    recipe = pretraining(tmp_path, name).recipe
+    assert recipe
+    methods.check(recipe)
+    assert methods.settings(recipe)["h"] == 3 and not methods.begins(recipe)
+
+
+def test_jobs_of_it_are_like_one_another(tmp_path: Path) -> None:
+    job = pretraining(tmp_path, added(tmp_path))
+    assert job.recipe and job.recipe.own
+    kept = {"kind": "pretrain", **job.identity()}  # as a record has it: each argument, no file
+    assert kept["recipe"]["args"] != job.recipe.args and "file" not in kept["recipe"]["own"]
+    planned = job.model_dump(mode="json")
+    one, other = (shape("pretrain", of, job.data.id, None).exact for of in (kept, planned))
+    assert one == other
 
 
 def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:

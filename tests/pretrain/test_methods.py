@@ -327,6 +327,7 @@ def test_arguments_are_those_of_the_class(name):
         ("lewel_m", {"negatives": "all"}, "'other_images' or 'same_index'"),
         ("moco_v2", {"queue": 4}, "4 is smaller than the batch 8"),
         ("moco_v2", {"head_norm": 1}, "argument head_norm of moco_v2: .*boolean"),
+        ("pcl", {"warmup": 1}, "argument warmup of pcl: from epoch 1 on leaves nothing of 1"),
     ],
 )
 def test_what_cannot_be_is_named_before_training(method, args, message):
@@ -340,6 +341,14 @@ def test_checking_does_not_import_torch():
         "[methods.arguments(m) for m in methods.METHODS]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_residual_branches_start_at_zero_where_the_methods_code_has_it_so(variant):
+    """zero_init_residual of SimSiam's and Barlow Twins' main files, SimCLR's resnet.py."""
+    gains = [m.bn2.weight for m in make(variant).backbone.modules() if hasattr(m, "bn2")]
+    expected = variant in ("barlow_twins", "simclr", "simclr_3_layers", "simsiam")
+    assert len(gains) == 8 and all(g.eq(0 if expected else 1).all() for g in gains)
 
 
 def test_weights_depend_on_the_seed_alone():

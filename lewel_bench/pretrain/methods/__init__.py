@@ -123,17 +123,29 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{where}: {message} (got {value!r})") from None
     if recipe.ema is None and "ema" in _asked(recipe):
         raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
+    if recipe.own is None:  # an own argument of such a name means what its author says
+        _check_ours(recipe)
+
+
+def begins(recipe: Recipe) -> int:
+    """The epoch from which `recipe` has all its losses: PCL's prototypes, SwAV's queue."""
+    name = None if recipe.own else BEGINS.get(recipe.method)
+    found = settings(recipe)
+    return int(found[name]) if name and found["queue"] else 0
+
+
+def _check_ours(recipe: Recipe) -> None:
     found = settings(recipe)
     if recipe.bn_group and recipe.method in TOGETHER:
         raise ValueError(
             f"bn_group of {recipe.method}: its views pass together, and a group would be of other "
             "images on another number of devices; leave bn_group out: the whole batch is one group"
         )
-    begins = BEGINS.get(recipe.method)
-    if begins and found["queue"] and found[begins] >= recipe.epochs:
+    if (first := begins(recipe)) >= recipe.epochs:
+        name = BEGINS[recipe.method]
         raise ValueError(
-            f"argument {begins} of {recipe.method}: from epoch {found[begins]} on leaves nothing "
-            f"of {recipe.epochs} epochs; set args.{begins} below epochs"
+            f"argument {name} of {recipe.method}: from epoch {first} on leaves nothing "
+            f"of {recipe.epochs} epochs; set args.{name} below epochs"
         )
     pushed = recipe.batch * (2 if found.get("symmetric") else 1)
     if found.get("queue") and found["queue"] < pushed:
