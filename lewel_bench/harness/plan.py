@@ -1,4 +1,4 @@
-"""From a selection of methods and tables to jobs with keys; pure, no I/O.
+"""From a selection of methods and tables to jobs with keys; nothing is written.
 
 A cell becomes jobs: `pretrain`, then for a protocol that searches its learning rate in one pass a
 `final`, else one `search` a candidate and a `final` that chooses among them. A dense protocol with

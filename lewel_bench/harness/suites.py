@@ -177,7 +177,8 @@ SHAPES = Suite(
     },
     remarks={
         "6": "Heads of this suite have 128 hidden units (the paper's 2048): embeddings of d = 256 "
-        "and 512 lie in a space of 129 dimensions.",
+        "and 512 lie in a space of 129 dimensions. Extra p has LEWEL_M's temperature and rate; the "
+        "other rows of MoCo v2 have half the temperature and 1.5 times the rate.",
         "7": "In this suite d is half of what the rows say.",
     },
     protocols={

@@ -65,8 +65,8 @@ class Method(nn.Module, ABC):
     waits for one.
     """
 
-    # True where gradients flow from one image to another (SimCLR, Barlow Twins): such a batch is
-    # never split into micro-batches.
+    # True where gradients flow from one image to another (SimCLR, Barlow Twins, SwAV): such a
+    # batch is never split into micro-batches.
     joint: bool = False
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STEPS, TRIES = 20, 5  # salesforce/PCL main_pcl.py @964da1f: niter, nredo
-ALPHA = 10.0  # Section 4.1; of the 10 in log(Z + 10) of main_pcl.py
+ALPHA = 10.0  # Section 4.1, and log(Z + 10) in main_pcl.py
 
 
 class Clusters(NamedTuple):

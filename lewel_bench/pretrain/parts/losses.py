@@ -1,4 +1,4 @@
-"""The two losses of contrastive learning, in single precision whatever the autocast.
+"""The losses that several methods share, in single precision whatever the autocast.
 
 q, k are unit vectors from `unit`; c their dimension, n aligned embeddings an image, G the images of
 the global batch.
