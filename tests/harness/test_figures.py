@@ -283,6 +283,7 @@ def test_figure_5_of_a_run_of_any_images(
     first = out.read_bytes()
     assert b"<!-- map 15 -->" in first and first.count(b"<image") == 2 * (1 + 2 * 3)
     assert draw(*wanted, "--channels", "3,15") == "" and out.read_bytes() == first
+    assert draw(*wanted, "--channels", "15,3") == "" and out.read_bytes() != first
     assert draw(folder.name, "--count", "1") == ""  # its own validation images
     assert "numbers from 0 to 15" in draw(*wanted, "--channels", "16")
     assert "has 18 images" in draw(folder.name, "--count", "99")

@@ -1,9 +1,14 @@
-"""The ablations of Tables 5 and 6, and the symmetric MoCo v2, in closed form."""
+"""The ablations of Tables 5 to 7, and the symmetric MoCo v2, in closed form."""
+
+import json
 
 import pytest
 import torch
 from tiny import Features, close, views
 
+from lewel_bench.harness.plan import scale_recipe
+from lewel_bench.harness.suites import SUITES
+from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.ablations import ABLATIONS
 from lewel_bench.pretrain.methods.lewel_m import LewelM
 from lewel_bench.pretrain.methods.moco_v2 import MoCoV2
@@ -11,7 +16,9 @@ from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts.aligned import gaussian
 from lewel_bench.pretrain.recipe import Ema
 from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results.table import load
 
+BASES = ("moco_v2", "moco_v2_bn_head", "lewel_m", "byol", "lewel_b")
 B, D = 6, 8
 WHOLE = slice(0, B)
 
@@ -92,9 +99,56 @@ def test_the_symmetric_loss_is_the_sum_of_both_directions():
     x1, x2 = batch
     both, one = moco(symmetric=True), moco()
     close(loss_of(both, batch), loss_of(one, (x1, x2)) + loss_of(one, (x2, x1)))
-    both.after_step(both.keys(batch, 0), 0, 10)
     k2, k1 = both.keys(batch, 0)
-    assert both.queue.keys.shape == (24, D) and k1.shape == k2.shape == (B, D)
+    before = both.queue.keys.clone()
+    both.after_step((k2, k1), 0, 10)
+    assert k1.shape == k2.shape == (B, D)
+    close(both.queue.keys, torch.cat([k2, k1, before[2 * B :]]))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_no_two_rows_are_one_run_at_any_scale(suite):
+    """A scale must not take away what a row is there for."""
+    names = [f"{family}_in100_240ep" for family in (*BASES, *ABLATIONS)]
+    scaled = {n: scale_recipe(RECIPES[n], SUITES[suite], ()).identity() for n in names}
+    keys = {name: json.dumps(one, sort_keys=True) for name, one in scaled.items()}
+    assert len(set(keys.values())) == len(names), keys
+
+
+# What the rows of Tables 5 to 7 are (Section 4.4), beside the paper's default of d = 128 for MoCo
+# v2 and LEWEL_M, d = 256 and h = 4 for LEWEL_B.
+PAPER = {
+    ("5", "global"): ("moco_v2", {"dim": 128}),
+    ("5", "align"): ("lewel_m", {"maps": "uncoupled", "beta": 1.0}),
+    ("5", "uncoupled"): ("lewel_m", {"maps": "uncoupled", "beta": 0.5}),
+    ("5", "coupled"): ("lewel_m", {"maps": "coupled", "beta": 0.5}),
+    ("6", "moco_v2_d128"): ("moco_v2", {"dim": 128}),
+    ("6", "moco_v2_d256"): ("moco_v2", {"dim": 256}),
+    ("6", "moco_v2_d512"): ("moco_v2", {"dim": 512}),
+    ("6", "moco_v2_p"): ("lewel_m", {"maps": "none", "semantic": True}),
+    ("6", "lewel_m_no_p"): ("lewel_m", {"maps": "coupled", "semantic": False}),
+    ("6", "lewel_m_random"): ("lewel_m", {"maps": "random", "semantic": True}),
+    ("6", "lewel_m"): ("lewel_m", {"maps": "coupled", "semantic": True}),
+    ("7", "byol"): ("byol", {"dim": 256}),
+    ("7", "d512_h4"): ("lewel_b", {"d": 512, "h": 4}),
+    ("7", "d256_h1"): ("lewel_b", {"d": 256, "h": 1}),
+    ("7", "d256_h2"): ("lewel_b", {"d": 256, "h": 2}),
+    ("7", "d256_h4"): ("lewel_b", {"d": 256, "h": 4}),
+    ("7", "d256_h8"): ("lewel_b", {"d": 256, "h": 8}),
+    ("7", "d256_h16"): ("lewel_b", {"d": 256, "h": 16}),
+    ("7", "d128_h4"): ("lewel_b", {"d": 128, "h": 4}),
+    ("7", "d64_h4"): ("lewel_b", {"d": 64, "h": 4}),
+}
+
+
+def test_a_row_has_the_settings_that_the_paper_gives_it():
+    rows = {(n, row.id): row for n in "567" for row in load(n).rows}
+    assert set(rows) == set(PAPER)
+    for key, (method, args) in PAPER.items():
+        recipe = RECIPES[f"{rows[key].recipe}_240ep"]
+        found = methods.settings(recipe)
+        assert recipe.method == method and found.items() >= args.items(), key
+        assert (recipe.data, recipe.epochs) == ("imagenet100", 240), key
 
 
 def test_every_ablation_changes_what_it_says():

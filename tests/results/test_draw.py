@@ -1,11 +1,15 @@
 """Pictures hold what their chart says: read back from the SVG, not from pixels."""
 
+import base64
+import io
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lewel_bench.results.chart import Chart, Panel, Series
 from lewel_bench.results.draw import draw, format_of, inline
@@ -95,6 +99,29 @@ def test_a_file_says_its_format_by_its_ending() -> None:
     assert format_of(Path("a.PNG")) == "png" and format_of(Path("b.svg")) == "svg"
     with pytest.raises(ValueError, match=r"\.png or \.svg"):
         format_of(Path("c.pdf"))
+
+
+def test_a_map_lies_on_its_view_the_right_way_round() -> None:
+    """A map with its weight at the top right, and one with it at the bottom left."""
+    heat = np.array([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]])
+    view = View(np.zeros((8, 8, 3)), (0, 0, 8, 8), heat)
+    shown = [Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))]
+    svg = mosaic(shown, [0, 1], "title", (), "svg")
+    first, second = (overlay(svg, place) for place in (2, 3))  # after image and view
+    for found, (row, column) in ((first, (0, -1)), (second, (-1, 0))):
+        brightest = found[row, column]
+        others = [found[y, x] for y in (0, -1) for x in (0, -1) if (y, x) != (row, column)]
+        assert brightest > 60 > 20 > max(others)
+
+
+def overlay(svg: bytes, place: int) -> np.ndarray[Any, Any]:
+    """The lightness of an <image> of a picture, its top row first."""
+    images = re.findall(rb"<image.*?/>", svg, re.DOTALL)
+    content = re.search(rb"base64,\s*([^\"]+)", images[place])
+    assert content
+    picture = Image.open(io.BytesIO(base64.b64decode(content[1]))).convert("L")
+    pixels = np.asarray(picture).astype(int)
+    return pixels[::-1] if b"scale(1 -1)" in images[place] else pixels
 
 
 def test_a_mosaic_says_how_far_from_uniform_a_map_is() -> None:
