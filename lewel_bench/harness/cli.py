@@ -123,35 +123,17 @@ def _board(context: Context) -> "Board":
 
 def explain_cell(arguments: argparse.Namespace) -> int:
     """`lewel-bench explain`."""
-    from lewel_bench.harness.tables import provenance
+    from lewel_bench.harness.explain import explained, show
 
     context = Context(arguments)
     board = _board(context)
-    found = provenance(board, arguments.cell)
+    found = explained(board, arguments.cell)
     _warn(board.store)
     if arguments.format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0
-    _print_tree(found, 0)
+    show(found)
     return 0
-
-
-def _print_tree(value: Any, depth: int) -> None:
-    pad = "  " * depth
-    if isinstance(value, dict):
-        for name, one in value.items():
-            if isinstance(one, dict | list) and one:
-                print(f"{pad}{name}:")
-                _print_tree(one, depth + 1)
-            else:
-                print(f"{pad}{name}: {'–' if one in (None, '', [], {}) else one}")
-    else:
-        for one in value:
-            if isinstance(one, dict):
-                _print_tree(one, depth)
-                print()
-            else:
-                print(f"{pad}{one}")
 
 
 def judge_claims(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from finished import board, finish
 
 from lewel_bench.harness import bundle, merge
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.tables import provenance
+from lewel_bench.harness.explain import explained
 from lewel_bench.results import record, render
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED, Store
@@ -207,7 +207,7 @@ def test_another_number_is_kept_beside_ours_and_shown(
     drawn = ["--out", str(tmp_path / "a.svg"), *words]
     assert main(["figure", "curves", pretrain, *drawn]) == 2  # nothing is logged
     assert f"{another}: top1 71.5 there" in capsys.readouterr().err
-    found = provenance(board(ours), "table1:lewel_m:200:top1")
+    found = explained(board(ours), "table1:lewel_m:200:top1")
     (other,) = found["seeds"][0]["elsewhere"]
     assert other["metrics"] == {"top1": 71.5, "top5": 90.0}
     assert other["bundle"] == made.digest[:12] and (Path(other["folder"]) / "record.json").is_file()

@@ -14,9 +14,10 @@ from lewel_bench.evals.proof import Proof
 from lewel_bench.harness import bundle, extras, merge, plan, suites
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.explain import explained
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.suite import Suite
-from lewel_bench.harness.tables import Board, provenance
+from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
@@ -324,7 +325,7 @@ def test_row_beside_the_papers(
     assert ("mine", "100:top1") not in filled.entries
     # the paper's own row stays empty
     assert filled.entries["moco_v2", "200:top1"].n == 0
-    found = provenance(board(root, PAPER, "mine"), "table1:mine:200:top1")
+    found = explained(board(root, PAPER, "mine"), "table1:mine:200:top1")
     assert json.dumps(found).count('"random_top1": 20.0')
     assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
     assert "imported, weights" in capsys.readouterr().out

@@ -10,9 +10,10 @@ import pytest
 
 from lewel_bench.harness import cli, plan, suites
 from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.explain import explained
 from lewel_bench.harness.reports import gather
 from lewel_bench.harness.site import Site
-from lewel_bench.harness.tables import Board, provenance, setting, written
+from lewel_bench.harness.tables import Board, setting, written
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.behind import behind
@@ -119,19 +120,19 @@ def test_a_record_from_before_memory_was_measured_lacks_only_that(lab: Lab) -> N
 
 def test_explain_goes_from_a_cost_to_its_record(lab: Lab) -> None:
     key = lab.pretrained("byol_100ep")
-    found = provenance(lab.board(), "table9:byol:seconds")
+    found = explained(lab.board(), "table9:byol:seconds")
     (seed,) = found["seeds"]
     assert (seed["key"], seed["value"]) == (key, pytest.approx(10))
     assert found["setting"] == "8 x Tesla V100, 5 threads, fp32"
     with pytest.raises(ValueError, match="BYOL is a baseline"):
-        provenance(lab.board(), "table9:byol:overhead")
+        explained(lab.board(), "table9:byol:overhead")
 
 
 def test_an_overhead_is_explained_by_both_of_its_runs(lab: Lab) -> None:
     """66 s against 60 s, of 6 epochs each."""
     base = lab.pretrained("moco_v2_amp_100ep")
     key = lab.pretrained("lewel_m_100ep", seconds=66.0)
-    (seed,) = provenance(lab.board(), "table9:lewel_m:overhead")["seeds"]
+    (seed,) = explained(lab.board(), "table9:lewel_m:overhead")["seeds"]
     assert (seed["key"], seed["baseline"]["key"]) == (key, base)
     ours, theirs = (one["cost"]["seconds_per_epoch"] for one in (seed, seed["baseline"]))
     assert (ours, theirs) == (11.0, 10.0)
