@@ -42,7 +42,9 @@ def run(
     splits.check()
     net = features.load(backbone, machine)
     before = features.digest(net)
-    at = loop.Place(seed, folder, machine, report, stop)
+    steps = loop.steps_of(protocol, len(splits.train))
+    more = loop.steps_of(protocol, len(splits.train) + len(splits.select)) if protocol.refit else 0
+    at = loop.Place(seed, folder, machine, report, stop, after=more)
     select, shown = (_cache(net, i, protocol, machine) for i in (splits.select, splits.report))
     probe = _Probe(net, protocol, protocol.grid(), splits, at, {"select_": select, "": shown})
     history = loop.train(probe, splits.train, protocol, at)
@@ -51,7 +53,8 @@ def run(
     outcome = _outcome(protocol, rows, best, history, splits)
     head, images = best, splits.train
     if protocol.refit:
-        at, images = replace(at, folder=folder / "refit"), join(splits.train, splits.select)
+        at = replace(at, folder=folder / "refit", before=steps, after=0)
+        images = join(splits.train, splits.select)
         probe = _Probe(net, protocol, [protocol.grid()[best]], splits, at, {"": shown})
         head, again = 0, loop.train(probe, images, protocol, at)
         outcome = _refitted(outcome, again[-1])

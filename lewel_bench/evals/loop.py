@@ -56,6 +56,8 @@ class Place:
     report: Report
     stop: Stop
     clock: Clock = field(default_factory=Clock)
+    before: int = 0  # steps of a training before this one, and of one that follows: they are
+    after: int = 0  # reported as parts of one job
 
 
 def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) -> History:
@@ -66,7 +68,7 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) 
     not full is dropped; a set smaller than one batch is one batch. Raises Stopped after saving.
     """
     batch = batch_size(protocol, len(images))
-    steps = len(images) // batch
+    steps = len(images) // batch  # an epoch
     first, start, history = _resume(learner, at)
     saver = _Saver(learner, at, batch, steps, protocol.epochs)
     for epoch in range(first, protocol.epochs):
@@ -105,6 +107,11 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) 
     if first < protocol.epochs:
         saver.save(protocol.epochs, 0, history)
     return history
+
+
+def steps_of(protocol: Linear | Semi, count: int) -> int:
+    """The steps of a training on `count` images."""
+    return protocol.epochs * (count // batch_size(protocol, count))
 
 
 def batch_size(protocol: Linear | Semi, count: int) -> int:
@@ -162,13 +169,14 @@ class _Saver:
 
     def __init__(self, learner: Learner, at: Place, batch: int, steps: int, epochs: int) -> None:
         self.learner, self.at, self.batch = learner, at, batch
-        self.steps, self.total = steps, steps * epochs
+        self.steps, self.total = steps, at.before + steps * epochs + at.after
         self.saved_at = self.logged_at = time.perf_counter()
         self.unlogged = 0  # steps since the last log
 
     def after_step(self, epoch: int, step: int, history: History) -> None:
         """Epoch `epoch` has done `step` steps."""
-        done, at = epoch * self.steps + step, self.at
+        at = self.at
+        done = at.before + epoch * self.steps + step
         self.unlogged += 1
         if distributed.world() > 1 and step % ASK_EVERY and step != self.steps:
             return

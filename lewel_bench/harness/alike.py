@@ -4,10 +4,13 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from lewel_bench.harness.bundle import MERGED_CODE
 from lewel_bench.pretrain.methods import arguments
 from lewel_bench.pretrain.recipe import Own
 from lewel_bench.pretrain.views import AUGMENTS
@@ -40,7 +43,7 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
         wide = (kind, data, str(recipe["backbone"]), recipe["image_size"])
         code = (recipe.get("own") or {}).get("code")
         near = (*wide, recipe["method"], code, recipe["batch"], recipe["precision"])
-        of_it = (*near, *_work(recipe)), "like it"
+        of_it = (*near, *work(recipe)), "like it"
         others = (near, "of its method"), (wide, "of other methods")
         return Shape((of_it, *others), float(recipe["epochs"]))
     protocol = spec["protocol"]
@@ -57,7 +60,7 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
     return Shape(levels, float(protocol.get("epochs") or protocol.get("steps") or 1) * share)
 
 
-def _work(recipe: Mapping[str, Any]) -> tuple[str, str]:
+def work(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """The arguments and views of a recipe, written the same way by a record and by a plan."""
     method, augment = recipe["method"], recipe["augment"]
     given = {**_defaults(method, json.dumps(recipe.get("own"))), **recipe["args"]}
@@ -69,10 +72,19 @@ def _work(recipe: Mapping[str, Any]) -> tuple[str, str]:
 def _defaults(method: str, own: str) -> dict[str, Any]:
     """What a method takes where nothing is written; nothing where its file is not at hand: a record
     has all arguments written."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, SyntaxError):
         where = TypeAdapter(Own | None).validate_json(own)
-        return {name: default for name, (_, default) in arguments(method, where).items()}
+        if where is None or _is_ours(where):
+            return {name: default for name, (_, default) in arguments(method, where).items()}
     return {}
+
+
+def _is_ours(own: Own) -> bool:
+    """Whether the file is as it was planned, and no other lab's, which is read by nobody here."""
+    path = Path(own.file)
+    if path.name.endswith(MERGED_CODE):
+        return False
+    return sha256(path.read_bytes()).hexdigest() == own.code
 
 
 @cache

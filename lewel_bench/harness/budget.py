@@ -31,8 +31,8 @@ def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[
 
     Cells with the most information come first: a first seed before a second, few epochs before
     many, a pre-training that many cells share before one that few do, its cells from the cheapest
-    on. A cell is taken with all
-    that it needs or not at all. Raises ValueError where a cost is not known, or nothing fits.
+    on. A cell is taken with all that it needs or not at all. Raises ValueError where a cost is not
+    known, or nothing fits.
     """
     if not jobs:
         return []

@@ -19,7 +19,7 @@ from lewel_bench.harness import cells, own, status
 from lewel_bench.harness.extras import Extra, extended
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, JobState, is_held, write_spec
+from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, MARKS, JobState, is_held, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import (
@@ -41,8 +41,6 @@ from lewel_bench.value import unknown
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
 
-# our checkpoints, those of the second training of a linear refit, and mmengine's
-MARKS = "checkpoint-*-*.pt refit/checkpoint-*-*.pt iter_*.pth"
 # of a planning job, whose time limit may be 10 minutes; each try may wait for the lock, too
 PAUSES_S = (10.0, 30.0, 120.0)
 DENSE = ("detection", "segmentation")

@@ -11,15 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lewel_bench.harness.alike import Shape, shape
+from lewel_bench.harness.alike import Shape, shape, work
 from lewel_bench.harness.gc import size
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.status import SPEC, progress
+from lewel_bench.harness.status import MARKS, SPEC, progress
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
+from lewel_bench.slurm import attempt
 
 V100_GPUS = 8
 # Device-hours an epoch of ImageNet-1K with ResNet-50, and where that is from: facebookresearch/moco
@@ -62,8 +63,11 @@ class _Like(NamedTuple):
 
 
 class Estimator:
-    """Costs of jobs, from the records under one root. `threads` of the jobs to come: records of as
-    many are gone by, where there are any. Jobs are asked about in dependency order."""
+    """Costs of jobs, from the records under one root. `threads` of the jobs to come, and `device`,
+    the model that they run on where that is known: records of the same are gone by, where there are
+    any. Jobs are asked about in dependency order."""
+
+    device: str | None = None
 
     def __init__(
         self,
@@ -121,10 +125,12 @@ class Estimator:
         return replace(whole, hours=whole.hours * (1 - done), basis=basis)
 
     def _done(self, job: Job) -> float:
-        if self.root is None or job.key in self.records:
+        """What a job need not do again: nothing without a checkpoint that it goes on from."""
+        folder = self.root / job.key if self.root else None
+        if folder is None or job.key in self.records or not attempt.mark(folder, MARKS):
             return 0.0
-        come = progress(self.root / job.key)
-        return come.step / come.steps if come else 0.0
+        come = progress(folder)
+        return come.share if come else 0.0
 
     def cost_of(self, job: Mapping[str, Any]) -> Cost:
         """The estimate for the whole of a job, by the content of its spec.json."""
@@ -148,9 +154,10 @@ class Estimator:
         return Cost(None, "unknown: add --probe 50, or run one like it")
 
     def _median(self, known: Sequence[_Like], units: float, said: str) -> Cost:
-        same = [one for one in known if one.threads == self.threads] or known
-        ((model, _),) = Counter(one.model for one in same).most_common(1)
-        same = [one for one in same if one.model == model]
+        counts = Counter(sorted(one.model for one in known))
+        model = self.device if self.device in counts else counts.most_common(1)[0][0]
+        same = [one for one in known if one.model == model]
+        same = [one for one in same if one.threads == self.threads] or same
         where = "here" if len(self._models) == 1 else f"on {model or 'an unknown device'}"
         hours = statistics.median(one.seconds for one in same) * units / 3600
         devices = round(statistics.median(one.devices for one in same))
@@ -160,11 +167,12 @@ class Estimator:
     def _models(self) -> set[str]:
         return {one.model for several in self._known.values() for one in several}
 
-    def lacks(self, job: Job, model: str) -> Any:
-        """What a probe of a job would stand for; None where records of this model of device are
-        like it."""
+    def lacks(self, job: Job) -> Any:
+        """What a probe of a job would stand for; None where records of `device` (of any, where that
+        is not known) are like it."""
         exact = self._shape(job.model_dump(mode="json")).exact
-        return None if any(one.model == model for one in self._known.get(exact, ())) else exact
+        models = {one.model for one in self._known.get(exact, ())}
+        return None if models and self.device in {None, *models} else exact
 
     def learn(self, job: Job, seconds: float, steps: int | None) -> None:
         """Take a job's device-seconds, told from `steps` steps of it (None: from all of it), for
@@ -269,9 +277,11 @@ def _dearer(recipe: Mapping[str, Any]) -> str:
 
 def _as_published(recipe: Mapping[str, Any], data: str) -> bool:
     """Whether a recipe of a family with an anchor costs an epoch what the anchor did."""
+    if data != "imagenet" or recipe["name"] not in RECIPES:
+        return False
     named = RECIPES[recipe["name"]].model_dump(mode="json")
-    fields = ("method", "backbone", "image_size", "args", "augment")
-    return data == "imagenet" and all(recipe[field] == named[field] for field in fields)
+    same = all(recipe[field] == named[field] for field in ("backbone", "image_size"))
+    return same and work(recipe) == work(named)
 
 
 def _weights(job: Job) -> int:

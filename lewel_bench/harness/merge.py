@@ -5,6 +5,8 @@ A record with another number under a key that is there already is kept beside it
 that is another here is kept there too, so that no number of ours ever rests on their network.
 """
 
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -104,15 +106,27 @@ def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) ->
         if path.exists():
             if path.name == SPEC:
                 continue  # ours knows where our data is
-            aside = path.with_name(path.name + ASIDE)
-            if not aside.exists():  # else a merge was killed here: what is in our place is theirs
-                os.replace(path, aside)
+            with open(path, "rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == bundle.files[name].sha256
+            if same:
+                continue  # of a merge that was killed
+            os.replace(path, _aside(path))
         if path.name == SPEC:
             write_atomically(path, _inert(archive.read(name)))
             continue
         with replacing(path) as beside, archive.open(name) as source, open(beside, "wb") as file:
             shutil.copyfileobj(source, file)
     record.commit(folder, record.parse(archive.read(last), bundle.path / last))
+
+
+def _aside(path: Path) -> Path:
+    """The first free name for what was ours."""
+    aside = path.with_name(path.name + ASIDE)
+    for n in itertools.count(2):
+        if not aside.exists():
+            break
+        aside = path.with_name(f"{path.name}.{n}{ASIDE}")
+    return aside
 
 
 def _inert(spec: bytes) -> bytes:

@@ -16,7 +16,7 @@ from lewel_bench.harness import signals
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.log import said
 from lewel_bench.harness.plan import Job
-from lewel_bench.harness.provenance import environment, provenance
+from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.methods import build
@@ -54,10 +54,9 @@ def probe(
     What a job raises is said, and its cost stays unknown. Raises Stopped when a signal came.
     """
     by_key = {job.key: job for job in plan}
-    here = environment(settings)["device"]
     asked: dict[Any, Job] = {}
     for job in todo:
-        if not job.reads_records and (shape := estimator.lacks(job, here)) is not None:
+        if not job.reads_records and (shape := estimator.lacks(job)) is not None:
             asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)

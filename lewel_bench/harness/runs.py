@@ -49,7 +49,7 @@ def note_unused(context: "Context") -> None:
 def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> int:
     """Check `jobs`, then compute or submit those without a record; the exit code."""
     settings = machine(arguments, context.site)
-    _refuse(arguments)
+    _refuse(context, arguments)
     store = Store(context.root)
     _corrupt(jobs, store, arguments)
     todo = [job for job in jobs if job.key not in store.records]
@@ -67,12 +67,16 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     return _compute(context, jobs, todo, settings, arguments)
 
 
-def _refuse(arguments: argparse.Namespace) -> None:
+def _refuse(context: "Context", arguments: argparse.Namespace) -> None:
     """Refuse options that cannot be, before a record is touched."""
     if arguments.cluster and arguments.jobs:
         raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
     if arguments.cluster and arguments.processes:
         raise ValueError("--processes is for this machine: a cluster's profile has tasks_per_node")
+    if arguments.cluster:
+        from lewel_bench.harness import cluster
+
+        cluster.profile(context.site, arguments.cluster)
     if arguments.budget:
         budget.hours_of(arguments.budget)
     if arguments.probe is not None and arguments.probe < 2:
@@ -280,7 +284,7 @@ def _probe(
     estimator: Estimator,
     settings: MachineSettings,
 ) -> None:
-    from lewel_bench.harness import cluster, companions, job, material, probe, signals
+    from lewel_bench.harness import cluster, companions, job, material, probe, provenance, signals
     from lewel_bench.pretrain.report import Stopped
 
     if arguments.cluster and job.device(settings) == "cpu":
@@ -290,6 +294,8 @@ def _probe(
                 "--probe would time a CPU here, and the jobs run on GPUs: give this command on a "
                 f"node of {arguments.cluster} that has one, or leave --probe out"
             )
+    if not arguments.cluster:  # whose records are of other devices than this one
+        estimator.device = provenance.environment(settings)["device"]
     settings = companions.shared(settings)
     writable(context.root)
     material.prepare(todo, context)

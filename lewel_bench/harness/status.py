@@ -30,6 +30,8 @@ WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may o
 QUEUES = ".queues"  # one locked file for every `run` that is alive: the keys it has yet to start
 COMMAND = "LEWEL_BENCH_COMMAND"  # set where another process of ours asked: its command line
 BEGAN = "LEWEL_BENCH_BEGAN"  # set beside it: the time at which that process began
+# Checkpoints: ours, those of the second training of a linear refit, and mmengine's
+MARKS = "checkpoint-*-*.pt refit/checkpoint-*-*.pt iter_*.pth"
 ORDER = ("running", "queued", "stuck", "failed", "missing", "stale", "done")
 
 
@@ -55,7 +57,7 @@ class JobState:
         """Device-hours until there is a record; None where nothing is known."""
         if self.state in ("done", "stale"):
             return 0.0
-        done = self.progress.step / self.progress.steps if self.progress else 0.0
+        done = self.progress.share if self.progress else 0.0
         return None if self.hours is None else self.hours * (1 - done)
 
 
@@ -69,6 +71,11 @@ class Progress:
 
     def __str__(self) -> str:
         return f"step {self.step} of {self.steps}"
+
+    @property
+    def share(self) -> float:
+        """What is done, from 0 to 1."""
+        return min(1.0, max(0.0, self.step / self.steps))
 
     @property
     def left(self) -> str:
@@ -193,7 +200,7 @@ def progress(folder: Path) -> Progress | None:
     for event in tail(folder / EVENTS):
         if event.get("event") == "start" and steps:
             before, steps = steps[-1], []
-        if "step" in event and "steps" in event:
+        if _tells(event):
             steps.append(event)
     if not steps:
         return Progress(before["step"], before["steps"]) if before else None
@@ -201,6 +208,13 @@ def progress(folder: Path) -> Progress | None:
     passed, seconds = last["step"] - first["step"], last["time"] - first["time"]
     left = (last["steps"] - last["step"]) * seconds / passed if passed > 0 else None
     return Progress(last["step"], last["steps"], left)
+
+
+def _tells(event: Mapping[str, Any]) -> bool:
+    """Whether an event says how far a job has come, and when."""
+    counts = event.get("step"), event.get("steps")
+    timed = isinstance(event.get("time"), int | float)
+    return timed and all(isinstance(count, int) for count in counts) and event["steps"] > 0
 
 
 def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:

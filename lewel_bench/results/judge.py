@@ -66,6 +66,7 @@ def judge(
     - With one: a bootstrap over the reported images, where `images` (key, key, metric) has one for
       the two records, and does not say why not. It knows nothing of what another seed would give,
       so the noise floor is added to either end. Without it, and at another scale: inconclusive.
+    - A claim of "at most" gives a bound, which holds at the paper's scale only.
     """
     findings = tuple(_finding(c, filled, records, images) for c in one.comparisons())
     judgements = {finding.judgement for finding in findings}
@@ -156,7 +157,7 @@ def _finding(
         judgement: Judgement = "missing"
     elif comparison.claim.holds == "at most" and not known:
         judgement = "inconclusive"
-        reasons.append("the bound is that of the paper's scale and machines")
+        reasons.append("the bound is that of the paper's scale")
     elif interval is None:
         judgement = "inconclusive"
         reasons.append(f"one seed; {found}")

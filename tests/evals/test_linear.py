@@ -178,6 +178,19 @@ def test_refit_is_a_training_on_everything_with_the_chosen_settings(run, splits)
     assert refit.metrics == alone.metrics
 
 
+def test_the_steps_of_both_trainings_are_reported_as_one_count(run, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY_S", 0)
+    seen = []
+    run(
+        change(SGD, {"refit": True}),
+        report=lambda event, /, **fields: seen.append(fields) if event == "step" else None,
+    )
+    whole = 8 * (72 // 16) + 8 * (108 // 16)  # 36 of the 108 images choose
+    assert [(one["step"], one["steps"]) for one in seen] == [
+        (step, whole) for step in range(1, whole + 1)
+    ]
+
+
 def test_a_kill_in_the_refit(run, machine):
     protocol = change(SGD, {"refit": True})
     whole = run(protocol, folder="whole")

@@ -356,6 +356,15 @@ def test_a_merge_that_was_killed_keeps_what_was_ours(
     merge.merge(made, ours)
     assert (ours / key / "events.jsonl.before-merge").read_text() == "half"
     assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
+    # the record is lost, our job begins again, and the bundle is merged once more
+    (ours / key / "record.json").unlink()
+    (ours / key / "events.jsonl").write_text("second")
+    merge.merge(made, ours)
+    kept = {one.name: one.read_text() for one in (ours / key).glob("*.before-merge")}
+    assert kept == {
+        "events.jsonl.before-merge": "half",
+        "events.jsonl.2.before-merge": "second",
+    }
 
 
 def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(

@@ -99,7 +99,7 @@ def test_corrected_paths_reach_a_job_that_was_planned_before(tmp_path: Path) -> 
 
 def test_the_newest_mark(tmp_path: Path) -> None:
     """Those of mmengine have no leading zeros, those of a second training a folder of their own."""
-    assert attempt.mark(tmp_path, cluster.MARKS) == ""
+    assert attempt.mark(tmp_path, status.MARKS) == ""
     (tmp_path / "refit").mkdir()
     for name in (
         "checkpoint-00000009-ff.pt",
@@ -109,7 +109,7 @@ def test_the_newest_mark(tmp_path: Path) -> None:
         "iter_10000.pth",
     ):
         (tmp_path / name).touch()
-        assert attempt.mark(tmp_path, cluster.MARKS) == name
+        assert attempt.mark(tmp_path, status.MARKS) == name
 
 
 def test_cancel_tells_what_it_ended(
@@ -218,7 +218,7 @@ def test_status_says_what_the_next_run_tries_again(
     folder = tmp_path / submitted.key
     for outcome, state in (("oom", "missing"), ("error", "failed")):
         (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
-        tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+        tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
         attempt.end(folder, tried, outcome, "CUDA out of memory")
         found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
         assert found.state == state and "CUDA out of memory" in found.reason
@@ -231,7 +231,7 @@ def test_a_failure_here_after_the_clusters_attempt_is_shown(
     """The cluster's time limit was said to be over it."""
     monkeypatch.setattr(queue, "tasks", list)
     folder = tmp_path / submitted.key
-    tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+    tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
     attempt.end(folder, tried, "stopped")
     failure = folder / status.FAILURE
     failure.write_text('{"message": "no such folder"}')
@@ -247,7 +247,7 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     """The next run goes on; it was shown as failed."""
     monkeypatch.setattr(queue, "tasks", list)
     folder = tmp_path / submitted.key
-    tried = attempt.begin(folder, "u", 0, 1, 0, cluster.MARKS)
+    tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
     attempt.end(folder, tried, "oom", "CUDA out of memory")
     (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
     books = ledger.Ledger(tmp_path)

@@ -14,9 +14,8 @@ from command_line import write_images
 from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import cluster, extras, own, plan, status, suites
+from lewel_bench.harness import alike, cluster, extras, own, plan, status, suites
 from lewel_bench.harness import job as jobs
-from lewel_bench.harness.alike import shape
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -185,8 +184,15 @@ def test_jobs_of_it_are_like_one_another(tmp_path: Path) -> None:
     kept = {"kind": "pretrain", **job.identity()}  # as a record has it: each argument, no file
     assert kept["recipe"]["args"] != job.recipe.args and "file" not in kept["recipe"]["own"]
     planned = job.model_dump(mode="json")
-    one, other = (shape("pretrain", of, job.data.id, None).exact for of in (kept, planned))
-    assert one == other
+
+    def exact(of: dict[str, Any]) -> Any:
+        alike._defaults.cache_clear()
+        return alike.shape("pretrain", of, job.data.id, None).exact
+
+    assert exact(kept) == exact(planned)
+    for text in ("class VICReg(", EXAMPLE.read_text() + "# edited"):  # told by what is written
+        Path(job.recipe.own.file).write_text(text)
+        assert exact(kept) != exact(planned)
 
 
 def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
@@ -388,6 +394,33 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
     (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
     assert set(methods.arguments("Mine", RECIPES[name].own)) == {"dim", "hidden", "bias"}
     assert type(methods.build(RECIPES[name], 0)).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("ours", "family", "args", "said"),
+    [
+        ("LewelB", "lewel_b", {"args.h": 3}, "argument h of Mine: 3 must divide d 256"),
+        ("MoCoV2", "moco_v2", {"args.queue": 8}, "argument queue of Mine: 8 is smaller"),
+        ("PCL", "pcl", {"args.warmup": 200}, "argument warmup of Mine: from epoch 200 on leaves"),
+        ("SwAV", "swav", {"bn_group": 64}, "bn_group of Mine: its views pass together"),
+    ],
+)
+def test_a_class_with_arguments_of_ours_has_their_rules(
+    tmp_path: Path, ours: str, family: str, args: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "sub.py"
+    file.write_text(
+        f"from lewel_bench.pretrain.methods.{family} import {ours}\n"
+        "from lewel_bench.pretrain.recipe import change\n"
+        "from lewel_bench.pretrain.recipes import RECIPES\n"
+        f"class Mine({ours}):\n    pass\n"
+        "fields = {'name': 'mine_200ep', 'method': 'Mine'}\n"
+        f"recipe = change(RECIPES['{family}_200ep'], fields)\n"
+    )
+    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
+    methods.check(RECIPES[name])
+    with pytest.raises(ValueError, match=said):
+        methods.check(change(RECIPES[name], args))
 
 
 def test_an_installed_distribution_offers_methods_and_protocols(

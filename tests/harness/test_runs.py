@@ -29,6 +29,7 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
     [
         (("--budget", "5days"), "--budget '5days': write device-hours"),
         (("--probe", "1"), "a pace needs two steps at least"),
+        (("--cluster", "nosuch"), "nosuch"),
         (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine"),
         (("--cluster", "any", "--processes", "2"), "--processes is for this machine"),
     ],

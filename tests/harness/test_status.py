@@ -61,3 +61,19 @@ def test_a_spec_of_ours_is_a_job(tmp_path: Path) -> None:
     for job in jobs:
         status.write_spec(job, tmp_path)
     assert set(states(tmp_path)) == {job.key for job in jobs}
+
+
+def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> None:
+    odd: tuple[dict[str, Any], ...] = (
+        {"step": 1, "steps": 0, "time": 1},
+        {"step": "2", "steps": 9, "time": 1},
+        {"step": 2, "steps": 9},
+        {"step": 2, "steps": None, "time": 1},
+    )
+    log = tmp_path / "events.jsonl"
+    log.write_text("".join(json.dumps(one) + "\n" for one in odd))
+    assert status.progress(tmp_path) is None
+    with open(log, "a") as file:
+        file.write(json.dumps({"step": 20, "steps": 2, "time": 1}) + "\n")
+    found = status.progress(tmp_path)
+    assert found and found.share == 1

@@ -178,7 +178,7 @@ def test_the_papers_noise_is_that_of_its_scale() -> None:
     assert "(0.1; at this scale none is known, 0 is taken)." in judged.about(small)[0]
 
 
-def test_a_bound_is_that_of_the_papers_scale_and_machines() -> None:
+def test_a_bound_is_that_of_the_papers_scale() -> None:
     cost = claim.find("time:lewel_m")
     assert cost.holds == "at most"
     (only,) = cost.comparisons()
@@ -188,7 +188,7 @@ def test_a_bound_is_that_of_the_papers_scale_and_machines() -> None:
         for values, known in ((dear, True), (dear, False), ({}, False))
     )
     assert (paper.judgement, small.judgement) == ("contradicted", "inconclusive")
-    assert small.findings[0].reasons == ("the bound is that of the paper's scale and machines",)
+    assert small.findings[0].reasons == ("the bound is that of the paper's scale",)
     assert none.judgement == "missing"
 
 

@@ -123,26 +123,28 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{where}: {message} (got {value!r})") from None
     if recipe.ema is None and "ema" in _asked(recipe):
         raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
-    if recipe.own is None:  # an own argument of such a name means what its author says
-        _check_ours(recipe)
+    ours = _constructor(recipe.method, recipe.own)[1]
+    if ours:  # else an argument of such a name means what its author says
+        _check_ours(recipe, ours)
 
 
 def begins(recipe: Recipe) -> int:
     """The epoch from which `recipe` has all its losses: PCL's prototypes, SwAV's queue."""
-    name = None if recipe.own else BEGINS.get(recipe.method)
+    name = BEGINS.get(_constructor(recipe.method, recipe.own)[1])
     found = settings(recipe)
     return int(found[name]) if name and found["queue"] else 0
 
 
-def _check_ours(recipe: Recipe) -> None:
+def _check_ours(recipe: Recipe, ours: str) -> None:
+    """The same for what the types of the arguments of `ours` do not say."""
     found = settings(recipe)
-    if recipe.bn_group and recipe.method in TOGETHER:
+    if recipe.bn_group and ours in TOGETHER:
         raise ValueError(
             f"bn_group of {recipe.method}: its views pass together, and a group would be of other "
             "images on another number of devices; leave bn_group out: the whole batch is one group"
         )
     if (first := begins(recipe)) >= recipe.epochs:
-        name = BEGINS[recipe.method]
+        name = BEGINS[ours]
         raise ValueError(
             f"argument {name} of {recipe.method}: from epoch {first} on leaves nothing "
             f"of {recipe.epochs} epochs; set args.{name} below epochs"
@@ -225,7 +227,7 @@ def own_name(own: Own) -> str:
 def arguments(method: str, own: Own | None = None) -> dict[str, tuple[Any, Any]]:
     """The arguments that a recipe may give `method`: name -> (type, default)."""
     found = {}
-    given = _constructor(method, own)
+    given, _ = _constructor(method, own)
     if own and len(given.args) != 3:
         raise ValueError(f"{method}.__init__: write (self, backbone, norm, *, ...)")
     for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
@@ -256,13 +258,14 @@ def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -
 
 
 def _asked(recipe: Recipe) -> set[str]:
-    return {argument.arg for argument in _constructor(recipe.method, recipe.own).kwonlyargs}
+    return {argument.arg for argument in _constructor(recipe.method, recipe.own)[0].kwonlyargs}
 
 
 @cache
-def _constructor(method: str, own: Own | None) -> ast.arguments:
-    """The parameters of a method's constructor, from its source; of a class of the user's own that
-    has none, those of a class that it is made from, here or in the same file."""
+def _constructor(method: str, own: Own | None) -> tuple[ast.arguments, str]:
+    """The parameters of a method's constructor, from its source, and the method of ours that it is
+    the constructor of. A class of the user's own that has none has that of a class that it is made
+    from, here or in the same file; the second is empty for one of the user's own."""
     name = method if own else METHODS[method].split(":")[0]
     path = Path(own.file) if own else Path(__file__).parent / f"{method}.py"
     tree = ast.parse(path.read_bytes())
@@ -271,13 +274,13 @@ def _constructor(method: str, own: Own | None) -> ast.arguments:
         raise ValueError(f"{path} has no class {name}, which its recipe names as its method")
     ours = {summary.split(":")[0]: one for one, summary in METHODS.items()}
 
-    def found(name: str) -> ast.arguments | None:
+    def found(name: str) -> tuple[ast.arguments, str] | None:
         if name not in classes:
             return _constructor(ours[name], None) if name in ours else None
         one = classes.pop(name)
         for x in one.body:
             if isinstance(x, ast.FunctionDef) and x.name == "__init__":
-                return x.args
+                return x.args, "" if own else method
         bases = (found(ast.unparse(base).rpartition(".")[2]) for base in one.bases)
         return next(filter(None, bases), None)
 
