@@ -1,6 +1,7 @@
 """The frozen base of every type, and what to say about a name or a value that cannot be."""
 
 import difflib
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,11 @@ def unknown(what: str, name: object, known: Iterable[object]) -> str:
         nearest = difflib.get_close_matches(str(name), names, n=_NEAREST, cutoff=0)
         return f"unknown {what} {str(name)!r}.{hint} Nearest of {len(names)}: {', '.join(nearest)}"
     return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
+
+
+def printable(value: object) -> str:
+    """`value` as text for a terminal, which no control character of another lab's text reaches."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", str(value))
 
 
 def explain(error: ValidationError) -> str:

@@ -40,6 +40,7 @@ WEIGHTS = "*.safetensors"
 LEAVE = ("pretrain", "import")  # the kinds of a record that has a backbone
 # No part of a name starts with a dot or holds what could lead elsewhere.
 NAME = re.compile(r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*")
+LONGEST = 200  # bytes of a name: disks take 255, and a file is written beside its place
 DIGEST = 64  # characters of the comment
 MOST_MANIFEST = 1 << 28  # bytes; that of a million files
 CHUNK = 1 << 20
@@ -115,8 +116,11 @@ def verify(path: Path) -> Bundle:
     missing, is none that a run leaves, or whose name could lead out of a run's folder; and the
     field that a record or a spec lacks.
     """
-    with open(path, "rb"):
-        pass  # a file that is not there says so itself
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot read the bundle {path}: {error.strerror}") from None
     try:
         with opened(path) as archive:
             digest = archive.comment.decode(errors="replace")
@@ -251,7 +255,8 @@ def _may_stand(name: str) -> bool:
     """Whether a bundle may have a file of this name."""
     of_key = name.partition("/")[2]
     known = any(fnmatchcase(of_key, pattern) for pattern in (record.NAME, *KEPT, WEIGHTS))
-    return known and NAME.fullmatch(name) is not None
+    long = any(len(part.encode()) > LONGEST for part in name.split("/"))
+    return known and not long and NAME.fullmatch(name) is not None
 
 
 def _check(path: Path, archive: zipfile.ZipFile, name: str, file: File) -> None:

@@ -72,7 +72,10 @@ def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, .
 
 
 def tables(names: Sequence[str]) -> list[Table]:
-    """The tables of these numbers; `all` is every one."""
+    """The tables of these numbers; `all` is every one. Raises ValueError for another name."""
+    known = (*TABLES, "all")
+    if odd := [name for name in names if name not in known]:
+        raise ValueError(unknown("table", odd[0], known))
     return [load(name) for name in (TABLES if "all" in names else names)]
 
 

@@ -84,8 +84,8 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
 
 def show_table(arguments: argparse.Namespace) -> int:
     """`lewel-bench table`."""
+    from lewel_bench.harness import cells
     from lewel_bench.results import render
-    from lewel_bench.results.table import TABLES, load
     from lewel_bench.value import unknown
 
     formats = ["text", *render.FORMATS]
@@ -93,7 +93,7 @@ def show_table(arguments: argparse.Namespace) -> int:
         raise ValueError(unknown("format", arguments.format, formats))
     if arguments.missing and arguments.format not in ("text", "json"):
         raise ValueError(f"--missing --format {arguments.format}: that list is text or json")
-    names = TABLES if arguments.table == "all" else (load(arguments.table).id,)
+    names = [one.id for one in cells.tables([arguments.table])]
     context = Context(arguments)
     board = _board(context)
     filled = [board.filled(name) for name in names]
@@ -444,6 +444,8 @@ def _rates(text: str | None) -> list[float]:
 
 def _role(text: str) -> tuple[str, Path]:
     role, equals, path = text.partition("=")
+    if not path and equals:
+        raise ValueError(f"--data {text} is empty: name a folder, as {text}FOLDER")
     if not equals or "/" in role:  # a path may have the sign too
         return "", Path(text)
     roles = ("pretrain", "linear", "semi", "knn", "voc", "coco")

@@ -111,7 +111,7 @@ class Estimator:
                 of = record.spec.get("recipe", record.spec)
                 self.backbones[key] = str(of.get("backbone"))
             elif self.root:
-                with suppress(OSError, ValueError, KeyError, TypeError):
+                with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                     spec = json.loads((self.root / key / SPEC).read_text())
                     self.backbones[key] = str(spec["recipe"]["backbone"])
         return self.backbones[key]

@@ -89,12 +89,12 @@ def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]
 def _events(path: Path) -> Iterable[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # half-written by a process that was killed
         if isinstance(event, dict):
             yield event

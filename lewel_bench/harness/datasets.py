@@ -12,6 +12,7 @@ from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.shapes_revision import REVISION
+from lewel_bench.value import unknown
 
 NAMED = ("imagenet", "imagenet100", "cifar10", "shapes", "voc", "coco")
 LAYOUTS: dict[str, Layout] = {
@@ -31,6 +32,8 @@ LISTS = {
         "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
     ),
 }
+# What a site file may name in [data]: data sets, class lists of them, labelled subsets
+CONFIGURED = (*NAMED, *(f"{name}_classes" for name in NAMED), *(name for name, _ in LISTS.values()))
 IN100_MD5 = "9974508e5d4cc0098b70e8b6a0fe6067"  # of HobbitLong/CMC @7b227be imagenet100.txt
 SHAPES: dict[Layout, str] = {"folders": "imagenet", "voc": "VOCdevkit", "coco": "coco"}
 HOW = """\
@@ -71,6 +74,10 @@ class Datasets:
         *,
         needed: bool = True,
     ) -> None:
+        for name in site.data:
+            if name not in CONFIGURED:
+                what = unknown("data set", name, CONFIGURED)
+                raise ValueError(f"site file {site.path}, section [data]: {what}")
         self.site, self.root, self.suite, self.own = site, root, suite, dict(own or {})
         self.needed = needed  # False: only keys are asked for, as tables do
         self.known: dict[tuple[str, str], Dataset] = {}

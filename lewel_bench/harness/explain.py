@@ -10,6 +10,7 @@ from lewel_bench.results import cost, table
 from lewel_bench.results.fill import Slot
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED
+from lewel_bench.value import printable
 
 CONFIGS = ("config.yaml", "config.py")  # what detectron2 and mmseg were given
 
@@ -52,14 +53,14 @@ def show(value: Any, depth: int = 0) -> None:
                 print(f"{pad}{name}:")
                 show(one, depth + 1)
             else:
-                print(f"{pad}{name}: {'–' if one in (None, '', [], {}) else one}")
+                print(f"{pad}{name}: {'–' if one in (None, '', [], {}) else printable(one)}")
     else:
         for one in value:
             if isinstance(one, dict):
                 show(one, depth)
                 print()
             else:
-                print(f"{pad}{one}")
+                print(f"{pad}{printable(one)}")
 
 
 def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:

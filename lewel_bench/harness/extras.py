@@ -106,7 +106,7 @@ def labels(store: Store, key: str) -> dict[str, Any]:
     """What a checkpoint is called, which is no part of its identity and may change."""
     try:
         content = json.loads((store.root / key / SPEC).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

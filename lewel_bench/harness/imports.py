@@ -246,6 +246,6 @@ def _labelled(folder: Path, label: dict[str, Any]) -> None:
     try:
         if json.loads((folder / SPEC).read_bytes()) == content:
             return
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass  # it is written now
     write_atomically(folder / SPEC, json.dumps(content, indent=1))

@@ -146,7 +146,7 @@ class Runner:
         return None
 
     def _compute(self, job: Job) -> None:
-        processes = self.settings.processes or _devices(self.settings)
+        processes = self.settings.processes or devices(self.settings)
         if processes == 1 or job.reads_records or self._alone(job):
             jobs.run(job, self.root, self.settings, self.watch(job), signals.asked_to_stop)
             return
@@ -198,7 +198,8 @@ def _watched(command: list[str], environment: dict[str, str]) -> int:
     return code
 
 
-def _devices(settings: MachineSettings) -> int:
+def devices(settings: MachineSettings) -> int:
+    """The processes of a job where none are asked for: one a device."""
     import torch
 
     return max(1, torch.cuda.device_count()) if settings.device in (None, "cuda") else 1

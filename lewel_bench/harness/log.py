@@ -74,6 +74,6 @@ def failure(folder: Path) -> Exception | None:
     """What `failure.json` says, as the exception that it was."""
     try:
         content = json.loads((folder / FAILURE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return (ValueError if content["mistake"] else RuntimeError)(content["message"])

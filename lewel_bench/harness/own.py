@@ -176,6 +176,8 @@ def _of_file(text: str, root: Path, keep: bool) -> str:
     except (Exception, SystemExit) as error:
         raise ValueError(f"--method {text}: {_line(error, own.file)}") from None
     known = sorted(k for k, v in vars(module).items() if isinstance(v, Recipe))
+    if not known and name not in vars(module):
+        raise ValueError(f"--method {text}: there is no Recipe in it: see docs/own_method.md")
     if not colon or name not in known:
         given = ", ".join(f"{path}:{one}" for one in known) or "none: see docs/own_method.md"
         if not colon:
@@ -270,7 +272,7 @@ def _hash(source: bytes) -> str:
 
 def _line(error: BaseException, file: str) -> str:
     """What went wrong and in which line of the user's file, or of any."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     here = [frame for frame in frames if not file or frame.filename == file]

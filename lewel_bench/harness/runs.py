@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from lewel_bench.harness import budget, cells, extras, own, plan
+from lewel_bench.harness import budget, bundle, cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator, total
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND
+from lewel_bench.pretrain.recipe import shares
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
@@ -59,9 +61,12 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     if not todo and not arguments.dry_run:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
         return 0
+    _note_weights(context, store, todo)
     if arguments.cluster:
         return _submit(context, arguments, jobs, todo, estimator, settings)
     if arguments.dry_run:
+        if settings.device not in (None, "cpu"):
+            _device(settings)
         _show(jobs, todo, estimator, settings.jobs)
         return 0
     return _compute(context, jobs, todo, settings, arguments)
@@ -81,6 +86,24 @@ def _refuse(context: "Context", arguments: argparse.Namespace) -> None:
         budget.hours_of(arguments.budget)
     if arguments.probe is not None and arguments.probe < 2:
         raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
+
+
+def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None:
+    """Say which networks jobs would evaluate that are not here, though their records are."""
+    waiting = Counter(job.upstream for job in todo if job.upstream in store.records)
+    for key, count in waiting.items():
+        left = store.records[str(key)].checkpoint
+        if left and not (path := context.root / str(key) / left.file).exists():
+            print(
+                f"note: {count} job{'s' * (count != 1)} cannot run: {bundle.gone(path)}",
+                file=sys.stderr,
+            )
+
+
+def _device(settings: MachineSettings) -> str:
+    from lewel_bench.harness import job  # here and not above: only now is torch needed
+
+    return job.device(settings)
 
 
 def _submit(
@@ -113,9 +136,12 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import cluster, companions, job, material, status
+    from lewel_bench.harness import cluster, companions, local, material, status
 
-    job.device(settings)  # before any data is made
+    _device(settings)  # before any data is made
+    for one in todo:
+        if one.recipe:
+            shares(one.recipe, settings.processes or local.devices(settings), settings.micro_batch)
     writable(context.root)
     # before the look at the cluster, whose passes look at this before they submit
     with status.queue(context.root, [one.key for one in todo]):
@@ -151,7 +177,7 @@ def _finish(
         say(f"stopped: {stopped}. Run the same command again to go on.")
         return 128 + number
     except local.Unfinished as unfinished:
-        say(f"lewel-bench: {unfinished}\nRun the same command again to try once more.")
+        say(f"lewel-bench: {unfinished}\nMend what is named and run the same command again.")
         return 2 if unfinished.mistakes else 1
     print(f"done: {len(computed)} jobs computed here. {_hint(jobs, arguments)}")
     return 0

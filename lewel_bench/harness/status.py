@@ -229,7 +229,7 @@ def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut by the window or by a kill; the events around it are whole
         if isinstance(event, dict):
             events.append(event)
@@ -324,6 +324,6 @@ def _stale(spec: Mapping[str, Any]) -> str:
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -139,7 +139,8 @@ class Board:
         if all(self.refusals.values()):
             self.refusals |= {name: self._refusal(name) for name in RECIPES}
             if all(self.refusals.values()):
-                raise ValueError(self.refusals[next(iter(RECIPES))])
+                # a value that a method cannot have says more than a name that others lack
+                raise ValueError(min(self.refusals.values(), key=lambda s: s.startswith("unknown")))
         return self.refusals[recipe]
 
     def _refusal(self, recipe: str) -> str:
@@ -321,6 +322,7 @@ class Board:
         words = ["lewel-bench", verb, "--suite", self.suite.name, option, ",".join(recipes)]
         words += ["--evals", ",".join(protocols) or "none"]
         words += ["--seeds", f"{seed},"] if seed else []
+        words += ["--replace-corrupt"] if self.store.bad else []
         return shlex.join([*words, *self._given(protocols)])
 
     def options(self) -> list[str]:

@@ -171,6 +171,25 @@ class Recipe(Value):
         return found
 
 
+def shares(recipe: Recipe, processes: int, micro_batch: int | None) -> tuple[int, int]:
+    """Images of a step, and of a forward pass, on each of `processes`. Raises ValueError where they
+    are not equally many, or no whole batch-norm groups."""
+    if recipe.batch % processes:
+        raise ValueError(
+            f"batch {recipe.batch} is not divisible by {processes} processes: "
+            f"use a number of processes that divides it"
+        )
+    local = recipe.batch // processes
+    micro = micro_batch or local
+    group = recipe.bn_group or recipe.batch
+    if local % micro or (micro < local and micro % group):
+        raise ValueError(
+            f"micro-batch {micro} does not split the {local} images of a process into whole "
+            f"batch-norm groups of {group}: choose a multiple of {group} that divides {local}"
+        )
+    return local, micro
+
+
 def change(value: Value, settings: Mapping[str, Any]) -> Any:
     """`value` with dotted settings replaced (`optimizer.lr`), validated as if it were new.
 

@@ -24,7 +24,7 @@ from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.method import Method, Views, answer
 from lewel_bench.pretrain.norm import RunningStatistics
-from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.recipe import Recipe, shares
 from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
 from lewel_bench.pretrain.schedule import lr_at
 from lewel_bench.pretrain.views import AUGMENTS
@@ -374,26 +374,12 @@ class Centres:
 
 def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:
     """Images per step and per forward pass on this rank, checked against the recipe."""
-    world = distributed.world()
-    if recipe.batch % world:
-        raise ValueError(
-            f"batch {recipe.batch} is not divisible by {world} processes: "
-            f"use a number of processes that divides it"
-        )
     if count < recipe.batch:
         raise ValueError(
             f"{count} training images are fewer than one batch of {recipe.batch}: "
             f"set a smaller batch, such as --set batch={max(1, count // 4)}"
         )
-    local = recipe.batch // world
-    micro = machine.micro_batch or local
-    group = recipe.bn_group or recipe.batch
-    if local % micro or (micro < local and micro % group):
-        raise ValueError(
-            f"micro-batch {micro} does not split the {local} images of a process into whole "
-            f"batch-norm groups of {group}: choose a multiple of {group} that divides {local}"
-        )
-    return local, micro
+    return shares(recipe, distributed.world(), machine.micro_batch)
 
 
 def _rng_of_every_rank(device: torch.device) -> list[dict[str, Tensor]]:

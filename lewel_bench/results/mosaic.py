@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 TILE = 1.05  # inches
+TITLE = 0.68  # letters of the title for one of a note
 HEAT = "inferno"  # its lightness rises evenly, so it reads the same in greyscale
 FRAMES = ("#1b6ac9", "#e07b00")  # of the first and the second view; solid and dashed
 
@@ -58,10 +59,13 @@ def _draw(
     columns, rows = 2 + len(channels), 2 * len(shown)
     width = columns * TILE
     lines = wrapped(notes, width)
-    head, foot = 0.55, 0.13 * len(lines) + 0.3
+    titles = wrapped((title,), width * TITLE)
+    head, foot = 0.35 + 0.2 * len(titles), 0.13 * len(lines) + 0.3
     height = rows * (TILE + 0.06) + head + foot
     figure = Figure(figsize=(width, height))
-    figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=9.5)
+    figure.suptitle(
+        "\n".join(titles), x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=9.5
+    )
     grid = figure.add_gridspec(
         rows,
         columns,

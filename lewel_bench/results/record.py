@@ -234,7 +234,10 @@ def _reason(text: bytes, error: ValidationError | TypeError) -> str:
     if not isinstance(data, dict) or "schema" not in data:
         return FOREIGN
     if data["schema"] != SCHEMA:
-        return f"schema {data['schema']!r}, but this version reads schema {SCHEMA}"
+        return (
+            f"schema {data['schema']!r}, but this version reads schema {SCHEMA}: made by another "
+            "version of lewel-bench"
+        )
     return explain(error) if isinstance(error, ValidationError) else str(error)
 
 

@@ -55,6 +55,6 @@ def read(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None when there is none, or something else."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

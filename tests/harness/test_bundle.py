@@ -69,6 +69,23 @@ def test_weights_that_are_asked_for_and_not_there_are_named(tmp_path: Path) -> N
     assert bundle.write(root, tmp_path / "b.zip").left_out == ()
 
 
+def test_a_name_that_a_disk_does_not_take_is_refused(tmp_path: Path) -> None:
+    root = lab(tmp_path / "root")
+    key = next(k for k, one in Store(root).records.items() if one.kind == "final")
+    (root / key / "predictions" / f"{'x' * 230}.png").write_bytes(b"mask")
+    made = bundle.write(root, tmp_path / "a.zip")
+    assert "its name cannot stand in one" in made.left_out[0]
+
+
+@pytest.mark.parametrize("name", ["none.zip", "folder"])
+def test_a_bundle_that_is_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(["bundle", "--verify", str(tmp_path / name)]) == 2
+    assert f"cannot read the bundle {tmp_path / name}: " in capsys.readouterr().err
+
+
 def test_a_check_takes_no_option_of_writing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

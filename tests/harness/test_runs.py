@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from command_line import write_images
 from finished import finish
 
 from lewel_bench.harness.cli import main
@@ -62,6 +63,35 @@ def test_an_empty_restriction_is_refused(
     assert f"{words[0].rstrip('=')} is empty" in capsys.readouterr().err
     assert main([*RUN, "--dry-run", "--root", str(tmp_path), *words]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_a_bundle_left_out_are_named_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars")
+    (tmp_path / key / "record.json").unlink()
+    assert main([*RUN, "--root", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "note: 1 job cannot run: " in said and "ask for one with --weights" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "linear="), "--data linear= is empty"),
+        (("--device", "cuda:9"), "device cuda:9: "),
+        (("--processes", "3"), "batch 64 is not divisible by 3 processes"),
+        (("--micro-batch", "7", "--processes", "1"), "choose a multiple of 64 that divides 64"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    data = write_images(tmp_path / "images")
+    command = [*RUN[:-1], "none", "--data", f"pretrain={data}", "--set", "bn_group=64"]
+    assert main([*command, "--root", str(tmp_path / "runs"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_a_run_root_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

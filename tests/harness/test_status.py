@@ -63,6 +63,15 @@ def test_a_spec_of_ours_is_a_job(tmp_path: Path) -> None:
     assert set(states(tmp_path)) == {job.key for job in jobs}
 
 
+@pytest.mark.parametrize("name", ["spec.json", "events.jsonl", "failure.json"])
+def test_a_file_that_is_nested_too_deeply_is_damaged(tmp_path: Path, name: str) -> None:
+    last = finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
+    (tmp_path / last / "record.json").unlink()
+    (tmp_path / last / name).write_text("[" * 100_000)
+    found = states(tmp_path)
+    assert (last in found) == (name != "spec.json") and len(found) == 1 + (last in found)
+
+
 def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> None:
     odd: tuple[dict[str, Any], ...] = (
         {"step": 1, "steps": 0, "time": 1},

@@ -10,7 +10,7 @@ import pytest
 
 from lewel_bench.harness import cli, plan, suites
 from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.explain import explained
+from lewel_bench.harness.explain import explained, show
 from lewel_bench.harness.reports import gather
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.tables import Board, setting, written
@@ -233,3 +233,9 @@ def test_json_of_a_cost_says_how_it_was_measured(lab: Lab) -> None:
     (cell,) = [row["cells"]["seconds"] for row in rows if row["id"] == "byol"]
     assert (cell["recipe"], cell["protocol"], cell["epochs"]) == ("byol", None, 100)
     assert cell["setting"].startswith("8 x Tesla V100") and cell["unit"] == "s"
+
+
+def test_text_of_another_lab_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"ran": "run\x1b]0;hi\x07", "several": ["a\x9bb", {"c": "\r"}]})
+    shown = capsys.readouterr().out
+    assert "ran: run\\x1b]0;hi\\x07" in shown and "a\\x9bb" in shown and "c: \\x0d" in shown

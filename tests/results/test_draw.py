@@ -101,6 +101,18 @@ def test_a_file_says_its_format_by_its_ending() -> None:
         format_of(Path("c.pdf"))
 
 
+def test_a_long_title_is_as_wide_as_its_picture() -> None:
+    view = View(np.zeros((8, 8, 3)), (0, 0, 8, 8), np.ones((1, 2, 2)))
+    title = "Figure 5. Alignment maps of LEWEL_M, uncoupled, 14 epochs, seed 0 (215569bdf005)"
+    svg = mosaic([Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))], [0], title, (), "svg")
+    said = re.findall(r"<!-- (.*?) -->", svg.decode())  # one for each line
+    first = next(n for n, one in enumerate(said) if one.startswith("Figure 5."))
+    lines = next(
+        said[first:n] for n in range(first + 1, len(said) + 1) if said[n - 1].endswith(")")
+    )
+    assert " ".join(lines) == title and len(lines) > 1 and max(map(len, lines)) < 50
+
+
 def test_a_map_lies_on_its_view_the_right_way_round() -> None:
     """A map with its weight at the top right, and one with it at the bottom left."""
     heat = np.array([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]])

@@ -49,6 +49,7 @@ LATER: dict[str, dict[str, Any]] = {
 GIVEN = ("ema", "seed", "images", "classes")  # what a constructor may ask for beside its arguments
 
 _TYPES = {
+    **{one.__name__: one for one in (bool, int, float, str)},
     "Positive": Positive,
     "Size": Size,
     "Rate": Rate,
@@ -115,12 +116,7 @@ def check(recipe: Recipe) -> None:
     for name, value in recipe.args.items():
         if name not in known:
             raise ValueError(unknown(f"argument of {recipe.method}", name, known))
-        try:
-            TypeAdapter(known[name][0]).validate_python(value, strict=True)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            where = f"argument {name} of {recipe.method}"
-            raise ValueError(f"{where}: {message} (got {value!r})") from None
+        _fits(recipe.method, name, known[name][0], value)
     if recipe.ema is None and "ema" in _asked(recipe):
         raise ValueError(f"{recipe.method} has a momentum network: set ema.start")
     ours = _constructor(recipe.method, recipe.own)[1]
@@ -182,7 +178,11 @@ def own_class(own: Own, name: str) -> "type[Method]":
     module = load_own(own)
     found = getattr(module, name, None)
     if not (inspect.isclass(found) and issubclass(found, Method)):
-        raise ValueError(f"{own.file}: {name} is no class made from lewel_bench's Method")
+        made = (k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Method))
+        listed = ", ".join(sorted({*made} - {"Method"})) or "none"
+        raise ValueError(
+            f"{own.file}: {name} is no class made from lewel_bench's Method (it has {listed})"
+        )
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
         raise ValueError(f"{own.file}: {name} does not define {lacking}")
@@ -234,8 +234,23 @@ def arguments(method: str, own: Own | None = None) -> dict[str, tuple[Any, Any]]
         if argument.annotation is not None and default is not None:
             found[argument.arg] = _argument(method, argument.arg, argument.annotation, default)
         elif own and argument.arg not in GIVEN:
-            raise ValueError(f"argument {argument.arg} of {method}: give it a type and a default")
+            raise ValueError(
+                f"argument {argument.arg} of {method}: give it a type and a default, as "
+                "dim: int = 128"
+            )
+    if own:
+        for name, (known, default) in found.items():
+            _fits(method, name, known, default)
     return found
+
+
+def _fits(method: str, name: str, known: Any, value: Any) -> None:
+    """Raise ValueError where a value is not of the type of an argument."""
+    try:
+        TypeAdapter(known).validate_python(value, strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ValueError(f"argument {name} of {method}: {message} (got {value!r})") from None
 
 
 def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -> tuple[Any, Any]:
@@ -244,9 +259,9 @@ def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         text = annotation.value  # a type in quotes
     try:
-        known = eval(text, dict(_TYPES))
+        known = eval(text, {"__builtins__": {}, **_TYPES})
     except (NameError, AttributeError, TypeError, SyntaxError):
-        names = ", ".join(("bool", "int", "float", "str", *_TYPES))
+        names = ", ".join(_TYPES)
         raise ValueError(f"{where}: its type {text} is none of {names}") from None
     try:
         value = ast.literal_eval(default)
@@ -280,6 +295,11 @@ def _constructor(method: str, own: Own | None) -> tuple[ast.arguments, str]:
         one = classes.pop(name)
         for x in one.body:
             if isinstance(x, ast.FunctionDef) and x.name == "__init__":
+                if own and x.args.kwarg:
+                    raise ValueError(
+                        f"{path}: {method}.__init__ takes **{x.args.kwarg.arg}, which hides what a "
+                        "recipe may set: write each argument with its type and default"
+                    )
                 return x.args, "" if own else method
         bases = (found(ast.unparse(base).rpartition(".")[2]) for base in one.bases)
         return next(filter(None, bases), None)
