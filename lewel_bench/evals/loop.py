@@ -188,7 +188,7 @@ class _Saver:
                 "step",
                 step=done,
                 steps=self.total,
-                epoch=round(done / self.steps, 3),
+                epoch=round(epoch + step / self.steps, 3),
                 images_per_s=round(rate, 1),
             )
         stopping = distributed.any_rank(at.stop(), at.machine.device)

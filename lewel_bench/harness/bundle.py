@@ -39,7 +39,9 @@ KEPT = (
 WEIGHTS = "*.safetensors"
 LEAVE = ("pretrain", "import")  # the kinds of a record that has a backbone
 # No part of a name starts with a dot or holds what could lead elsewhere.
-NAME = re.compile(r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*")
+NAME = re.compile(
+    r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f\ud800-\udfff][^/\\:\x00-\x1f\ud800-\udfff]*"
+)
 LONGEST = 200  # bytes of a name: disks take 255, and a file is written beside its place
 DIGEST = 64  # characters of the comment
 MOST_MANIFEST = 1 << 28  # bytes; that of a million files
@@ -255,7 +257,7 @@ def _may_stand(name: str) -> bool:
     """Whether a bundle may have a file of this name."""
     of_key = name.partition("/")[2]
     known = any(fnmatchcase(of_key, pattern) for pattern in (record.NAME, *KEPT, WEIGHTS))
-    long = any(len(part.encode()) > LONGEST for part in name.split("/"))
+    long = any(len(part.encode(errors="surrogatepass")) > LONGEST for part in name.split("/"))
     return known and not long and NAME.fullmatch(name) is not None
 
 

@@ -444,7 +444,7 @@ def _rates(text: str | None) -> list[float]:
 
 def _role(text: str) -> tuple[str, Path]:
     role, equals, path = text.partition("=")
-    if not path and equals:
+    if equals and not path and role and "/" not in role:
         raise ValueError(f"--data {text} is empty: name a folder, as {text}FOLDER")
     if not equals or "/" in role:  # a path may have the sign too
         return "", Path(text)

@@ -158,7 +158,8 @@ class Estimator:
         model = self.device if self.device in counts else counts.most_common(1)[0][0]
         same = [one for one in known if one.model == model]
         same = [one for one in same if one.threads == self.threads] or same
-        where = "here" if len(self._models) == 1 else f"on {model or 'an unknown device'}"
+        alone = self._models == {model} and self.device in (None, model)
+        where = "here" if alone else f"on {model or 'an unknown device'}"
         hours = statistics.median(one.seconds for one in same) * units / 3600
         devices = round(statistics.median(one.devices for one in same))
         return Cost(hours, f"{len(same)} {said} {where}", devices)

@@ -75,7 +75,7 @@ class Datasets:
         needed: bool = True,
     ) -> None:
         for name in site.data:
-            if name not in CONFIGURED:
+            if needed and name not in CONFIGURED:
                 what = unknown("data set", name, CONFIGURED)
                 raise ValueError(f"site file {site.path}, section [data]: {what}")
         self.site, self.root, self.suite, self.own = site, root, suite, dict(own or {})

@@ -50,10 +50,11 @@ def show(value: Any, depth: int = 0) -> None:
     if isinstance(value, dict):
         for name, one in value.items():
             if isinstance(one, dict | list) and one:
-                print(f"{pad}{name}:")
+                print(f"{pad}{printable(name)}:")
                 show(one, depth + 1)
             else:
-                print(f"{pad}{name}: {'–' if one in (None, '', [], {}) else printable(one)}")
+                text = "–" if one in (None, "", [], {}) else printable(one)
+                print(f"{pad}{printable(name)}: {text}")
     else:
         for one in value:
             if isinstance(one, dict):

@@ -65,7 +65,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     if arguments.cluster:
         return _submit(context, arguments, jobs, todo, estimator, settings)
     if arguments.dry_run:
-        if settings.device not in (None, "cpu"):
+        if arguments.device not in (None, "cpu"):
             _device(settings)
         _show(jobs, todo, estimator, settings.jobs)
         return 0
@@ -90,7 +90,8 @@ def _refuse(context: "Context", arguments: argparse.Namespace) -> None:
 
 def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None:
     """Say which networks jobs would evaluate that are not here, though their records are."""
-    waiting = Counter(job.upstream for job in todo if job.upstream in store.records)
+    measured = [job for job in todo if not job.reads_records]
+    waiting = Counter(job.upstream for job in measured if job.upstream in store.records)
     for key, count in waiting.items():
         left = store.records[str(key)].checkpoint
         if left and not (path := context.root / str(key) / left.file).exists():

@@ -189,6 +189,8 @@ def test_the_steps_of_both_trainings_are_reported_as_one_count(run, monkeypatch)
     assert [(one["step"], one["steps"]) for one in seen] == [
         (step, whole) for step in range(1, whole + 1)
     ]
+    first, again = seen[: 8 * (72 // 16)], seen[8 * (72 // 16) :]
+    assert first[-1]["epoch"] == again[-1]["epoch"] == 8 and again[0]["epoch"] == 0.167
 
 
 def test_a_kill_in_the_refit(run, machine):

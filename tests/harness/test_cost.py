@@ -141,6 +141,17 @@ def test_records_of_one_model_of_device_are_gone_by(tmp_path: Path) -> None:
     assert estimator.cost(pretrain).basis == "3 like it on an unknown device"
 
 
+def test_here_is_this_machine(tmp_path: Path) -> None:
+    key = finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
+    final = jobs_of(tmp_path, "moco_v2_200ep")[1]
+    for folder in (tmp_path / key, tmp_path / next(iter(Store(tmp_path).records[key].upstream))):
+        edit(folder, 360.0, device="A100")
+    estimator = Estimator(Store(tmp_path).records, tmp_path)
+    assert estimator.cost(final).basis == "1 like it here"
+    estimator.device = "T4"
+    assert estimator.cost(final).basis == "1 like it on A100"
+
+
 def test_a_probe_says_what_its_steps_cannot_know(tmp_path: Path) -> None:
     estimator, bases = Estimator({}), {}
     for methods in ("pcl_200ep", "swav_200ep", "swav_b256_200ep", "moco_v2_200ep"):

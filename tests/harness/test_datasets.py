@@ -81,3 +81,12 @@ def test_one_role_of_ones_own(tmp_path: Path) -> None:
     own = Datasets(Site(), tmp_path / "runs", suites.SUITES["shapes"], {"linear": root})
     assert own("shapes", "linear").name == "mine"
     assert own("shapes", "pretrain").id == datasets.shapes_id()
+
+
+def test_a_name_that_a_site_file_cannot_give_is_refused_where_data_is_needed(
+    tmp_path: Path,
+) -> None:
+    site = Site(data={"imagnet": "x"})
+    with pytest.raises(ValueError, match=r"section \[data\]: unknown data set 'imagnet'. Did you"):
+        Datasets(site, tmp_path, PAPER)
+    Datasets(site, tmp_path, PAPER, needed=False)  # tables need none of it

@@ -73,6 +73,9 @@ def test_networks_that_a_bundle_left_out_are_named_before_anything_starts(
     assert main([*RUN, "--root", str(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "note: 1 job cannot run: " in said and "ask for one with --weights" in said
+    searched = [*RUN[:-1], "semi_1pct", "--root", str(tmp_path), "--dry-run"]
+    assert main(searched) == 0
+    assert "note: 4 jobs cannot run: " in capsys.readouterr().err  # their choice reads records
 
 
 @pytest.mark.parametrize(

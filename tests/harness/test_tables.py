@@ -236,6 +236,11 @@ def test_json_of_a_cost_says_how_it_was_measured(lab: Lab) -> None:
 
 
 def test_text_of_another_lab_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    show({"ran": "run\x1b]0;hi\x07", "several": ["a\x9bb", {"c": "\r"}]})
+    show({"ran\x07": "run\x1b]0;hi\x07", "several\x07": ["a\x9bb", {"c": "\r"}]})
     shown = capsys.readouterr().out
-    assert "ran: run\\x1b]0;hi\\x07" in shown and "a\\x9bb" in shown and "c: \\x0d" in shown
+    assert (
+        "\x07" not in shown
+        and "ran\\x07: run\\x1b]0;hi\\x07" in shown
+        and "a\\x9bb" in shown
+        and "c: \\x0d" in shown
+    )

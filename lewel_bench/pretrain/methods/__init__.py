@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError
 
 from lewel_bench.pretrain.recipe import Own, Positive, Rate, Recipe
 from lewel_bench.pretrain.views import AUGMENTS
@@ -248,6 +248,8 @@ def _fits(method: str, name: str, known: Any, value: Any) -> None:
     """Raise ValueError where a value is not of the type of an argument."""
     try:
         TypeAdapter(known).validate_python(value, strict=True)
+    except (PydanticUserError, AssertionError):
+        raise ValueError(f"argument {name} of {method}: its type is none of a setting") from None
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ValueError(f"argument {name} of {method}: {message} (got {value!r})") from None
