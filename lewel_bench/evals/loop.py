@@ -56,8 +56,8 @@ class Place:
     report: Report
     stop: Stop
     clock: Clock = field(default_factory=Clock)
-    before: int = 0  # steps of a training before this one, and of one that follows: they are
-    after: int = 0  # reported as parts of one job
+    before: int = 0  # steps of the same job's training before this one, where there is one
+    after: int = 0  # and of the one after it
 
 
 def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) -> History:

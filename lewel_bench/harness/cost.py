@@ -1,7 +1,6 @@
 """What jobs will cost: from finished jobs of like shape, else a probe, else what was published."""
 
 import heapq
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
-from lewel_bench.slurm import attempt
+from lewel_bench.slurm import attempt, files
 
 V100_GPUS = 8
 # Device-hours an epoch of ImageNet-1K with ResNet-50, and where that is from: facebookresearch/moco
@@ -111,8 +110,8 @@ class Estimator:
                 of = record.spec.get("recipe", record.spec)
                 self.backbones[key] = str(of.get("backbone"))
             elif self.root:
-                with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-                    spec = json.loads((self.root / key / SPEC).read_text())
+                spec = files.read(self.root / key / SPEC) or {}
+                with suppress(KeyError, TypeError):
                     self.backbones[key] = str(spec["recipe"]["backbone"])
         return self.backbones[key]
 

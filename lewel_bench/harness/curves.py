@@ -1,11 +1,10 @@
 """Runs over time, as a chart: what their logs say."""
 
-import json
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.harness.status import EVENTS
+from lewel_bench.harness.status import EVENTS, events_of
 from lewel_bench.harness.tables import Board
 from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
 from lewel_bench.results.record import Record
@@ -91,10 +90,4 @@ def _events(path: Path) -> Iterable[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         return
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # half-written by a process that was killed
-        if isinstance(event, dict):
-            yield event
+    yield from events_of(lines)

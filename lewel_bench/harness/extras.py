@@ -1,6 +1,5 @@
 """Rows that are not in the paper: a label and a backbone, for `table --with`."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table
+from lewel_bench.slurm import files
 from lewel_bench.value import unknown
 
 UNKNOWN = "unknown"  # in a row's id, for the epochs of a pre-training
@@ -104,11 +104,7 @@ def standing(store: Store, suite: Suite, one: Extra) -> Extra:
 
 def labels(store: Store, key: str) -> dict[str, Any]:
     """What a checkpoint is called, which is no part of its identity and may change."""
-    try:
-        content = json.loads((store.root / key / SPEC).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return files.read(store.root / key / SPEC) or {}
 
 
 def extended(

@@ -16,6 +16,7 @@ from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record
 from lewel_bench.results.store import Store
+from lewel_bench.slurm import files
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -243,9 +244,5 @@ def _shown(found: dict[str, Any]) -> None:
 def _labelled(folder: Path, label: dict[str, Any]) -> None:
     """Write what a checkpoint is called, where that is new."""
     content = {"kind": "import", "seed": 0, **label}
-    try:
-        if json.loads((folder / SPEC).read_bytes()) == content:
-            return
-    except (OSError, ValueError, RecursionError):
-        pass  # it is written now
-    write_atomically(folder / SPEC, json.dumps(content, indent=1))
+    if files.read(folder / SPEC) != content:
+        write_atomically(folder / SPEC, json.dumps(content, indent=1))

@@ -12,6 +12,7 @@ from lewel_bench.harness.status import EVENTS, FAILURE
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report
+from lewel_bench.slurm import files
 
 
 class Log:
@@ -72,8 +73,7 @@ def write_failure(folder: Path, error: Exception) -> None:
 
 def failure(folder: Path) -> Exception | None:
     """What `failure.json` says, as the exception that it was."""
-    try:
-        content = json.loads((folder / FAILURE).read_text())
-    except (OSError, ValueError, RecursionError):
+    content = files.read(folder / FAILURE)
+    if content is None:
         return None
     return (ValueError if content["mistake"] else RuntimeError)(content["message"])

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +17,7 @@ from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
-from lewel_bench.slurm import attempt
+from lewel_bench.slurm import attempt, files
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cost import Estimator
@@ -94,7 +94,7 @@ def write_spec(job: "Job", root: Path) -> None:
     folder = root / job.key
     folder.mkdir(parents=True, exist_ok=True)
     own = job.recipe and job.recipe.own
-    if own and not _is(folder / METHOD, own.code):
+    if own and not holds(folder / METHOD, own.code):
         write_atomically(folder / METHOD, Path(own.file).read_bytes())
     content = job.model_dump_json(indent=1).encode()
     with suppress(FileNotFoundError):
@@ -103,7 +103,7 @@ def write_spec(job: "Job", root: Path) -> None:
     write_atomically(folder / SPEC, content)
 
 
-def _is(path: Path, code: str) -> bool:
+def holds(path: Path, code: str) -> bool:
     """Whether a file is there with the content of this hash."""
     return path.exists() and sha256(path.read_bytes()).hexdigest() == code
 
@@ -188,7 +188,7 @@ def _state(
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
         return "stale", spec["stale"]
-    if FAILURE in held and (failure := _json(folder / FAILURE)):
+    if FAILURE in held and (failure := files.read(folder / FAILURE)):
         return "failed", str(failure.get("message", "no reason was written"))
     return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
 
@@ -225,15 +225,18 @@ def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-    events = []
+    return list(events_of(lines))
+
+
+def events_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The whole events among the lines of an events.jsonl."""
     for line in lines:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # cut by the window or by a kill; the events around it are whole
+            continue  # cut by a window or by a kill; the events around it are whole
         if isinstance(event, dict):
-            events.append(event)
-    return events
+            yield event
 
 
 def is_locked(folder: Path) -> bool:
@@ -296,7 +299,7 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Coll
     for name in names:
         if len(name) != 12:
             continue
-        spec = _json(root / name / SPEC)
+        spec = files.read(root / name / SPEC)
         if spec is not None and not is_job(spec):
             spec = None  # somebody else's, or damaged
         record = store.records.get(name)
@@ -319,11 +322,3 @@ def _stale(spec: Mapping[str, Any]) -> str:
             if then.get("revision", current) < current:
                 return f"{what} {then['name']} is at revision {current}, this is {then['revision']}"
     return ""
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
