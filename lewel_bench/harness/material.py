@@ -15,15 +15,14 @@ from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.pretrain.problems import grouped
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
-    from lewel_bench.pretrain.check import DataReport
 
 # google-research/simclr @383d414: the labelled 1 % and 10 % of ImageNet (12,811 and 128,116 files)
 SUBSETS_URL = "https://raw.githubusercontent.com/google-research/simclr/383d4143/imagenet_subsets"
-SHOWN = 20  # problems of one data set
 VOC_SETS = {"detection": "Main", "segmentation": "Segmentation"}  # the lists that a task reads
 SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
@@ -89,11 +88,10 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
     print(f"checking {data.name} at {data.root}", file=sys.stderr)
     problems = _problems(data, task)
     if problems:
-        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        listed = "\n".join(f"  {one}" for one in [*problems[:SHOWN], *more])
+        listed = "\n".join(f"  {line}" for line in grouped(problems))
         raise ValueError(
-            f"the data set {data.name} at {data.root} cannot be used as it is:\n"
-            f"{listed}\nCorrect or remove these files (`lewel-bench data check` lists them again)"
+            f"the data set {data.name} at {data.root} cannot be used as it is:\n{listed}\n"
+            f"Correct or remove these files (`lewel-bench data check {data.root} --all` lists all)"
         )
     remembered.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(remembered, json.dumps({**sound, place: now}))
@@ -202,9 +200,14 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
     report = check_folder(root, classes=classes, full=arguments.full)
     if arguments.format == "json":
         print(json.dumps(asdict(report), indent=2, default=str))
-    else:
-        _print(report)
-    return 2 if report.problems else 0
+        return 2 if report.problems else 0
+    for name, split in report.splits.items():
+        fewest, most = min(split.per_class.values()), max(split.per_class.values())
+        print(
+            f"{name}: {split.images:,} images of {len(split.per_class)} classes ({fewest:,} to "
+            f"{most:,} a class), {split.decoded:,} decoded, fingerprint {split.fingerprint}"
+        )
+    return _print(str(root), report.notes, report.problems, arguments.all)
 
 
 def _layout(root: Path) -> str | None:
@@ -225,25 +228,18 @@ def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -
             json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})
         )
         return 2 if problems else 0
-    for note in notes:
+    what = f"{root} ({layout}, {' and '.join(tasks)})"
+    return _print(what, notes, problems, arguments.all)
+
+
+def _print(what: str, notes: Sequence[str], problems: Sequence[str], every: bool) -> int:
+    """Print the notes and the problems of a data set, grouped unless `every`; the exit code."""
+    for note in notes if every else grouped(notes):
         print(f"note: {note}")
-    for problem in problems:
+    for problem in problems if every else grouped(problems):
         print(f"problem: {problem}", file=sys.stderr)
-    read = " and ".join(tasks)
-    print(f"{root} ({layout}, {read}): " + (f"{len(problems)} problems" if problems else "sound"))
+    count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}" if problems else "sound"
+    print(f"{what}: {count}")
+    if not every and any(len(x) > len(grouped(x)) for x in (notes, problems)):
+        print("--all lists every place")
     return 2 if problems else 0
-
-
-def _print(report: "DataReport") -> None:
-    for name, split in report.splits.items():
-        fewest, most = min(split.per_class.values()), max(split.per_class.values())
-        print(
-            f"{name}: {split.images:,} images of {len(split.per_class)} classes ({fewest:,} to "
-            f"{most:,} a class), {split.decoded:,} decoded, fingerprint {split.fingerprint}"
-        )
-    for note in report.notes:
-        print(f"note: {note}")
-    for problem in report.problems:
-        print(f"problem: {problem}", file=sys.stderr)
-    count = len(report.problems)
-    print(f"{report.root}: " + (f"{count} problem{'s' if count > 1 else ''}" if count else "sound"))

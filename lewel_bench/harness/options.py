@@ -365,5 +365,8 @@ def _data_parser(verbs: Any) -> None:
         "what", help="a folder in any of the three layouts, or a name (voc, imagenet)"
     )
     check.add_argument("--full", action="store_true", help="decode every file")
+    check.add_argument(
+        "--all", action="store_true", help="list every problem, not one line per kind"
+    )
     check.add_argument("--format", choices=("text", "json"), default="text")
     check.add_argument("--root", help="run root, for shapes")

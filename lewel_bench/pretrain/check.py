@@ -14,6 +14,7 @@ from PIL import Image
 
 from lewel_bench.pretrain.decode import decode
 from lewel_bench.pretrain.folder import NAMES, Images, is_image, read_folder
+from lewel_bench.pretrain.problems import Problem
 
 _SEED = 0  # of the sample: the same data set gets the same report
 _MODES = {"L": "greyscale", "1": "greyscale", "I;16": "greyscale", "CMYK": "CMYK"}
@@ -60,7 +61,7 @@ def check(
             images = read_folder(Path(root), split, classes)
             mark = fingerprint(images)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(Problem.of(error))
             continue
         chosen = _sample(len(images), len(images) if full else sample)
         counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
@@ -109,7 +110,7 @@ def _inspect(path: Path) -> tuple[str, str]:
         with Image.open(path) as image:
             mode, form = image.mode, image.format or ""
     except (ValueError, OSError) as error:
-        return str(error), ""
+        return Problem.of(error), ""
     if mode != "RGB":
         return "", _MODES.get(mode, f"{mode}-mode")
     if form not in ("JPEG", "MPO") and path.suffix.lower() in (".jpg", ".jpeg"):
@@ -159,7 +160,9 @@ def _size(path: Path) -> int:
     try:
         return os.stat(path).st_size
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ValueError(
+            Problem(path, f"cannot be read: {error.strerror or type(error).__name__}")
+        ) from None
 
 
 def _threads(work: Callable[[Sequence[_T]], _R], items: Sequence[_T]) -> Iterable[_R]:

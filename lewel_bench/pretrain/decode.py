@@ -9,6 +9,8 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
+from lewel_bench.pretrain.problems import Problem
+
 MIN_SIDE = 8  # px; a view stretched from less holds no texture
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -24,15 +26,21 @@ def decode(path: str | os.PathLike[str]) -> Pixels:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ValueError(
+            Problem(path, f"cannot be read: {error.strerror or type(error).__name__}")
+        ) from None
     pixels = _by_turbo(data)
     if pixels is None:
         pixels = _by_pillow(data, path)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
+        advice = f"replace it with one of at least {MIN_SIDE} px a side or remove it"
         raise ValueError(
-            f"{path}: an image of {width}x{height} px is too small: replace it with one of at "
-            f"least {MIN_SIDE} px a side or remove it"
+            Problem(
+                path,
+                f"the image is too small: {advice}",
+                f"an image of {width}x{height} px is too small: {advice}",
+            )
         )
     return pixels
 
@@ -54,10 +62,10 @@ def _by_pillow(data: bytes, path: str | os.PathLike[str]) -> Pixels:
             return np.array(image.convert("RGB"))
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
     except Exception as error:
-        what = "is empty" if not data else f"is no readable image ({_reason(error)})"
-        raise ValueError(
-            f"{path}: {what}: replace the file with an intact copy or remove it"
-        ) from None
+        what = "is no readable image" if data else "is empty"
+        reason = f" ({_reason(error)})" if data else ""
+        advice = "replace the file with an intact copy or remove it"
+        raise ValueError(Problem(path, f"{what}: {advice}", f"{what}{reason}: {advice}")) from None
 
 
 def _reason(error: Exception) -> str:

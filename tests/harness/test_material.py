@@ -9,6 +9,7 @@ from command_line import write_images
 
 from lewel_bench.harness import material, plan
 from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.suites import SHAPES
@@ -28,7 +29,7 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
         (sets / "Segmentation").rename(sets / lists)
     else:
         shutil.rmtree(sets / "Segmentation")
-    arguments = argparse.Namespace(format="text", full=False)
+    arguments = argparse.Namespace(format="text", full=False, all=False)
     code = material._check_annotations(root, "voc", arguments)
     said = capsys.readouterr()
     assert f"{root} (voc, {tasks}): " in said.out
@@ -36,6 +37,45 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
         assert (code, said.err) == (0, "")
     else:
         assert code == 2 and ("Annotations" if lists else "no VOC data set") in said.err
+
+
+@pytest.fixture
+def many_broken(tmp_path: Path) -> Path:
+    """Class folders with 5 empty files and 1 text file."""
+    root = write_images(tmp_path / "images")
+    for n in range(5):
+        next((root / "train").iterdir()).joinpath(f"empty{n}.jpg").touch()
+    next((root / "val").iterdir()).joinpath("text.jpg").write_text("x")
+    return root
+
+
+def check(root: Path, *options: str) -> int:
+    return main(["data", "check", str(root), *options])
+
+
+def test_a_kind_of_problem_is_one_line_and_all_lists_every_place(
+    many_broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(many_broken) == 2
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("problem: 5 times: is empty: replace the file")
+    assert all(f"empty{n}.jpg" in lines[0] for n in range(3)) and "empty3.jpg" not in lines[0]
+    assert "text.jpg: is no readable image (unknown format)" in lines[1]
+    assert f"{many_broken}: 6 problems\n--all lists every place\n" in said.out
+    assert check(many_broken, "--all") == 2
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 6 and "--all" not in said.out
+
+
+def test_what_run_refuses_is_grouped_too(many_broken: Path, tmp_path: Path) -> None:
+    data = Datasets(Site(), tmp_path, SHAPES, {"": many_broken})("imagenet", "")
+    with pytest.raises(ValueError, match="cannot be used as it is") as error:
+        material._check_once(data, "images", tmp_path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4 and "5 times: is empty" in lines[1]
+    assert f"lewel-bench data check {many_broken} --all" in lines[-1]
 
 
 def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> None:
