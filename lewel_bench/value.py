@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 _LISTED = 40  # names that a message lists in full
 _NEAREST = 8
+DEEPEST = 32  # levels of a TOML file; ours have at most 5
+LARGEST_TOML = 2**20  # bytes
 
 
 class Value(BaseModel):
@@ -31,12 +33,33 @@ class Value(BaseModel):
     @classmethod
     def of_toml(cls, file: Path) -> Self:
         """The value in `file`. Raises ValueError naming the file and what is wrong with it."""
+        content = parse_toml(file.read_bytes(), str(file))
         try:
-            return cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+            return cls.model_validate(content)
         except ValidationError as error:
             raise ValueError(f"{file}: {explain(error)}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{file}: {error}") from None
+
+
+def parse_toml(text: bytes, where: str) -> dict[str, Any]:
+    """The content of a TOML file. Raises ValueError naming `where` if it is not valid TOML, is
+    nested deeper than DEEPEST or larger than LARGEST_TOML."""
+    if len(text) > LARGEST_TOML:
+        raise ValueError(
+            f"{where}: larger than {LARGEST_TOML >> 20} MiB, too large for a TOML file"
+        )
+    try:
+        content = tomllib.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid TOML: {error}") from None
+    level: list[Any] = [content]
+    for _ in range(DEEPEST):
+        tables = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [v for one in tables for v in one if isinstance(v, dict | list)]
+        if not level:
+            return content
+    raise ValueError(f"{where}: nested deeper than {DEEPEST} levels")
 
 
 def unique(what: str, names: Iterable[str]) -> None:

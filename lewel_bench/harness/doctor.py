@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench import __version__
-from lewel_bench.harness import datasets
+from lewel_bench.harness import datasets, site
 from lewel_bench.harness.datasets import MissingData, NotConfigured
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def _machine(context: "Context") -> Iterator[Check]:
 
 
 def _places(context: "Context") -> Iterator[Check]:
-    path = context.site.path
-    yield "site file", "ok", str(path) if path else "none (defaults): see README, The paper's scale"
+    yield "site file", "ok", _site_file(context.site.path)
     yield _writable(context.root)
     for name in datasets.NAMED:
         if name == "shapes":
@@ -113,6 +112,17 @@ def _places(context: "Context") -> Iterator[Check]:
     for key, text in context.site.data.items():
         if not context.site.resolve(text).exists():
             yield f"site file: {key}", "problem", f"{context.site.resolve(text)} does not exist"
+
+
+def _site_file(path: Path | None) -> str:
+    """Which site file is in force, and why this one."""
+    if path is None:
+        return "none (defaults): see README, The paper's scale"
+    if os.environ.get("LEWEL_BENCH_CONFIG"):
+        return f"{path}, named by $LEWEL_BENCH_CONFIG"
+    if path == site.own_file().resolve():
+        return f"{path}, of your configuration folder"
+    return f"{path}, from the working directory upward"
 
 
 def _writable(root: Path) -> Check:

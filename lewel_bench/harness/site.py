@@ -1,14 +1,19 @@
 """The site file: where this place keeps its data and runs, and its own suites."""
 
+import grp
 import os
+import pwd
 import re
-import tomllib
+import shlex
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from lewel_bench.value import Value, explain
+from lewel_bench.slurm.cluster import SHELL_FIELDS
+from lewel_bench.value import LARGEST_TOML, Value, explain, parse_toml
 
 FILE = "lewel-bench.toml"
 
@@ -86,23 +91,101 @@ def find() -> Path | None:
     if named:
         return Path(named)
     here = Path.cwd()
-    config = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
-    candidates = [*(folder / FILE for folder in (here, *here.parents)), config / FILE]
+    candidates = [*(folder / FILE for folder in (here, *here.parents)), own_file()]
     return next((c for c in candidates if c.is_file()), None)
 
 
+def own_file() -> Path:
+    """The site file of the user's configuration folder, whether it exists or not."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
+    return config / FILE
+
+
 def load() -> Site:
-    """The site file's content, or defaults. Raises ValueError naming file, field and choices."""
+    """The site file's content, or defaults. Raises ValueError naming file, field and choices.
+
+    The file that $LEWEL_BENCH_CONFIG names is taken as it is. Any other is refused where it belongs
+    to another user or others can write it, and one from the working directory upward also where
+    it names programs or shell lines: it may have come with a cloned repository.
+    """
     path = find()
     if path is None:
         return Site()
+    named = bool(os.environ.get("LEWEL_BENCH_CONFIG"))
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            if not named and (problem := _unsafe(os.fstat(file.fileno()), path)):
+                raise ValueError(problem)
+            text = file.read(LARGEST_TOML + 1)
     except OSError as error:
         raise ValueError(f"cannot read the site file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the site file {path} is not valid TOML: {error}") from None
+    content = parse_toml(text, f"the site file {path}")
     try:
-        return Site.model_validate({**content, "path": path.resolve()})
+        site = Site.model_validate({**content, "path": path.resolve()})
     except ValidationError as error:
         raise ValueError(f"site file {path}: {explain(error)}") from None
+    if not named and path != own_file() and (run := _runs(site)):
+        raise ValueError(
+            f"site file {path}: {run} is run as a program or in a shell, which only your own "
+            f"{own_file()} may ask for, or a file that you name. If you trust this file: "
+            f"export LEWEL_BENCH_CONFIG={shlex.quote(str(path))}"
+        )
+    return site
+
+
+def _unsafe(status: os.stat_result, path: Path) -> str | None:
+    """Why a file that nobody named must not be obeyed, as git's safe.directory has it: it belongs
+    to neither this user nor root (under sudo: nor to who called it), or others can write it."""
+    owners = {0, os.geteuid()}
+    if os.geteuid() == 0 and (caller := os.environ.get("SUDO_UID", "")).isdecimal():
+        owners.add(int(caller))
+    if status.st_uid not in owners:
+        return (
+            f"the site file {path} belongs to {_user(status.st_uid)}, not to you. If you trust it: "
+            f"export LEWEL_BENCH_CONFIG={shlex.quote(str(path))}"
+        )
+    group = status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid)
+    if group or status.st_mode & stat.S_IWOTH:
+        return f"others can write the site file {path}: chmod go-w {shlex.quote(str(path))}"
+    return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _is_private(gid: int, uid: int) -> bool:
+    """Whether a group is the user's own, of the same name and without other members: where each
+    user has one, the usual umask is 002."""
+    try:
+        name, group = pwd.getpwuid(uid).pw_name, grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == name and not set(group.gr_mem) - {name}
+
+
+def _runs(site: Site) -> str | None:
+    """The first setting of a site file that names a program or a shell line, if there is any."""
+    for name in site.engines.model_fields_set | site.machine.engines.model_fields_set:
+        return f"[engines] {name}"
+    for name, profile in site.clusters.items():
+        if field := _shell_field(profile):
+            return f"{field} of [clusters.{name}]"
+    return None
+
+
+def _shell_field(table: Mapping[str, Any]) -> str | None:
+    """The first field of a cluster profile, or of a table in it, that reaches a shell."""
+    for field, value in table.items():
+        if field in SHELL_FIELDS:
+            return field
+        if isinstance(value, Mapping) and (inner := _shell_field(value)):
+            return inner
+        if (
+            isinstance(value, str) and not value.isprintable()
+        ):  # a line break in a comment of the batch script ends it
+            return field
+    return None

@@ -60,7 +60,10 @@ class Here:
         return subprocess.run(
             command(*words),
             cwd=self.folder,
-            env=environment(PYTHONSAFEPATH="1", **more),
+            # named: some profiles have programs of their own
+            env=environment(
+                PYTHONSAFEPATH="1", LEWEL_BENCH_CONFIG=str(self.folder / "lewel-bench.toml"), **more
+            ),
             capture_output=True,
             text=True,
             timeout=200,
