@@ -24,7 +24,7 @@ DETECTRON2 = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html
 ONEDL = ("onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine")
 PATIENCE_S = 300  # for an import from a slow disk
 
-OURS = ("numpy", "PIL", "simplejpeg", "pydantic", "safetensors", "filelock", "torch", "torchvision")
+OURS = ("numpy", "PIL", "simplejpeg", "pydantic", "safetensors", "torch", "torchvision")
 MODULES = {
     "native": (*OURS, "faster_coco_eval", "cv2"),
     "detectron2": (

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from filelock import FileLock
 
 import lewel_bench
 from lewel_bench.evals.outcome import Outcome
+from lewel_bench.files import Lock, write_atomically
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.value import Value
 
@@ -225,7 +224,7 @@ def _own_group() -> dict[str, str]:
 def _alone(folder: Path) -> Iterator[None]:
     """Waits for the engine of a parent that was killed, which is saving."""
     if distributed.rank() == 0:
-        with FileLock(folder / LOCK):
+        with Lock(folder / LOCK, None):
             yield
     else:
         yield

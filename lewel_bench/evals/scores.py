@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain.data import Images
-from lewel_bench.pretrain.files import write_atomically
 
 CHUNK = 2048  # images whose logits are held at once
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lewel_bench.files import write_atomically
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import record
 
 CHOSEN = ".budgets"

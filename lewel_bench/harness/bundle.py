@@ -22,9 +22,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lewel_bench import __version__
+from lewel_bench.files import replacing
 from lewel_bench.harness import foreign
 from lewel_bench.harness.status import EVENTS, METHOD, SPEC
-from lewel_bench.pretrain.files import replacing
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from lewel_bench.evals import features
+from lewel_bench.files import Held, Lock
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.log import write_failure
@@ -43,11 +43,11 @@ def main() -> int:
         write_failure(folder, broken)
         print(broken, file=sys.stderr)
         return EXIT["io"]
-    lock = FileLock(folder / WORK, timeout=LOCK_S)
+    lock = Lock(folder / WORK, LOCK_S)
     if distributed.rank() == 0:
         # it shows this machine that somebody works here; who may write, the claim says, also when
         # the holder is frozen and never lets go
-        with suppress(Timeout):
+        with suppress(Held):
             lock.acquire()
     report = view.plain(job.name)
     try:

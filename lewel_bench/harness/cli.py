@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lewel_bench.files import described
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        print(f"lewel-bench: {error}", file=sys.stderr)
+        print(f"lewel-bench: {described(error)}", file=sys.stderr)
         return MISTAKE
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals.protocol import Semi
+from lewel_bench.files import is_held
 from lewel_bench.harness import cells, own, status
 from lewel_bench.harness.extras import Extra, extended
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, MARKS, JobState, is_held, write_spec
+from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, MARKS, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import (

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lewel_bench.files import write_atomically
 from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.shapes_revision import REVISION
 from lewel_bench.value import unknown
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench.evals import export
+from lewel_bench.files import write_atomically
 from lewel_bench.harness import bundle
 from lewel_bench.harness.card import card
 from lewel_bench.pretrain import checkpoint
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import Store

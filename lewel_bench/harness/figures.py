@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lewel_bench.files import write_atomically
 from lewel_bench.harness import cells
 from lewel_bench.harness.curves import curves
 from lewel_bench.harness.searches import search
 from lewel_bench.harness.tables import Board
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import draw, figure
 from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured
 from lewel_bench.results.fill import Filled

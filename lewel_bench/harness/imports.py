@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lewel_bench.files import replacing, write_atomically
 from lewel_bench.harness import cells, extras, own, plan, runs
 from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record

@@ -14,12 +14,12 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
+from lewel_bench.files import Lock, naming
 from lewel_bench.harness import bundle, signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.log import Log, write_failure
@@ -63,7 +63,8 @@ def run(
     try:
         if distributed.world() == 1:
             (folder / FAILURE).unlink(missing_ok=True)
-        made = _compute(job, root, settings, log, stop)
+        with naming(folder):
+            made = _compute(job, root, settings, log, stop)
     except Stopped as stopped:
         log("stopped", message=str(stopped))
         raise
@@ -306,7 +307,7 @@ def main() -> int:
     signals.listen()
     distributed.start(machine(settings).device)
     job = read_spec(folder)
-    alone = FileLock(folder / WORK, timeout=0) if distributed.rank() == 0 else nullcontext()
+    alone = Lock(folder / WORK) if distributed.rank() == 0 else nullcontext()
     # the parent reads what happened in the folder: an exit code is torchrun's
     with alone, suppress(Stopped, ValueError, OSError):
         run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)

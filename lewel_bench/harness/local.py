@@ -13,8 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from lewel_bench.files import Held, Lock, is_held
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
 from lewel_bench.harness.log import failure, said
@@ -28,7 +27,6 @@ from lewel_bench.harness.status import (
     FAILURE,
     LOCK,
     WORK,
-    is_held,
     tail,
     write_spec,
 )
@@ -116,7 +114,7 @@ class Runner:
         if signals.asked_to_stop():
             raise Stopped("nothing was running")
         try:
-            with FileLock(self.root / job.key / LOCK, timeout=0):
+            with Lock(self.root / job.key / LOCK):
                 if is_held(self.root / job.key / WORK):
                     return False  # its parent was killed, its processes go on
                 if not self._done(job.key):
@@ -124,7 +122,7 @@ class Runner:
                         raise reason
                     self._compute(job)
                     self.computed.append(job.key)
-        except Timeout:
+        except Held:
             return False
         except Stopped:
             raise

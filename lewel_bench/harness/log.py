@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lewel_bench.files import described, naming, write_atomically
 from lewel_bench.harness.status import EVENTS, FAILURE
 from lewel_bench.pretrain import distributed
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report
 from lewel_bench.slurm import files
 
@@ -27,7 +27,7 @@ class Log:
         if distributed.rank() != 0:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self.tensorboard and "step" in fields:
             for name, value in fields.items():
@@ -53,7 +53,7 @@ def said(error: Exception) -> str:
     """An error in one line; one that is nobody's mistake in what was asked with its type."""
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"{kind}{error}{notes}"
+    return f"{kind}{described(error)}{notes}"
 
 
 def write_failure(folder: Path, error: Exception) -> None:

@@ -7,14 +7,15 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lewel_bench.files import write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain import methods
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.problems import grouped
 from lewel_bench.value import unknown
 
@@ -93,8 +94,9 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
             f"the data set {data.name} at {data.root} cannot be used as it is:\n{listed}\n"
             f"Correct or remove these files (`lewel-bench data check {data.root} --all` lists all)"
         )
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(remembered, json.dumps({**sound, place: now}))
+    with suppress(OSError):  # another user's, or a full disk: it is checked again next time
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(remembered, json.dumps({**sound, place: now}))
 
 
 def _problems(data: Dataset, task: str) -> list[str]:

@@ -14,9 +14,9 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lewel_bench.files import replacing, write_atomically
 from lewel_bench.harness.bundle import ASIDE, MERGED_CODE, Bundle, opened
 from lewel_bench.harness.status import METHOD, SPEC, is_locked
-from lewel_bench.pretrain.files import replacing, write_atomically
 from lewel_bench.results import record
 from lewel_bench.results.record import BadRecord, Record
 from lewel_bench.results.store import MERGED, Store

@@ -24,8 +24,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import methods
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.recipe import Own, Recipe
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.value import explain, unknown

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lewel_bench.files import write_atomically
 from lewel_bench.harness.claims import judged
 from lewel_bench.harness.curves import curves
 from lewel_bench.harness.figures import ablation
@@ -14,7 +15,6 @@ from lewel_bench.harness.merge import differences
 from lewel_bench.harness.searches import search
 from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.tables import Board
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results import cost, figure, table
 from lewel_bench.results.chart import Chart, Unmeasured
 from lewel_bench.results.fill import Filled

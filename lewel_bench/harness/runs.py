@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from lewel_bench import files
 from lewel_bench.harness import budget, bundle, cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator, total
@@ -185,16 +185,13 @@ def _finish(
 
 
 def writable(root: Path) -> None:
-    """Make the run root. Raises ValueError where nothing can be written there."""
+    """Make the run root. Raises ValueError where files cannot be written or locked there."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=root):
-            pass
+        files.check_folder(root)
     except OSError as error:
-        raise ValueError(
-            f"cannot write to the run root {root}: {error.strerror}. Choose another with --root, "
-            "or as `runs` in the site file"
-        ) from None
+        error.filename = str(root)
+        raise ValueError(f"cannot write to the run root {files.described(error)}") from None
 
 
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,10 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
+from lewel_bench.files import NODE, Held, Lock, is_held, write_atomically
 from lewel_bench.harness.foreign import is_job
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
@@ -244,49 +243,41 @@ def is_locked(folder: Path) -> bool:
     return is_held(folder / LOCK) or is_held(folder / WORK)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a live process holds a lock."""
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except PermissionError:  # somebody else's root: only they can tell
-        return False
-
-
 @contextmanager
 def queue(root: Path, keys: list[str]) -> Iterator[None]:
     """Show `keys` as queued to other processes for as long as this one lives."""
     folder = root / QUEUES
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.json"
-    lock = FileLock(path.with_suffix(".lock"))
-    with lock:
+    path = folder / f"{NODE}-{os.getpid()}-{time.time_ns()}.json"
+    lock = Lock(path.with_suffix(".lock"), timeout_s=10.0)  # others look whether it lives
+    try:
+        lock.acquire()
+    except PermissionError as error:  # the locks of the jobs exclude others all the same
+        print(f"note: {error}: others do not see which jobs wait here", file=sys.stderr)
+        yield
+        return
+    try:
         write_atomically(path, json.dumps(keys))
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-    path.with_suffix(".lock").unlink(missing_ok=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.path.unlink(missing_ok=True)
+        lock.release()
 
 
 def queued(root: Path) -> set[str]:
     """The keys that some `run` on this machine has taken on and not finished."""
     keys: set[str] = set()
-    for path in (root / QUEUES).glob("*.json"):
+    marks = [*(root / QUEUES).glob("*.json"), *(root / QUEUES).glob("*.lock")]
+    for path in {mark.with_suffix(".json") for mark in marks}:
         lock = path.with_suffix(".lock")
-        try:
-            with FileLock(lock, timeout=0):  # its process is gone, killed before it could clean up
-                path.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
-        except Timeout:
-            with suppress(FileNotFoundError):  # that `run` has just ended
+        if is_held(lock):
+            with suppress(OSError, ValueError):  # that `run` has just begun, or ended
                 keys |= set(json.loads(path.read_text()))
-        except PermissionError:
             continue
+        with suppress(OSError, Held), Lock(lock):  # of a process that was killed
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
     return keys
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.value import explain
 

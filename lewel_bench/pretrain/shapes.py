@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
+from lewel_bench.files import Lock, naming
 from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.pretrain.shapes_labels import Coco, Voc, jpeg
 from lewel_bench.pretrain.shapes_revision import REVISION
@@ -64,7 +64,7 @@ def make(
     if _holds(folder, wanted):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with Lock(folder.parent / f".{folder.name}.lock", None), naming(folder):
         if _holds(folder, wanted):
             return folder
         beside = folder.parent / f".{folder.name}.partial"

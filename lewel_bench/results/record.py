@@ -3,7 +3,6 @@
 A record is `<root>/<key>/record.json`, written once and never changed. It holds no host name.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic_core
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lewel_bench.files import create
 from lewel_bench.value import explain
 
 NAME = "record.json"
@@ -156,53 +156,17 @@ def commit(folder: Path, record: Record) -> Record:
     """Write `record` to `folder/record.json` unless one is there; the record that is there now.
 
     The first writer wins, whatever the number of processes, and readers see a whole file or none.
-    Raises OSError (with errno, the file and what to do) when it cannot be written, for instance
-    on a full disk, and then leaves nothing behind; BadRecord when a corrupt record is in the way
-    (see `set_aside`); TypeError for an outcome that JSON cannot hold.
+    Raises OSError that names the file when it cannot be written, for instance on a full disk, and
+    then leaves nothing behind; BadRecord when a corrupt record is in the way (see `set_aside`);
+    TypeError for an outcome that JSON cannot hold.
     """
     path = folder / NAME
     try:
         text = record.model_dump_json(indent=1) + "\n"
     except pydantic_core.PydanticSerializationError as error:
         raise TypeError(f"the record of {record.name} ({record.key}): {error}") from None
-    temporary = folder / f".{NAME}.{os.getpid()}.{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(temporary, text)
-        _link(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the record of {record.name} ({record.key}) was not written: {error.strerror}. "
-            "Nothing half-written was left; make room or choose another --root, and run again",
-            str(path),
-        ) from error
-    finally:
-        # Where even the folder could not be made there is nothing to remove.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
+    create(path, text)
     return read(path)
-
-
-def _write(path: Path, text: str) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link(temporary: Path, path: Path) -> None:
-    # A hard link, not a rename: it fails when the name is taken, so a later writer cannot replace
-    # the record that somebody may already have read.
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read(path: Path) -> Record:

@@ -20,7 +20,7 @@ NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 # what a job calls itself, maybe in a container
 OF_A_JOB = ("scontrol",)  # to be started again
 OF_A_PLANNER = (*OF_A_JOB, "sbatch", "squeue", "scancel", "srun")  # submitit looks for srun
-PACKAGES = ("submitit", "filelock", "pydantic", "torch")  # what every job imports
+PACKAGES = ("submitit", "pydantic", "torch")  # what every job imports
 Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 

@@ -1,54 +1,21 @@
-"""Files that several machines share: whole or not there, and never two writers of one name."""
+"""JSON files that several machines share: whole or absent, and never two writers of one name."""
 
-import contextlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-@contextmanager
-def _beside(path: Path, data: str) -> Iterator[Path]:
-    # a name of its own for every write: submitit's fixed one is refused for ever after a kill
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{_token()}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
-
-
-def _token() -> str:
-    return secrets.token_hex(4)
+from lewel_bench import files
 
 
 def replace(path: Path, content: Any) -> None:
     """Write JSON; a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path, json.dumps(content)) as temporary:
-        os.replace(temporary, path)
+    files.write_atomically(path, json.dumps(content))
 
 
 def create(path: Path, content: Any) -> bool:
-    """Write JSON unless the file is there; whether this writer was the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path, json.dumps(content)) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:
-            # NFS may lose the answer to a link that it made (rule 7)
-            if os.stat(temporary).st_nlink != 2:
-                raise
-    return True
+    """Write JSON unless the file exists; whether this writer was the first."""
+    return files.create(path, json.dumps(content))
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -20,8 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from lewel_bench.files import Held, Lock
 from lewel_bench.slurm import files
 from lewel_bench.slurm.queue import Limits, Task
 
@@ -102,10 +101,10 @@ class Ledger:
         """Held by the one planner that works; the kernel frees it when its holder dies (rule 12).
         Raises Busy when another holds it for too long."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock", timeout=timeout_s)
+        lock = Lock(self.folder / "lock", timeout_s)
         try:
             lock.acquire()
-        except Timeout:
+        except Held:
             raise Busy(
                 f"another run has been planning here for {timeout_s:g} s (it holds "
                 f"{self.folder / 'lock'}): wait for it, or end it"

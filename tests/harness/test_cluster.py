@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
+from lewel_bench.files import Lock
 from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
@@ -171,7 +171,7 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
     work = cluster._sweep(tmp_path, cluster.cluster.load("cpu", {}), MachineSettings())
     keys = {submitted.key, "another"}
     assert not work.busy(keys)
-    with FileLock(tmp_path / submitted.key / status.LOCK):
+    with Lock(tmp_path / submitted.key / status.LOCK):
         assert work.busy(keys) == {submitted.key}
     with status.queue(tmp_path, ["another"]):  # taken on, not begun
         assert work.busy(keys) == {"another"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Bench
-from filelock import FileLock
 
+from lewel_bench.files import Lock
 from lewel_bench.harness import gc
 from lewel_bench.harness.status import LOCK, SPEC, JobState, survey
 
@@ -58,7 +58,7 @@ def test_a_link_to_elsewhere_is_left(tmp_path: Path) -> None:
 
 def test_a_job_that_a_process_works_on_is_left(tmp_path: Path) -> None:
     folder = job(tmp_path, "a" * 12)
-    with FileLock(folder / LOCK):
+    with Lock(folder / LOCK):
         assert gc.waste(tmp_path, survey(tmp_path)) == []
     assert [one.path.name[0] for one in gc.waste(tmp_path, survey(tmp_path))] == ["."]
 

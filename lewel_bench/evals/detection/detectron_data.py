@@ -24,9 +24,9 @@ from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 
 from lewel_bench.evals.detection.scenes import Scene, Scenes
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import workers as processes
 from lewel_bench.pretrain.distributed import rank, world
-from lewel_bench.pretrain.files import write_atomically
 
 Record = dict[str, Any]  # of detectron2, one an image
 Draw = tuple[int, int]  # place in the stream, number of the image

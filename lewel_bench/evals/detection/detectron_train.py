@@ -26,9 +26,9 @@ from lewel_bench.evals.detection.detectron_watch import Pruned, Watch
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, any_rank, rank, wait, world
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 

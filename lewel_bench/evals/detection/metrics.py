@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lewel_bench.evals.detection import pascal
 from lewel_bench.evals.detection.pascal import THRESHOLDS, Ints
 from lewel_bench.evals.detection.scenes import Floats, Scenes
-from lewel_bench.pretrain.files import write_atomically
+from lewel_bench.files import write_atomically
 
 Prediction = dict[str, Any]
 Metrics = dict[str, Any]

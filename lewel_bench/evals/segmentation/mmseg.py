@@ -22,9 +22,9 @@ from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import mmseg_config
 from lewel_bench.evals.segmentation.data import Pictures
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 

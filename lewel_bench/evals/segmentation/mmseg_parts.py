@@ -19,8 +19,8 @@ from torch import nn
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.segmentation import masks
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import distributed
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 LAST = "last_checkpoint"  # the file in which mmengine looks for the path of the newest one

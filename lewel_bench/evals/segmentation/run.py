@@ -19,9 +19,9 @@ from lewel_bench.evals.segmentation import loader, masks, metric
 from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.evals.segmentation.loader import Batch
 from lewel_bench.evals.segmentation.model import Segmenter
+from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, rank, share, world
-from lewel_bench.pretrain.files import write_atomically
 from lewel_bench.pretrain.norm import BatchNorm
 from lewel_bench.pretrain.report import Report, Stop
 

@@ -1,0 +1,333 @@
+"""Files that several processes and users share: each is whole or absent, and locks do not outlive
+their process.
+
+A temporary file is named `.NAME.NODE.PID.TOKEN.tmp`; `abandoned` tells whether its writer is dead.
+"""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import pwd
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# what file systems without hard links answer: FAT, many FUSE and bucket mounts, some of CIFS
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EXDEV,
+            errno.EMLINK)  # fmt: skip
+# NFS without a lock daemon, Lustre mounted without -o flock, some FUSE mounts
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+NODE = socket.gethostname()
+TEMPORARY = re.compile(r"\.(?P<name_and_node>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+BEFORE = re.compile(r"\..+\.\d+(\.[0-9a-f]{8})?")  # as earlier versions named them
+ABANDONED_S = 3600.0  # no write takes so long: whose writer cannot be asked is dead after it
+POLL_S = 0.05
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write, beside `path`; what is there at the end is flushed to disk and renamed to it.
+    On failure nothing is left and `path` is as before. Raises OSError that names `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    _remove_abandoned(path)
+    beside = _temporary(path)
+    try:
+        with naming(path):
+            yield beside
+            _flush(beside)
+            os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
+    """Replace `path` by `data`, as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def create(path: Path, text: str) -> bool:
+    """Write `path` unless it exists, in a folder that is made; whether this writer was the first.
+
+    Of several writers the first wins, and readers see a whole file or none. Raises OSError that
+    names `path`, and then leaves nothing behind.
+    """
+    beside = _temporary(path)
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            first = _link(beside, path)
+            _flush_folder(path.parent)
+            return first
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _link(beside: Path, path: Path) -> bool:
+    # A hard link, not a rename: it fails when the name is taken, so a later writer cannot replace
+    # what somebody may already have read.
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # NFS may lose the answer to a link that it made
+        if os.stat(beside).st_nlink == 2:
+            return True
+        if error.errno not in NO_LINKS:
+            raise
+        return _rename(beside, path)
+    return True
+
+
+def _rename(beside: Path, path: Path) -> bool:
+    """As `_link` where there are no hard links: writers exclude each other by a lock on the folder,
+    which leaves no file and ends with its process."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists():
+            return False
+        os.rename(beside, path)
+        return True
+    finally:
+        os.close(folder)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Make a new name survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _temporary(path: Path) -> Path:
+    # a new name for every write: a fixed one of a killed process would be in the way
+    return path.with_name(f".{path.name}.{NODE}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def abandoned(path: Path) -> bool:
+    """Whether `path` is the temporary file of a write that ended with its process."""
+    found = TEMPORARY.fullmatch(path.name)
+    if found and found["name_and_node"].endswith(f".{NODE}"):
+        return not _lives(int(found["pid"]))
+    if not found and not BEFORE.fullmatch(path.name):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    except OSError:
+        return False
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writes of the same file left."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if abandoned(beside):
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OSError where files cannot be made, replaced, created once and locked in `folder`."""
+    probe = _temporary(folder / "probe")
+    try:
+        write_atomically(probe, "")
+        if create(probe, ""):
+            raise OSError(errno.EIO, f"{folder}: a file that exists was created again")
+        probe.unlink()
+        create(probe, "")
+        with Lock(probe):
+            pass
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+class Held(Exception):
+    """Another process holds a lock."""
+
+
+class Lock:
+    """A lock that ends with the process that holds it, however it ends.
+
+    Waits up to `timeout_s` (None: for ever). Raises Held when another process keeps it, OSError
+    where the file system has no locks or the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, timeout_s: float | None = 0.0) -> None:
+        self.path, self.timeout_s = path, timeout_s
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock."""
+        until = time.monotonic() + (float("inf") if self.timeout_s is None else self.timeout_s)
+        while not self._try():
+            if time.monotonic() >= until:
+                raise Held(f"another process holds {self.path}")
+            time.sleep(POLL_S)
+
+    def _try(self) -> bool:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            # whoever removes a lock's file holds it: who waited then holds a file without a name
+            if _flock(file, fcntl.LOCK_EX, self.path) and os.fstat(file).st_nlink:
+                self._file, file = file, -1
+                _held.add(self._file)
+                return True
+        finally:
+            if file != -1:
+                os.close(file)
+        return False
+
+    def release(self) -> None:
+        """Let it go; nothing where it is not held."""
+        if self._file in _held:  # not in a forked worker
+            _held.remove(self._file)
+            os.close(self._file)
+        self._file = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+_held: set[int] = set()  # open files of this process
+
+
+def _leave_to_parent() -> None:
+    """A forked worker that outlives its parent must not keep the parent's locks."""
+    for file in _held:
+        os.close(file)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _flock(file: int, kind: int, path: Path) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EACCES on some file systems
+        return False
+    except OSError as error:
+        if error.errno in NO_FLOCK:
+            raise OSError(error.errno, no_locks_message(path.parent, error)) from None
+        raise
+    return True
+
+
+def no_locks_message(folder: Path, error: OSError) -> str:
+    """What to do where a file system has no locks."""
+    return (
+        f"{folder}: files cannot be locked there ({error.strerror}). Choose a --root on another "
+        "file system, or have this one mounted with locks: NFS with its lock daemon (rpc.statd) "
+        "or -o local_lock=flock, Lustre with -o flock"
+    )
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live process holds the lock of a file; a look, which needs to read it only. False
+    where it cannot be told: no such file, one of another user, no locks on this file system."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not _flock(file, fcntl.LOCK_SH, path)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file, as those of `write` do, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and _is_raw(error):
+            error.filename = str(path)
+        raise
+
+
+def described(error: Exception) -> str:
+    """An error in words; of a full disk, or a file that may not be written, with what to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    if not _is_raw(error):
+        return str(error.strerror)
+    if error.filename is None:
+        return str(error)
+    where = f"{error.filename}: {error.strerror}"
+    if error.errno in FULL:
+        return f"{where}. Make room there or choose another --root, then run the same command again"
+    if error.errno in FORBIDDEN:
+        return f"{where}. {permission_advice(Path(error.filename))}"
+    return where
+
+
+def _is_raw(error: OSError) -> bool:
+    """Whether an error says what the system said, and nothing more."""
+    return error.errno is not None and error.strerror == os.strerror(error.errno)
+
+
+def permission_advice(path: Path) -> str:
+    """What is needed to write where another user's files are."""
+    place = next((one for one in (path, *path.parents) if one.exists()), path)
+    try:
+        owner = place.stat().st_uid
+        whose = "you" if owner == os.geteuid() else pwd.getpwuid(owner).pw_name
+    except (OSError, KeyError):
+        whose = "another user"
+    return (
+        f"{place} belongs to {whose}. To share a run root, put its users into one group and have "
+        "the owner run `chgrp -R GROUP ROOT; chmod -R g+rwX ROOT; find ROOT -type d -exec chmod "
+        "g+s {} +`; else choose another --root"
+    )
