@@ -1,14 +1,16 @@
 """Features of a frozen backbone: average-pooled, in eval mode, in fp32."""
 
+import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lewel_bench.pretrain import backbone as resnet
 from lewel_bench.pretrain import checkpoint
@@ -19,6 +21,7 @@ from lewel_bench.pretrain.distributed import Machine, gather, rank, world
 from lewel_bench.pretrain.norm import BatchNorm
 
 FORWARD = 256  # images of one frozen forward pass, unless the machine says fewer
+CHUNK = 4096  # features held in double precision at once
 
 
 def load(path: Path, machine: Machine, bn_group: int | None = None) -> ResNet:
@@ -54,6 +57,58 @@ def pooled(net: ResNet, pixels: Tensor, micro_batch: int | None = None) -> Tenso
     """Normalised pixels (B, 3, S, S) -> features (B, D), `micro_batch` images at a time."""
     parts = torch.split(pixels, min(micro_batch or FORWARD, FORWARD))
     return torch.cat([net(part).float().mean((2, 3)) for part in parts])
+
+
+@torch.no_grad()
+def effective_rank(x: Tensor) -> float:
+    """RankMe of features (N, D): in how many directions they spread, from 1 to min(N, D).
+
+    exp of the entropy of the singular values over their sum (arXiv 2210.02885, eq. 1). As there,
+    the features are not centred: where all are nearly the same vector, it is nearly 1. 0 for
+    features that are all zero or not finite.
+    """
+    if not bool(x.isfinite().all()):
+        return 0.0
+    gram = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)  # (D, D)
+    for part in torch.split(x, CHUNK):
+        gram += part.double().mT @ part.double()
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    total = singular.sum()
+    return float(torch.special.entr(singular / total).sum().exp()) if total > 0 else 0.0
+
+
+def calibrated(net: ResNet, images: Images, *, size: int, resize: int, machine: Machine) -> ResNet:
+    """A copy of a network with the batch-norm statistics of some of the images."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.group = None
+    some = images.take(np.linspace(0, len(images) - 1, min(256, len(images))).round().astype(int))
+    batches = image_batches(
+        some,
+        size,
+        crop="center",
+        resize=resize,
+        batch=min(64, len(some)),
+        shuffle=True,
+        drop_last=True,
+        workers=machine.workers,
+    )
+    calibrate(net, (normalise(batch.pixels, machine.device) for batch in batches))
+    return net
+
+
+@torch.no_grad()
+def calibrate(net: ResNet, parts: Iterable[Tensor]) -> None:
+    """Make the batch-norm statistics of a network those of normalised pixels, the mean over
+    `parts`, as if it were trained on them at a learning rate of 0; leaves it in eval mode."""
+    net.train()
+    for i, part in enumerate(parts):
+        for module in net.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = 1 / (i + 1)
+        net(part)
+    net.eval()
 
 
 def passes(images: Images) -> int:

@@ -143,13 +143,8 @@ def _random(spec: Backbone, pixels: Tensor) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         net = backbone.build(spec)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all batches
-    with torch.no_grad():
-        for part in torch.split(pixels, 60):
-            net.train()(part)
-    return net.eval()
+    features.calibrate(net, torch.split(pixels, 60))
+    return net
 
 
 @torch.no_grad()

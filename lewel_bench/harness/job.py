@@ -27,7 +27,7 @@ from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
 from lewel_bench.harness.status import FAILURE, WORK, read_spec
-from lewel_bench.pretrain import checkpoint, distributed, memory, methods, train
+from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
@@ -173,8 +173,9 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
         monitor_every=max(1, job.recipe.epochs // MONITORS),
     )
     digest = checkpoint.sha256(trained.backbone) if distributed.rank() == 0 else "0" * 64
+    note = collapse.collapse_note(trained.metrics, job.recipe.backbone)
     return Made(
-        Outcome(metrics=trained.metrics),
+        Outcome(metrics=trained.metrics, warnings=[note] if note else []),
         {"train": _described(job.data, images)},
         trained.seconds,
         Checkpoint(file=trained.backbone.name, sha256=digest),
@@ -183,19 +184,31 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
 
 
 def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
-    """kNN accuracy on a few images a class: a view of the training, not a number of any table."""
+    """kNN accuracy and effective rank on a few images a class: a view of the training, not numbers
+    of any table.
+
+    Of the untrained network (epoch 0) the batch-norm statistics are those of the images, as they
+    are of any network that was trained: with its initial ones every layer would add to the mean
+    that all features share.
+    """
     assert job.recipe is not None
     size = job.recipe.image_size
+    resize = size * 8 // 7
     classes = len(images.classes)
     bank = _few(images, BANK * classes)
     queries = _few(splits.read(job.data, "val"), QUERIES * classes)
 
-    def look(net: ResNet) -> dict[str, float]:
+    def look(net: ResNet, epoch: int) -> dict[str, float]:
+        if epoch == 0:
+            net = features.calibrated(net, bank, size=size, resize=resize, machine=on)
         known, asked = (
-            features.extract(net, part, size=size, resize=size * 8 // 7, machine=on)
+            features.extract(net, part, size=size, resize=resize, machine=on)
             for part in (bank, queries)
         )
-        return {"knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"]}
+        return {
+            "knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"],
+            collapse.RANK: features.effective_rank(torch.cat([known[0], asked[0]])),
+        }
 
     return look
 
@@ -240,6 +253,9 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
         outcome = knn.run(job.protocol, **arguments)
     else:
         outcome = linear.run(job.protocol, **arguments)
+    note = collapse.note_among(upstream.warnings)
+    if note and note not in outcome.warnings:
+        outcome.warnings.append(note)
     data = {
         role: _described(job.data, part)
         for role in ("train", "select", "report")

@@ -44,7 +44,7 @@ class ResNet(nn.Module):
         self.layer2 = _layer(block, width * block.expansion, 2 * width, depths[1], 2, norm)
         self.layer3 = _layer(block, 2 * width * block.expansion, 4 * width, depths[2], 2, norm)
         self.layer4 = _layer(block, 4 * width * block.expansion, 8 * width, depths[3], 2, norm)
-        self.channels: int = 8 * width * block.expansion
+        self.channels = spec.channels
         if spec.stride == "1x1":
             for module in self.modules():
                 if isinstance(module, Bottleneck):

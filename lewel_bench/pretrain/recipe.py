@@ -55,6 +55,11 @@ class Backbone(Value):
         return 4 if self.depth >= 50 else 1
 
     @property
+    def channels(self) -> int:
+        """The dimension of its pooled features."""
+        return 8 * self.width * self.expansion
+
+    @property
     def stem_stride(self) -> int:
         """Pixels of the image to one of what the first stage sees."""
         return {"imagenet": 4, "small": 2, "cifar": 1}[self.stem]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lewel_bench.pretrain import checkpoint, distributed, methods, optim
 from lewel_bench.pretrain.augment import distort, normalise
 from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.collapse import UNTRAINED, collapse_note
 from lewel_bench.pretrain.colour import BOX, FLIP
 from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
 from lewel_bench.pretrain.distributed import Machine
@@ -29,7 +30,7 @@ from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
 from lewel_bench.pretrain.schedule import lr_at
 from lewel_bench.pretrain.views import AUGMENTS
 
-Monitor = Callable[[ResNet], dict[str, float]]
+Monitor = Callable[[ResNet, int], dict[str, float]]  # of a backbone after so many epochs
 LOG_EVERY_S = 1.0  # how often losses are fetched from the device
 
 
@@ -65,12 +66,15 @@ def run(
 ) -> Trained:
     """Pre-train `recipe` on `images` and write `folder/backbone.safetensors`.
 
-    Goes on from the newest intact checkpoint in `folder`. `monitor` is called every
-    `monitor_every` epochs with the backbone and returns named numbers. Raises Stopped after saving
-    when `stop()` turns true, Diverged when a loss is not finite, ValueError when the images or the
+    Goes on from the newest intact checkpoint in `folder`. `monitor` is called before the first step
+    and every `monitor_every` epochs with the backbone and the epoch, and returns named numbers; it
+    must not draw from the global random generators. Raises Stopped after saving when `stop()` turns
+    true, Diverged when a loss is not finite, ValueError when the images or the
     number of processes do not fit the recipe.
     """
     loop = Loop(recipe, seed, images, folder, machine, report)
+    if monitor and loop.step == 0:
+        loop.observe(0, monitor)
     for epoch in range(loop.step // loop.per_epoch, recipe.epochs):
         loop.train_epoch(epoch, stop)
         if monitor and ((epoch + 1) % monitor_every == 0 or epoch + 1 == recipe.epochs):
@@ -202,12 +206,16 @@ class Loop:
         return Views(x, index, labels, boxes, flips, self.step // self.per_epoch)
 
     def observe(self, epoch: int, monitor: Monitor) -> None:
-        """Call the monitor on the backbone as evaluations see it, and report what it found."""
+        """Call the monitor on the backbone as evaluations see it and report what it measured;
+        warn of features that have collapsed."""
         self.method.eval()
-        found = monitor(self.method.backbone)
+        measured = monitor(self.method.backbone, epoch)
         self.method.train()
-        self.metrics.update(found)
-        self.report("monitor", epoch=epoch, step=self.step, **found)
+        prefix = "" if epoch else UNTRAINED
+        self.metrics.update({prefix + name: value for name, value in measured.items()})
+        self.report("monitor", epoch=epoch, step=self.step, **measured)
+        if note := collapse_note(self.metrics, self.recipe.backbone):
+            self.report("warning", message=f"epoch {epoch}: {note}")
         self.window = Window(self.step)
 
     def finish(self) -> Trained:

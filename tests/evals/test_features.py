@@ -1,6 +1,7 @@
 """Frozen features against torchvision's own network and transforms."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from PIL import Image
 from torchvision import models, transforms
 
 from lewel_bench.evals import features
+from lewel_bench.pretrain import backbone as resnet
 from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.norm import BatchNorm
+from lewel_bench.pretrain.recipe import Backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -77,3 +81,44 @@ def test_files_that_hold_something_else(file, machine, tmp_path):
             features.load(other, machine)
     with pytest.raises(ValueError, match="cannot read the backbone"):
         features.load(tmp_path / "absent.safetensors", machine)
+
+
+def test_the_effective_rank_of_equal_directions_is_their_number():
+    torch.manual_seed(0)
+    for images, directions, dimension in ((100, 7, 32), (20, 20, 64), (9000, 32, 32)):
+        left = torch.linalg.qr(torch.randn(images, directions, dtype=torch.float64))[0]
+        right = torch.linalg.qr(torch.randn(dimension, directions, dtype=torch.float64))[0]
+        rank = features.effective_rank((5 * left @ right.mT).float())
+        assert rank == pytest.approx(directions, rel=1e-3)
+
+
+def test_the_effective_rank_follows_the_entropy_of_singular_values():
+    x = torch.zeros(6, 4)
+    x[0, 0], x[1, 1] = 3.0, 1.0  # shares of 3/4 and 1/4
+    assert features.effective_rank(x) == pytest.approx(4 / 3**0.75, rel=1e-6)
+    assert features.effective_rank(1000 * x) == pytest.approx(features.effective_rank(x))
+
+
+def test_features_that_are_alike_have_an_effective_rank_of_one():
+    x = torch.randn(1, 32).expand(50, -1)  # not centred: what all share is a direction
+    assert features.effective_rank(x) == pytest.approx(1, abs=1e-5)
+    assert features.effective_rank(x + 1e-3 * torch.randn(50, 32)) < 1.1
+    assert features.effective_rank(torch.zeros(5, 3)) == 0
+    assert features.effective_rank(torch.tensor([[1.0, float("nan")], [1.0, 2.0]])) == 0
+
+
+def test_calibration_takes_the_statistics_of_the_images_and_no_random_number(splits, machine):
+    torch.manual_seed(0)
+    net = resnet.build(
+        Backbone(arch="resnet18", stem="small", width=8), partial(BatchNorm, group=7)
+    )
+    before, random = features.digest(net.eval()), torch.get_rng_state()
+    images = splits.train.take(list(range(0, len(splits.train), 2)))
+    copied = features.calibrated(net, images, size=32, resize=36, machine=machine)
+    assert features.digest(net) == before and torch.equal(torch.get_rng_state(), random)
+    seen = []
+    copied.bn1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features.extract(copied, images, size=32, resize=36, machine=machine)
+    assert len(images) <= 64 and not copied.training
+    torch.testing.assert_close(copied.bn1.running_mean, seen[0].mean((0, 2, 3)))
+    torch.testing.assert_close(copied.bn1.running_var, seen[0].transpose(0, 1).flatten(1).var(1))

@@ -114,6 +114,7 @@ def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> Non
         jobs.run(job, tmp_path / "again", settings, silent, lambda: next(asked))
     resumed = jobs.run(job, tmp_path / "again", settings, silent, lambda: False)
     assert resumed.metrics == whole.metrics and resumed.checkpoint == whole.checkpoint
+    assert whole.metrics.keys() >= {"effective_rank", "untrained_effective_rank"}
     for known in (RECIPES, FAMILIES):
         known.pop(name, None)
     FAMILIES.pop("vicreg")

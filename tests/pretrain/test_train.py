@@ -2,17 +2,22 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
 import torch
 
 from lewel_bench.pretrain import checkpoint, train
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.collapse import collapse_note
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import read_folder
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe, Schedule
-from lewel_bench.pretrain.report import Stopped, never, silent
+from lewel_bench.pretrain.report import Report, Stopped, never, silent
+from lewel_bench.pretrain.train import Trained
 
 METHODS = {
     "lewel_m": {"queue": 64, "d": 16},
@@ -115,6 +120,55 @@ def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(
         )  # fmt: skip
     parts = trained(spec, images, tmp_path / "parts")
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_the_monitor_changes_no_weight_and_outlives_a_stop(images: Path, tmp_path: Path) -> None:
+    spec = recipe("byol", batch=12, epochs=2)  # 4 steps each
+    seen: list[tuple[int, float]] = []
+
+    def monitor(net: ResNet, epoch: int) -> dict[str, float]:
+        assert not net.training
+        seen.append((epoch, float(net.bn1.running_mean.norm())))
+        return {"effective_rank": 3.0 if epoch else 30.0}
+
+    def train_until(folder: Path, stop: Callable[[], bool], report: Report = silent) -> Trained:
+        return train.run(
+            spec, seed=0, images=read_folder(images, "train"), folder=folder, machine=Machine(),
+            report=report, stop=stop, monitor=monitor, monitor_every=1,
+        )  # fmt: skip
+
+    heard: list[tuple[str, dict[str, Any]]] = []
+    done = train_until(tmp_path / "whole", never, lambda event, **f: heard.append((event, f)))
+    assert [epoch for epoch, _ in seen] == [0, 1, 2] and seen[0][1] == 0 < seen[1][1]
+    assert done.metrics["untrained_effective_rank"] == 30 and done.metrics["effective_rank"] == 3
+    assert [f["message"] for event, f in heard if event == "warning"] == [
+        f"epoch {epoch}: collapsed: effective rank 3.0 of 64, untrained 30.0" for epoch in (1, 2)
+    ]
+    with_monitor = checkpoint.read_backbone(done.backbone)[0]
+    assert difference(trained(spec, images, tmp_path / "without"), with_monitor) == 0
+    asked = iter(range(100))
+    with pytest.raises(Stopped):
+        train_until(tmp_path / "parts", lambda: next(asked) == 5)
+    seen.clear()
+    again = train_until(tmp_path / "parts", never)
+    assert [epoch for epoch, _ in seen] == [2] and again.metrics == done.metrics
+    assert difference(checkpoint.read_backbone(again.backbone)[0], with_monitor) == 0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "note"),
+    [
+        ({"effective_rank": 2.4, "untrained_effective_rank": 30.6}, "2.4 of 2048, untrained 30.6"),
+        ({"effective_rank": 20.0, "untrained_effective_rank": 100.0}, ""),
+        ({"effective_rank": 2.4}, ""),  # an older record
+        ({}, ""),
+    ],
+)
+def test_collapse_is_a_small_share_of_the_untrained_rank(
+    metrics: dict[str, float], note: str
+) -> None:
+    expected = f"collapsed: effective rank {note}" if note else ""
+    assert collapse_note(metrics, Backbone()) == expected
 
 
 def test_mixed_precision_trains(images: Path, tmp_path: Path) -> None:
