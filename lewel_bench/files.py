@@ -13,12 +13,13 @@ import pwd
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -331,3 +332,27 @@ def permission_advice(path: Path) -> str:
         "the owner run `chgrp -R GROUP ROOT; chmod -R g+rwX ROOT; find ROOT -type d -exec chmod "
         "g+s {} +`; else choose another --root"
     )
+
+
+def open_regular(path: str | os.PathLike[str], limit: int) -> BinaryIO:
+    """A regular file of at most `limit` bytes, opened for reading; links are followed.
+
+    Raises OSError where it cannot be opened, is a pipe, device, socket or folder, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    if about.st_size > limit:
+        os.close(descriptor)
+        raise OSError(
+            errno.EFBIG, f"has {about.st_size:,} bytes, at most {limit:,} are read", str(path)
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The content of a file; raises OSError as `open_regular`."""
+    with open_regular(path, limit) as file:
+        return file.read()

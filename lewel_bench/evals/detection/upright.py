@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lewel_bench.pretrain.decode import Pixels, decode
+from lewel_bench.pretrain.decode import Pixels, decode, open_image
 
 _ORIENTATION = 274  # the EXIF tag
 _TURNS = {
@@ -22,13 +22,13 @@ _TURNS = {
 def upright(path: Path) -> Pixels:
     """The pixels of an image file, uint8 (h, w, 3); raises as `decode`."""
     image = decode(path)
-    with Image.open(path) as header:
+    with open_image(path) as header:
         turn = _TURNS.get(header.getexif().get(_ORIENTATION, 1))
     return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file, turned as its EXIF tag says; raises what Pillow raises."""
-    with Image.open(path) as header:
+    with open_image(path) as header:
         turned = header.getexif().get(_ORIENTATION, 1) >= 5
         return header.size if turned else header.size[::-1]
