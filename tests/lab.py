@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lewel_bench.slurm import attempt, cluster, queue, sweep
 from lewel_bench.slurm.cluster import Cluster
@@ -111,16 +112,19 @@ class Bench:
         given = {**PROFILE, **self.changes}
         cells = [(cell.key, cell.kind, cell.needs) for cell in self.cells]
         command = [str(HERE / "planner.py"), str(self.root), json.dumps(given), json.dumps(cells)]
-        return [sys.executable, *command, *arguments]
+        return [self.profile.python or sys.executable, *command, *arguments]
 
     def planner_environment(self, **more: str) -> dict[str, str]:
         package = Path(sweep.__file__).parents[2]
         return {**os.environ, "PYTHONPATH": str(package), **more}
 
-    def planner(self, rounds: str = "", **more: str) -> "subprocess.Popen[str]":
-        """A run in a process of its own."""
+    def planner(
+        self, rounds: str = "", who: Mapping[str, Any] | None = None, **more: str
+    ) -> "subprocess.Popen[str]":
+        """A run in a process of its own, maybe another user's."""
         return subprocess.Popen(
             self.planner_command(*filter(None, [rounds])),
+            **(who or {}),
             env=self.planner_environment(**more),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,12 +2,13 @@
 up, cancelling, trying again, logs.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from lewel_bench.slurm import attempt, queue
-from lewel_bench.slurm.ledger import Entry, Ledger, Submission
+from lewel_bench.slurm.ledger import Entry, Ledger, Submission, user_name
 from lewel_bench.slurm.retry import Verdict
 from lewel_bench.slurm.seen import ends_by_key, judge_cell, look
 
@@ -28,13 +29,16 @@ class Live:
 
 def survey(root: Path) -> dict[str, Live]:
     """What lives under a run root, by key, with one SLURM call, a second where it shows no job of
-    ours, and nothing written. Raises Unreachable, and Foreign where SLURM is another cluster's."""
+    the ledger or not all of another user's, and nothing written. Raises Unreachable, and Foreign
+    where SLURM is another cluster's or hides those."""
     books = Ledger(root)
     seen = look(books, write=False)
     ours = {entry.submission.name for entry in seen.entries}
-    if ours.isdisjoint(task.name for task in seen.tasks):
+    if seen.missing or ours.isdisjoint(task.name for task in seen.tasks):
         books.check(queue.limits())
-    pending = sorted((t for t in seen.tasks if t.state == "PENDING"), key=lambda t: -t.priority)
+    pending = sorted(
+        (t for t in seen.tasks if t.mine and t.state == "PENDING"), key=lambda t: -t.priority
+    )
     places = {task.id: place for place, task in enumerate(pending, 1)}
     found = {}
     for key, (entry, index, task) in seen.live.items():
@@ -78,13 +82,21 @@ def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
 
 def cancel(root: Path, keys: Collection[str]) -> dict[str, list[str]]:
     """End the living jobs of `keys`; what each ended job held. A pass that a person starts submits
-    them again. Raises Unreachable, and Foreign where SLURM is another cluster's."""
+    them again. Raises Unreachable, Foreign where SLURM is another cluster's, and ValueError, with
+    nothing cancelled, where a job is another user's, which only that user or root can cancel."""
     books = Ledger(root)
     books.check(queue.limits())
     with books.lock():
         seen = look(books)
         ended: dict[str, list[str]] = {}
         waiting: dict[str, Entry] = {}
+        owned = [seen.live[key] for key in keys if key in seen.live]
+        if os.getuid() and (others := [t for _, _, t in owned if t and not t.mine]):
+            owners = ", ".join(sorted({user_name(task.user) for task in others}))
+            raise ValueError(
+                f"{len(others)} of these jobs were submitted by {owners}, the first is job "
+                f"{others[0].id}: only that user can cancel them. Nothing was cancelled"
+            )
         for key in keys:
             if key in seen.live:
                 entry, index, task = seen.live[key]

@@ -12,6 +12,7 @@ Job ids are no keys: a controller that crashed hands the same id out again.
 """
 
 import os
+import pwd
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ class Submission:
     requeue: bool = True
     wakes: str = ""  # what a waking job plans anew
     host: str = ""
+    user: int = -1  # who submitted it; -1: a ledger of before, of one user
     time: float = 0.0
 
     @property
@@ -120,7 +122,8 @@ class Ledger:
         files.create(self._cluster, {"profile": profile, "cluster": limits.cluster})
 
     def check(self, limits: Limits) -> None:
-        """Raise Foreign when the jobs here are another cluster's, or nobody knows whose."""
+        """Raise Foreign when the jobs here are another cluster's, or nobody knows whose, or another
+        user's whom SLURM does not show to this one."""
         there = files.read(self._cluster)
         if there is None and self._cluster.exists():
             raise Foreign(f"{self._cluster} is damaged: remove it if no job of this run root lives")
@@ -130,12 +133,22 @@ class Ledger:
                 f"(profile {there.get('profile')!r}), this is {limits.cluster!r}: choose another "
                 f"--root, or end them there and remove {self.folder}"
             )
+        if limits.private and os.getuid():  # root sees every job
+            hidden = {e.submission.user for e in self.entries() if not e.over} - {-1, os.getuid()}
+            if hidden:
+                raise Foreign(
+                    f"user {user_name(min(hidden))} has submitted jobs of {self.root}, and this "
+                    "cluster hides the jobs of other users (PrivateData=jobs), so whether they are "
+                    "alive is unknown: wait until they have ended and that user has run again, or "
+                    "choose another --root"
+                )
 
     def intend(self, **fields: Any) -> Submission:
         """Write down what is about to be submitted."""
         submission = Submission(
             uid=f"{time.strftime('%y%m%d%H%M%S')}{secrets.token_hex(4)}",
             host=os.uname().nodename,
+            user=os.getuid(),
             time=time.time(),
             **fields,
         )
@@ -254,6 +267,20 @@ def reconcile(
         if entry.ended != before:
             changed.append(entry)
     return Reconciled(live, changed, adopted)
+
+
+def user_name(user: int) -> str:
+    """The name of a user, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def users(entries: Sequence[Entry]) -> set[int]:
+    """Whose jobs the ledger names: SLURM must be asked about all of them, or the living jobs of one
+    user are dead to the other."""
+    return {entry.submission.user for entry in entries if not entry.void} - {-1}
 
 
 def at_work(submission: Submission, now: float) -> bool:

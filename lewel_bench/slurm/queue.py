@@ -7,7 +7,7 @@ ever, so it only explains how a job ended (rule 3); everything works without it.
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 TIMEOUT_S = 60.0  # a controller that is down answers after 9 s
@@ -61,6 +61,13 @@ class Task:
     priority: float = 0.0
     elapsed: str = ""
     nodes: str = ""
+    user: int = -1
+
+    @property
+    def mine(self) -> bool:
+        """Whether this user submitted it: only such jobs count against this user's limits, and only
+        such can this user cancel."""
+        return self.user == os.getuid()
 
     @property
     def lives(self) -> bool:
@@ -83,23 +90,26 @@ class Task:
         return int(tail) if tail.isdecimal() else 0
 
 
-def tasks() -> list[Task]:
-    """Every job of this user that SLURM knows, ended ones too while it remembers them.
+def tasks(users: Collection[int] = ()) -> list[Task]:
+    """Every job of this user, and of `users`, that SLURM knows, ended ones too while it remembers
+    them.
 
     Raises Unreachable when it does not answer: that is not an empty queue (rule 1).
     """
-    out = ask(["squeue", "-h", "-r", "-a", "-t", "all", "-u", str(os.getuid()), "-o", _FORMAT])
+    asked = ",".join(map(str, sorted({os.getuid(), *users})))
+    out = ask(["squeue", "-h", "-r", "-a", "-t", "all", "-u", asked, "-o", _FORMAT])
     found = []
     for line in out.splitlines():
-        parts = line.split("|", 6)
-        if len(parts) != 7:
+        parts = line.split("|", 7)
+        if len(parts) != 8 or not parts[6].strip().isdecimal():
             raise Unreachable(f"squeue answered with a line that cannot be read: {line!r}")
-        id, state, priority, elapsed, nodes, reason, name = (part.strip() for part in parts)
-        found.append(Task(id, name, state, reason, float(priority or 0), elapsed, nodes))
+        id, state, priority, elapsed, nodes, reason, user, name = (part.strip() for part in parts)
+        order = float(priority or 0)
+        found.append(Task(id, name, state, reason, order, elapsed, nodes, int(user)))
     return found
 
 
-_FORMAT = "%i|%T|%p|%M|%N|%r|%j"  # the name last: those of other jobs may have a | in them
+_FORMAT = "%i|%T|%p|%M|%N|%r|%U|%j"  # the name last: those of other jobs may have a | in them
 
 
 def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
@@ -147,6 +157,7 @@ class Limits:
     cluster: str
     max_array: int
     max_jobs: int
+    private: bool = False  # whether a user's jobs are hidden from the others
 
 
 def limits() -> Limits:
@@ -157,6 +168,7 @@ def limits() -> Limits:
         found.get("ClusterName", "?"),
         int(found.get("MaxArraySize", 1001)),
         int(found.get("MaxJobCount", 10000)),
+        "jobs" in found.get("PrivateData", "").split(","),
     )
 
 

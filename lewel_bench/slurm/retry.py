@@ -61,6 +61,13 @@ def judge(
     forgiven = max((i for i, one in enumerate(attempts) if one.outcome == RETRY), default=-1)
     since = attempts[forgiven].started if forgiven >= 0 else 0.0
     tried = [one for one in attempts[forgiven + 1 :] if one.outcome not in (DONE, FENCED)]
+    fenced = _fenced([one for one in attempts[forgiven + 1 :] if one.outcome != DONE], mark)
+    if fenced >= max_attempts:
+        return Verdict(
+            False,
+            f"{fenced} attempts in a row were taken over by another without progress: "
+            "does somebody else plan for the same run root?",
+        )
     states = {(one.uid, one.task): one.state for one in ends}
     causes = [
         one.outcome
@@ -98,6 +105,13 @@ def judge(
     if ends and ends[-1].state == "CANCELLED":
         return Verdict(True, "cancelled", halvings, cancelled=True)
     return Verdict(True, causes[-1] if causes else "", halvings)
+
+
+def _fenced(attempts: Sequence[Attempt], mark: str) -> int:
+    """How many attempts have lost their claim to another since the last progress of any."""
+    marks = [*(one.mark for one in attempts[1:]), mark][: len(attempts)]
+    moved = [i for i, one in enumerate(attempts) if marks[i] != one.mark]
+    return sum(one.outcome == FENCED for one in attempts[max(moved, default=-1) + 1 :])
 
 
 def _cause(one: Attempt, later: Sequence[Attempt], states: Mapping[tuple[str, int], str]) -> str:

@@ -2,6 +2,7 @@
 verdict on a cell that was tried.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ class Seen:
     entries: list[Entry]
     live: dict[str, tuple[Entry, int, queue.Task | None]]
     tasks: list[queue.Task]
+    missing: frozenset[str] = frozenset()  # open submissions of other users that it does not show
 
 
 def look(books: Ledger, write: bool = True) -> Seen:
@@ -29,7 +31,13 @@ def look(books: Ledger, write: bool = True) -> Seen:
     now = time.time()
     open_ = [e for e in entries if e.id is None and not e.void]
     orphans = {e.submission.uid: ledger.at_work(e.submission, now) for e in open_}
-    tasks = queue.tasks()
+    tasks = queue.tasks(ledger.users(entries))
+    listed = {task.name for task in tasks}
+    open_of_others = {
+        e.submission.name
+        for e in entries
+        if not e.over and e.submission.user not in (-1, os.getuid())
+    }
     found = ledger.reconcile(entries, tasks, orphans)
     if write:
         for entry, id in found.adopted:
@@ -39,7 +47,7 @@ def look(books: Ledger, write: bool = True) -> Seen:
         _explain(found.ended)
         for entry in found.ended:
             books.ended(entry)
-    return Seen(entries, found.live, tasks)
+    return Seen(entries, found.live, tasks, frozenset(open_of_others - listed))
 
 
 def _explain(ended: Sequence[Entry]) -> None:

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ def take(package: Path, into: Path) -> Path:
     if (target / NAME).exists():
         return target
     into.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=into, prefix=".new-"))
-    beside.chmod(0o755)
+    # not mkdtemp, which leaves out the group whatever the umask says
+    beside = into / f".new-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
+    beside.mkdir()
     for path in paths:
         copy = beside / package.name / path.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -134,7 +134,7 @@ def _decide(
         profile = sweep.cluster
         return judge_cell(books.root / key, ends.get(key, ()), sweep.marks, profile.max_attempts)
 
-    occupied = sum(t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
+    occupied = sum(t.mine and t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
     return plan.plan(
         cells,
         done,
@@ -208,8 +208,8 @@ def _heard(books: Ledger, submission: Submission) -> str:
 def _others(seen: Seen) -> dict[str, str]:
     """The tasks of other sweeps that fill the queue, which make room when they end."""
     wakes = f"{ledger.PREFIX}wake-"
-    ours = [t for t in seen.tasks if t.name.startswith(ledger.PREFIX) and t.lives and not t.stuck]
-    return {t.id: t.id for t in ours if not t.name.startswith(wakes)}
+    ours = [t for t in seen.tasks if t.mine and t.name.startswith(ledger.PREFIX)]
+    return {t.id: t.id for t in ours if t.lives and not t.stuck and not t.name.startswith(wakes)}
 
 
 def _wakes(sweep: Sweep, seen: Seen) -> list[queue.Task]:
@@ -254,7 +254,7 @@ def _wake(
     id = _submit(sweep, books, submission, how)
     if pending:
         with suppress(Unreachable):  # one too many does no harm
-            queue.cancel([t.id for t in pending])
+            queue.cancel([t.id for t in pending if t.mine])
     return id
 
 

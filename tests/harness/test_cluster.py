@@ -144,7 +144,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     one = books.intend(kind="pretrain", tasks=((job.key,),))
     books.submitted(one.uid, "7")
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("here", 1001, 10000))
-    monkeypatch.setattr(queue, "tasks", lambda: [queue.Task("7", one.name, "RUNNING")])
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [queue.Task("7", one.name, "RUNNING")])
     monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
     return job
 
@@ -154,17 +154,17 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
 ) -> None:
     with pytest.raises(ValueError, match="1 of these jobs are in a cluster's queue or running"):
         cluster.free(tmp_path, [submitted])
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     cluster.free(tmp_path, [submitted])  # it has ended, though no pass has seen it yet
 
-    def no_slurm() -> list[queue.Task]:
+    def no_slurm(users: object = ()) -> list[queue.Task]:
         raise ValueError("squeue is not on this machine")
 
     monkeypatch.setattr(queue, "tasks", no_slurm)
     with pytest.raises(ValueError, match=r"squeue is not .*; remove .*\.slurm if nothing of it"):
         cluster.free(tmp_path, [submitted])
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     with pytest.raises(ValueError, match="this is 'there'") as away:
         cluster.free(tmp_path, [submitted])
     assert str(away.value).count("remove") == 1
@@ -203,7 +203,7 @@ def test_status_on_another_cluster_knows_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key].state == "running"
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
     found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
     assert found.state == "queued" and "SLURM cannot be asked" in found.reason
@@ -214,7 +214,7 @@ def test_status_says_what_the_next_run_tries_again(
     submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory leaves a failure.json, and is tried once more; an error is not."""
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
     for outcome, state in (("oom", "missing"), ("error", "failed")):
         (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
@@ -229,7 +229,7 @@ def test_a_failure_here_after_the_clusters_attempt_is_shown(
     submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cluster's time limit was said to be over it."""
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
     tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
     attempt.end(folder, tried, "stopped")
@@ -245,7 +245,7 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next run goes on; it was shown as failed."""
-    monkeypatch.setattr(queue, "tasks", list)
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
     tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
     attempt.end(folder, tried, "oom", "CUDA out of memory")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from lewel_bench.slurm import queue
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def running() -> Iterator[Lab]:
     if not os.environ.get("LEWEL_BENCH_SLURM"):
         pytest.skip("make test-slurm starts a private SLURM")
     if shutil.which("sbatch") is None:
         pytest.skip("needs SLURM: apt-get install slurmctld slurmd slurm-client munge")
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+    # not in pytest's folder, which other users cannot enter
+    folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))
+    folder.chmod(0o755)
+    lab = Lab(folder)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = lab.environment["SLURM_CONF"]
     try:

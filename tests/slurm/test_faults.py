@@ -1,17 +1,22 @@
 """Faults on a real SLURM: every one ends, after at most one more run, in the undisturbed result."""
 
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from lab import Bench, Lab, until
 
-from lewel_bench.slurm import control, queue
+from lewel_bench.slurm import control, queue, sweep
+from lewel_bench.slurm.ledger import Ledger
 from lewel_bench.slurm.queue import Unreachable
 
 LONG = {"ticks": 40, "tick_s": 0.1, "save_every": 5}
@@ -281,6 +286,74 @@ def test_three_planners_in_the_same_second(bench: Bench, tmp_path: Path) -> None
     bench.finish()
     bench.check()
     assert all(len(bench.attempts(cell.key)) == 1 for cell in bench.cells)
+
+
+def test_two_users_share_a_run_root(lab: Lab) -> None:
+    """Each planner took the other's running jobs for dead, submitted them again and fenced the
+    living ones, without end."""
+    first, second = (
+        {"user": name, "group": GROUP, "extra_groups": [], "umask": 0o002, "cwd": "/"}
+        for name in ("daemon", "games")
+    )
+    shared = lab.folder / "shared"
+    shared.mkdir()
+    os.chown(shared, -1, GROUP)
+    shared.chmod(0o2775)
+    before = os.umask(0o002)
+    try:
+        bench = Bench(shared / "runs", python=python_for(first))
+        for key in "ab":
+            bench.cell(key, **LONG)
+        plan_as(bench, first)
+        until(lambda: bench.ticks("a") >= 10 and bench.ticks("b") >= 10)
+        plan_as(bench, second)
+        assert [e.submission.user for e in Ledger(bench.root).entries()] == [uid("daemon")]
+        with pytest.raises(ValueError, match="submitted by daemon, the first is job"):
+            cancel_as(uid("games"), bench)
+        queue.cancel([job(bench, "b")])
+        until(lambda: "b" not in control.survey(bench.root))
+        plan_as(bench, second)  # which goes on from the other's checkpoint
+        assert len(Ledger(bench.root).entries()) == 2
+        bench.finish()
+        bench.check()
+    finally:
+        os.umask(before)
+    assert [one.outcome for one in bench.attempts("a")] == ["done"]
+    assert [one.outcome for one in bench.attempts("b")] == ["stopped", "done"]
+    assert bench.attempts("b")[1].mark
+    closed = [p for p in shared.rglob("*") if not p.stat().st_mode & 0o020]
+    assert not closed, closed
+
+
+GROUP = 100  # users
+
+
+def uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def python_for(who: dict[str, Any]) -> str:
+    """An interpreter that another user can start, which one in root's home is not."""
+    packages = [path for path in sys.path if "site-packages" in path]
+    code = f"import sys; sys.path += {packages}; import submitit, pydantic, filelock"
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with suppress(OSError):
+            if not subprocess.run([python, "-c", code], **who, capture_output=True).returncode:
+                return python
+    pytest.skip(f"needs root, and a Python with our packages that {who['user']} can start")
+
+
+def plan_as(bench: Bench, who: dict[str, Any]) -> None:
+    packages = [path for path in sys.path if "site-packages" in path]
+    paths = [str(Path(sweep.__file__).parents[2]), *packages]
+    planner = bench.planner(who=who, PYTHONPATH=":".join(paths))
+    out, _ = planner.communicate(timeout=60)
+    assert planner.returncode == 0, out
+
+
+def cancel_as(user: int, bench: Bench) -> None:
+    with patch.object(queue.os, "getuid", lambda: user):
+        control.cancel(bench.root, ["a"])
 
 
 def test_planning_inside_an_array_task(bench: Bench) -> None:

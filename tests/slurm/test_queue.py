@@ -17,10 +17,10 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = "12_3|PENDING|0.5|0:00||Priority|lewel-x\n13|COMPLETING|1|2:00|n1|None|a | b\n"
+    lines = "12_3|PENDING|0.5|0:00||Priority|7|lewel-x\n13|COMPLETING|1|2:00|n1|None|8|a | b\n"
     answer(monkeypatch, lines)
     first, second = queue.tasks()
-    assert (first.index, first.reason, first.name) == (3, "Priority", "lewel-x")
+    assert (first.index, first.reason, first.user, first.name) == (3, "Priority", 7, "lewel-x")
     assert second.name == "a | b"
     assert (second.index, second.nodes, second.lives) == (0, "n1", True)
     answer(monkeypatch, "garbage\n")

@@ -148,3 +148,14 @@ def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
     assert verdict == Verdict(False, "no progress in 2 attempts, the last: killed")
     assert control.again(tmp_path, ["key"]) == ["key"]
     assert control.given_up(tmp_path, ["key"])["key"].again
+
+
+def test_attempts_that_others_took_over_are_counted() -> None:
+    """Two planners that did not see each other's jobs fenced each other without end."""
+    taken = [attempt(n, "fenced") for n in range(5)]
+    assert judge([*taken[:4], attempt(4, "killed")], [], "", 5).again
+    verdict = judge(taken, [], "", 5)
+    assert not verdict.again and "5 attempts in a row were taken over by another" in verdict.reason
+    moving = [attempt(n, "fenced", mark=f"checkpoint-{n}") for n in range(9)]
+    assert judge(moving, [], "checkpoint-9", 5).again
+    assert judge([*taken, attempt(6, "retry")], [], "", 5).again

@@ -14,6 +14,7 @@ from lewel_bench.slurm.ledger import Busy, Entry, Foreign, Ledger
 from lewel_bench.slurm.plan import Cell
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
+ME = os.getuid()
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -57,7 +58,7 @@ def answered(bench: Bench) -> list[Entry]:
 
 
 def line(entry: Entry, state: str, reason: str = "None") -> str:
-    return f"{entry.id}|{state}|1|0:00||{reason}|{entry.submission.name}"
+    return f"{entry.id}|{state}|1|0:00||{reason}|{ME}|{entry.submission.name}"
 
 
 def test_refused_from_the_start(bench: Bench) -> None:
@@ -126,7 +127,8 @@ def test_a_refusal_that_was_heard(bench: Bench) -> None:
     stand_in(
         there,
         "sbatch",
-        f'echo "7|PENDING|1|0:00||None|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" > {queue}\n'
+        f'echo "7|PENDING|1|0:00||None|{ME}|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" '
+        f"> {queue}\n"
         "echo Socket timed out >&2; exit 1",
     )
     stand_in(there, "squeue", f"cat {queue} 2> /dev/null || true")
@@ -154,7 +156,11 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     """With nothing of its own in the queue a sweep that was held back ended for good."""
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
-    show(bench, "90|RUNNING|1|0:00||None|lewel-other", "91|PENDING|1|0:00||None|lewel-wake-x-y")
+    show(
+        bench,
+        f"90|RUNNING|1|0:00||None|{ME}|lewel-other",
+        f"91|PENDING|1|0:00||None|{ME}|lewel-wake-x-y",
+    )
     done = bench.run_with_wakes()
     assert done.count("held") == 2 and done.wake == "1"
     assert "--dependency=afterany:90\n" in wake_script(bench)
@@ -164,7 +170,7 @@ def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> 
     """It may be a long one, while others make room."""
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 2}))
-    show(bench, "90|RUNNING|1|0:00||None|lewel-other")
+    show(bench, f"90|RUNNING|1|0:00||None|{ME}|lewel-other")
     done = bench.run_with_wakes()
     assert [state for state, _ in done.states.values()] == ["submit", "held"]
     assert "--dependency='afterany:1?afterany:90'\n" in wake_script(bench)
@@ -258,8 +264,47 @@ def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.Monke
     books = Ledger(bench.root)
     one = books.intend(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
     books.submitted(one.uid, "7")
-    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{one.name}" for i in range(50)))
+    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{ME}|{one.name}" for i in range(50)))
     written: list[str] = []
     monkeypatch.setattr(Ledger, "ended", lambda self, entry: written.append(entry.submission.uid))
     assert len(control.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
     assert written == [one.uid]
+
+
+OTHER = ME + 70_000  # no name
+
+
+def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger.os, "getuid", lambda: OTHER)
+        accept(bench, "$n -le 9")
+        bench.run()
+    return answered(bench)[0]
+
+
+def test_the_queue_is_asked_about_every_user_of_the_ledger(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.cells = bench.cells[:1]
+    theirs = submitted_by_another(bench, monkeypatch)
+    there = bench.root.parent
+    living = line(theirs, "RUNNING").replace(f"|{ME}|", f"|{OTHER}|")
+    stand_in(there / "bin", "squeue", f'echo "$@" > {there}/asked; echo "{living}"')
+    done = bench.run()
+    assert done.states["a"] == ("live", "") and not done.submitted
+    assert f"-u {ME},{OTHER} " in (there / "asked").read_text()
+    # their jobs do not count against this user's limit, nor do they make room
+    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
+    bench.cell("c", "pretrain")
+    assert bench.run().states["c"][0] == "submit"
+
+
+def test_jobs_of_another_user_that_slurm_hides_are_not_taken_for_dead(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted_by_another(bench, monkeypatch)
+    monkeypatch.setattr(ledger.os, "getuid", lambda: OTHER + 1)
+    stand_in(bench.root.parent / "bin", "scontrol", f"printf '{CONFIG}PrivateData = jobs,usage\\n'")
+    for look in (bench.run, lambda: control.survey(bench.root)):
+        with pytest.raises(Foreign, match=f"user {OTHER} has submitted jobs.*PrivateData=jobs"):
+            look()
