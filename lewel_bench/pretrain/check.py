@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
-from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.decode import FORMATS, decode_with_kind
 from lewel_bench.pretrain.folder import NAMES, Images, is_image, read_folder
 from lewel_bench.pretrain.problems import Problem
 
 _SEED = 0  # of the sample: the same data set gets the same report
-_MODES = {"L": "greyscale", "1": "greyscale", "I;16": "greyscale", "CMYK": "CMYK"}
+_MODES = {
+    "L": "greyscale",
+    "1": "greyscale",
+    "I": "16-bit greyscale (scaled to 8 bits)",
+    "I;16": "16-bit greyscale (scaled to 8 bits)",
+    "I;16B": "16-bit greyscale (scaled to 8 bits)",
+    "CMYK": "CMYK",
+}
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -106,15 +112,14 @@ def _look(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, li
 def _inspect(path: Path) -> tuple[str, str]:
     """(what is wrong, what it is if not a plain RGB file of its name); both may be empty."""
     try:
-        decode(path)
-        with Image.open(path) as image:
-            mode, form = image.mode, image.format or ""
-    except (ValueError, OSError) as error:
+        _, kind = decode_with_kind(path)
+    except ValueError as error:
         return Problem.of(error), ""
-    if mode != "RGB":
-        return "", _MODES.get(mode, f"{mode}-mode")
-    if form not in ("JPEG", "MPO") and path.suffix.lower() in (".jpg", ".jpeg"):
-        return "", f"JPEG-named {form}"
+    if kind.mode != "RGB" or kind.transparent:
+        what = _MODES.get(kind.mode, f"{kind.mode}-mode")
+        return "", f"{what} (transparency dropped)" if kind.transparent else what
+    if kind.format not in ("JPEG", "MPO") and path.suffix.lower() in FORMATS["JPEG"]:
+        return "", f"JPEG-named {kind.format}"
     return "", ""
 
 
