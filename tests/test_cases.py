@@ -4,6 +4,7 @@ The inputs are made by the scripts of `shared/cases` beside the repository; with
 $LEWEL_BENCH_TEST_DATA, the folder next to it) these tests skip.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -67,3 +68,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 # --- kNN: knn_top5.py ------------------------------------------------------------------------
+
+
+def test_knn_top5_counts_no_class_without_a_vote() -> None:
+    printed = subprocess.run(
+        [sys.executable, CASES / "knn_top5.py"], check=True, capture_output=True, text=True
+    ).stdout
+    one, five = (ast.literal_eval(line.split(" ", 1)[1])[0] for line in printed.splitlines())
+    assert one == pytest.approx({"top1": 10.2, "top5": 10.2}) and five["top1"] < five["top5"] < 50

@@ -1,6 +1,7 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (InstDisc, arXiv 1805.01978).
 
-Each of the k nearest of the bank by cosine votes for its class with weight exp(cosine / T).
+Each of the k nearest of the bank by cosine votes for its class with weight exp(cosine / T). A class
+without a vote is not predicted: top-5 counts the classes that have one, five at most.
 Shapes: Q queries, N images in the bank, D features, C classes.
 """
 
@@ -60,14 +61,23 @@ def run(
         k = min(protocol.ks[0], len(bank[0]))
         votes = vote(bank, queries[0], k, protocol.temperature, classes)
         scores.write_predictions(
-            folder / "predictions.npz", splits.report, lambda v: v / v.sum(1, keepdim=True), votes
+            folder / "predictions.npz",
+            splits.report,
+            lambda v: v / v.clamp_min(0).sum(1, keepdim=True),
+            votes,
         )
     return Outcome(
         metrics=metrics,
         chosen={"k": protocol.ks[0], "temperature": protocol.temperature},
-        warnings=[*warnings, *scores.top5_note(classes)],
-        extra={"bank": len(splits.train)},
+        warnings=[*warnings, *_top5_note(min(classes, *protocol.ks[:1]))],
+        extra={"bank": len(splits.train), "note": f"bank: all {len(bank[0])} training images"},
     )
+
+
+def _top5_note(most: int) -> list[str]:
+    if most >= 5:
+        return []
+    return [f"top5 counts every class that a neighbour votes for, {most} at most"]
 
 
 def _watch(steps: int, machine: Machine, report: Report, stop: Stop) -> Callable[[], None]:
@@ -114,11 +124,15 @@ def measure(
 def vote(
     bank: tuple[Tensor, Tensor], queries: Tensor, k: int, temperature: float, classes: int
 ) -> Tensor:
-    """Sum of the weights of each class (Q, C) among the k nearest of the bank (N, D), (N,)."""
+    """Sum of the weights of each class (Q, C) among the k nearest of the bank (N, D), (N,), over
+    the weight of the nearest; -inf for a class that none of them has."""
     keys = normalize(bank[0], dim=1)  # (N, D)
-    votes = queries.new_zeros(len(queries), classes)
+    votes = queries.new_full((len(queries), classes), -torch.inf)
     chunk = max(1, SIMILARITIES // len(keys))
     for query, out in zip(torch.split(queries, chunk), torch.split(votes, chunk), strict=True):
         near = (normalize(query, dim=1) @ keys.mT).topk(k, dim=1)  # (q, k)
-        out.scatter_add_(1, bank[1][near.indices], (near.values / temperature).exp())
+        voted = bank[1][near.indices]  # (q, k)
+        # over the largest: a low temperature must not overflow
+        weights = ((near.values - near.values[:, :1]) / temperature).exp()
+        out.scatter_(1, voted, 0.0).scatter_add_(1, voted, weights)
     return votes

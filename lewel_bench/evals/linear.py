@@ -63,7 +63,9 @@ def run(
         found, notes = knn.measure(
             bank, shown, [protocol.knn_k], protocol.knn_temperature, len(images.classes)
         )
-        outcome.metrics["knn_top1"] = found["top1"]
+        name, held = ("train", "") if protocol.refit else ("train_less_held_out", " not held out")
+        outcome.metrics[f"knn_top1_bank_{name}"] = found["top1"]
+        outcome.extra["note"] += f". kNN bank: the {len(images)} training images{held}"
         outcome.warnings.extend(notes)
     if rank() == 0:
         scores.write_predictions(

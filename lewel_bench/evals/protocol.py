@@ -19,8 +19,10 @@ class Linear(Value):
     `lrs` are absolute, at `batch`. `milestones` are epochs at which the rate falls to a tenth;
     none means a cosine to zero that moves once per epoch. `held_out` training images choose among
     the heads. `refit` trains once more on all training images with the chosen head's settings.
-    `knn_k` is the number of neighbours of the kNN accuracy beside it (0: none). `name`, `label`,
-    `source` and `published_lr` (the rate that the paper states) are not part of the identity.
+    `knn_k` is the number of neighbours of the kNN accuracy beside it (0: none), whose bank is what
+    the heads were trained on: the training images less those held out, or with `refit` all.
+    `name`, `label`, `source` and `published_lr` (the rate that the paper states) are not part of
+    the identity.
     """
 
     runner: Literal["linear"] = "linear"

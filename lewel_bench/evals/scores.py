@@ -24,13 +24,14 @@ def score(
     """top1 and top5 in percent and mean cross-entropy of G candidates on N images.
 
     `logits` turns features (n, D) into (G, n, C). With fewer than 5 classes top5 is the hit rate
-    among all of them. A candidate with logits that are not finite scores as they fall.
+    among all of them. A class with a logit of -inf is never predicted; a candidate with other
+    logits that are not finite scores as they fall.
     """
     totals: Tensor | int = 0
     for x, y in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
         predicted = logits(x)  # (G, n, C)
-        top = predicted.topk(min(5, predicted.shape[-1])).indices  # (G, n, K)
-        hits = top == y[:, None]
+        top = predicted.topk(min(5, predicted.shape[-1]))  # (G, n, K)
+        hits = (top.indices == y[:, None]) & (top.values != -torch.inf)
         truth = y.expand(len(predicted), -1)[..., None]
         loss = -predicted.log_softmax(-1).gather(-1, truth)[..., 0]
         parts = (hits[..., 0].sum(1), hits.any(-1).sum(1), loss.double().sum(1))
@@ -57,18 +58,20 @@ def write_predictions(
 ) -> None:
     """Write index, files, label, top5 (N, K) classes and their probabilities, atomically.
 
-    `probabilities` turns features (n, D) into (n, C); each row of `top5` starts with the best.
+    `probabilities` turns features (n, D) into (n, C); each row of `top5` starts with the best. In
+    place of a class that is not predicted (a probability of -inf) `top5` has -1.
     """
     parts = [probabilities(x) for x in torch.split(features, CHUNK)]
     best = [part.topk(min(5, part.shape[-1])) for part in parts]
+    top5 = torch.cat([b.indices.masked_fill(b.values == -torch.inf, -1) for b in best])
     content = io.BytesIO()
     np.savez_compressed(
         content,
         index=np.arange(len(images)),
         files=np.array(images.files),
         label=images.labels,
-        top5=torch.cat([b.indices for b in best]).cpu().numpy(),
-        probability=torch.cat([b.values for b in best]).cpu().numpy(),
+        top5=top5.cpu().numpy(),
+        probability=torch.cat([b.values for b in best]).clamp_min(0).cpu().numpy(),
         classes=np.array(images.classes),
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,41 @@ def test_votes_equal_the_loop(clouds, monkeypatch, k, temperature):
     monkeypatch.setattr(knn, "SIMILARITIES", 7 * BANK)  # several chunks, the last one short
     votes = knn.vote(bank, queries[0], k, temperature, CLASSES)
     expected = torch.tensor([naive(bank, q, k, temperature) for q in queries[0].tolist()])
-    torch.testing.assert_close(votes, expected, rtol=2e-5, atol=1e-6)
+    assert torch.equal(votes > -torch.inf, expected > 0)
+    weights = votes.clamp_min(0) / votes.clamp_min(0).sum(1, keepdim=True)
+    shares = (expected / expected.sum(1, keepdim=True)).float()
+    torch.testing.assert_close(weights, shares, rtol=2e-5, atol=1e-6)
     found, warnings = knn.measure(bank, queries, [k, 5], temperature, CLASSES)
     hits = (expected.argmax(1) == queries[1]).double().mean()
     assert found["top1"] == pytest.approx(100 * float(hits))
     assert set(found) == {"top1", "top5", "top1_k5"} and not warnings
+
+
+@pytest.mark.parametrize("k", [1, 3, 200])
+def test_top5_counts_only_classes_with_a_vote(k):
+    rng = torch.Generator().manual_seed(0)
+    bank, queries = (
+        (torch.randn(count, 4, generator=rng), torch.randint(50, (count,), generator=rng))
+        for count in (200, 300)
+    )
+    cosines = torch.nn.functional.cosine_similarity(queries[0][:, None], bank[0][None], dim=2)
+    hits = {1: 0, 5: 0}
+    for row, label in zip(cosines, queries[1].tolist(), strict=True):
+        votes: dict[int, float] = {}
+        for i in row.argsort(descending=True)[:k].tolist():
+            voted = int(bank[1][i])
+            votes[voted] = votes.get(voted, 0) + math.exp(row[i] / 0.07)
+        ranked = sorted(votes, key=lambda c: -votes[c])
+        hits = {n: hits[n] + (label in ranked[:n]) for n in hits}
+    found, _ = knn.measure(bank, queries, [k], 0.07, 50)
+    assert found == pytest.approx({f"top{n}": 100 * hits[n] / 300 for n in hits})
+    assert k > 1 or found["top5"] == found["top1"]
+
+
+def test_a_low_temperature_follows_the_nearest_neighbour(clouds):
+    bank, queries = clouds
+    nearest = knn.measure(bank, queries, [1], 0.07, CLASSES)[0]["top1"]
+    assert knn.measure(bank, queries, [20], 1e-4, CLASSES)[0]["top1"] == nearest
 
 
 def test_a_bank_smaller_than_k_is_said(clouds):
@@ -78,8 +108,9 @@ def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_pat
     assert len(seen) == 8 + 3
 
 
-def test_run(splits, backbone_file, machine, tmp_path):
-    protocol = Knn(name="x", label="x", source="x", image_size=32, resize=36, ks=(5, 1))
+@pytest.mark.parametrize("k", [5, 1])
+def test_run(splits, backbone_file, machine, tmp_path, k):
+    protocol = Knn(name="x", label="x", source="x", image_size=32, resize=36, ks=(k, 2))
     outcome = knn.run(
         protocol,
         backbone=backbone_file,
@@ -96,3 +127,9 @@ def test_run(splits, backbone_file, machine, tmp_path):
     hits = saved["top5"] == saved["label"][:, None]
     assert 100 * hits[:, 0].mean() == pytest.approx(outcome.metrics["top1"])
     assert 100 * hits.any(1).mean() == pytest.approx(outcome.metrics["top5"])
+    assert ((saved["top5"] == -1) == (saved["probability"] == 0)).all()
+    assert (saved["top5"] == -1).any() and saved["probability"].sum(1) == pytest.approx(1)
+    assert outcome.extra["note"] == "bank: all 72 training images"
+    assert outcome.warnings == (
+        [] if k == 5 else ["top5 counts every class that a neighbour votes for, 1 at most"]
+    )

@@ -55,7 +55,7 @@ def run(splits, backbone_file, machine, tmp_path):
 def test_learns_and_says_what_it_chose(run, tmp_path, splits):
     outcome = run()
     assert outcome.metrics["top1"] > 45  # chance is 16.7
-    assert set(outcome.metrics) == {"top1", "top5", "knn_top1"}
+    assert set(outcome.metrics) == {"top1", "top5", "knn_top1_bank_train_less_held_out"}
     row = max(outcome.grid, key=lambda r: (r["select_top1"], -r["select_loss"]))
     assert outcome.chosen == {"lr": row["lr"], "weight_decay": row["weight_decay"]}
     assert outcome.metrics["top1"] == row["top1"] and outcome.metrics["top5"] == row["top5"]
@@ -64,6 +64,7 @@ def test_learns_and_says_what_it_chose(run, tmp_path, splits):
     assert outcome.paper_rule["top1"] == best
     assert outcome.selection_gap["top1"] == best - outcome.metrics["top1"] >= 0
     assert "36 of 108 training images (33.3%)" in outcome.extra["note"]
+    assert "kNN bank: the 72 training images not held out" in outcome.extra["note"]
     saved = np.load(tmp_path / "a/predictions.npz")
     assert (saved["label"] == splits.report.labels).all()
     hits = saved["top5"] == saved["label"][:, None]
@@ -175,6 +176,10 @@ def test_refit_is_a_training_on_everything_with_the_chosen_settings(run, splits)
     chosen = {"lrs": (first.chosen["lr"],), "weight_decays": (first.chosen["weight_decay"],)}
     everything = Splits(linear.join(splits.train, splits.select), splits.select, splits.report)
     alone = run(change(SGD, chosen), splits=everything, folder="alone")
+    # all training images are the bank of either
+    assert refit.metrics.pop("knn_top1_bank_train") == alone.metrics.pop(
+        "knn_top1_bank_train_less_held_out"
+    )
     assert refit.metrics == alone.metrics
 
 
