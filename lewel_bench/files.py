@@ -166,6 +166,17 @@ def _remove_abandoned(path: Path) -> None:
                 beside.unlink()
 
 
+def follow_group(root: Path) -> None:
+    """From now on what this process writes is as open to its group as a shared `root` is, whatever
+    the umask: shared is a folder that its group can write and whose files inherit the group."""
+    try:
+        mode = root.stat().st_mode
+    except OSError:
+        return
+    if mode & stat.S_ISGID and mode & stat.S_IWGRP:
+        os.umask(os.umask(0) & ~stat.S_IRWXG)
+
+
 def check_folder(folder: Path) -> None:
     """Raise OSError where files cannot be made, replaced, created once and locked in `folder`."""
     probe = _temporary(folder / "probe")
@@ -321,7 +332,7 @@ def _is_raw(error: OSError) -> bool:
 
 def permission_advice(path: Path) -> str:
     """What is needed to write where another user's files are."""
-    place = next((one for one in (path, *path.parents) if one.exists()), path)
+    place = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
     try:
         owner = place.stat().st_uid
         whose = "you" if owner == os.geteuid() else pwd.getpwuid(owner).pw_name

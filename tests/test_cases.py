@@ -6,13 +6,17 @@ $LEWEL_BENCH_TEST_DATA, the folder next to it) these tests skip.
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from command_line import command, environment, write_images
 from photos import DATA
+
+from tests.harness.test_end_to_end import arguments, records
 
 CASES = DATA.parent / "cases"
 Made = Callable[..., Path]
@@ -62,6 +66,89 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 # --- Run roots: no_hard_links, no_flock, two_users -------------------------------------------
+
+
+def without(what: str, folder: Path) -> dict[str, str]:
+    """The environment of a command whose file system lacks something; `folder/used` shows that the
+    command met it."""
+    folder.mkdir()
+    _, code = (CASES / f"{what}.sitecustomize.py").read_text().split("\n", 1)  # how it is used
+    (folder / "sitecustomize.py").write_text(
+        f"{code}\nopen({str(folder / 'used')!r}, 'w').close()\n"
+    )
+    return environment(PYTHONPATH=str(folder))
+
+
+def run_in(
+    cwd: Path, words: list[str], before: Sequence[str] = (), env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*before, *command(*words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=env or environment(),
+    )
+
+
+@pytest.fixture(scope="module")
+def without_links(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run root whose one pre-training was recorded where there are no hard links."""
+    cwd = tmp_path_factory.mktemp("links")
+    done = run_in(cwd, arguments(images, "moco_v2", ()), env=without("no_hard_links", cwd / "x"))
+    assert done.returncode == 0, done.stderr
+    assert (cwd / "x" / "used").exists()
+    return cwd / "runs"
+
+
+def test_no_hard_links(without_links: Path) -> None:
+    (found,) = records(without_links).values()
+    assert found["kind"] == "pretrain"
+    assert not [path for path in without_links.rglob(".*") if path.name.endswith(".tmp")]
+
+
+def test_no_flock(images: Path, tmp_path: Path) -> None:
+    done = run_in(
+        tmp_path, arguments(images, "moco_v2", ()), env=without("no_flock", tmp_path / "x")
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (last,) = done.stderr.strip().splitlines()[-1:]
+    assert last.startswith(
+        f"lewel-bench: cannot write to the run root {tmp_path}/runs: files canno"
+    )
+    assert "Choose a --root" in last and "Lustre with -o flock" in last
+    assert not os.listdir(tmp_path / "runs")
+
+
+NO_RIGHTS = "-dac_override,-dac_read_search,-fowner,-chown"
+OTHER_USER = ("setpriv", f"--bounding-set={NO_RIGHTS}", f"--inh-caps={NO_RIGHTS}")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, who may become another"
+)
+def test_two_users(images: Path, without_links: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(without_links, tmp_path / "runs")
+    (folder,) = (path.parent for path in root.glob("*/record.json"))
+    (folder / "record.json").unlink()  # interrupted
+    for path in (root, *root.rglob("*")):
+        shutil.chown(path, "nobody")
+    for path in root.iterdir():
+        path.chmod(0o755)
+    root.chmod(0o777)
+    words = arguments(images, "moco_v2", ())
+    done = run_in(tmp_path, words, before=OTHER_USER)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (text,) = [line for line in done.stderr.splitlines() if line.startswith("lewel-bench:")]
+    assert text.startswith(f"lewel-bench: cannot write to the folder of a job, {folder}: ")
+    assert "belongs to nobody. To share a run root, put its users into one group" in text
+    mine = write_images(tmp_path / "new", val=7)
+    done = run_in(tmp_path, arguments(mine, "moco_v2", ()), before=OTHER_USER)
+    assert done.returncode == 0, done.stderr
+    assert f"note: {root}/.queues: Permission denied" in done.stderr
+    assert len(records(root)) == 1
 
 
 # --- Clusters: fake_slurm.sh -----------------------------------------------------------------

@@ -100,6 +100,23 @@ def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o777 & ~mask
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("mode", [0o2775, 0o2755, 0o775])
+def test_a_root_shared_by_a_group_stays_open_to_it(tmp_path: Path, mask: int, mode: int) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    root.chmod(mode)
+    before = os.umask(mask)
+    try:
+        files.follow_group(root)
+        create(root / "key" / "record.json", "x")
+    finally:
+        os.umask(before)
+    opened = mask & ~0o070 if mode == 0o2775 else mask
+    assert stat.S_IMODE((root / "key" / "record.json").stat().st_mode) == 0o666 & ~opened
+    assert stat.S_IMODE((root / "key").stat().st_mode) & 0o777 == 0o777 & ~opened
+
+
 def test_a_full_disk_names_the_file_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lewel_bench.evals import features
-from lewel_bench.files import Held, Lock
+from lewel_bench.files import Held, Lock, follow_group
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.log import write_failure
@@ -33,6 +33,7 @@ LOCK_S = 30.0  # for a copy that lost its claim to notice
 def main() -> int:
     """Compute the job of a folder and commit its record; the exit code."""
     folder = Path(sys.argv[1])
+    follow_group(folder.parent)
     settings = _granted(MachineSettings.model_validate_json(sys.argv[2]))
     signals.listen()
     job = read_spec(folder)

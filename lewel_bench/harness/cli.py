@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lewel_bench.files import described
+from lewel_bench.files import described, follow_group
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Context:
         self.root = Path(root).expanduser().resolve() if root else self.site.resolve(self.site.runs)
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"the run root {self.root} is a file: name a folder with --root")
+        follow_group(self.root)
         own.remember(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]

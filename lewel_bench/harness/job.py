@@ -19,7 +19,7 @@ from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.files import Lock, naming
+from lewel_bench.files import Lock, follow_group, naming
 from lewel_bench.harness import bundle, signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.log import Log, write_failure
@@ -319,6 +319,7 @@ def machine(settings: MachineSettings) -> Machine:
 def main() -> int:
     """Run the job of a folder under torchrun; the parent holds the lock."""
     folder = Path(sys.argv[1])
+    follow_group(folder.parent)
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
     distributed.start(machine(settings).device)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Log:
             for name, value in fields.items():
                 if isinstance(value, int | float) and name not in ("step", "steps"):
                     self.tensorboard.add_scalar(f"{event}/{name}", value, fields["step"])
-        self.onward(event, **fields)
+        with suppress(OSError):  # a terminal or pipe that was closed: the event is in the file
+            self.onward(event, **fields)
 
     def close(self) -> None:
         """Write what TensorBoard still holds."""

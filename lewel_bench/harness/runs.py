@@ -53,6 +53,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     settings = machine(arguments, context.site)
     _refuse(context, arguments)
     store = Store(context.root)
+    _refuse_folders_of_others(context.root, [job for job in jobs if job.key not in store.records])
     _corrupt(jobs, store, arguments)
     todo = [job for job in jobs if job.key not in store.records]
     estimator = Estimator(store.records, context.root, settings.share)
@@ -86,6 +87,19 @@ def _refuse(context: "Context", arguments: argparse.Namespace) -> None:
         budget.hours_of(arguments.budget)
     if arguments.probe is not None and arguments.probe < 2:
         raise ValueError(f"--probe {arguments.probe}: a pace needs two steps at least, such as 50")
+
+
+def _refuse_folders_of_others(root: Path, todo: Sequence[Job]) -> None:
+    """Refuse jobs that another user has begun, in folders that this one cannot write."""
+    needed = os.R_OK | os.W_OK | os.X_OK
+    folders = [root / job.key for job in todo]
+    closed = [one for one in folders if os.path.lexists(one) and not os.access(one, needed)]
+    if closed:
+        more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
+        raise ValueError(
+            f"cannot write to the folder of a job, {closed[0]}{more}: "
+            f"{files.permission_advice(closed[0])}"
+        )
 
 
 def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None:

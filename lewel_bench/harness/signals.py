@@ -1,19 +1,22 @@
 """Turning signals into a request to save and stop."""
 
+import os
 import signal
 import sys
 from functools import partial
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _received: list[int] = []
 
 
 def listen(answer: str = "saving, then stopping") -> None:
     """From now on the first of SIGNALS asks to stop, which `answer` says; a second Ctrl-C ends the
-    process at once."""
+    process at once. A SIGHUP that `nohup` had ignored stays ignored."""
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
     for one in SIGNALS:
-        signal.signal(one, partial(_receive, answer))
+        if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:
+            signal.signal(one, partial(_receive, answer, terminals))
 
 
 def asked_to_stop() -> bool:
@@ -26,7 +29,10 @@ def received() -> int | None:
     return _received[0] if _received else None
 
 
-def _receive(answer: str, number: int, frame: FrameType | None) -> None:
+def _receive(answer: str, terminals: list[int], number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # a terminal that was closed refuses every write
+        for stream in terminals:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     if _received and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)

@@ -253,7 +253,8 @@ def queue(root: Path, keys: list[str]) -> Iterator[None]:
     try:
         lock.acquire()
     except PermissionError as error:  # the locks of the jobs exclude others all the same
-        print(f"note: {error}: others do not see which jobs wait here", file=sys.stderr)
+        place = f"{folder}: {error.strerror}"
+        print(f"note: {place}: other users do not see which jobs wait here", file=sys.stderr)
         yield
         return
     try:

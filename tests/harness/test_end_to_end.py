@@ -2,9 +2,12 @@
 
 import json
 import os
+import pty
 import random
+import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -198,6 +201,29 @@ def test_signals_save_and_say_how_to_go_on(
     assert list((tmp_path / "runs").glob("*/checkpoint-*"))
     assert bench(*words).returncode == 0
     assert results(tmp_path / "runs") == undisturbed["moco_v2"]
+
+
+def test_a_closed_terminal_saves_in_every_process(images: Path, tmp_path: Path) -> None:
+    words = [*arguments(images, "moco_v2", (), epochs=200), "--seeds", "2", "--jobs", "2"]
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, command(*words), environment())
+    logs: list[Path] = []
+    until = time.monotonic() + 120
+    try:
+        while len(logs) < 2 or not all('"step"' in path.read_text() for path in logs):
+            assert time.monotonic() < until
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 65536)
+            logs = list((tmp_path / "runs").glob("*/events.jsonl"))
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    for log in logs:
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert last["event"] == "stopped" and "saved at step" in last["message"]
+        assert list(log.parent.glob("checkpoint-*")) and not (log.parent / "failure.json").exists()
 
 
 def test_two_runs_at_once_compute_each_key_once(
