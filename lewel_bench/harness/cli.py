@@ -255,14 +255,16 @@ def show_status(arguments: argparse.Namespace) -> int:
         arguments.watch = False
         return watch(lambda: show_status(arguments))
     store = Store(context.root)
-    states = list(_states(context, store, arguments.cluster).values())
+    notes: list[str] = []
+    states = list(_states(context, store, arguments.cluster, notes).values())
     shown = [s for s in states if not arguments.state or s.state in arguments.state]
     shown.sort(key=lambda s: ORDER.index(s.state))
     _warn(store)
     methods, tables = shares(states)
     if arguments.format == "json":
         found: dict[str, Sequence[Any]] = {"jobs": shown, "methods": methods, "tables": tables}
-        print(_lines({name: [vars(one) for one in several] for name, several in found.items()}))
+        lists = {name: [vars(one) for one in several] for name, several in found.items()}
+        print(_lines({**lists, "cluster": [{"note": note} for note in notes]}))
         return 0
     from lewel_bench.harness import view
 
@@ -279,6 +281,8 @@ def show_status(arguments: argparse.Namespace) -> int:
         if states
         else f"{context.root}: no jobs yet"
     )
+    for note in notes:
+        print(note)
     return 0
 
 
@@ -299,7 +303,9 @@ def _share(one: "Share") -> tuple[str, ...]:
     return (one.name, one.suite, *counts, f"{one.spent_hours:.3g}", left)
 
 
-def _states(context: Context, store: Any, cluster: str | None = None) -> "dict[str, JobState]":
+def _states(
+    context: Context, store: Any, cluster: str | None = None, notes: list[str] | None = None
+) -> "dict[str, JobState]":
     from lewel_bench.harness.cost import Estimator
     from lewel_bench.harness.status import survey
 
@@ -310,7 +316,7 @@ def _states(context: Context, store: Any, cluster: str | None = None) -> "dict[s
 
     if cluster:
         clusters.profile(context.site, cluster)
-    return clusters.live(context.root, states, cluster)
+    return clusters.live(context.root, states, cluster, notes)
 
 
 def cancel_jobs(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from lewel_bench.slurm import (
     cluster,
     control,
     executor,
+    files,
     inside,
     ledger,
     queue,
@@ -48,7 +49,12 @@ DENSE = ("detection", "segmentation")
 
 
 def profile(site: Site, name: str) -> Cluster:
-    """The profile `name` of the site file or of the examples. Raises ValueError."""
+    """The profile `name` of the site file or of the examples; for a planning job as it was when a
+    person started the sweep, whatever the site file says since. Raises ValueError."""
+    if woken := os.environ.get(inside.WAKE):
+        kept = (files.read(Path(woken)) or {}).get("profile")
+        if kept and kept["name"] == name:
+            return Cluster.model_validate(kept)
     return cluster.load(name, site.clusters, str(site.path or ""))
 
 
@@ -168,6 +174,9 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
     print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
     if done.broken:
         print(f"{done.broken}. Run this again later", file=sys.stderr)
+    if done.warning:
+        print(f"warning: {done.warning}", file=sys.stderr)
+    _warn_of_repeats(done, names)
     for key, why in done.stuck.items():
         print(f"stuck: {f'{names[key]} ({key})' if key in names else key}: {why}", file=sys.stderr)
     failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}
@@ -183,6 +192,20 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
     elif counts["live"] + counts["submit"] + counts["here"] and counts["waiting"] + counts["held"]:
         print("run this again when these have ended: the rest waits for them")
     return 1 if failed or done.broken else 0
+
+
+def _warn_of_repeats(done: Pass, names: Mapping[str, str]) -> None:
+    """Say which jobs were submitted again after a failure, and of the first what the log says."""
+    again = {
+        k: why for k, (state, why) in done.states.items() if state == "submit" and "; see " in why
+    }
+    if again:
+        key, why = next(iter(again.items()))
+        print(
+            f"warning: {len(again)} jobs are submitted again after they failed, the first: "
+            f"{names.get(key, key)} ({key}): {why}",
+            file=sys.stderr,
+        )
 
 
 def _preview(work: Sweep, cells: Sequence[Cell]) -> int:
@@ -206,16 +229,19 @@ def doctor(context: "Context", name: str) -> list[check.Check]:
     return list(check.doctor(on, context.root, data))
 
 
-def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str, JobState]:
-    """`states` with what SLURM says. Where it cannot be asked: ValueError when the user named a
-    cluster that is not reachable from here, else a warning and what the ledger remembers."""
+def live(
+    root: Path, states: dict[str, JobState], asked: str | None, notes: list[str] | None = None
+) -> dict[str, JobState]:
+    """`states` with what SLURM says; to `notes` whether something will go on with the sweep. Where
+    SLURM cannot be asked: ValueError when the user named a cluster that is not reachable from here,
+    else a warning and what the ledger remembers."""
     if not (root / ledger.FOLDER).exists():
         return states
     if shutil.which("squeue") is None and not asked:
         print("warning: the jobs of a cluster run here; ask on its login node", file=sys.stderr)
         return states
     try:
-        found = control.survey(root)
+        around = control.look_around(root)
     except (queue.Unreachable, ledger.Foreign) as unreachable:
         print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
         maybe = control.unfinished_elsewhere(root)
@@ -225,12 +251,13 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
             else one
             for key, one in states.items()
         }
+    found = around.live
     merged = dict(states)
     for key, one in found.items():
         if key in states and states[key].state != "done":
             merged[key] = replace(states[key], state=one.state, reason=_reason(one, states[key]))
     idle = [k for k in states if k not in found and not (root / k / NAME).exists()]
-    for key, verdict in control.given_up(root, idle).items():
+    for key, verdict in control.given_up(root, idle, around.entries).items():
         now = merged[key]
         if now.state not in ("missing", "failed") or _failed_since(root / key):
             continue
@@ -238,10 +265,32 @@ def live(root: Path, states: dict[str, JobState], asked: str | None) -> dict[str
             merged[key] = replace(now, state="failed", reason=verdict.reason)
         elif verdict.cancelled:
             merged[key] = replace(now, state="missing", reason="cancelled; run again to go on")
-        elif now.state == "failed":
-            again = f"{now.reason}; the next run tries again"
+        elif now.state == "failed" or "; see " in verdict.reason:
+            why = now.reason if now.state == "failed" else verdict.reason
+            again = f"{why}; the next run tries again"
             merged[key] = replace(now, state="missing", reason=again)
+    if notes is not None:
+        notes += _outlook(around, merged)
     return merged
+
+
+def _outlook(around: control.Survey, states: Mapping[str, JobState]) -> list[str]:
+    """Whether something will submit what is missing, and why not."""
+    notes = [f"partition {name}: {why}: jobs wait" for name, why in around.closed.items()]
+    living = [waker for waker in around.wakers if waker.lives]
+    for one in living:
+        why = f" ({one.reason})" if one.reason else ""
+        notes.append(f"planning job {one.job} is {one.state}{why}: it submits what becomes ready")
+    missing = sum(one.state == "missing" for one in states.values())
+    if not missing or any(waker.state != "stuck" for waker in living):
+        return notes
+    last = next((waker for waker in around.wakers if not waker.lives), None)
+    why = f"; the last planning job, {last.job}, ended as {last.state}" if last else ""
+    if last and last.log:
+        why += f", see {last.log}" + (f" ({last.line})" if last.line else "")
+    count = f"{missing} missing job{'s' * (missing != 1)}"
+    notes.append(f"nothing will submit the {count} by itself{why}: run the same command again")
+    return notes
 
 
 def _failed_since(folder: Path) -> bool:

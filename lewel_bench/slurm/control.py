@@ -3,14 +3,16 @@ up, cancelling, trying again, logs.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lewel_bench.slurm import attempt, queue
 from lewel_bench.slurm.ledger import Entry, Ledger, Submission, user_name
+from lewel_bench.slurm.queue import Unreachable
 from lewel_bench.slurm.retry import Verdict
-from lewel_bench.slurm.seen import ends_by_key, judge_cell, look
+from lewel_bench.slurm.seen import Seen, ends_by_key, failing_log, judge_of, look
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,85 @@ class Live:
     nodes: str = ""
 
 
+@dataclass(frozen=True)
+class Waker:
+    """The newest planning job of a sweep: its `state` in the queue, or how it ended and the `log`
+    and last `line` of one that failed."""
+
+    job: str
+    state: str
+    reason: str = ""
+    log: Path | None = None
+    line: str = ""
+
+    @property
+    def lives(self) -> bool:
+        """Whether it may plan yet."""
+        return self.state in ("running", "queued", "stuck")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What lives, by key; the newest planning job of each sweep, newest first; and why no job can
+    start now in a partition that some job waits for."""
+
+    live: dict[str, Live]
+    wakers: list[Waker]
+    closed: dict[str, str]
+    entries: list[Entry]  # of the ledger, with what has ended since a pass wrote it down
+
+
 def survey(root: Path) -> dict[str, Live]:
-    """What lives under a run root, by key, with one SLURM call, a second where it shows no job of
-    the ledger or not all of another user's, and nothing written. Raises Unreachable, and Foreign
-    where SLURM is another cluster's or hides those."""
+    """What lives under a run root, by key. Raises as `look_around` does."""
+    return look_around(root).live
+
+
+def look_around(root: Path) -> Survey:
+    """What SLURM says about a run root: one call, a second where it shows no job of the ledger or
+    not all of another user's, a third where jobs wait; nothing is written.
+
+    Raises Unreachable, and Foreign where SLURM is another cluster's or hides those.
+    """
     books = Ledger(root)
     seen = look(books, write=False)
     ours = {entry.submission.name for entry in seen.entries}
     if seen.missing or ours.isdisjoint(task.name for task in seen.tasks):
         books.check(queue.limits())
+    waiting = {t.partition for t in seen.tasks if t.name in ours and t.state == "PENDING"}
+    names = {name for several in waiting for name in several.split(",") if name}
+    closed = {}
+    if names:
+        with suppress(Unreachable, ValueError):  # it explains, and decides nothing
+            closed = queue.closed(names)
+    return Survey(_living(root, seen), _wakers(books, seen), closed, seen.entries)
+
+
+def _wakers(books: Ledger, seen: Seen) -> list[Waker]:
+    newest = {e.submission.wakes: e for e in seen.entries if e.submission.wakes and not e.void}
+    tasks = {task.name: task for task in seen.tasks}
+    found = []
+    for entry in sorted(newest.values(), key=lambda e: -e.submission.time):
+        task = tasks.get(entry.submission.name)
+        if task and task.lives:
+            found.append(Waker(task.id, _state(task), _why(task)))
+        elif entry.id is not None:
+            ended = entry.ended.get(0, "UNKNOWN")
+            log, line = None, ""
+            if ended not in ("COMPLETED", "CANCELLED"):
+                log, line = failing_log(books, entry, 0)
+            found.append(Waker(entry.id, ended, "", log, line))
+    return found
+
+
+def _state(task: queue.Task) -> str:
+    return "stuck" if task.stuck else "queued" if task.state == "PENDING" else "running"
+
+
+def _why(task: queue.Task) -> str:
+    return task.stuck or ("" if task.reason in ("None", "") else task.reason)
+
+
+def _living(root: Path, seen: Seen) -> dict[str, Live]:
     pending = sorted(
         (t for t in seen.tasks if t.mine and t.state == "PENDING"), key=lambda t: -t.priority
     )
@@ -45,7 +117,7 @@ def survey(root: Path) -> dict[str, Live]:
         if task is None:
             found[key] = Live(key, "queued", "", "its sbatch has not answered yet")
             continue
-        state = "stuck" if task.stuck else "queued" if task.state == "PENDING" else "running"
+        state = _state(task)
         pack = entry.submission.tasks[index]
         if state == "running" and len(pack) > 1 and _waits(root, key, entry.submission):
             state = "queued"
@@ -53,7 +125,7 @@ def survey(root: Path) -> dict[str, Live]:
             key,
             state,
             task.id,
-            task.stuck or ("" if task.reason in ("None", "") else task.reason),
+            _why(task),
             places.get(task.id, 0),
             task.elapsed,
             task.nodes,
@@ -66,16 +138,19 @@ def _waits(root: Path, key: str, submission: Submission) -> bool:
     return not any(one.uid == submission.uid for one in attempt.history(root / key))
 
 
-def given_up(root: Path, keys: Collection[str]) -> dict[str, Verdict]:
+def given_up(
+    root: Path, keys: Collection[str], entries: Sequence[Entry] | None = None
+) -> dict[str, Verdict]:
     """The verdict on each cell that has neither a record nor a living job but was tried, as the
-    pass that submitted it last would judge."""
-    entries = Ledger(root).entries()
-    ends = ends_by_key(entries)
+    pass that submitted it last would judge; by the ledger, or by `entries` of a survey."""
+    books = Ledger(root)
+    entries = books.entries() if entries is None else entries
+    judge = judge_of(books, entries)
     last = {key: e.submission for e in entries for pack in e.submission.tasks for key in pack}
     found = {}
     for key in keys:
         one = last.get(key, Submission("", "", ()))  # its file may be damaged
-        if verdict := judge_cell(root / key, ends.get(key, ()), one.marks, one.max_attempts):
+        if verdict := judge(key, one.marks, one.max_attempts):
             found[key] = verdict
     return found
 

@@ -31,9 +31,11 @@ EXIT = {outcome: code for code, outcome in CODES.items()}
 
 EXIT_FALLEN = 80
 
-WAKE = "LEWEL_BENCH_WAKE"  # set where a planner was woken by SLURM and no person watches
+# set where a planner was woken by SLURM and no person watches: the file of its submission
+WAKE = "LEWEL_BENCH_WAKE"
 HALVINGS = "LEWEL_BENCH_HALVINGS"  # how often the micro-batch is to be halved
 FAILURE = "failure.json"
+UNEXPLAINED = "see its log"  # in the message of an attempt that left none
 POLL_S, CLAIM_S, BEAT_S = 0.05, 1.0, 15.0
 LEAVE_S = 60.0  # how long a job that asked to be started again waits for SLURM to end it
 
@@ -50,7 +52,7 @@ def start(root: str, uid: str) -> None:
         with suppress(OSError):
             Path(folder).mkdir(parents=True, exist_ok=True)
     if submission.wakes:
-        environment = {**os.environ, WAKE: uid}
+        environment = {**os.environ, WAKE: str(ledger.intent(uid))}
         sys.exit(subprocess.call([sys.executable, *submission.command], env=environment))
     sys.exit(Watch(ledger, submission).run())
 
@@ -161,7 +163,7 @@ class Watch:
         if said in (STOPPED, FENCED):
             return said, ""
         failure = files.read(folder / FAILURE) if _since(folder / FAILURE, began) else None
-        return said, str((failure or {}).get("message", f"exit code {code}; see its log"))
+        return said, str((failure or {}).get("message", f"exit code {code}; {UNEXPLAINED}"))
 
     def _note(self, folder: Path) -> Path:
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -55,6 +55,7 @@ class Submission:
     max_attempts: int = 5
     requeue: bool = True
     wakes: str = ""  # what a waking job plans anew
+    profile: Mapping[str, Any] = field(default_factory=dict)  # of the cluster, for a waking job
     host: str = ""
     user: int = -1  # who submitted it; -1: a ledger of before, of one user
     time: float = 0.0
@@ -152,8 +153,12 @@ class Ledger:
             time=time.time(),
             **fields,
         )
-        files.create(self._path(submission.uid, "intent"), asdict(submission))
+        files.create(self.intent(submission.uid), asdict(submission))
         return submission
+
+    def intent(self, uid: str) -> Path:
+        """The file of a submission."""
+        return self._path(uid, "intent")
 
     def submitted(self, uid: str, id: str | None) -> None:
         """Write down the job id; None when the submission never came to be."""

@@ -62,6 +62,7 @@ class Task:
     elapsed: str = ""
     nodes: str = ""
     user: int = -1
+    partition: str = ""  # several with commas between them while it waits
 
     @property
     def mine(self) -> bool:
@@ -100,16 +101,16 @@ def tasks(users: Collection[int] = ()) -> list[Task]:
     out = ask(["squeue", "-h", "-r", "-a", "-t", "all", "-u", asked, "-o", _FORMAT])
     found = []
     for line in out.splitlines():
-        parts = line.split("|", 7)
-        if len(parts) != 8 or not parts[6].strip().isdecimal():
+        parts = [part.strip() for part in line.split("|", 8)]
+        if len(parts) != 9 or not parts[6].isdecimal():
             raise Unreachable(f"squeue answered with a line that cannot be read: {line!r}")
-        id, state, priority, elapsed, nodes, reason, user, name = (part.strip() for part in parts)
+        id, state, priority, elapsed, nodes, reason, user, where, name = parts
         order = float(priority or 0)
-        found.append(Task(id, name, state, reason, order, elapsed, nodes, int(user)))
+        found.append(Task(id, name, state, reason, order, elapsed, nodes, int(user), where))
     return found
 
 
-_FORMAT = "%i|%T|%p|%M|%N|%r|%U|%j"  # the name last: those of other jobs may have a | in them
+_FORMAT = "%i|%T|%p|%M|%N|%r|%U|%P|%j"  # the name last: those of other jobs may have a | in them
 
 
 def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
@@ -203,6 +204,28 @@ def nodes() -> list[Nodes]:
         found.append(group)
         if name.endswith("*"):
             found.append(Nodes("", *list(vars(group).values())[1:]))
+    return found
+
+
+# states of a node that can start a job, now or when a job on it ends
+USABLE = frozenset({"allocated", "completing", "idle", "mixed", "planned", "power_up", "reserved"})
+
+
+def closed(partitions: Collection[str]) -> dict[str, str]:
+    """Why no job can start in some of `partitions` for now, by name. Raises Unreachable."""
+    states: dict[str, list[tuple[str, str, int]]] = {}
+    asked = ",".join(sorted(partitions))
+    for line in ask(["sinfo", "-h", "-p", asked, "-o", "%R|%a|%T|%D"]).splitlines():
+        name, up, state, count = line.strip().split("|")
+        states.setdefault(name, []).append((up, state, int(count)))
+    found = {}
+    for name, nodes in states.items():
+        up = nodes[0][0]
+        if up != "up":
+            found[name] = f"the partition is {up}"
+        elif not any(state.rstrip("+") in USABLE for _, state, _ in nodes):  # * does not respond
+            counts = ", ".join(f"{count} {state}" for _, state, count in nodes)
+            found[name] = f"none of its nodes can start a job ({counts})"
     return found
 
 

@@ -13,11 +13,17 @@ from lewel_bench.slurm.attempt import Attempt
 
 # outcomes that what runs inside a job writes down
 DONE, STOPPED, FENCED, RETRY = "done", "stopped", "fenced", "retry"
-ERROR, NAN, OOM, KILLED, IO = "error", "nan", "oom", "killed", "io"
+ERROR, NAN, OOM, KILLED, IO, FULL = "error", "nan", "oom", "killed", "io", "disk full"
 FINAL = (ERROR, NAN)
-OWN = (*FINAL, OOM, IO)  # what an attempt itself says, which the end of its task may have caused
+OWN = (
+    *FINAL,
+    OOM,
+    IO,
+    FULL,
+)  # what an attempt itself says, which the end of its task may have caused
 UNREACHED = "UNREACHED"  # the task ended in another cell of its pack
 BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", UNREACHED)
+NEVER_STARTED = "never started"
 MAX_HALVINGS = 1
 
 
@@ -98,12 +104,17 @@ def judge(
     ]
     fruitless += sum(state not in BLAMELESS and state != "CANCELLED" for state in unstarted)
     if fruitless >= max_attempts:
-        last = causes[-1] if causes else f"never started ({unstarted[-1]})"
+        cause = causes[-1] if causes else f"{NEVER_STARTED} ({unstarted[-1]})"
         if tried and tried[-1].message:
-            last += f", {tried[-1].message}"
-        return Verdict(False, f"no progress in {fruitless} attempts, the last: {last}")
+            cause += f", {tried[-1].message}"
+        return Verdict(False, f"no progress in {fruitless} attempts, the last: {cause}")
     if ends and ends[-1].state == "CANCELLED":
         return Verdict(True, "cancelled", halvings, cancelled=True)
+    last = ends[-1] if ends else None
+    if last and (last.uid, last.task) not in started and last.state not in BLAMELESS:
+        return Verdict(True, f"{NEVER_STARTED} ({last.state})", halvings)
+    if causes and causes[-1] in (OOM, IO, FULL, KILLED) and tried[-1].message:
+        return Verdict(True, f"{causes[-1]}, {tried[-1].message}", halvings)
     return Verdict(True, causes[-1] if causes else "", halvings)
 
 

@@ -4,14 +4,17 @@ verdict on a cell that was tried.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lewel_bench.slurm import attempt, executor, ledger, queue, retry
 from lewel_bench.slurm.attempt import Attempt
+from lewel_bench.slurm.inside import UNEXPLAINED
 from lewel_bench.slurm.ledger import Entry, Ledger
 from lewel_bench.slurm.retry import End, Verdict
+
+LOST = (retry.KILLED, retry.NEVER_STARTED)
 
 
 @dataclass
@@ -64,6 +67,52 @@ def _explain(ended: Sequence[Entry]) -> None:
         entry.ended[index] = state
 
 
+def failing_log(books: Ledger, entry: Entry, index: int) -> tuple[Path | None, str]:
+    """The log that says why a task ended, and its last line; None where it wrote none."""
+    if entry.id is None:
+        return None, ""
+    paths = sorted(books.logs(entry.submission.uid).glob(f"{entry.task_id(index)}_*_log.err"))
+    found = [(path, line) for path in paths if (line := last_line(path))]
+    return found[0] if found else (next(iter(paths), None), "")
+
+
+def last_line(path: Path, size: int = 8192) -> str:
+    """The last line of a log that is not SLURM's own; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - size))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    own = [line for line in said if not line.startswith(("srun:", "slurmstepd:"))]
+    return (own or said or [""])[-1][:300]
+
+
+def judge_of(books: Ledger, entries: Sequence[Entry]) -> Callable[[str, str, int], Verdict | None]:
+    """What tells the verdict on a cell by its key, its marks and max_attempts; one on a failure
+    names the log."""
+    ends = ends_by_key(entries)
+    of_uid = {entry.submission.uid: entry for entry in entries}
+
+    def judge(key: str, marks: str, max_attempts: int) -> Verdict | None:
+        attempts, ended = attempt.history(books.root / key), ends.get(key, [])
+        verdict = _judge(books.root / key, attempts, ended, marks, max_attempts)
+        if verdict is None or not ended or not _has_failed(verdict):
+            return verdict
+        last = ended[-1]
+        log, line = failing_log(books, of_uid[last.uid], last.task)
+        if log is None:
+            return verdict
+        message = next((one.message for one in attempts[::-1] if one.uid == last.uid), "")
+        known = message and UNEXPLAINED not in message
+        quoted = f" ({line})" if line and not known else ""
+        reason = verdict.reason.replace(f"; {UNEXPLAINED}", "")
+        return replace(verdict, reason=f"{reason}; see {log}{quoted}")
+
+    return judge
+
+
 def ends_by_key(entries: Sequence[Entry]) -> dict[str, list[End]]:
     """How the tasks of each key ended, in the order of their submission."""
     ends: dict[str, list[End]] = {}
@@ -76,9 +125,15 @@ def ends_by_key(entries: Sequence[Entry]) -> dict[str, list[End]]:
     return ends
 
 
-def judge_cell(folder: Path, ends: Sequence[End], marks: str, max_attempts: int) -> Verdict | None:
+def _has_failed(verdict: Verdict) -> bool:
+    """Whether a verdict is on a failure of the cell's own, which its log may explain."""
+    return not verdict.again or verdict.reason.startswith((*retry.OWN, *LOST))
+
+
+def _judge(
+    folder: Path, attempts: Sequence[Attempt], ends: Sequence[End], marks: str, max_attempts: int
+) -> Verdict | None:
     """The verdict on the cell of a folder; None when it was never tried."""
-    attempts = attempt.history(folder)
     if not attempts and not ends:
         return None
     started = {(one.uid, one.task) for one in attempts}

@@ -16,8 +16,7 @@ from lewel_bench.slurm.executor import Rejected, Task
 from lewel_bench.slurm.ledger import Ledger, Submission
 from lewel_bench.slurm.plan import Batch, Cell, Decision
 from lewel_bench.slurm.queue import Limits, Unreachable
-from lewel_bench.slurm.retry import Verdict
-from lewel_bench.slurm.seen import Seen, ends_by_key, judge_cell, look
+from lewel_bench.slurm.seen import Seen, failing_log, judge_of, look
 
 HELD = "JobHeldUser"  # of a planning job: somebody wants no more passes for now
 LATER_S = 600  # until the next look where the end of no job can wake it
@@ -54,6 +53,7 @@ class Pass:
     stuck: dict[str, str] = field(default_factory=dict)  # key, or a planning job -> why
     wake: str = ""  # the job that plans next
     broken: str = ""
+    warning: str = ""  # why the last planning job failed
 
     def count(self, state: str) -> int:
         """How many cells are in a state."""
@@ -105,7 +105,7 @@ def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pa
     pending = _wakes(sweep, seen)
     more = f"; job {wake} takes its place" if wake and wake not in {t.id for t in pending} else ""
     stuck |= {f"planning job {t.id}": t.stuck + more for t in pending if t.stuck}
-    return Pass(states, submitted, stuck, wake, broken)
+    return Pass(states, submitted, stuck, wake, broken, _failed_wake(sweep, books, seen))
 
 
 def _asked(cells: Sequence[Cell]) -> set[str]:
@@ -127,19 +127,14 @@ def _decide(
     limits: Limits,
     attended: bool,
 ) -> Decision:
-    ends = ends_by_key(seen.entries)
+    profile, judge = sweep.cluster, judge_of(books, seen.entries)
     open_ = {cell.key for cell in cells} - seen.live.keys() - set(done)
-
-    def judge(key: str) -> Verdict | None:
-        profile = sweep.cluster
-        return judge_cell(books.root / key, ends.get(key, ()), sweep.marks, profile.max_attempts)
-
     occupied = sum(t.mine and t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
     return plan.plan(
         cells,
         done,
         seen.live.keys(),
-        judge,
+        lambda key: judge(key, sweep.marks, profile.max_attempts),
         pack={name: one.pack for name, one in sweep.cluster.kinds.items()},
         max_array=limits.max_array,
         room=min(sweep.cluster.max_queued, limits.max_jobs - 1) - occupied,
@@ -218,6 +213,15 @@ def _wakes(sweep: Sweep, seen: Seen) -> list[queue.Task]:
     return [t for t in seen.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
 
 
+def _failed_wake(sweep: Sweep, books: Ledger, seen: Seen) -> str:
+    """How the last planning job of this command failed; empty where it did not."""
+    mine = [e for e in seen.entries if e.id and sweep.wake and e.submission.wakes == _tag(sweep)]
+    if not mine or mine[-1].ended.get(0) != "FAILED":
+        return ""
+    log, line = failing_log(books, mine[-1], 0)
+    return f"planning job {mine[-1].id} failed; see {log} ({line})" if log else ""
+
+
 def _tag(sweep: Sweep) -> str:
     return hashlib.sha256("\0".join(sweep.wake).encode()).hexdigest()[:8]
 
@@ -248,6 +252,7 @@ def _wake(
         code=str(snapshot.take(sweep.package, books.folder / "code")),
         requeue=True,
         wakes=_tag(sweep),
+        profile=sweep.cluster.model_dump(mode="json"),
     )
     light = sweep.cluster.kinds["light"]
     how = Task(light, dependency, LATER_S if later else sweep.cluster.wake_delay_s)

@@ -56,6 +56,27 @@ def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> N
     bench.check()
 
 
+def test_what_stops_a_sweep_is_shown(lab: Lab, tmp_path: Path) -> None:
+    """A planning job that somebody cancelled, and a partition of which every node is drained."""
+    bench = Bench(tmp_path / "runs", wake=True)
+    bench.cell("p", "pretrain", **LONG)
+    bench.cell("s", "semi", ["p"])
+    drain = ["scontrol", "update", "nodename=ALL", "reason=test"]
+    subprocess.run([*drain, "state=drain"], check=True)
+    try:
+        wake = bench.run_with_wakes().wake
+        around = control.look_around(bench.root)
+        assert "none of its nodes can start a job (2 drain" in around.closed["main"]
+        (waker,) = around.wakers
+        assert (waker.job, waker.state) == (wake, "queued")
+    finally:
+        subprocess.run([*drain[:-1], "state=resume"], check=True)
+    queue.cancel([wake])
+    until(lambda: control.look_around(bench.root).wakers[0].state == "CANCELLED")
+    until(lambda: control.survey(bench.root)["p"].state == "running")
+    assert not control.look_around(bench.root).closed
+
+
 def test_warned_twice_it_saves_and_goes_on_twice(bench: Bench) -> None:
     bench.cell("a", **{**LONG, "save_every": 10**9})
     bench.run()

@@ -108,11 +108,14 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     assert states and states <= {"queued", "running", "missing"}
     again = here.bench(*asked, "--cluster", "lab")
     assert " pretrain jobs in " not in again.stdout, again.stdout
+    site = here.folder / "lewel-bench.toml"
+    site.write_text(SITE.replace("clusters.lab", "clusters.renamed"))  # the jobs keep their profile
 
     def over() -> bool:
         return not any(task.lives for task in queue.tasks())
 
     until(over, 240)
+    site.write_text(SITE)
     assert {one["state"] for one in here.status().values()} == {"done"}, here.logs()
     last = here.bench(*asked, "--cluster", "lab")
     assert "nothing to do" in last.stdout
@@ -227,6 +230,31 @@ def test_hands(here: Here, images: Path) -> None:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(lambda: here.status()[key]["state"] == "missing", 20)
     assert here.status()[key]["reason"] == "cancelled; run again to go on"
+
+
+def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
+    """The jobs and the planning job died, `status` said "not started", and `run` submitted again
+    without a word."""
+    broken = SITE.replace(
+        "[clusters.lab.defaults]\n", "[clusters.lab.defaults]\nsetup = ['nomod x']\n"
+    )
+    (here.folder / "lewel-bench.toml").write_text(broken)
+    asked = words(images, ("semi_1pct",))
+    asked[asked.index("lewel_m,moco_v2")] = "moco_v2"
+    first = here.bench(*asked, "--cluster", "lab")
+    assert first.returncode == 0 and "goes on from here" in first.stdout, first.stderr
+    until(lambda: not any(t.lives for t in queue.tasks()), 120)
+    shown = json.loads(here.bench("status", "--format", "json").stdout)
+    (pretraining,) = [one for one in shown["jobs"] if one["kind"] == "pretrain"]
+    assert pretraining["reason"].startswith("never started (FAILED); see ")
+    assert "nomod: command not found); the next run tries again" in pretraining["reason"]
+    (note,) = [one["note"] for one in shown["cluster"]]
+    assert note.startswith("nothing will submit the ") and "ended as FAILED, see " in note
+    assert note.endswith("nomod: command not found): run the same command again")
+    again = here.bench(*asked, "--cluster", "lab")
+    assert "warning: planning job " in again.stderr
+    assert "1 jobs are submitted again after they failed" in again.stderr
+    assert again.stderr.count("nomod: command not found") == 2
 
 
 def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path: Path) -> None:

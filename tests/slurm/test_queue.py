@@ -17,7 +17,9 @@ def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = "12_3|PENDING|0.5|0:00||Priority|7|lewel-x\n13|COMPLETING|1|2:00|n1|None|8|a | b\n"
+    lines = (
+        "12_3|PENDING|0.5|0:00||Priority|7|a,b|lewel-x\n13|COMPLETING|1|2:00|n1|None|8|a|a | b\n"
+    )
     answer(monkeypatch, lines)
     first, second = queue.tasks()
     assert (first.index, first.reason, first.user, first.name) == (3, "Priority", 7, "lewel-x")

@@ -58,7 +58,7 @@ def answered(bench: Bench) -> list[Entry]:
 
 
 def line(entry: Entry, state: str, reason: str = "None") -> str:
-    return f"{entry.id}|{state}|1|0:00||{reason}|{ME}|{entry.submission.name}"
+    return f"{entry.id}|{state}|1|0:00||{reason}|{ME}|main|{entry.submission.name}"
 
 
 def test_refused_from_the_start(bench: Bench) -> None:
@@ -127,7 +127,7 @@ def test_a_refusal_that_was_heard(bench: Bench) -> None:
     stand_in(
         there,
         "sbatch",
-        f'echo "7|PENDING|1|0:00||None|{ME}|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" '
+        f'echo "7|PENDING|1|0:00||None|{ME}|main|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" '
         f"> {queue}\n"
         "echo Socket timed out >&2; exit 1",
     )
@@ -158,8 +158,8 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
     show(
         bench,
-        f"90|RUNNING|1|0:00||None|{ME}|lewel-other",
-        f"91|PENDING|1|0:00||None|{ME}|lewel-wake-x-y",
+        f"90|RUNNING|1|0:00||None|{ME}|main|lewel-other",
+        f"91|PENDING|1|0:00||None|{ME}|main|lewel-wake-x-y",
     )
     done = bench.run_with_wakes()
     assert done.count("held") == 2 and done.wake == "1"
@@ -170,7 +170,7 @@ def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> 
     """It may be a long one, while others make room."""
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 2}))
-    show(bench, f"90|RUNNING|1|0:00||None|{ME}|lewel-other")
+    show(bench, f"90|RUNNING|1|0:00||None|{ME}|main|lewel-other")
     done = bench.run_with_wakes()
     assert [state for state, _ in done.states.values()] == ["submit", "held"]
     assert "--dependency='afterany:1?afterany:90'\n" in wake_script(bench)
@@ -264,7 +264,7 @@ def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.Monke
     books = Ledger(bench.root)
     one = books.intend(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
     books.submitted(one.uid, "7")
-    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{ME}|{one.name}" for i in range(50)))
+    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{ME}|main|{one.name}" for i in range(50)))
     written: list[str] = []
     monkeypatch.setattr(Ledger, "ended", lambda self, entry: written.append(entry.submission.uid))
     assert len(control.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
