@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.pretrain.schedule import cosine_momentum, lr_at
 from lewel_bench.results import conflicts
 from lewel_bench.results.conflicts import load
 
@@ -30,13 +32,14 @@ LISTED = {
     ),
     "cited methods": (
         "instdisc.source instdisc.proximal instdisc.normaliser augment.order pcl.version "
-        "pcl.temperature pcl.negatives pcl.kmeans densecl.head_init densecl.warmup "
-        "resim.c3_negatives resim.mean resim.pooling resim.transfer pixpro.instance_branch "
-        "pixpro.loss pixpro.distance pixpro.optimizer"
+        "pcl.temperature pcl.negatives pcl.kmeans densecl.head_init densecl.backbone_init "
+        "densecl.warmup resim.c3_negatives resim.mean resim.pooling resim.transfer "
+        "pixpro.instance_branch pixpro.loss pixpro.distance pixpro.momentum pixpro.optimizer"
     ),
     "methods without a momentum encoder": (
-        "simclr.projector simclr.loss simclr.weight_decay simclr.init cited.lars simsiam.batch "
-        "barlow_twins.gradient swav.batch_norm swav.queue swav.views supervised.weights"
+        "simclr.projector simclr.loss simclr.weight_decay simclr.init cited.lars cited.warmup "
+        "simsiam.batch barlow_twins.gradient swav.batch_norm swav.queue swav.views "
+        "supervised.weights"
     ),
     "ablations": "ablation.uncoupled ablation.extra_p ablation.random_maps ablation.grids",
     "evaluation": (
@@ -74,6 +77,24 @@ def test_each_side_that_exists_by_name_is_listed_default_first() -> None:
     assert sides("moco_v2.lr_and_head") == ["moco_v2", "moco_v2_bn_head"]
     assert sides("byol.setting") == ["byol", "byol_eman", "byol_original"]
     assert sides("linear.probe")[:2] == ["linear_lars", "linear_sgd"]
+
+
+def test_what_the_register_says_of_steps_is_what_the_schedules_do() -> None:
+    """One step ahead of s / n in the warm-up, by 1/n at most; the momentum one place behind."""
+    n = 3120
+    for recipe in ("barlow_twins_1000ep", "simclr_200ep", "swav_200ep", "pixpro_400ep"):
+        schedule = RECIPES[recipe].schedule
+        steps = n // round(schedule.warmup_epochs)
+        ours = [lr_at(1.0, schedule, step, steps, 100) for step in range(n)]
+        theirs = [schedule.start + (1 - schedule.start) * step / n for step in range(n)]
+        ahead = [a - b for a, b in zip(ours, theirs, strict=True)]
+        assert min(ahead) > 0 and max(ahead) <= 1 / n + 1e-12, recipe
+    steps = 100 * 1251
+    late = max(
+        cosine_momentum(0.99, k + 1, steps) - cosine_momentum(0.99, k, steps)
+        for k in range(0, steps, 50)
+    )
+    assert late == pytest.approx(1.3e-7, rel=0.05)
 
 
 @pytest.mark.parametrize(
