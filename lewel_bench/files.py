@@ -315,11 +315,11 @@ def described(error: Exception) -> str:
         return str(error)
     if not _is_raw(error):
         return str(error.strerror)
-    if error.filename is None:
-        return str(error)
-    where = f"{error.filename}: {error.strerror}"
-    if error.errno in FULL:
+    where = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    if error.errno in FULL and error.filename:
         return f"{where}. Make room there or choose another --root, then run the same command again"
+    if error.errno in FULL:  # every file that is written here is named
+        return f"standard output: {where}. Make room there, then run the same command again"
     if error.errno in FORBIDDEN:
         return f"{where}. {permission_advice(Path(error.filename))}"
     return where

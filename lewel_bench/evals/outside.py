@@ -204,7 +204,10 @@ def _ended(end: dict[str, Any], code: int, python: str, log: Path) -> Outcome:
     if "memory" in end:
         raise torch.OutOfMemoryError(f"{python}: {end['memory']} (all of it: {log})")
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise RuntimeError(f"{python} ended with exit code {code}: {''.join(last)} (all of it: {log})")
+    how = (
+        f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    )
+    raise RuntimeError(f"{python} {how}: {''.join(last)} (all of it: {log})")
 
 
 def _own_group() -> dict[str, str]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from signal import Signals
 from tempfile import TemporaryFile
 from threading import Event, Thread
 from typing import IO
@@ -85,5 +86,5 @@ def _watch(
         return  # it took part: the jobs that failed are told by the runner
     errors.seek(0)
     last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-    why = f"was ended by signal {-code}" if code < 0 else f"could not start: {''.join(last)}"
+    why = f"was ended by {Signals(-code).name}" if code < 0 else f"could not start: {''.join(last)}"
     print(f"one of the processes of --jobs {why}. The others go on", file=sys.stderr)

@@ -1,11 +1,12 @@
 """`lewel-bench gc`: what a run root holds that no cell needs any more."""
 
 import os
-import time
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lewel_bench.files import abandoned, is_held
 from lewel_bench.harness.status import JobState
 
 # What training goes on from: useless once there is a record, and to settings of another meaning.
@@ -15,14 +16,14 @@ RESUMED = (
     *("last_checkpoint", "backbone.pth"),
 )
 WEIGHTS = ("*.safetensors",)
-TORN = (".*.pt.*", ".*.safetensors.*", ".*.json.*")  # what killed writes left
 AT_WORK = ("running", "queued", "stuck")
-TORN_S = 3600.0  # no write takes so long: a younger one may belong to a job that has just begun
+TORN = "a write that was killed"
+DATA = "data"  # whose data sets of many files are not walked through
 
 
 @dataclass(frozen=True)
 class Waste:
-    """A file that no cell needs, its size in bytes, and why."""
+    """A file, or a folder of unfinished data, that no cell needs, its size in bytes, and why."""
 
     path: Path
     size: int
@@ -35,15 +36,18 @@ def waste(root: Path, states: Mapping[str, JobState]) -> list[Waste]:
     Left alone: jobs that run or wait, what failed or interrupted ones go on from, every record,
     prediction and log, and the weights of every record that a table can show.
     """
-    return [one for key in sorted(states) for one in _of(root / key, states[key])]
+    found = [one for key in states for one in _of(root / key, states[key])]
+    found += _torn(root, deep=False)
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_dir() and not folder.is_symlink() and folder.name not in states:
+            found += _torn(folder, deep=folder.name != DATA)
+    return sorted([*found, *_unfinished(root / DATA)], key=lambda one: one.path)
 
 
 def _of(folder: Path, job: JobState) -> Iterator[Waste]:
     if job.state in AT_WORK:
         return
-    for one in _matching(folder, TORN, "a write that was killed"):
-        if time.time() - one.path.stat().st_mtime > TORN_S:
-            yield one
+    yield from _torn(folder)
     if job.state in ("done", "stale"):
         yield from _matching(folder, RESUMED, "its job is done" if job.state == "done" else STALE)
     if job.state == "stale":
@@ -51,6 +55,21 @@ def _of(folder: Path, job: JobState) -> Iterator[Waste]:
 
 
 STALE = "its settings mean something else now"
+
+
+def _torn(folder: Path, *, deep: bool = True) -> Iterator[Waste]:
+    """What killed writes left."""
+    for path in folder.rglob(".*") if deep else folder.glob(".*"):
+        if path.is_file() and not path.is_symlink() and abandoned(path):
+            yield Waste(path, path.stat().st_size, TORN)
+
+
+def _unfinished(data: Path) -> Iterator[Waste]:
+    """Generated images whose process was killed."""
+    for folder in data.glob(".*.partial"):
+        if not is_held(folder.with_suffix(".lock")):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            yield Waste(folder, size, "data that was being made")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...], why: str) -> Iterator[Waste]:
@@ -65,7 +84,10 @@ def clear(found: list[Waste]) -> int:
     freed = 0
     for one in found:
         try:
-            os.unlink(one.path)
+            if one.path.is_dir():
+                shutil.rmtree(one.path)
+            else:
+                os.unlink(one.path)
         except FileNotFoundError:
             continue  # another gc was first
         freed += one.size

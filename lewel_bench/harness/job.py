@@ -22,11 +22,11 @@ from lewel_bench.evals.protocol import Semi
 from lewel_bench.files import Lock, follow_group, naming
 from lewel_bench.harness import bundle, signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
-from lewel_bench.harness.log import Log, write_failure
+from lewel_bench.harness.log import Log, clear_failure, crashes, write_failure
 from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
-from lewel_bench.harness.status import FAILURE, WORK, read_spec
+from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
@@ -62,8 +62,8 @@ def run(
     log("start", kind=job.kind, name=job.name, seed=job.seed)
     try:
         if distributed.world() == 1:
-            (folder / FAILURE).unlink(missing_ok=True)
-        with naming(folder):
+            clear_failure(folder)
+        with naming(folder), crashes(folder):
             made = _compute(job, root, settings, log, stop)
     except Stopped as stopped:
         log("stopped", message=str(stopped))

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from lewel_bench.files import Held, Lock, is_held
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
-from lewel_bench.harness.log import failure, said
+from lewel_bench.harness.log import clear_failure, failure, said, write_failure
 from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -137,11 +136,7 @@ class Runner:
 
     def _failed_elsewhere(self, job: Job) -> Exception | None:
         """Why another process failed at a job while this one was there: it is not tried again."""
-        path = self.root / job.key / FAILURE
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime > self.began:
-                return failure(self.root / job.key)
-        return None
+        return failure(self.root / job.key, self.began)
 
     def _compute(self, job: Job) -> None:
         processes = self.settings.processes or devices(self.settings)
@@ -153,7 +148,7 @@ class Runner:
         command += [str(self.root / job.key), self.settings.model_dump_json()]
         command_line = provenance()["command"]
         environment = {**os.environ, COMMAND: command_line, "PYTHONSAFEPATH": "1"}
-        (self.root / job.key / FAILURE).unlink(missing_ok=True)
+        clear_failure(self.root / job.key)
         began = time.time()
         code = _watched(command, environment)
         if self._done(job.key):
@@ -166,7 +161,9 @@ class Runner:
             raise Stopped(last[0]["message"])
         if signals.asked_to_stop():
             raise Stopped("before its processes had begun")
-        raise RuntimeError(f"torchrun ended with exit code {code} before the job saved")
+        ended = RuntimeError(f"torchrun ended with exit code {code} before the job saved")
+        write_failure(self.root / job.key, ended)
+        raise ended
 
     def _alone(self, job: Job) -> bool:
         """Whether one process does a job whatever was asked for: batch norm of a detector needs

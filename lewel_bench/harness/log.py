@@ -1,16 +1,18 @@
 """What a job writes while it runs: its events, and why it failed."""
 
+import faulthandler
 import json
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lewel_bench.files import described, naming, write_atomically
-from lewel_bench.harness.status import EVENTS, FAILURE
+from lewel_bench.harness.status import CRASH, EVENTS, FAILURE, crash
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Report
 from lewel_bench.slurm import files
@@ -73,9 +75,35 @@ def write_failure(folder: Path, error: Exception) -> None:
         print(f"cannot write {folder / FAILURE}: {content['message']}", file=sys.stderr)
 
 
-def failure(folder: Path) -> Exception | None:
-    """What `failure.json` says, as the exception that it was."""
-    content = files.read(folder / FAILURE)
+@contextmanager
+def crashes(folder: Path) -> Iterator[None]:
+    """Within this, a signal of a native library that ends the process, such as SIGSEGV, leaves the
+    Python stack in a file of the job's folder (`status.crash` reads it)."""
+    path = folder / CRASH.replace("*", str(distributed.rank()))
+    with open(path, "wb") as file:
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            path.unlink(missing_ok=True)
+
+
+def clear_failure(folder: Path) -> None:
+    """Remove what an earlier attempt at a job said of its failure."""
+    for path in (folder / FAILURE, *folder.glob(CRASH)):
+        path.unlink(missing_ok=True)
+
+
+def failure(folder: Path, since: float = 0.0) -> Exception | None:
+    """Why the last attempt at a job failed, where it did so after the time `since`."""
+    path = folder / FAILURE
+    try:
+        if path.stat().st_mtime < since:
+            return None
+    except FileNotFoundError:
+        return RuntimeError(message) if (message := crash(folder, since)) else None
+    content = files.read(path)
     if content is None:
         return None
     return (ValueError if content["mistake"] else RuntimeError)(content["message"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from lewel_bench.harness.plan import Job
 
 SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
+CRASH = "crash-*.log"  # of each process, where a signal of a native library ended it
+CRASHES = {  # by faulthandler's names
+    "Segmentation fault": "SIGSEGV",
+    "Aborted": "SIGABRT",
+    "Bus error": "SIGBUS",
+    "Illegal instruction": "SIGILL",
+    "Floating-point exception": "SIGFPE",
+    "Floating point exception": "SIGFPE",
+}
 METHOD = "method.py"  # the file of a user's own method, as its job runs it
 LOCK = ".lock"  # held by the `run` that computes a job
 WORK = ".work.lock"  # held by rank 0 of a job of several processes, which may outlive its `run`
@@ -189,7 +199,22 @@ def _state(
         return "stale", spec["stale"]
     if FAILURE in held and (failure := files.read(folder / FAILURE)):
         return "failed", str(failure.get("message", "no reason was written"))
+    if any(fnmatch(name, CRASH) for name in held) and (reason := crash(folder)):
+        return "failed", reason
     return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
+
+
+def crash(folder: Path, since: float = 0.0) -> str:
+    """By which signal a process of the last attempt was ended, if one was, after the time `since`;
+    faulthandler wrote its stack."""
+    for path in sorted(folder.glob(CRASH)):
+        with suppress(OSError):
+            said = path.read_text(errors="replace").partition("\n")[0]
+            found = said.removeprefix("Fatal Python error: ")
+            if found != said and path.stat().st_mtime >= since:
+                name = CRASHES.get(found)
+                return f"its process was ended by {name or found}: see {path}"
+    return ""
 
 
 def progress(folder: Path) -> Progress | None:

@@ -44,6 +44,8 @@ def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals,
         raise Stopped("saved at step 1")
     if seed == 3:
         raise RuntimeError("a bug")
+    if seed == 5:
+        os.kill(os.getpid(), 11)
     if seed == 4:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     return Outcome(
@@ -122,6 +124,11 @@ def test_a_mistake_is_a_mistake_here_too(python: str) -> None:
 def test_a_bug_names_the_log(python: str) -> None:
     with pytest.raises(RuntimeError, match=r"exit code 1: RuntimeError: a bug \(all of it: .*log"):
         ran(python, 3)
+
+
+def test_a_signal_that_ended_it_is_named(python: str) -> None:
+    with pytest.raises(RuntimeError, match=r"python was ended by SIGSEGV: "):
+        ran(python, 5)
 
 
 def test_running_out_of_memory_is_that_here_too(python: str) -> None:

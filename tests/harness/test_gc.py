@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from command_line import Bench
 
+from lewel_bench import files
 from lewel_bench.files import Lock
 from lewel_bench.harness import gc
-from lewel_bench.harness.status import LOCK, SPEC, JobState, survey
+from lewel_bench.harness.status import LOCK, SPEC, JobState, queue, queued, survey
 
 HELD = ("checkpoint-00000010-abc.pt", "backbone.safetensors", "events.jsonl", "predictions.npz")
 
@@ -66,6 +68,52 @@ def test_a_job_that_a_process_works_on_is_left(tmp_path: Path) -> None:
 def test_a_write_that_may_go_on_is_left(tmp_path: Path) -> None:
     os.utime(job(tmp_path, "a" * 12) / ".checkpoint-00000020-abc.pt.1234")
     assert gc.waste(tmp_path, survey(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".probe",
+        "data/.checked.json",
+        "aaaaaaaaaaaa/.predictions.npz",
+        "bbbbbbbbbbbb/.spec.json",  # no job: it was killed before it had a spec
+        ".queues/.vm-1-2.json",
+        ".merged/0123/aaaaaaaaaaaa/.record.json",
+    ],
+)
+def test_what_a_killed_process_left_is_found_at_once(tmp_path: Path, name: str) -> None:
+    (job(tmp_path, "a" * 12) / ".checkpoint-00000020-abc.pt.1234").unlink()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for process in (dead.pid, os.getpid()):
+        path = tmp_path / f"{name}.{files.NODE}.{process}.0123abcd.tmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    found = gc.waste(tmp_path, survey(tmp_path))
+    assert [str(one.path) for one in found] == [
+        f"{tmp_path}/{name}.{files.NODE}.{dead.pid}.0123abcd.tmp"
+    ]
+    assert gc.clear(found) == 4 and gc.waste(tmp_path, survey(tmp_path)) == []
+
+
+def test_generated_images_that_were_being_made_go(tmp_path: Path) -> None:
+    half = tmp_path / "data" / ".shapes.partial" / "imagenet"
+    half.mkdir(parents=True)
+    (half / "1.jpg").write_text("12345")
+    with Lock(tmp_path / "data" / ".shapes.lock"):
+        assert gc.waste(tmp_path, survey(tmp_path)) == []
+    (found,) = gc.waste(tmp_path, survey(tmp_path))
+    assert found.path == half.parent and found.size == 5
+    assert gc.clear([found]) == 5 and not half.parent.exists()
+
+
+def test_marks_of_a_killed_run_go_with_the_next_look(tmp_path: Path) -> None:
+    with queue(tmp_path, ["a" * 12]):
+        for left in ("vm-1-2.lock", "vm-3-4.json"):
+            (tmp_path / ".queues" / left).write_text("[]")
+        assert queued(tmp_path) == {"a" * 12}
+        assert len(os.listdir(tmp_path / ".queues")) == 2
+    assert os.listdir(tmp_path / ".queues") == []
 
 
 def test_gc_is_dry_unless_told(bench: Bench, tmp_path: Path) -> None:

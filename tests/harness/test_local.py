@@ -41,6 +41,31 @@ def test_what_failed_while_a_companion_started_is_not_tried_again(
         runner.run()
 
 
+def test_what_ended_a_companion_is_not_tried_again(tmp_path: Path) -> None:
+    runner = _runner(tmp_path)
+    (job,) = runner.pending
+    status.write_spec(job, tmp_path)
+    (tmp_path / job.key / "crash-0.log").write_text("Fatal Python error: Segmentation fault\n\n")
+    with pytest.raises(local.Unfinished, match="its process was ended by SIGSEGV: see"):
+        runner.run()
+    assert not runner.mistakes
+
+
+def test_ranks_that_end_without_a_word_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = _runner(tmp_path, processes=2)
+    (job,) = runner.pending
+
+    def watched(command: list[str], environment: dict[str, str]) -> int:
+        return 1
+
+    monkeypatch.setattr(local, "_watched", watched)
+    with pytest.raises(local.Unfinished, match="torchrun ended with exit code 1"):
+        runner.run()
+    assert status.survey(tmp_path)[job.key].state == "failed"
+
+
 def test_a_stop_before_the_processes_have_begun_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

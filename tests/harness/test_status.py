@@ -1,13 +1,16 @@
 """What `status` reads of a run root, whatever lies there."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finished import SHAPES, finish
 
-from lewel_bench.harness import plan, status
+from lewel_bench.harness import log, plan, status
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import Site
@@ -70,6 +73,27 @@ def test_a_file_that_is_nested_too_deeply_is_damaged(tmp_path: Path, name: str) 
     (tmp_path / last / name).write_text("[" * 100_000)
     found = states(tmp_path)
     assert (last in found) == (name != "spec.json") and len(found) == 1 + (last in found)
+
+
+@pytest.mark.parametrize("how", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
+def test_a_job_that_a_native_library_ends_has_failed(tmp_path: Path, how: str) -> None:
+    key = finish(tmp_path, "lewel_m_200ep", "linear_lars")
+    (tmp_path / key / "record.json").unlink()
+    child = os.fork()
+    if not child:
+        with log.crashes(tmp_path / key):
+            os.kill(os.getpid(), signal.Signals[how])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.Signals[how]
+    found = states(tmp_path)[key]
+    assert found.state == "failed"
+    assert found.reason == (f"its process was ended by {how}: see {tmp_path / key / 'crash-0.log'}")
+    assert "test_status.py" in (tmp_path / key / "crash-0.log").read_text()
+    assert str(log.failure(tmp_path / key)) == found.reason
+    assert log.failure(tmp_path / key, time.time() + 1) is None
+    with log.crashes(tmp_path / key):  # the next attempt, killed or not
+        assert states(tmp_path)[key].state == "missing"
+    assert not list((tmp_path / key).glob("crash*"))
 
 
 def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> None:
