@@ -12,9 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import command, environment, write_images
 from photos import DATA
+from PIL import Image
+
+from lewel_bench.harness.cli import main
+from lewel_bench.pretrain.decode import decode
 
 from tests.harness.test_end_to_end import arguments, records
 
@@ -54,6 +59,55 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 # --- Class folders: make_folders.py ----------------------------------------------------------
+
+# what `data check` says of each; a tuple: it exits with 2 and names these
+FOLDERS: dict[str, str | tuple[str, ...]] = {
+    "f00_control": "f00_control: sound",
+    "f01_hidden": "train: files that are left out: 6 hidden, 1 .db\n",
+    "f03_ext": "train: 91 images of 4 classes (20 to 27 a class)",
+    "f03b_all_tif": "train: 80 images of 4 classes (20 to 20 a class)",
+    "f04_unicode": "train: 81 images of 4 classes",
+    "f04b_bytes": (r"train/ant/caf\udce9.jpg: the name is not UTF-8: rename it",),
+    "f04c_bytes_class": (
+        r"2 times: the name is not UTF-8: rename it; first ", r"train/caf\udce9", r"val/caf\udce9",
+    ),
+    "f04d_newline": "train: 80 images of 4 classes",
+    "f06_kinds": "1 16-bit greyscale (scaled to 8 bits), first ant/sixteen.png",
+    "f07_trunc": ("train/ant/000.jpg: is no readable image (image file is truncated",),
+    "f07b_zero": ("train/ant/000.jpg: is empty",),
+    "f07c_html": ("val/ant/000.jpg: is no readable image (unknown format)",),
+    "f08_no_val": ("no folder val/ or validation/ or valid/ or test/ (found train)",),
+    "f08b_test_only": "val: 24 images",
+    "f08c_val_one_class": "without images here: 3 classes of the training set, first 'bee'",
+    "f08d_train_misses_class": ("1 classes are not in the training set, first 'dog'",),
+    "f08e_one_class": ("only one class folder ('ant')",),
+    "f08f_tiny": "f08f_tiny: sound",
+    "f11_perm": "sound" if os.geteuid() == 0 else ("000.jpg: cannot be read: Permission denied",),
+    "f12_extra": "train: files that are left out: 1 .csv, 1 .xml\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_class_folders(made: Made, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = FOLDERS[name]
+    code = main(["data", "check", str(made("make_folders.py") / name)])
+    said = capsys.readouterr()
+    if isinstance(expected, str):
+        assert (code, said.err) == (0, "") and expected in said.out
+    else:
+        assert code == 2 and all(part in said.err for part in expected)
+
+
+def test_every_class_folder_is_answered(made: Made) -> None:
+    assert {path.name for path in made("make_folders.py").iterdir()} == set(FOLDERS)
+
+
+def test_a_16_bit_image_has_its_grey_levels(made: Made) -> None:
+    path = made("make_folders.py") / "f06_kinds" / "train" / "ant" / "sixteen.png"
+    with Image.open(path) as image:
+        levels = np.asarray(image)
+    assert levels.dtype == np.uint16
+    assert np.abs(decode(path) - levels[..., None] / 257).max() <= 0.5
 
 
 # --- Checkpoints: make_ck.py -----------------------------------------------------------------

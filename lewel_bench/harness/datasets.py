@@ -14,6 +14,7 @@ from lewel_bench.harness.suite import Suite
 from lewel_bench.pretrain.shapes_revision import REVISION
 from lewel_bench.value import unknown
 
+READER = 2  # raised when other files of a folder are read, so that none is remembered as it was
 NAMED = ("imagenet", "imagenet100", "cifar10", "shapes", "voc", "coco")
 LAYOUTS: dict[str, Layout] = {
     "voc": "voc",
@@ -237,13 +238,21 @@ def stamp(folder: Path) -> list[int]:
     """
     times: list[int] = []
     for place, folders, files in os.walk(folder):
-        times.append(os.stat(place).st_mtime_ns)
+        times.append(_time(Path(place))[0])
         if Path(place).parent == folder and Path(place).name in ("train", "val"):
-            times += [os.stat(Path(place, name)).st_mtime_ns for name in folders]
+            times += [_time(Path(place, name))[0] for name in folders]
             folders.clear()
-        annotations = (Path(place, name).stat() for name in files if _annotates(name))
-        times += [part for one in annotations for part in (one.st_mtime_ns, one.st_size)]
-    return [len(times), max(times, default=0), sum(t % 1_000_003 for t in times)]
+        times += [part for name in files if _annotates(name) for part in _time(Path(place, name))]
+    return [READER, len(times), max(times, default=0), sum(t % 1_000_003 for t in times)]
+
+
+def _time(path: Path) -> tuple[int, int]:
+    """When a file was changed, and its size; zeros for a link that leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _annotates(name: str) -> bool:

@@ -272,7 +272,8 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
 def _described(data: Dataset, part: Any) -> Data:
     # only rank 0 writes a record, and a fingerprint asks for the size of every file
     digest = splits.fingerprint(part) if distributed.rank() == 0 else ""
-    return Data(name=data.name, fingerprint=digest, images=len(part))
+    left_out = dict(part.left_out) if isinstance(part, Images) else {}
+    return Data(name=data.name, fingerprint=digest, images=len(part), left_out=left_out)
 
 
 class NoDevice(ValueError):

@@ -54,6 +54,20 @@ def prepare(todo: Sequence[Job], context: "Context", *, generate: bool = True) -
     }.values():
         if job.data.root not in later:
             _fits(job, job.data)
+    for data in {j.data.root: j.data for j in todo if j.data.id != shapes_id()}.values():
+        _tell_left_out(data)
+
+
+def _tell_left_out(data: Dataset) -> None:
+    """Print which files of class folders are not read."""
+    from lewel_bench.harness import splits
+    from lewel_bench.pretrain.folder import counted
+
+    if data.layout != "folders":
+        return
+    for images in (splits.read(data, "train"), splits.read(data, "val")):
+        if images.left_out:
+            print(f"note: {images.root}: left out: {counted(images.left_out)}", file=sys.stderr)
 
 
 def generated(job: Job) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from lewel_bench.pretrain.decode import FORMATS, decode_with_kind
-from lewel_bench.pretrain.folder import NAMES, Images, is_image, read_folder
-from lewel_bench.pretrain.problems import Problem
+from lewel_bench.pretrain.folder import NAMES, Images, counted, list_folder
+from lewel_bench.pretrain.problems import Problem, printable
 
 _SEED = 0  # of the sample: the same data set gets the same report
 _MODES = {
@@ -64,10 +65,13 @@ def check(
     notes: list[str] = []
     for split in NAMES:
         try:
-            images = read_folder(Path(root), split, classes)
+            images, unreadable = list_folder(Path(root), split, classes)
+            problems += unreadable
             mark = fingerprint(images)
         except ValueError as error:
             problems.append(Problem.of(error))
+            continue
+        if not len(images):
             continue
         chosen = _sample(len(images), len(images) if full else sample)
         counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
@@ -75,7 +79,7 @@ def check(
         splits[split] = SplitReport(images.root, len(images), per_class, len(chosen), mark)
         bad, kinds = _look(images, [images.files[i] for i in chosen])
         problems += bad
-        notes += _notes(splits[split], kinds)
+        notes += _notes(splits[split], images.left_out, kinds)
     return DataReport(Path(root), splits, problems, notes)
 
 
@@ -123,9 +127,11 @@ def _inspect(path: Path) -> tuple[str, str]:
     return "", ""
 
 
-def _notes(split: SplitReport, kinds: dict[str, list[str]]) -> list[str]:
+def _notes(
+    split: SplitReport, left_out: Mapping[str, int], kinds: dict[str, list[str]]
+) -> list[str]:
     notes = [
-        f"{split.folder}: converted to RGB: {len(files)} {kind}, first {files[0]}"
+        f"{split.folder}: converted to RGB: {len(files)} {kind}, first {printable(files[0])}"
         for kind, files in sorted(kinds.items())
     ]
     if split.decoded < split.images:
@@ -136,21 +142,18 @@ def _notes(split: SplitReport, kinds: dict[str, list[str]]) -> list[str]:
             f"{split.folder}: without images here: {len(absent)} classes of the training set, "
             f"first {absent[0]!r}"
         )
-    ignored = _ignored(split.folder, split.per_class)
-    if ignored:
-        many = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(3))
-        notes.append(f"{split.folder}: files that are no images by their name are left out: {many}")
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in split.per_class:
+        alike[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    notes += [
+        f"{split.folder}: classes whose names differ in case or accents' encoding only: "
+        f"{', '.join(map(repr, names))}: are they one class?"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if left_out:
+        notes.append(f"{split.folder}: files that are left out: {counted(left_out)}")
     return notes
-
-
-def _ignored(folder: Path, classes: Iterable[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for name in classes:
-        for _, _, files in os.walk(folder / name):
-            for file in files:
-                if not is_image(file):
-                    found[Path(file).suffix or file] += 1
-    return found
 
 
 def _sample(count: int, most: int) -> list[int]:

@@ -1,34 +1,42 @@
 """Image folders in the ILSVRC layout: `ROOT/train/CLASS/*.jpg` and `ROOT/val/CLASS/*.jpg`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lewel_bench.pretrain.decode import FORMATS
+from lewel_bench.pretrain.problems import Problem, grouped, printable
+
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Split = Literal["train", "val"]
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp")  # in any case
+EXTENSIONS = tuple(name for names in FORMATS.values() for name in names)  # in any case
+LEFT_OUT = 20  # kinds that are counted, the most frequent
 NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "validation", "valid", "test"),
 }
+NOT_UTF8 = "the name is not UTF-8: rename it"
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
     """Labelled image files: `files` are paths below `root` with "/", sorted; `labels` (N,) index
-    `classes`, which are sorted names of class folders."""
+    `classes`, which are sorted names of class folders. `left_out` counts the files in `root` that
+    are not read, by extension."""
 
     root: Path
     files: tuple[str, ...]
     labels: Indices
     classes: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -40,37 +48,76 @@ class Images:
         return replace(self, files=files, labels=self.labels[indices])
 
 
+@dataclass
+class _Listing:
+    """What is in one class folder, or beside the class folders."""
+
+    files: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+
 def read_folder(root: Path, split: Split, classes: Sequence[str] | Path | None = None) -> Images:
     """The images of `ROOT/train` or `ROOT/val` (also `validation`, `valid` or `test`).
 
     `classes` restricts them to some class folders: names, or a file with one name a line
     (ImageNet-100). Labels number the sorted names of the classes; val is numbered as train is.
-    Raises ValueError naming the path, what was found and what to do.
+    Hidden files and folders are left out. Raises ValueError naming the path, what was found and
+    what to do.
+    """
+    images, problems = list_folder(root, split, classes)
+    if problems:
+        raise ValueError("\n".join(grouped(problems)))
+    return images
+
+
+def list_folder(
+    root: Path, split: Split, classes: Sequence[str] | Path | None = None
+) -> tuple[Images, list[Problem]]:
+    """The images as `read_folder` returns them, and the files and folders that cannot be read.
+
+    Raises ValueError where the layout is wrong.
     """
     folder = _split_folder(Path(root), split)
-    names = _class_folders(folder)
+    names, around = _class_folders(folder)
     if classes is not None:
         names = _chosen(
             folder, names, read_classes(classes) if isinstance(classes, Path) else classes
         )
     elif split == "val" and _find(Path(root), "train"):
         names = _numbered_as_train(Path(root), folder, names)
-    if len(names) < 2:
+    if len(names) < 2 and not around.problems:
         raise ValueError(
             f"{folder}: only one class folder ({names[0]!r}): put the images of each class into a "
             f"folder of its own, at least two"
         )
-    found = {name for name in names if (folder / name).is_dir()}
+    found = {name for name in names if os.path.isdir(folder / name)}
     with ThreadPoolExecutor(8) as pool:  # network file systems answer each listing slowly
-        listed = list(pool.map(lambda n: _files(folder, n) if n in found else [], names))
-    for name, files in zip(names, listed, strict=True):
-        if not files and name in found:
+        listed = list(
+            pool.map(lambda n: _class_folder(folder, n) if n in found else _Listing(), names)
+        )
+    problems, left_out = list(around.problems), Counter(around.left_out)
+    for name, listing in zip(names, listed, strict=True):
+        problems += listing.problems
+        left_out.update(listing.left_out)
+        if not listing.files and not listing.problems and name in found:
+            inside = counted(_frequent(listing.left_out))
             raise ValueError(
-                f"{folder / name}: class folder without images ({', '.join(EXTENSIONS)}): "
-                f"add images or remove the folder"
+                f"{folder / name}: class folder without images ("
+                f"{f'it holds {inside}' if inside else 'it is empty'}; "
+                f"{', '.join(name for name in FORMATS if FORMATS[name])} are read): add images or "
+                f"remove the folder"
             )
-    labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(files) for files in listed])
-    return Images(folder, tuple(f for files in listed for f in files), labels, tuple(names))
+    counts = np.array([len(listing.files) for listing in listed], dtype=np.int64)
+    labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
+    files = tuple(file for listing in listed for file in listing.files)
+    return Images(folder, files, labels, tuple(names), _frequent(left_out)), problems
+
+
+def counted(left_out: Mapping[str, int]) -> str:
+    """`3 .heic, 2 .txt`: the counts of an `Images.left_out`, the most frequent first."""
+    most_first = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {kind}" for kind, count in most_first)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -91,25 +138,48 @@ def _split_folder(root: Path, split: Split) -> Path:
 
 
 def _find(root: Path, split: Split) -> Path | None:
-    return next((root / name for name in NAMES[split] if (root / name).is_dir()), None)
+    return next((root / name for name in NAMES[split] if os.path.isdir(root / name)), None)
 
 
 def _found(folder: Path) -> str:
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return "the folder does not exist"
-    if not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         return "it is a file"
-    names = sorted(entry.name for entry in _scan(folder))
+    try:
+        names = sorted(printable(entry.name) for entry in _scan(folder))
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     if not names:
         return "it is empty"
     return f"found {', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''}"
 
 
-def _class_folders(folder: Path) -> list[str]:
-    entries = list(_scan(folder))
-    names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if names:
-        return names
+def _class_folders(folder: Path) -> tuple[list[str], _Listing]:
+    """The names of the class folders, sorted, and what else is beside them."""
+    names, around = [], _Listing()
+    try:
+        entries = _scan(folder)
+    except OSError as error:
+        raise ValueError(_unreadable(folder, error)) from None
+    for entry in entries:
+        if _is_hidden(entry.name):
+            around.left_out["hidden"] += 1
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:
+            around.problems.append(_unreadable(folder / entry.name, error))
+            continue
+        if not is_folder:
+            kind = "images outside the class folders" if is_image(entry.name) else _kind(entry.name)
+            around.left_out[kind] += 1
+        elif wrong := _wrong_folder(folder, entry):
+            around.problems.append(wrong)
+        else:
+            names.append(entry.name)
+    if names or around.problems:
+        return sorted(names), around
     flat = sum(is_image(e.name) for e in entries)
     if flat:
         raise ValueError(
@@ -134,7 +204,7 @@ def _chosen(folder: Path, names: list[str], classes: Sequence[str]) -> list[str]
 
 
 def _numbered_as_train(root: Path, folder: Path, names: list[str]) -> list[str]:
-    train = _class_folders(_split_folder(root, "train"))
+    train, _ = _class_folders(_split_folder(root, "train"))
     foreign = sorted(set(names) - set(train))
     if foreign:
         raise ValueError(
@@ -144,26 +214,96 @@ def _numbered_as_train(root: Path, folder: Path, names: list[str]) -> list[str]:
     return train
 
 
-def _files(folder: Path, name: str) -> list[str]:
-    return sorted(_walk(folder / name, name))
+def _class_folder(folder: Path, name: str) -> _Listing:
+    """The images of a class, in its folder and in those inside, each of which is read once."""
+    listing = _Listing()
+    waiting, seen = [name], set()
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            place = os.stat(folder / prefix)
+            entries = _scan(folder / prefix)
+        except OSError as error:
+            listing.problems.append(_unreadable(folder / prefix, error))
+            continue
+        if (place.st_dev, place.st_ino) in seen:
+            what = "the folder is reached twice, through a link: remove the link"
+            listing.problems.append(Problem(folder / prefix, what))
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        for entry in entries:
+            _add(listing, folder, f"{prefix}/{entry.name}", entry, waiting)
+    listing.files.sort()
+    return listing
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    for entry in _scan(folder):
-        if entry.name.startswith("."):
-            continue  # left by operating systems and editors; torchvision would fail on them
+def _add(
+    listing: _Listing, folder: Path, file: str, entry: os.DirEntry[str], waiting: list[str]
+) -> None:
+    if _is_hidden(entry.name):
+        listing.left_out["hidden"] += 1
+        return
+    path = folder / file
+    try:
         if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}/{entry.name}")
-        elif is_image(entry.name):
-            yield f"{prefix}/{entry.name}"
+            if wrong := _wrong_folder(path.parent, entry):
+                listing.problems.append(wrong)
+            else:
+                waiting.append(file)
+        elif not is_image(entry.name):
+            listing.left_out[_kind(entry.name)] += 1
+        elif not _is_utf8(entry.name):
+            listing.problems.append(Problem(path, NOT_UTF8))
+        elif entry.is_file():
+            listing.files.append(file)
+        else:
+            entry.stat()  # raises where a link leads nowhere
+            listing.problems.append(Problem(path, "is not a regular file: remove it"))
+    except OSError as error:
+        listing.problems.append(_unreadable(path, error))
+
+
+def _wrong_folder(folder: Path, entry: os.DirEntry[str]) -> Problem | None:
+    if not _is_utf8(entry.name):
+        return Problem(folder / entry.name, NOT_UTF8)
+    if entry.is_symlink():
+        here = folder.resolve()
+        if Path(entry.path).resolve() in (here, *here.parents):
+            what = "the link leads back to a folder that it is in: remove it"
+            return Problem(folder / entry.name, what)
+    return None
+
+
+def _unreadable(path: Path, error: OSError) -> Problem:
+    return Problem(path, f"cannot be read: {error.strerror or type(error).__name__}")
+
+
+def _is_hidden(name: str) -> bool:
+    """Left by operating systems and editors; torchvision would fail on them."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(name: str) -> str:
+    return printable(Path(name).suffix.lower()) or "without an extension"
+
+
+def _frequent(left_out: Counter[str]) -> dict[str, int]:
+    most = dict(sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:LEFT_OUT])
+    others = left_out.total() - sum(most.values())
+    return most | ({"others": others} if others else {})
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def is_image(name: str) -> bool:

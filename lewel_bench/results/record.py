@@ -46,11 +46,13 @@ class _Frozen(BaseModel):
 
 
 class Data(_Frozen):
-    """The images that played one role: their name, fingerprint and number."""
+    """The images that played one role: their name, fingerprint and number. `left_out` counts the
+    files of their folder that are not read, by extension."""
 
     name: str
     fingerprint: str
     images: Annotated[int, Field(ge=0)]
+    left_out: dict[str, int] = {}
 
 
 class Checkpoint(_Frozen):

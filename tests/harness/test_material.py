@@ -4,10 +4,11 @@ import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import write_images
 
-from lewel_bench.harness import material, plan
+from lewel_bench.harness import job, material, plan, splits
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -78,14 +79,27 @@ def test_what_run_refuses_is_grouped_too(many_broken: Path, tmp_path: Path) -> N
     assert f"lewel-bench data check {many_broken} --all" in lines[-1]
 
 
+def test_files_left_out_are_named_by_run_and_in_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_images(tmp_path / "images")
+    (root / "train" / "class0" / "a.heic").touch()
+    data = Datasets(Site(), tmp_path, SHAPES, {"": root})("imagenet", "")
+    material._tell_left_out(data)
+    assert capsys.readouterr().err == f"note: {root}/train: left out: 1 .heic\n"
+    images = splits.read(data, "train")
+    assert job._described(data, images.take(np.arange(5))).left_out == {".heic": 1}
+    assert job._described(data, splits.read(data, "val")).left_out == {}
+
+
 def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> None:
     datasets = Datasets(Site(), tmp_path, SHAPES, {"": write_images(tmp_path / "images")})
     small = ("batch", 8), ("bn_group", 8), ("args.queue", 16)
 
     def check(*settings: tuple[str, object]) -> None:
         selection = Selection(methods=("pcl_200ep",), evals=("none",), settings=settings)
-        (job,) = plan.plan(selection, SHAPES, datasets)
-        material._fits(job, job.data)
+        (planned,) = plan.plan(selection, SHAPES, datasets)
+        material._fits(planned, planned.data)
 
     with pytest.raises(ValueError, match=r"batch 64 is more than the 48 .* --set batch=12"):
         check()

@@ -1,6 +1,7 @@
 """Reading folders and files: what is found, what is refused, and how it is said."""
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lewel_bench.pretrain.data import (
     subset,
     subset_from_list,
 )
+from lewel_bench.pretrain.folder import counted, list_folder
 
 
 def picture(path: Path, seed: int = 0, mode: str = "RGB", side: int = 24, **save: object) -> Path:
@@ -123,6 +125,91 @@ def test_a_wrong_folder_is_named_with_what_was_found(
     with pytest.raises(ValueError, match=message) as error:
         read_folder(folder(tmp_path / "set", names), split, classes)
     assert str(tmp_path) in str(error.value) or "list" in str(error.value)
+
+
+def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
+    folder(
+        tmp_path,
+        {
+            "train": ["labels.csv", "loose.jpg", ".DS_Store"],
+            "train/a": ["1.jpg", "2.heic", "3.HEIC", "._1.jpg", "Makefile"],
+            "train/a/.ipynb_checkpoints": ["1.jpg"],
+            "train/b/more": ["1.tif", "2.ppm", "3.gif", "4.jfif", "5.jp2", "6.avif", "a.xml"],
+            "train/__MACOSX": ["._1.jpg"],
+        },
+    )
+    images = read_folder(tmp_path, "train")
+    assert images.classes == ("a", "b") and len(images) == 7
+    assert images.left_out == {
+        "hidden": 4,
+        ".heic": 2,
+        ".csv": 1,
+        ".xml": 1,
+        "images outside the class folders": 1,
+        "without an extension": 1,
+    }
+    assert counted(images.left_out).startswith("4 hidden, 2 .heic, 1 ")
+    assert images.take(np.array([0])).left_out == images.left_out
+    folder(tmp_path, {"train/c": [f"x.{n}" for n in range(50)]})
+    with pytest.raises(ValueError, match="train/c: class folder without images") as error:
+        read_folder(tmp_path, "train")
+    assert re.search(
+        r"\(it holds 30 others, 1 \.0, .*; AVIF, .*JPEG, .* are read\)", str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda a: os.mkfifo(a / "x.jpg"), "a/x.jpg: is not a regular file: remove it"),
+        (lambda a: (a / "x.jpg").symlink_to("/dev/zero"), "a/x.jpg: is not a regular file"),
+        (lambda a: (a / "x.jpg").symlink_to("x.jpg"), "a/x.jpg: cannot be read: Too many levels"),
+        (lambda a: (a / "x").symlink_to("x"), "a/x: cannot be read: Too many levels"),
+        (lambda a: (a / "x.jpg").symlink_to("gone"), "a/x.jpg: cannot be read: No such file"),
+        (lambda a: (a / "x").symlink_to("."), "a/x: the link leads back to a folder that it is in"),
+        (lambda a: (a / "x").symlink_to("/"), "a/x: the link leads back to a folder that it is in"),
+        (lambda a: (a.parent / "x").symlink_to(".."), "train/x: the link leads back to a folder"),
+        (lambda a: (a.parent / "x").symlink_to("x"), "train/x: cannot be read: Too many levels"),
+        (
+            lambda a: os.link(a / "1.jpg", os.fsencode(a) + b"/\xe9.jpg"),
+            r"a/\udce9.jpg: the name is not UTF-8",
+        ),
+        (lambda a: os.mkdir(os.fsencode(a) + b"/\xe9"), r"a/\udce9: the name is not UTF-8"),
+        (lambda a: os.mkdir(os.fsencode(a) + b"\xe9"), r"train/a\udce9: the name is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, spoil, problem: str) -> None:
+    folder(tmp_path, {"train/a": ["1.jpg"], "train/b": ["1.jpg"]})
+    spoil(tmp_path / "train" / "a")
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        read_folder(tmp_path, "train")
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    images, problems = list_folder(tmp_path, "train")
+    assert images.files == ("a/1.jpg", "b/1.jpg") and len(problems) == 1
+
+
+def test_each_folder_of_a_class_is_read_once(tmp_path: Path) -> None:
+    """Links can lead to a folder in 2^20 ways, or around a circle that holds no folder twice."""
+    folder(tmp_path, {"train/a": ["1.jpg"], "train/b": ["1.jpg"], "0": ["x.jpg"], "19": []})
+    for n in range(20):
+        (tmp_path / f"{n}").mkdir(exist_ok=True)
+        for name in "lr":
+            (tmp_path / f"{n}" / name).symlink_to(tmp_path / f"{n + 1}")
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "back").symlink_to(tmp_path / "0")
+    (tmp_path / "train" / "a" / "x").symlink_to(tmp_path / "0")
+    images, problems = list_folder(tmp_path, "train")
+    assert images.files == ("a/1.jpg", "a/x/x.jpg", "b/1.jpg")
+    assert len(problems) == 21
+    with pytest.raises(ValueError, match="21 times: the folder is reached twice, through a link"):
+        read_folder(tmp_path, "train")
+
+
+def test_classes_may_be_links(tmp_path: Path) -> None:
+    folder(tmp_path, {"train/a": ["1.jpg"], "elsewhere": ["2.jpg"]})
+    (tmp_path / "train" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train" / "b" / "3.jpg").symlink_to(tmp_path / "train" / "a" / "1.jpg")
+    assert read_folder(tmp_path, "train").files == ("a/1.jpg", "b/2.jpg", "b/3.jpg")
 
 
 def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
