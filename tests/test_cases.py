@@ -20,7 +20,6 @@ from PIL import Image
 
 from lewel_bench.harness.cli import main
 from lewel_bench.pretrain.decode import decode
-
 from tests.harness.test_end_to_end import arguments, records
 
 CASES = DATA.parent / "cases"

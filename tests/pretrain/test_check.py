@@ -1,5 +1,6 @@
 """What `check` says about good and bad data sets."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -91,6 +92,31 @@ def test_classes_that_do_not_match_are_reported(root: Path) -> None:
     assert "1 classes are not in the training set, first 'c'" in problem
 
 
+def test_classes_that_differ_in_case_only_are_named(root: Path) -> None:
+    (root / "train" / "a").rename(root / "train" / "caf\u00e9")
+    for name in ("B", "cafe\u0301"):
+        (root / "train" / name).mkdir()
+        Image.new("RGB", (9, 9)).save(root / "train" / name / "1.png")
+    notes = [note for note in check(root).notes if "are they one class?" in note]
+    assert len(notes) == 2 and "'B', 'b'" in notes[0] and "cafe\u0301" in notes[1]
+
+
+def test_what_cannot_be_read_leaves_the_rest_checked(root: Path) -> None:
+    os.mkfifo(root / "train" / "a" / "pipe.jpg")
+    (root / "train" / "b" / "self").symlink_to(".")
+    (root / "train" / "b" / "cut.jpg").write_bytes(b"\xff\xd8")
+    report = check(root)
+    assert report.splits["train"].images == 13
+    names = ("pipe.jpg", "self", "cut.jpg")
+    assert len(report.problems) == 3
+    assert all(n in p for n, p in zip(names, report.problems, strict=True))
+    os.rename(root / "train", os.fsencode(root) + b"/only")
+    os.mkdir(root / "train")
+    os.rename(root / "only", os.fsencode(root) + b"/train/\xe9")
+    (problem,) = [p for p in check(root).problems if "/train" in p]
+    assert problem == f"{root}/train/\\udce9: the name is not UTF-8: rename it"
+
+
 def test_unusable_folders_are_problems_and_never_raise(root: Path, tmp_path: Path) -> None:
     assert len(check(tmp_path / "absent").problems) == 2
     (tmp_path / "empty").mkdir()
@@ -120,7 +146,11 @@ def test_the_fingerprint_follows_names_and_sizes_and_nothing_else(
 ) -> None:
     images = read_folder(root, "train")
     before = fingerprint(images)
-    assert len(before) == 12 and int(before, 16) >= 0
+    files = [f"{name}/{i}.jpg" for name in "ab" for i in range(6)]  # keys of runs depend on this
+    lines = "".join(f"{file}\0{(root / 'train' / file).stat().st_size}\n" for file in files)
+    assert before == hashlib.sha256(lines.encode()).hexdigest()[:12]
+    (root / "train" / "a" / "notes.txt").write_text("no image")
+    assert fingerprint(read_folder(root, "train")) == before
     root.rename(tmp_path / "moved")
     moved = read_folder(tmp_path / "moved", "train")
     os.utime(moved.root / moved.files[0], (1, 1))
