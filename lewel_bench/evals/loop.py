@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lewel_bench.evals.clock import Clock
-from lewel_bench.evals.protocol import Linear, Semi
+from lewel_bench.evals.protocol import Linear, Semi, batch_of
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
 from lewel_bench.pretrain.data import Images, image_batches
@@ -116,9 +116,7 @@ def steps_of(protocol: Linear | Semi, count: int) -> int:
 
 def batch_size(protocol: Linear | Semi, count: int) -> int:
     """Images of one global step. Raises ValueError when they cannot be shared among processes."""
-    batch = min(protocol.batch, count - count % distributed.world())
-    distributed.share(batch)
-    return batch
+    return batch_of(protocol, count, distributed.world())
 
 
 def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:

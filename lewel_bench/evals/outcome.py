@@ -43,8 +43,8 @@ class DenseSplits(Generic[DataT]):
     report: DataT
 
     def check(self) -> None:
-        """Raise ValueError for an empty split, splits that disagree about the classes, or one on
-        which nothing can be measured."""
+        """Raise ValueError for an empty split, splits that disagree about the classes, or one from
+        which nothing can be learnt or on which nothing can be measured."""
         for role in ("train", "select", "report"):
             split: Any = getattr(self, role)
             if split is None:
@@ -57,6 +57,8 @@ class DenseSplits(Generic[DataT]):
                     f"the {role} split has other classes than the train split "
                     f"({len(split.classes)} and {len(train.classes)})"
                 )
+            if role == "train" and (reason := split.untrainable()):
+                raise ValueError(f"{split.root}: {reason}")
             if role != "train" and (reason := split.unmeasurable()):
                 raise ValueError(
                     f"nothing can be measured on the {len(split)} images of the {role} split "

@@ -141,3 +141,45 @@ class Semi(Value):
 
 
 Protocol = Annotated[Linear | Knn | Semi | Detection | Segmentation, Field(discriminator="runner")]
+
+
+def check_held_out(
+    protocol: Linear | Semi | Detection | Segmentation, count: int, most: int
+) -> None:
+    """Raise ValueError where a protocol holds out more than `most` of `count` training images."""
+    if protocol.held_out > most:
+        name = f"{protocol.name}.held_out"
+        raise ValueError(
+            f"{name} {protocol.held_out}: of {count} training images at most {most} can be held "
+            f"out, such as --set {name}={max(1, min(most, count // 5))}"
+        )
+
+
+def batch_of(protocol: Linear | Semi, count: int, processes: int) -> int:
+    """Images of a global step on `count` training images, which may be fewer than a batch. Raises
+    ValueError where the processes cannot share them equally."""
+    batch = min(protocol.batch, count - count % processes)
+    if batch < processes or batch % processes:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {processes} processes: "
+            "use a number of processes that divides it"
+        )
+    return batch
+
+
+def bn_group_of(
+    protocol: Semi, batch: int, processes: int, micro_batch: int | None
+) -> tuple[int | None, list[str]]:
+    """The protocol's batch-norm group, or None (the whole batch) where `batch` is not made of
+    groups, with a warning. Raises ValueError where a micro-batch is not made of them."""
+    group, warnings = protocol.bn_group, list[str]()
+    if group is not None and batch % group:
+        warnings.append(f"a batch of {batch} images is not made of groups of {group}: one group")
+        group = None
+    micro, local = micro_batch or batch, batch // processes
+    if micro < local and (group is None or micro % group):
+        raise ValueError(
+            f"micro-batch {micro} is not made of whole batch-norm groups of "
+            f"{group or batch}: choose a multiple of {group or batch}"
+        )
+    return group, warnings

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lewel_bench.evals import features, loop, scores
 from lewel_bench.evals.outcome import Outcome, Splits, gap
-from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.protocol import Semi, bn_group_of
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import Machine, average, rank, world
@@ -39,7 +39,8 @@ def run(
     """
     splits.check()
     count = len(splits.train)
-    group, warnings = _bn_group(protocol, count, machine)
+    batch = loop.batch_size(protocol, count)
+    group, warnings = bn_group_of(protocol, batch, world(), machine.micro_batch)
     learner = _FineTuned(protocol, lr, backbone, group, splits, seed, machine)
     at = loop.Place(seed, folder, machine, report, stop)
     history = loop.train(learner, splits.train, protocol, at)
@@ -181,19 +182,3 @@ class _FineTuned:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss_sum = state["loss_sum"]
-
-
-def _bn_group(protocol: Semi, count: int, machine: Machine) -> tuple[int | None, list[str]]:
-    """The protocol's batch-norm group, or the whole batch where that is not made of groups."""
-    group, warnings = protocol.bn_group, list[str]()
-    batch = loop.batch_size(protocol, count)
-    if group is not None and batch % group:
-        warnings.append(f"a batch of {batch} images is not made of groups of {group}: one group")
-        group = None
-    micro, local = machine.micro_batch or batch, batch // world()
-    if micro < local and (group is None or micro % group):
-        raise ValueError(
-            f"micro-batch {micro} is not made of whole batch-norm groups of {group or batch}: "
-            f"choose a multiple of {group or batch}"
-        )
-    return group, warnings

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
-from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.problems import grouped
 from lewel_bench.value import unknown
 
@@ -28,32 +27,20 @@ VOC_SETS = {"detection": "Main", "segmentation": "Segmentation"}  # the lists th
 SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_10pct"][1]}
 
 
-def prepare(todo: Sequence[Job], context: "Context", *, generate: bool = True) -> None:
-    """Make or check the data of the jobs, and find the engines that they run on.
-
-    Images that are generated and not there yet are left to the first job where `generate` is
-    False, as a login node does. Raises ValueError that names every problem found.
-    """
+def prepare(todo: Sequence[Job], context: "Context") -> None:
+    """Check the data of the jobs and the engines that they run on. Raises ValueError that names
+    every problem found."""
     training = [j for j in todo if not j.reads_records]
     engines = {j.protocol.engine for j in training if isinstance(j.protocol, Dense)}
     for engine in sorted(engines - {"native"}):
         from lewel_bench.evals.engines import require
 
         require(engine, context.site.pythons)
-    later = set()
     for job in {(j.data.root, _task(j)): j for j in todo}.values():
         if job.data.id != shapes_id():
             _check_once(job.data, _task(job), context.root)
-        elif generate or Path(job.data.root).exists():
+        elif Path(job.data.root).exists():
             generated(job)
-        else:
-            later.add(job.data.root)
-    # one job of each kind: seeds and candidates ask for the same images
-    for job in {
-        (j.data.root, j.recipe_name, j.kind, j.protocol and j.protocol.name): j for j in todo
-    }.values():
-        if job.data.root not in later:
-            _fits(job, job.data)
     for data in {j.data.root: j.data for j in todo if j.data.id != shapes_id()}.values():
         _tell_left_out(data)
 
@@ -68,6 +55,12 @@ def _tell_left_out(data: Dataset) -> None:
     for images in (splits.read(data, "train"), splits.read(data, "val")):
         if images.left_out:
             print(f"note: {images.root}: left out: {counted(images.left_out)}", file=sys.stderr)
+
+
+def generate(todo: Sequence[Job]) -> None:
+    """Make the generated images that the jobs read and that are not there yet."""
+    for job in {j.data.root: j for j in todo}.values():
+        generated(job)
 
 
 def generated(job: Job) -> None:
@@ -108,9 +101,10 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
             f"the data set {data.name} at {data.root} cannot be used as it is:\n{listed}\n"
             f"Correct or remove these files (`lewel-bench data check {data.root} --all` lists all)"
         )
-    with suppress(OSError):  # another user's, or a full disk: it is checked again next time
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(remembered, json.dumps({**sound, place: now}))
+    if root.is_dir():  # --dry-run makes none
+        with suppress(OSError):  # another user's, or a full disk: it is checked again next time
+            remembered.parent.mkdir(exist_ok=True)
+            write_atomically(remembered, json.dumps({**sound, place: now}))
 
 
 def _problems(data: Dataset, task: str) -> list[str]:
@@ -139,29 +133,6 @@ def _annotations(
         problems += found[0]
         notes += found[1]
     return problems, notes
-
-
-def _fits(job: Job, data: Dataset) -> None:
-    """Raise ValueError where a job asks for more images than there are."""
-    from lewel_bench.harness import splits
-
-    if job.recipe:
-        count = len(splits.read(data, "train"))
-        if count < job.recipe.batch:
-            raise ValueError(
-                f"{job.name}: batch {job.recipe.batch} is more than the {count} training images of "
-                f"{data.name}: set a smaller one, such as --set batch={max(1, count // 4)}"
-            )
-        clusters = 0
-        if job.recipe.method == "pcl":
-            clusters = max(map(int, methods.settings(job.recipe)["clusters"].split(",")))
-        if count < clusters:
-            raise ValueError(
-                f"{job.name}: {clusters} clusters are more than the {count} training images of "
-                f"{data.name}: set fewer, such as --set args.clusters={max(1, count // 20)}"
-            )
-    else:
-        splits.of(job).check()
 
 
 def make(what: str, context: "Context") -> int:

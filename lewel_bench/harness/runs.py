@@ -17,10 +17,10 @@ from lewel_bench import files
 from lewel_bench.harness import budget, bundle, cells, extras, own, plan
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cost import Estimator, total
+from lewel_bench.harness.fits import Place
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND
-from lewel_bench.pretrain.recipe import shares
 from lewel_bench.results.record import set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MOST_SEEDS = 10_000
+GPU_DRIVER = Path("/dev/nvidiactl")  # there wherever CUDA works
 LARGEST_SEED = 2**32 - 1  # as NumPy and scikit-learn take them
 
 
@@ -66,8 +67,7 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     if arguments.cluster:
         return _submit(context, arguments, jobs, todo, estimator, settings)
     if arguments.dry_run:
-        if arguments.device not in (None, "cpu"):
-            _device(settings)
+        _rehearse(context, todo, settings)
         _show(jobs, todo, estimator, settings.jobs)
         return 0
     return _compute(context, jobs, todo, settings, arguments)
@@ -115,10 +115,52 @@ def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None
             )
 
 
-def _device(settings: MachineSettings) -> str:
-    from lewel_bench.harness import job  # here and not above: only now is torch needed
+def _rehearse(context: "Context", todo: Sequence[Job], settings: MachineSettings) -> None:
+    """Refuse what `_compute` would refuse, and change nothing."""
+    place = _place(settings, quick=True)
+    writable(context.root, make=False)
+    if todo:
+        from lewel_bench.harness import cluster
 
-    return job.device(settings)
+        cluster.free(context.root, todo)
+    if settings.jobs > 1:
+        from lewel_bench.harness import companions
+
+        companions.shared(settings)
+    _prepare(context, todo, place)
+
+
+def _place(settings: MachineSettings, *, quick: bool = False) -> Place:
+    """What a job has on this machine. Raises ValueError for devices that are not there. With
+    `quick` torch is asked only where there may be a GPU: loading it takes seconds."""
+    micro = settings.micro_batch
+    if quick and settings.device in (None, "cpu") and not GPU_DRIVER.exists():
+        return Place(settings.processes or 1, True, micro)
+    import torch
+
+    from lewel_bench.harness import job, local
+
+    name, devices = job.device(settings), local.devices(settings)
+    processes = settings.processes or devices
+    if name != "cpu" and processes > (torch.cuda.device_count() if name == "cuda" else 1):
+        raise ValueError(
+            f"--processes {processes}: every process needs a CUDA device of its own, and "
+            f"{name} has {torch.cuda.device_count() if name == 'cuda' else 1}"
+        )
+    return Place(processes, name == "cpu", micro)
+
+
+def _prepare(context: "Context", todo: Sequence[Job], place: Place) -> None:
+    """Check the data of `todo`, and that each job fits its data and this machine."""
+    from lewel_bench.harness import fits, material
+
+    def of(job: Job) -> Place:
+        alone = place.cpu and isinstance(job.protocol, plan.Dense)  # see local.Runner
+        return place._replace(processes=1) if alone else place
+
+    fits.check_machine(todo, of)
+    material.prepare(todo, context)
+    fits.check_data(todo, of)
 
 
 def _submit(
@@ -131,15 +173,25 @@ def _submit(
 ) -> int:
     from lewel_bench.harness import cluster
 
+    kinds = cluster.profile(context.site, arguments.cluster).kinds
+
+    def place(job: Job) -> Place:
+        asked = kinds[cluster.kind(job)]
+        cpu = settings.device == "cpu" or not (asked.gpus_per_node or asked.submitit)
+        return Place(asked.world, cpu, settings.micro_batch)
+
     def prepare() -> None:
         if todo:
-            from lewel_bench.harness import material
+            from lewel_bench.harness import fits, material
 
-            material.prepare(todo, context, generate=False)
+            fits.check_machine(todo, place)
+            material.prepare(todo, context)
+            fits.check_data(todo, place)
 
     if arguments.dry_run:
-        kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
-        _show(jobs, todo, estimator, max(one.array_parallelism for one in kinds))
+        prepare()
+        most = max(one.array_parallelism for one in kinds.values())
+        _show(jobs, todo, estimator, most)
     return cluster.submit(context, arguments, jobs, todo, settings, prepare)
 
 
@@ -151,18 +203,16 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import cluster, companions, local, material, status
+    from lewel_bench.harness import cluster, companions, material, status
 
-    _device(settings)  # before any data is made
-    for one in todo:
-        if one.recipe:
-            shares(one.recipe, settings.processes or local.devices(settings), settings.micro_batch)
+    place = _place(settings)
     writable(context.root)
     # before the look at the cluster, whose passes look at this before they submit
     with status.queue(context.root, [one.key for one in todo]):
         cluster.free(context.root, todo)
         settings = companions.shared(settings)
-        material.prepare(todo, context)
+        _prepare(context, todo, place)
+        material.generate(todo)
         return _finish(context, jobs, todo, settings, arguments)
 
 
@@ -198,11 +248,13 @@ def _finish(
     return 0
 
 
-def writable(root: Path) -> None:
-    """Make the run root. Raises ValueError where files cannot be written or locked there."""
+def writable(root: Path, *, make: bool = True) -> None:
+    """Make the run root, or look at the folder that it would be made in. Raises ValueError where
+    files cannot be written or locked there."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        files.check_folder(root)
+        if make:
+            root.mkdir(parents=True, exist_ok=True)
+        files.check_folder(next(one for one in (root, *root.parents) if one.exists()))
     except OSError as error:
         error.filename = str(root)
         raise ValueError(f"cannot write to the run root {files.described(error)}") from None
@@ -336,7 +388,8 @@ def _probe(
         estimator.device = provenance.environment(settings)["device"]
     settings = companions.shared(settings)
     writable(context.root)
-    material.prepare(todo, context)
+    _prepare(context, todo, _place(settings))
+    material.generate(todo)
     signals.listen("stopping")
     try:
         probe.probe(todo, jobs, estimator, settings, arguments.probe)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lewel_bench.evals.outcome import DenseSplits, Splits
-from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.protocol import Semi, check_held_out
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain import check
@@ -30,6 +30,8 @@ def classified(job: Job) -> Splits:
     reported = read(job.data, "val")
     if job.protocol.runner == "knn":
         return Splits(everything, reported, reported)
+    sizes = np.bincount(everything.labels)
+    check_held_out(job.protocol, len(everything), int(np.maximum(sizes - 1, 0).sum()))
     rest, held = holdout(everything, job.protocol.held_out, SEED)
     if not isinstance(job.protocol, Semi):
         return Splits(everything.take(rest), everything.take(held), reported)
@@ -74,11 +76,7 @@ def dense(job: Job) -> DenseSplits[Any]:
     if job.kind == "final":
         return DenseSplits(train, None, report)
     count, held = len(train), job.protocol.held_out
-    if held >= count:
-        raise ValueError(
-            f"{job.protocol.name} holds {held} of {count} training images of {job.data.name} out, "
-            f"which leaves none: --set {job.protocol.name}.held_out={max(1, count // 5)}"
-        )
+    check_held_out(job.protocol, count, count - 1)
     order = np.random.Generator(np.random.Philox(SEED)).permutation(count)
     return DenseSplits(train.take(np.sort(order[held:])), train.take(np.sort(order[:held])), report)
 

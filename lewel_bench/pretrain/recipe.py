@@ -187,6 +187,11 @@ def shares(recipe: Recipe, processes: int, micro_batch: int | None) -> tuple[int
     local = recipe.batch // processes
     micro = micro_batch or local
     group = recipe.bn_group or recipe.batch
+    if local % group and (group % local or recipe.batch % group):
+        raise ValueError(
+            f"bn_group {group} does not fit the {local} images of each of {processes} processes: "
+            f"use a number of processes for which one divides the other"
+        )
     if local % micro or (micro < local and micro % group):
         raise ValueError(
             f"micro-batch {micro} does not split the {local} images of a process into whole "

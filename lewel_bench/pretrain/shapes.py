@@ -16,34 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from lewel_bench.files import Lock, naming
-from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.pretrain.shapes_labels import Coco, Voc, jpeg
-from lewel_bench.pretrain.shapes_revision import REVISION
+from lewel_bench.pretrain.shapes_revision import REVISION, Counts
 from lewel_bench.pretrain.shapes_scene import CLASSES, Rng, Scene, Thing, draw, spread
-from lewel_bench.value import Value
 
 MARKER = "shapes.json"
 SIZES = ((80, 80), (96, 80), (80, 96), (88, 88), (84, 112), (112, 84))  # height, width
 DENSE_SIZES = ((128, 128), (96, 128), (128, 96), (108, 128), (128, 112))
-
-
-class Counts(Value):
-    """How many images are written: per class for `train` and `val`, else in all."""
-
-    train: Positive = 216
-    val: Positive = 60
-    voc2007_train: Positive = 50
-    voc2007_val: Positive = 50
-    voc2007_test: Positive = 100
-    voc2012_train: Positive = 100
-    voc2012_val: Positive = 100
-    coco_train: Positive = 200
-    coco_val: Positive = 100
-
-    def total(self) -> int:
-        """The number of images of all layouts."""
-        counts: dict[str, int] = self.model_dump()
-        return sum(counts.values()) + (len(CLASSES) - 1) * (self.train + self.val)
 
 
 def make(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import write_images
 
-from lewel_bench.harness import job, material, plan, splits
+from lewel_bench.harness import fits, job, material, plan, splits
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
@@ -99,7 +99,7 @@ def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> 
     def check(*settings: tuple[str, object]) -> None:
         selection = Selection(methods=("pcl_200ep",), evals=("none",), settings=settings)
         (planned,) = plan.plan(selection, SHAPES, datasets)
-        material._fits(planned, planned.data)
+        fits.check_data([planned], lambda one: fits.Place(1, True))
 
     with pytest.raises(ValueError, match=r"batch 64 is more than the 48 .* --set batch=12"):
         check()

@@ -441,7 +441,7 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     (package / "protocols.py").write_text(
         "from lewel_bench.evals.protocols import PROTOCOLS\n"
         "known = PROTOCOLS['linear_sgd']\n"
-        "linear_long = known.model_copy(update={'name': 'linear_long', 'epochs': 99})\n"
+        "linear_long = known.model_copy(update={'name': 'linear_long', 'held_out': 99})\n"
         "wrong = 3\n"
     )
     info = tmp_path / "site" / "lewel_own_example-1.0.dist-info"

@@ -108,12 +108,13 @@ def test_data_that_nothing_is_on_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*RUN, "--dry-run", "--root", str(tmp_path / "runs")]
-    for place in ("train/a", "train/b", "val/a", "val/b"):
-        (tmp_path / "a=b" / place).mkdir(parents=True)
-        (tmp_path / "a=b" / place / "0.png").touch()
+    write_images(tmp_path / "a=b")
+    for setting in ("batch=8", "bn_group=8", "args.queue=16", "linear_lars.held_out=6"):
+        words += ["--set", setting]
     assert main([*words, "--data", f"{tmp_path}/a=b", "--data", f"coco={tmp_path}"]) == 0
-    assert capsys.readouterr().err == (
-        f"note: --data coco={tmp_path} is not used: nothing that is selected is on it\n"
-    )
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: --data coco={tmp_path} is not used: nothing that is selected is on it",
+        f"checking a=b at {tmp_path}/a=b",
+    ]
     assert main([*words, "--data", "voc=/does/not/exist"]) == 2
     assert "there is no folder /does/not/exist" in capsys.readouterr().err

@@ -72,6 +72,12 @@ class Scenes:
         """The scenes at `indices`, in that order, with the same classes."""
         return replace(self, scenes=tuple(self.scenes[int(i)] for i in indices))
 
+    def untrainable(self) -> str | None:
+        """Why nothing can be learnt from these scenes, if so."""
+        if any(not s.objects.crowd.all() for s in self.scenes):
+            return None
+        return "no image has an object to learn from"
+
     def unmeasurable(self) -> str | None:
         """Why nothing can be measured on these scenes, if so."""
         if any(s.objects.counted().any() for s in self.scenes):

@@ -28,6 +28,10 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
         return [str(error)], []
     found: list[str] = []
     notes: list[str] = []
+    if len(classes) < 2:
+        found.append(
+            f"{root}: segmentation needs at least two classes, and there is one: {classes[0]}"
+        )
     images: dict[str, str] = {}
     for split in (name, "val"):
         pairs, wrong = lists.listed(root, year, split)

@@ -28,6 +28,12 @@ class Pictures:
         """The pictures at `indices`, in that order, with the same classes."""
         return replace(self, pairs=tuple(self.pairs[int(i)] for i in indices))
 
+    def untrainable(self) -> str | None:
+        """Why nothing can be learnt from these pictures, if so."""
+        if len(self.classes) > 1:
+            return None
+        return f"segmentation needs at least two classes, and there is one: {self.classes[0]}"
+
     def unmeasurable(self) -> str | None:
         """Why nothing can be measured on these pictures, if so. Raises ValueError naming a mask
         that cannot be read."""

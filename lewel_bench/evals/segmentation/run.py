@@ -48,7 +48,8 @@ def run(
     written to `folder/predictions/NAME.png`, and with the native engine every picture's confusion
     (N, C, C) to `folder/predictions.npz`.
     """
-    _check(protocol, splits)
+    splits.check()
+    share(protocol.batch)
     if protocol.engine == "mmseg":
         from lewel_bench.evals.segmentation import mmseg
 
@@ -80,13 +81,6 @@ def lr_factor(protocol: Segmentation, lr: float, step: int) -> float:
     left = 1 - step / max(1, protocol.steps - 1)
     rate: float = (lr - protocol.min_lr) * left**protocol.power + protocol.min_lr
     return rate / lr
-
-
-def _check(protocol: Segmentation, splits: DenseSplits[Pictures]) -> None:
-    splits.check()
-    if len(splits.train.classes) < 2:
-        raise ValueError(f"one class ({splits.train.classes[0]}) leaves nothing to tell apart")
-    share(protocol.batch)
 
 
 class _Segmentation:

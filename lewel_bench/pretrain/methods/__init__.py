@@ -61,6 +61,7 @@ _TYPES = {
 
 
 TOGETHER = ("simclr", "swav")  # methods of ours whose views pass through the networks together
+JOINT = ("barlow_twins", "simclr", "swav")  # methods of ours whose `joint` is True
 BEGINS = {"pcl": "warmup", "swav": "queue_from"}  # the epoch from which they are what they are
 
 

@@ -107,7 +107,7 @@ def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
     with pytest.raises(ValueError, match="report split has other classes"):
         train(splits=replace(splits, report=other))
     one = [replace(part, classes=("background",)) for part in (splits.train, splits.report)]
-    with pytest.raises(ValueError, match="one class"):
+    with pytest.raises(ValueError, match="at least two classes"):
         train(splits=replace(splits, train=one[0], select=None, report=one[1]))
     write_mask(tmp_path / "void.png", np.full((60, 80), 255))
     void = replace(splits.select, root=tmp_path, pairs=(("any.jpg", "void.png"),))
