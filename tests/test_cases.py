@@ -19,7 +19,9 @@ from photos import DATA
 from PIL import Image
 
 from lewel_bench.harness.cli import main
+from lewel_bench.harness.status import write_spec
 from lewel_bench.pretrain.decode import decode
+from tests.harness.test_cost import jobs_of
 from tests.harness.test_end_to_end import arguments, records
 
 CASES = DATA.parent / "cases"
@@ -116,6 +118,39 @@ def test_a_16_bit_image_has_its_grey_levels(made: Made) -> None:
 
 
 # --- Terminal: env_*.sh ----------------------------------------------------------------------
+
+
+def in_a_shell(script: str, tmp_path: Path) -> str:
+    """What a script of the cases prints, all its streams together."""
+    program = tmp_path / "bin" / "lewel-bench"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lewel_bench.harness.cli "$@"\n')
+    program.chmod(0o755)
+    variables = environment(PATH=f"{program.parent}:{os.environ['PATH']}")
+    done = subprocess.run(
+        ["bash", CASES / script],
+        cwd=tmp_path, env=variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
+    assert in_a_shell("env_stdout_closed.sh", tmp_path) == ""
+
+
+def test_a_pipe_that_is_closed_early_is_no_error(tmp_path: Path) -> None:
+    printed = in_a_shell("env_pipe.sh", tmp_path)
+    assert printed.startswith("Table 1. ") and "Traceback" not in printed
+
+
+@pytest.mark.skipif(not shutil.which("script"), reason="script(1) makes the terminal")
+def test_status_on_a_terminal_of_40_columns(tmp_path: Path) -> None:
+    for name in ("lewel_m_100ep", "byol_100ep"):
+        write_spec(jobs_of(tmp_path / "runs", name)[0], tmp_path / "runs")
+    printed = in_a_shell("env_width40.sh", tmp_path)
+    for word in ("lewel_m_100ep", "byol_100ep", "pretrain", "device-hours", "missing"):
+        assert word in printed
+    assert max(map(len, printed.splitlines())) <= 40 + len(str(tmp_path))
 
 
 # --- Run roots: no_hard_links, no_flock, two_users -------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from lewel_bench import terminal
 from lewel_bench.evals import features
 from lewel_bench.files import Held, Lock, follow_group
 from lewel_bench.harness import job as jobs
@@ -32,6 +33,7 @@ LOCK_S = 30.0  # for a copy that lost its claim to notice
 
 def main() -> int:
     """Compute the job of a folder and commit its record; the exit code."""
+    terminal.prepare()
     folder = Path(sys.argv[1])
     follow_group(folder.parent)
     settings = _granted(MachineSettings.model_validate_json(sys.argv[2]))

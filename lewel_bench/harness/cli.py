@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lewel_bench import terminal
 from lewel_bench.files import described, follow_group
 from lewel_bench.harness import options
 
@@ -24,6 +24,8 @@ MISTAKE = 2  # exit code of what a user can mend
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code: 0 done, 1 something failed, 2 a mistake in what was asked,
     128 + n stopped by signal n after saving."""
+    if argv is None:
+        terminal.prepare()
     arguments = options.parser().parse_args(argv)
     try:
         options.refuse_empty(sys.argv[1:] if argv is None else argv)
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `lewel-bench ls recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.discard(sys.stdout)
         return 0
     except KeyboardInterrupt:
         return 130

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lewel_bench import terminal
 from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
@@ -319,6 +320,7 @@ def machine(settings: MachineSettings) -> Machine:
 
 def main() -> int:
     """Run the job of a folder under torchrun; the parent holds the lock."""
+    terminal.prepare()
     folder = Path(sys.argv[1])
     follow_group(folder.parent)
     settings = MachineSettings.model_validate_json(sys.argv[2])

@@ -3,8 +3,10 @@
 import sys
 import time
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -41,7 +43,8 @@ def console() -> Console:
 
 
 def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a simple table; in a pipe, or where there are many rows, a line a row."""
+    """Print a simple table; in a pipe, or where there are many rows, a line a row; where a terminal
+    is too narrow for that, a line a cell."""
     if not sys.stdout.isatty() or len(rows) > FEW:
         lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -52,7 +55,23 @@ def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*[f"[{STYLES[c]}]{c}[/]" if c in STYLES else escape(c) for c in row])
-    console().print(table)
+    out = console()
+    if _fit(table, [columns, *rows], out.width):
+        out.print(table)
+    else:
+        _show_stacked(columns, rows, out.width)
+
+
+def _show_stacked(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> None:
+    """Print each row as its cells, one below the other, with the names of their columns."""
+    names = max(map(len, columns))
+    for row in rows:
+        for name, cell in zip(columns, row, strict=True):
+            room = max(1, width - names - 2)
+            lines = wrap(cell, room, break_long_words=False, break_on_hyphens=False)
+            for i, text in enumerate(lines):
+                print(f"{'' if i else name:{names}}  {text}")
+        print()
 
 
 def progress(label: str) -> Report:
@@ -142,11 +161,18 @@ def show_table(filled: Filled) -> None:
         if parts[-1] and _width(_part(drawn, lead, [*parts[-1], column])) > room:
             parts.append([])
         parts[-1].append(column)
+    lines = [[str(cell) for cell in row] for block in drawn.blocks for row in block.rows()]
     for columns in parts:
         table = _part(drawn, lead, columns)
-        table.title = drawn.title + (", continued" if columns is not parts[0] else "")
-        out = Console(width=min(room, _width(table)), highlight=False)
-        out.print(table)
+        title = drawn.title + (", continued" if columns is not parts[0] else "")
+        places = (*range(lead), *columns)
+        header, *rows = [[line[i] for i in places] for line in (drawn.header, *lines)]
+        if _fit(table, [header, *rows], room):
+            table.title = title
+            Console(width=min(room, _width(table)), highlight=False).print(table)
+        else:
+            print(title, end="\n\n")
+            _show_stacked(header, rows, room)
     out = console()
     for text in (*drawn.remarks, *drawn.problems):
         out.print(f"- {text}", markup=False)
@@ -167,6 +193,22 @@ def _part(drawn: Sheet, lead: int, columns: Sequence[int]) -> Table:
             table.add_row(*(cell.drawn(escape, "[bold]{}[/]") for cell in shown))
         table.add_section()
     return table
+
+
+def _fit(table: Table, lines: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether a table of these lines fits into `width` with no word cut; then its columns share
+    what is left beside their longest words as they need it."""
+    columns = list(zip(*lines, strict=True))
+    whole = [max(map(cell_len, cells)) for cells in columns]
+    words = [max(map(cell_len, " ".join(cells).split()), default=0) for cells in columns]
+    spare = width - (_width(table) - sum(whole)) - sum(words)
+    if spare < 0:
+        return False
+    wanted = sum(whole) - sum(words)
+    for column, most, least in zip(table.columns, whole, words, strict=True):
+        share = (most - least) * min(spare, wanted) // max(1, wanted)
+        column.width = least + share
+    return True
 
 
 def _width(table: Table) -> int:

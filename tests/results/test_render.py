@@ -107,6 +107,20 @@ def test_nothing_is_cut_on_a_narrow_terminal(
     assert all(any(str(cell) in line for line in lines) for cell in cells)
 
 
+@pytest.mark.parametrize("width", [24, 40, 50])
+def test_no_word_is_cut_on_a_very_narrow_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    view.show_table(example("1", "shapes"))
+    printed = re.sub("\x1b.*?m|[┃│]", " ", capsys.readouterr().out).split()
+    drawn = sheet(example("1", "shapes"))
+    cells = [c for block in drawn.blocks for c in sum(block.rows(), ())]
+    words = " ".join([*drawn.header, *map(str, cells)]).split()
+    assert set(words) <= set(printed)
+
+
 def test_the_examples_show_every_state_and_verdict() -> None:
     """Otherwise a golden file could not tell when one of them is drawn otherwise."""
     entries = [one for id, suite in CASES for one in example(id, suite).entries.values()]
