@@ -80,9 +80,6 @@ def effective_rank(x: Tensor) -> float:
 def calibrated(net: ResNet, images: Images, *, size: int, resize: int, machine: Machine) -> ResNet:
     """A copy of a network with the batch-norm statistics of some of the images."""
     net = copy.deepcopy(net)
-    for module in net.modules():
-        if isinstance(module, BatchNorm):
-            module.group = None
     some = images.take(np.linspace(0, len(images) - 1, min(256, len(images))).round().astype(int))
     batches = image_batches(
         some,
@@ -107,6 +104,8 @@ def calibrate(net: ResNet, parts: Iterable[Tensor]) -> None:
         for module in net.modules():
             if isinstance(module, _BatchNorm):
                 module.momentum = 1 / (i + 1)
+            if isinstance(module, BatchNorm):
+                module.group = len(part)  # every rank has the same images
         net(part)
     net.eval()
 

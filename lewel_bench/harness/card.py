@@ -73,7 +73,9 @@ def card(
 
 def _trained(run: Record) -> list[str]:
     images = [(r, d.name, f"{d.images:,}", d.fingerprint) for r, d in run.data.items()]
-    return ["## Data", "", *_table(("role", "data set", "images", "fingerprint"), images)]
+    table = _table(("role", "data set", "images", "fingerprint"), images)
+    warnings = ["## Warnings", "", *_table(("warning",), [(one,) for one in run.warnings]), ""]
+    return [*(warnings if run.warnings else ()), "## Data", "", *table]
 
 
 def _imported(run: Record) -> list[str]:

@@ -26,6 +26,12 @@ def both(backbone, splits, folder, machine):
     )
 
 
+def calibrated_digest(backbone, splits, machine):
+    net = features.load(backbone, machine)
+    net = features.calibrated(net, splits.train, size=32, resize=36, machine=machine)
+    return features.digest(net)
+
+
 def work(rank, backbone, splits, folder, machine):
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 2)
@@ -34,7 +40,9 @@ def work(rank, backbone, splits, folder, machine):
     x, y = features.extract(
         features.load(backbone, machine), odd, size=32, resize=36, machine=machine
     )
-    torch.save((both(backbone, splits, folder, machine), x, y), folder / f"{rank}.pt")
+    calibrated = calibrated_digest(backbone, splits, machine)
+    measured = both(backbone, splits, folder, machine)
+    torch.save((measured, x, y, calibrated), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -49,7 +57,8 @@ def test_two_processes_measure_what_one_does(splits, backbone_file, machine, tmp
     net = features.load(backbone_file, machine)
     x, y = features.extract(net, odd, size=32, resize=36, machine=machine)
     for rank in (0, 1):
-        theirs, x2, y2 = torch.load(two / f"{rank}.pt", weights_only=False)
+        theirs, x2, y2, calibrated = torch.load(two / f"{rank}.pt", weights_only=False)
+        assert calibrated == calibrated_digest(backbone_file, splits, machine)
         torch.testing.assert_close(x2, x)
         assert torch.equal(y2, y)
         for one, other in zip(mine, theirs, strict=True):

@@ -62,6 +62,16 @@ def test_a_card_says_what_the_file_is(made: tuple[Path, str], tmp_path: Path) ->
     assert record.key(recipe) == key
 
 
+def test_a_card_says_that_a_network_has_collapsed(tmp_path: Path) -> None:
+    key = pretrained(tmp_path / "runs", "lewel_b_200ep")
+    file = tmp_path / "runs" / key / record.NAME
+    note = "collapsed: effective rank 2.4 of 128, untrained 30.6"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "warnings": [note]}))
+    out = tmp_path / "a.safetensors"
+    assert export(tmp_path / "runs", key, out, "--to", "safetensors") == 0
+    assert f"| {note} |" in (tmp_path / "a.safetensors.md").read_text()
+
+
 def test_nothing_is_replaced_unless_asked(made: tuple[Path, str], tmp_path: Path) -> None:
     root, key = made
     out, card = tmp_path / "a.safetensors", tmp_path / "a.safetensors.md"
