@@ -11,6 +11,7 @@ from lewel_bench.files import write_atomically
 from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
+from lewel_bench.pretrain.problems import one_line
 from lewel_bench.pretrain.shapes_revision import REVISION
 from lewel_bench.value import unknown
 
@@ -203,7 +204,7 @@ def _how(name: str) -> str:
 def _measure(folder: Path, layout: Layout) -> str:
     if layout == "folders":
         from lewel_bench.pretrain.check import fingerprint
-        from lewel_bench.pretrain.data import read_folder
+        from lewel_bench.pretrain.folder import read_folder
 
         both = [fingerprint(read_folder(folder, split)) for split in ("train", "val")]
         return "".join(mark[:6] for mark in both)
@@ -222,6 +223,11 @@ def _there(path: Path, layout: Layout) -> Path:
     if not folder.is_dir():
         raise MissingData(
             f"there is no folder {folder}: --data takes a folder that holds {HOLDS[layout]}"
+        )
+    if one_line(str(folder)) != str(folder):
+        raise ValueError(
+            f"--data {one_line(str(folder))}: the path has control characters or is not UTF-8: "
+            "rename the folder"
         )
     return folder
 

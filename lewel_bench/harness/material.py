@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
-from lewel_bench.pretrain.problems import grouped
+from lewel_bench.pretrain.problems import grouped, one_line
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
             f"{name}: {split.images:,} images of {len(split.per_class)} classes ({fewest:,} to "
             f"{most:,} a class), {split.decoded:,} decoded, fingerprint {split.fingerprint}"
         )
-    return _print(str(root), report.notes, report.problems, arguments.all)
+    return _print(one_line(str(root)), report.notes, report.problems, arguments.all)
 
 
 def _layout(root: Path) -> str | None:
@@ -215,7 +215,7 @@ def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -
             json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})
         )
         return 2 if problems else 0
-    what = f"{root} ({layout}, {' and '.join(tasks)})"
+    what = f"{one_line(str(root))} ({layout}, {' and '.join(tasks)})"
     return _print(what, notes, problems, arguments.all)
 
 

@@ -38,6 +38,7 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
+_STRIP = 2**22  # pixels that are converted at once
 _NO_WHITE = ("I", "F")  # 32 bits and signed; no file says which value is white
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -156,7 +157,12 @@ def _rgb(image: Image.Image) -> Pixels:
             f"with 8 or 16 bits"
         )
     image.info.pop("transparency", None)  # dropped; Pillow would warn
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP // image.width)  # not all at once: three copies of it would be in memory
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _white(image: Image.Image) -> int:

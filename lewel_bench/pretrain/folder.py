@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from lewel_bench.pretrain.decode import FORMATS
-from lewel_bench.pretrain.problems import Problem, grouped, printable
+from lewel_bench.pretrain.problems import Problem, grouped, one_line
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Split = Literal["train", "val"]
 
 EXTENSIONS = tuple(name for names in FORMATS.values() for name in names)  # in any case
-LEFT_OUT = 20  # kinds that are counted, the most frequent
+LEFT_OUT = 10  # kinds that are counted, the most frequent
 NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "validation", "valid", "test"),
@@ -147,7 +147,7 @@ def _found(folder: Path) -> str:
     if os.path.exists(folder) and not os.path.isdir(folder):
         return "it is a file"
     try:
-        names = sorted(printable(entry.name) for entry in _scan(folder))
+        names = sorted(one_line(entry.name) for entry in _scan(folder))
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     if not names:
@@ -292,7 +292,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    return printable(Path(name).suffix.lower()) or "without an extension"
+    return one_line(Path(name).suffix.lower()) or "without an extension"
 
 
 def _frequent(left_out: Counter[str]) -> dict[str, int]:

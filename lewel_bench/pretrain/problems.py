@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 PLACES = 3  # shown for each kind
 KINDS = 20  # shown at most
+LONGEST = 400  # characters of a place
 
 
 class Problem(str):
@@ -18,7 +19,7 @@ class Problem(str):
     kind: str
 
     def __new__(cls, place: object, kind: str, detail: str = "") -> "Problem":
-        place, detail = printable(str(place)), printable(detail or kind)
+        place, detail = _short(one_line(str(place))), one_line(detail or kind)
         problem = super().__new__(cls, f"{place}: {detail}")
         problem.place, problem.kind = place, kind
         return problem
@@ -32,9 +33,13 @@ class Problem(str):
         return error.args[0] if error.args and isinstance(error.args[0], cls) else str(error)
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` on one line: control characters and bytes that are not UTF-8 as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _short(place: str) -> str:
+    return place if len(place) <= LONGEST else f"{place[: LONGEST // 2]}…{place[-LONGEST // 2 :]}"
 
 
 def grouped(problems: Iterable[str]) -> list[str]:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,18 @@ def test_a_name_that_a_site_file_cannot_give_is_refused_where_data_is_needed(
     with pytest.raises(ValueError, match=r"section \[data\]: unknown data set 'imagnet'. Did you"):
         Datasets(site, tmp_path, PAPER)
     Datasets(site, tmp_path, PAPER, needed=False)  # tables need none of it
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"caf\\udce9: the path has .* or is not UTF-8: rename"):
+        Datasets(Site(), tmp_path, PAPER, {"": folder})("imagenet", "")
+
+
+def test_a_link_or_pipe_beside_class_folders_does_not_stop_a_run(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    (tmp_path / "images" / "list.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "images" / "pipe.json")
+    found = Datasets(Site(), tmp_path, PAPER, {"": tmp_path / "images"})("imagenet", "")
+    assert found.id.startswith("folder-")

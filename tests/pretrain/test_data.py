@@ -154,7 +154,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train/c: class folder without images") as error:
         read_folder(tmp_path, "train")
     assert re.search(
-        r"\(it holds 30 others, 1 \.0, .*; AVIF, .*JPEG, .* are read\)", str(error.value)
+        r"\(it holds 40 others, 1 \.0, .*; AVIF, .*JPEG, .* are read\)", str(error.value)
     )
 
 

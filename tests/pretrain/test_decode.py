@@ -104,9 +104,13 @@ def test_pixels_without_a_defined_white_are_refused(tmp_path: Path, kind: type) 
 
 
 @pytest.mark.filterwarnings("ignore:Palette images")
-def test_what_has_8_bits_is_as_pillow_converts_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strip", [2**22, 100])  # whole images, and a few rows at a time
+def test_what_has_8_bits_is_as_pillow_converts_it(
+    tmp_path: Path, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Transparency is dropped, as torchvision's loader does: what hides below it shows."""
-    rgba = drawn(24, 30, 3)
+    monkeypatch.setattr("lewel_bench.pretrain.decode._STRIP", strip)
+    rgba = drawn(25, 30, 3)
     rgba = np.dstack([rgba, rgba[..., 0]])  # transparent, half and opaque pixels
     images = {
         "rgba.png": Image.fromarray(rgba),

@@ -36,6 +36,12 @@ def test_a_problem_is_one_line_whatever_the_file_is_called(name: str, shown: str
     assert Problem(name, "is empty") == f"{shown}: is empty"
 
 
+def test_a_place_that_is_very_long_is_cut_in_the_middle() -> None:
+    problem = Problem("/data/" + "d/" * 2000 + "x.jpg", "is empty")
+    assert len(problem) < 420 and problem.startswith("/data/d/d")
+    assert problem.endswith("d/x.jpg: is empty") and "/…" in problem
+
+
 def test_problems_of_one_kind_are_one_line() -> None:
     many = [Problem(f"object {n}", "the area is negative", f"the area {-n}") for n in range(9_000)]
     alone = Problem("a.jpg", "is empty", "is empty (0 bytes)")
