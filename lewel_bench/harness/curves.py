@@ -13,7 +13,10 @@ from lewel_bench.value import unknown
 Curve = tuple[str, str]  # its name, and what its places are: "epoch" or "step"
 
 # the order of the panels; what else a log has follows
-CURVES = ("loss", "knn_top1", "train_loss", "feature_std", "map_entropy", "aligned_gap_cosine")
+CURVES = (
+    "loss", "knn_top1", "effective_rank", "train_loss", "feature_std", "map_entropy",
+    "aligned_gap_cosine",
+)  # fmt: skip
 PLACES = ("step", "steps", "epoch", "epochs")
 NO_CURVE = (*PLACES, "time", "seed", "images_per_s", "data_wait", "lr", "factor")
 
