@@ -60,18 +60,18 @@ def pooled(net: ResNet, pixels: Tensor, micro_batch: int | None = None) -> Tenso
 
 
 @torch.no_grad()
-def effective_rank(x: Tensor) -> float:
-    """RankMe of features (N, D): in how many directions they spread, from 1 to min(N, D).
+def effective_rank(*x: Tensor) -> float:
+    """RankMe of all features (N, D): in how many directions they spread, from 1 to min(N, D).
 
     exp of the entropy of the singular values over their sum (arXiv 2210.02885, eq. 1). As there,
     the features are not centred: where all are nearly the same vector, it is nearly 1. 0 for
     features that are all zero or not finite.
     """
-    if not bool(x.isfinite().all()):
+    gram = x[0].new_zeros(x[0].shape[1], x[0].shape[1], dtype=torch.float64)  # (D, D)
+    for part in (part.double() for one in x for part in torch.split(one, CHUNK)):
+        gram += part.mT @ part
+    if not bool(gram.isfinite().all()):
         return 0.0
-    gram = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)  # (D, D)
-    for part in torch.split(x, CHUNK):
-        gram += part.double().mT @ part.double()
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     total = singular.sum()
     return float(torch.special.entr(singular / total).sum().exp()) if total > 0 else 0.0

@@ -208,7 +208,7 @@ def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
         )
         return {
             "knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"],
-            collapse.RANK: features.effective_rank(torch.cat([known[0], asked[0]])),
+            collapse.RANK: features.effective_rank(known[0], asked[0]),
         }
 
     return look

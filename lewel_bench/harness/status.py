@@ -121,7 +121,7 @@ def read_spec(folder: Path) -> "Job":
     """The job of a folder; a method of the user's own is the file there, wherever the folder is."""
     from lewel_bench.harness.plan import Job
 
-    job = Job.model_validate_json((folder / SPEC).read_text())
+    job = Job.model_validate_json((folder / SPEC).read_bytes())
     if job.recipe and job.recipe.own and (folder / METHOD).exists():
         own = job.recipe.own.model_copy(update={"file": str(folder / METHOD)})
         recipe = job.recipe.model_copy(update={"own": own})

@@ -97,6 +97,7 @@ def test_the_effective_rank_follows_the_entropy_of_singular_values():
     x[0, 0], x[1, 1] = 3.0, 1.0  # shares of 3/4 and 1/4
     assert features.effective_rank(x) == pytest.approx(4 / 3**0.75, rel=1e-6)
     assert features.effective_rank(1000 * x) == pytest.approx(features.effective_rank(x))
+    assert features.effective_rank(x[:1], x[1:]) == features.effective_rank(x)
 
 
 def test_features_that_are_alike_have_an_effective_rank_of_one():
