@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
@@ -41,20 +41,6 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
             _check_once(job.data, _task(job), context.root)
         elif Path(job.data.root).exists():
             generated(job)
-    for data in {j.data.root: j.data for j in todo if j.data.id != shapes_id()}.values():
-        _tell_left_out(data)
-
-
-def _tell_left_out(data: Dataset) -> None:
-    """Print which files of class folders are not read."""
-    from lewel_bench.harness import splits
-    from lewel_bench.pretrain.folder import counted
-
-    if data.layout != "folders":
-        return
-    for images in (splits.read(data, "train"), splits.read(data, "val")):
-        if images.left_out:
-            print(f"note: {images.root}: left out: {counted(images.left_out)}", file=sys.stderr)
 
 
 def generate(todo: Sequence[Job]) -> None:
@@ -83,7 +69,8 @@ def _task(job: Job) -> str:
 
 
 def _check_once(data: Dataset, task: str, root: Path) -> None:
-    """Check a data set, unless it was found sound and has not changed since."""
+    """Check a data set, unless it was sound and has not changed since, and print the notes on it,
+    such as which files are left out. Raises ValueError with its problems."""
     remembered = root / "data" / "checked.json"
     try:
         sound = json.loads(remembered.read_text())
@@ -91,29 +78,40 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
         sound = {}
     now = stamp(Path(data.root))
     place = data.root if task == "images" else f"{data.root} {task}"
-    if sound.get(place) == now:
+    known = sound.get(place)
+    if isinstance(known, dict) and known["stamp"] == now:
+        _print_notes(known["notes"], sys.stderr)
         return
     print(f"checking {data.name} at {data.root}", file=sys.stderr)
-    problems = _problems(data, task)
+    problems, notes = _problems(data, task)
     if problems:
         listed = "\n".join(f"  {line}" for line in grouped(problems))
         raise ValueError(
             f"the data set {data.name} at {data.root} cannot be used as it is:\n{listed}\n"
             f"Correct or remove these files (`lewel-bench data check {data.root} --all` lists all)"
         )
+    _print_notes(grouped(notes), sys.stderr)
     if root.is_dir():  # --dry-run makes none
         with suppress(OSError):  # another user's, or a full disk: it is checked again next time
+            known = {"stamp": now, "notes": grouped(notes)}
             remembered.parent.mkdir(exist_ok=True)
-            write_atomically(remembered, json.dumps({**sound, place: now}))
+            write_atomically(remembered, json.dumps({**sound, place: known}))
 
 
-def _problems(data: Dataset, task: str) -> list[str]:
+def _problems(data: Dataset, task: str) -> tuple[list[str], list[str]]:
+    """Problems and notes of what a task reads of a data set."""
     root = Path(data.root)
     if data.layout == "folders":
         from lewel_bench.pretrain.check import check
 
-        return check(root, classes=Path(data.classes) if data.classes else None).problems
-    return _annotations(root, data.layout, [task])[0]
+        report = check(root, classes=Path(data.classes) if data.classes else None)
+        return report.problems, report.notes
+    return _annotations(root, data.layout, [task])
+
+
+def _print_notes(notes: Sequence[str], stream: TextIO) -> None:
+    for note in notes:
+        print(f"note: {note}", file=stream)
 
 
 def _annotations(
@@ -221,8 +219,7 @@ def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -
 
 def _print(what: str, notes: Sequence[str], problems: Sequence[str], every: bool) -> int:
     """Print the notes and the problems of a data set, grouped unless `every`; the exit code."""
-    for note in notes if every else grouped(notes):
-        print(f"note: {note}")
+    _print_notes(notes if every else grouped(notes), sys.stdout)
     for problem in problems if every else grouped(problems):
         print(f"problem: {problem}", file=sys.stderr)
     count = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}" if problems else "sound"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lewel_bench.files import read_regular
 from lewel_bench.pretrain.decode import FORMATS
 from lewel_bench.pretrain.problems import Problem, grouped, one_line
 
@@ -17,6 +18,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 Split = Literal["train", "val"]
 
 EXTENSIONS = tuple(name for names in FORMATS.values() for name in names)  # in any case
+LONGEST_LIST = 2**24  # bytes of a list of classes
 LEFT_OUT = 10  # kinds that are counted, the most frequent
 NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -123,9 +125,10 @@ def counted(left_out: Mapping[str, int]) -> str:
 def read_classes(path: Path) -> list[str]:
     """The class names in a file, one a line; a description after the first blank is dropped."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_regular(path, LONGEST_LIST).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: class list cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: class list cannot be read: {reason}") from None
     return [line.split()[0] for line in lines if line.strip()]
 
 
@@ -240,27 +243,26 @@ def _class_folder(folder: Path, name: str) -> _Listing:
 def _add(
     listing: _Listing, folder: Path, file: str, entry: os.DirEntry[str], waiting: list[str]
 ) -> None:
-    if _is_hidden(entry.name):
-        listing.left_out["hidden"] += 1
-        return
-    path = folder / file
+    name = entry.name
     try:
-        if entry.is_dir():
-            if wrong := _wrong_folder(path.parent, entry):
+        if _is_hidden(name):
+            listing.left_out["hidden"] += 1
+        elif entry.is_dir():
+            if wrong := _wrong_folder((folder / file).parent, entry):
                 listing.problems.append(wrong)
             else:
                 waiting.append(file)
-        elif not is_image(entry.name):
-            listing.left_out[_kind(entry.name)] += 1
-        elif not _is_utf8(entry.name):
-            listing.problems.append(Problem(path, NOT_UTF8))
+        elif not is_image(name):
+            listing.left_out[_kind(name)] += 1
+        elif not _is_utf8(name):
+            listing.problems.append(Problem(folder / file, NOT_UTF8))
         elif entry.is_file():
             listing.files.append(file)
         else:
             entry.stat()  # raises where a link leads nowhere
-            listing.problems.append(Problem(path, "is not a regular file: remove it"))
+            listing.problems.append(Problem(folder / file, "is not a regular file: remove it"))
     except OSError as error:
-        listing.problems.append(_unreadable(path, error))
+        listing.problems.append(_unreadable(folder / file, error))
 
 
 def _wrong_folder(folder: Path, entry: os.DirEntry[str]) -> Problem | None:
@@ -284,6 +286,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_utf8(name: str) -> bool:
+    if name.isascii():
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -85,8 +85,15 @@ def test_files_left_out_are_named_by_run_and_in_the_record(
     root = write_images(tmp_path / "images")
     (root / "train" / "class0" / "a.heic").touch()
     data = Datasets(Site(), tmp_path, SHAPES, {"": root})("imagenet", "")
-    material._tell_left_out(data)
-    assert capsys.readouterr().err == f"note: {root}/train: left out: 1 .heic\n"
+    note = f"note: {root}/train: files that are left out: 1 .heic\n"
+    material._check_once(data, "images", tmp_path)
+    assert capsys.readouterr().err == f"checking images at {root}\n{note}"
+    material._check_once(data, "images", tmp_path)  # remembered, with its notes
+    assert capsys.readouterr().err == note
+    (root / "train" / "class0" / "a.heic").rename(root / "train" / "class0" / "b.tiff")
+    with pytest.raises(ValueError, match=r"b\.tiff: is empty"):
+        material._check_once(data, "images", tmp_path)
+    (root / "train" / "class0" / "b.tiff").rename(root / "train" / "class0" / "a.heic")
     images = splits.read(data, "train")
     assert job._described(data, images.take(np.arange(5))).left_out == {".heic": 1}
     assert job._described(data, splits.read(data, "val")).left_out == {}
