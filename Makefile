@@ -1,6 +1,7 @@
 # make demo: install, then the main job on the generated shapes suite, and its tables
 # make test: install, then the tests, two at once; those of the cluster are skipped
 # make golden: write the tables that tests/results expects again; then read the difference
+# make crash-sweep: kill runs and fill their disks at 100 file changes; minutes
 # make test-slurm: the tests on a private SLURM, which needs Debian's slurmctld slurmd slurm-client
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BENCH = $(VENV)/bin/lewel-bench
 SUITE = --suite shapes
 SHELL = /bin/bash
 
-.PHONY: demo test golden test-slurm lint install clean
+.PHONY: demo test golden crash-sweep test-slurm lint install clean
 
 demo: $(VENV)/.installed
 	$(BENCH) run $(SUITE) --method lewel_m,moco_v2 --epochs 200 --evals linear,semi --jobs 2
@@ -20,6 +21,9 @@ test: $(VENV)/.installed-dev lint
 
 golden: $(VENV)/.installed-dev
 	LEWEL_BENCH_REGOLD=1 $(VENV)/bin/python -m pytest -q tests/results/test_render.py -k golden
+
+crash-sweep: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/crash_sweep.py
 
 test-slurm: $(VENV)/.installed-dev
 	@command -v sbatch >/dev/null || { echo "sbatch is missing: apt-get install \

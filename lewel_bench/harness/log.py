@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import os
 import sys
 import time
 import traceback
@@ -25,6 +26,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.onward = folder / EVENTS, onward
         self.tensorboard = _tensorboard(folder)
+        if distributed.rank() == 0:
+            _end_cut_line(self.path)
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         if distributed.rank() != 0:
@@ -43,6 +46,15 @@ class Log:
         """Write what TensorBoard still holds."""
         if self.tensorboard:
             self.tensorboard.close()
+
+
+def _end_cut_line(path: Path) -> None:
+    """A kill may have cut the last event: the next one needs a line of its own."""
+    with naming(path), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
 
 def _tensorboard(folder: Path) -> Any:

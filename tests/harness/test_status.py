@@ -15,6 +15,7 @@ from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store
 
 NAMED = {"kind": "final", "name": "x", "seed": 0}
@@ -94,6 +95,15 @@ def test_a_job_that_a_native_library_ends_has_failed(tmp_path: Path, how: str) -
     with log.crashes(tmp_path / key):  # the next attempt, killed or not
         assert states(tmp_path)[key].state == "missing"
     assert not list((tmp_path / key).glob("crash*"))
+
+
+def test_an_event_after_one_that_a_kill_cut_is_whole(tmp_path: Path) -> None:
+    for _ in range(2):
+        log.Log(tmp_path, silent)("step", step=1, steps=2)
+        with open(tmp_path / "events.jsonl", "a") as file:
+            file.write('{"event": "st')
+    found = [event["event"] for event in status.tail(tmp_path / "events.jsonl")]
+    assert found == ["step", "step"]
 
 
 def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> None:
