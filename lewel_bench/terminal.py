@@ -1,10 +1,14 @@
 """The standard streams of a process: closed, in another encoding than UTF-8, or a pipe that nobody
-reads any more."""
+reads any more; and text of others, which must not steer a terminal."""
 
 import codecs
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+from lewel_bench.value import printable
 
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "⁻": "-", "…": "...", "‘": "'", "’": "'", "“": '"', "”": '"',
@@ -30,11 +34,42 @@ def prepare() -> None:
     sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
 
 
+@contextmanager
+def escaped() -> Iterator[None]:
+    """Control characters in what is printed within appear as escapes: names, commands and messages
+    may come from records of others."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Escaping(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def unescaped(stream: TextIO) -> TextIO:
+    """The stream below an escaping one, for control sequences of our own."""
+    return stream.below if isinstance(stream, _Escaping) else stream
+
+
 def discard(stream: TextIO) -> None:
     """From now on what is written to `stream`, and what waits in its buffer, goes nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
+
+
+class _Escaping:
+    """A stream that control characters do not pass, but for the ends of lines and tabs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.below = stream
+
+    def write(self, text: str) -> int:
+        self.below.write(printable(text, keep="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.below, name)
 
 
 class _Forgiving:

@@ -1,7 +1,7 @@
 """The frozen base of every type, and what to say about a name or a value that cannot be."""
 
 import difflib
-import re
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -81,9 +81,25 @@ def unknown(what: str, name: object, known: Iterable[object]) -> str:
     return f"unknown {what} {str(name)!r}.{hint} Known: {', '.join(names)}"
 
 
-def printable(value: object) -> str:
-    """`value` as text for a terminal, which no control character of another lab's text reaches."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", str(value))
+def printable(value: object, keep: str = "") -> str:
+    """`value` as text on one line in which every character can be seen: control characters,
+    direction marks and bytes that are not UTF-8 as escapes, but for those in `keep`."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if character == "\n" or ord(character) > 0xFF:
+        return ascii(character)[1:-1]
+    return f"\\x{ord(character):02x}"
+
+
+def json_text(content: object, *, indent: int = 2, allow_nan: bool = True) -> str:
+    """`content` as readable JSON, with what `printable` would escape in JSON's own way."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def explain(error: ValidationError) -> str:

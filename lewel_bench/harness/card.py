@@ -10,7 +10,9 @@ from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints
 from lewel_bench.results.record import Record
+from lewel_bench.results.render import md, md_code
 from lewel_bench.results.store import Store
+from lewel_bench.value import json_text
 
 UNSTATED = "unknown"  # the Hugging Face Hub's word for it
 
@@ -33,17 +35,18 @@ def card(
         "tags: [lewel-bench, self-supervised, resnet]",
         "---",
         "",
-        f"# {run.name}, seed {run.seed}",
+        f"# {_text(run.name)}, seed {run.seed}",
         "",
         f"A {spec.arch} (stem {spec.stem}, width {spec.width}{unusual(spec)}) without classifier, "
-        f"as `{file}` in the format {format}.",
+        f"as {md_code(file)} in the format {format}.",
         "",
-        f"- run {run.key}{f' of the suite {suite}' if suite else ''}, finished "
-        f"{run.finished:%Y-%m-%d}, lewel-bench {run.version}, "
-        f"{run.commit}{' with uncommitted changes' if run.dirty else ''}",
-        f"- command: `{run.command}`",
+        f"- run {run.key}{f' of the suite {_text(suite)}' if suite else ''}, finished "
+        f"{run.finished:%Y-%m-%d}, lewel-bench {_text(run.version)}, "
+        f"{_text(run.commit)}{' with uncommitted changes' if run.dirty else ''}",
+        f"- command: {md_code(run.command)}",
         f"- sha256 of this file: {sha256}",
-        f"- licence: {licence or 'not stated'}. The terms of the training images are their own.",
+        f"- licence: {_text(licence or 'not stated')}. The terms of the training images are their "
+        "own.",
         "",
         "## Reading it",
         "",
@@ -65,16 +68,20 @@ def card(
         "Everything that determines these weights:",
         "",
         "```json",
-        json.dumps(run.spec, indent=1, ensure_ascii=False),
+        json_text(run.spec, indent=1),
         "```",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _trained(run: Record) -> list[str]:
-    images = [(r, d.name, f"{d.images:,}", d.fingerprint) for r, d in run.data.items()]
+    images = [
+        (_text(role), _text(data.name), f"{data.images:,}", _text(data.fingerprint))
+        for role, data in run.data.items()
+    ]
     table = _table(("role", "data set", "images", "fingerprint"), images)
-    warnings = ["## Warnings", "", *_table(("warning",), [(one,) for one in run.warnings]), ""]
+    said = _table(("warning",), [(_text(one),) for one in run.warnings])
+    warnings = ["## Warnings", "", *said, ""]
     return [*(warnings if run.warnings else ()), "## Data", "", *table]
 
 
@@ -83,11 +90,14 @@ def _imported(run: Record) -> list[str]:
     of, pixels = run.outcome, run.outcome["pixels"]
     listed = next((one for one in checkpoints.load() if one.name == run.name), None)
     rows = [
-        ("file", f"`{of['file']}`, sha256 {of['file_sha256']}"),
-        ("format and network", f"{of['format']}, {run.spec['network']}"),
-        ("trained on pixels", f"{pixels['order']}, mean {pixels['mean']}, std {pixels['std']}"),
-        ("taken for granted", of.get("guessed") or "nothing"),
-        ("proof", "; ".join(run.warnings) or "passed"),
+        ("file", f"{md_code(of['file'])}, sha256 {_text(of['file_sha256'])}"),
+        ("format and network", _text(f"{of['format']}, {run.spec['network']}")),
+        (
+            "trained on pixels",
+            _text(f"{pixels['order']}, mean {pixels['mean']}, std {pixels['std']}"),
+        ),
+        ("taken for granted", _text(str(of.get("guessed") or "nothing"))),
+        ("proof", _text("; ".join(run.warnings)) or "passed"),
     ]
     if listed:
         rows.append(("published by", f"{listed.project} ({listed.url}), licence {listed.licence}"))
@@ -104,7 +114,7 @@ def _suite(store: Store, run: Record) -> str:
 
 def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
     rows = [
-        (one.name, str(one.seed), metric, f"{value:.4g}", one.key)
+        (_text(one.name), str(one.seed), _text(metric), f"{value:.4g}", one.key)
         for one in sorted(store.records.values(), key=lambda one: (one.name, one.seed))
         if one.kind == "final" and one.spec.get("upstream") == run.key
         for metric, value in one.metrics.items()
@@ -113,16 +123,19 @@ def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
         yield "No evaluation has finished."
         return
     if suite not in ("", "paper"):
-        yield f"Numbers of the suite {suite} cannot be held against the paper's."
+        yield f"Numbers of the suite {_text(suite)} cannot be held against the paper's."
         yield ""
     yield from _table(("evaluation", "seed", "metric", "value", "record"), rows)
     if elsewhere := differences(store, {key for *_, key in rows}):
         yield ""
-        yield from (f"- {text}" for text in elsewhere)
+        yield from (f"- {_text(text)}" for text in elsewhere)
+
+
+def _text(text: str) -> str:
+    """A text as Markdown shows it; underscores within words are plain."""
+    return md(text).replace("\\_", "_")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    ]
+    """Lines of a table; its cells are Markdown already."""
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]

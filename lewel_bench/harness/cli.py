@@ -27,8 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         terminal.prepare()
     arguments = options.parser().parse_args(argv)
+    with terminal.escaped():
+        return _run(arguments, sys.argv[1:] if argv is None else argv)
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     try:
-        options.refuse_empty(sys.argv[1:] if argv is None else argv)
+        options.refuse_empty(words)
         code = VERBS[arguments.verb](arguments)
         sys.stdout.flush()
         return code
@@ -128,13 +133,14 @@ def _board(context: Context) -> "Board":
 def explain_cell(arguments: argparse.Namespace) -> int:
     """`lewel-bench explain`."""
     from lewel_bench.harness.explain import explained, show
+    from lewel_bench.value import json_text
 
     context = Context(arguments)
     board = _board(context)
     found = explained(board, arguments.cell)
     _warn(board.store)
     if arguments.format == "json":
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json_text(found))
         return 0
     show(found)
     return 0

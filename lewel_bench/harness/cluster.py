@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lewel_bench import terminal
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.files import is_held
 from lewel_bench.harness import cells, own, status
@@ -377,7 +378,7 @@ def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
     ours."""
     while True:
         if sys.stdout.isatty():
-            print("\033[H\033[J", end="")
+            terminal.unescaped(sys.stdout).write("\033[H\033[J")
         show()
         sys.stdout.flush()
         time.sleep(every_s)

@@ -4,11 +4,11 @@ import sys
 import time
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +22,8 @@ from rich.table import Table
 from lewel_bench.pretrain.report import Report
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.sheet import Sheet, sheet
+from lewel_bench.terminal import unescaped
+from lewel_bench.value import printable
 
 PLAIN_EVERY_S = 60.0
 UNBOUND = 10_000  # columns of a terminal
@@ -39,14 +41,25 @@ STYLES = {
 
 def console() -> Console:
     """Standard output; as wide as the content needs when it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return _console(sys.stdout, None if sys.stdout.isatty() else 200)
+
+
+def _console(stream: TextIO, width: int | None = None) -> Console:
+    """A console on a standard stream, whose own colours pass."""
+    return Console(file=unescaped(stream), width=width, highlight=False)
+
+
+def escape(text: str) -> str:
+    """A text for rich that neither its markup nor a control character changes."""
+    return escape_markup(printable(text, keep="\n"))
 
 
 def show_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a simple table; in a pipe, or where there are many rows, a line a row; where a terminal
     is too narrow for that, a line a cell."""
+    rows = [[printable(" ".join(cell.split())) for cell in row] for row in rows]
     if not sys.stdout.isatty() or len(rows) > FEW:
-        lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
+        lines = [columns, *rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines))
         return
@@ -90,7 +103,7 @@ def plain(label: str) -> Report:
             if now - last < PLAIN_EVERY_S:
                 return
             last = now
-        print(f"{label}: {line(event, fields)}", file=sys.stderr, flush=True)
+        print(printable(f"{label}: {line(event, fields)}"), file=sys.stderr, flush=True)
 
     return report
 
@@ -129,7 +142,7 @@ class Bar:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True, highlight=False),
+            console=_console(sys.stderr),
         )
         self.task: TaskID | None = None
 
@@ -148,7 +161,7 @@ class Bar:
                 numbers=_numbers(fields).lstrip(", "),
             )
         elif event != "epoch":  # a bar moves by steps
-            self.bar.console.print(f"{self.label}: {line(event, fields)}", markup=False)
+            self.bar.console.print(printable(f"{self.label}: {line(event, fields)}"), markup=False)
 
 
 def show_table(filled: Filled) -> None:
@@ -168,16 +181,16 @@ def show_table(filled: Filled) -> None:
         places = (*range(lead), *columns)
         header, *rows = [[line[i] for i in places] for line in (drawn.header, *lines)]
         if _fit(table, [header, *rows], room):
-            table.title = title
-            Console(width=min(room, _width(table)), highlight=False).print(table)
+            table.title = escape(title)
+            _console(sys.stdout, min(room, _width(table))).print(table)
         else:
             print(title, end="\n\n")
             _show_stacked(header, rows, room)
     out = console()
     for text in (*drawn.remarks, *drawn.problems):
-        out.print(f"- {text}", markup=False)
+        out.print(printable(f"- {text}", keep="\n"), markup=False)
     for i, note in enumerate(drawn.notes, 1):
-        out.print(f"[{i}] {note}", markup=False)
+        out.print(printable(f"[{i}] {note}", keep="\n"), markup=False)
 
 
 def _part(drawn: Sheet, lead: int, columns: Sequence[int]) -> Table:

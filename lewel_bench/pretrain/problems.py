@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from lewel_bench.value import printable
+
 PLACES = 3  # shown for each kind
 KINDS = 20  # shown at most
 LONGEST = 400  # characters of a place
@@ -35,7 +37,7 @@ class Problem(str):
 
 def one_line(text: str) -> str:
     """`text` on one line: control characters and bytes that are not UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def _short(place: str) -> str:

@@ -1,15 +1,15 @@
 """Judged claims as text, Markdown, JSON and as a section of the report."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from typing import Any
 
 from lewel_bench.results import claim, judge
 from lewel_bench.results.judge import Finding, Judged, Judgement
+from lewel_bench.results.page import escape
 from lewel_bench.results.render import md
 from lewel_bench.results.sheet import signed
+from lewel_bench.value import json_text
 
 LOOKS: dict[Judgement, str] = {
     "supported": "good",
@@ -54,11 +54,7 @@ def markdown(found: Sequence[Judged], suite: str) -> str:
 
 def as_json(found: Sequence[Judged], suite: str) -> str:
     """The claims with all their numbers; differences are in points."""
-    return json.dumps(
-        {"suite": suite, "claims": [_plain(one) for one in found]},
-        indent=2,
-        ensure_ascii=False,
-    )
+    return json_text({"suite": suite, "claims": [_plain(one) for one in found]})
 
 
 def tally(found: Iterable[Judged]) -> str:

@@ -1,10 +1,11 @@
 """Filled tables as one HTML page that needs nothing else; every text is escaped."""
 
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.sheet import Block, Cell, sheet, title
+from lewel_bench.value import printable
 
 STYLE = """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #111; background: #fff }
@@ -19,6 +20,11 @@ tbody:last-child { border-bottom: 2px solid }
 td[title] { cursor: help }
 .notes { max-width: 60em; font-size: 90% }
 """
+
+
+def escape(text: str) -> str:
+    """A text as HTML shows it, in an attribute too."""
+    return html.escape(printable(text, keep="\n"))
 
 
 def page(tables: Sequence[Filled]) -> str:

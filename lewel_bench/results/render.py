@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ from lewel_bench.results.fill import Filled
 from lewel_bench.results.page import page
 from lewel_bench.results.sheet import LETTERS, Cell, sheet
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
-from lewel_bench.value import unknown
+from lewel_bench.value import json_text, printable, unknown
 
 
 def markdown(filled: Filled) -> str:
@@ -33,10 +33,19 @@ def _md_row(cells: Iterable[Cell]) -> str:
 
 
 def md(text: str) -> str:
-    """A text as Markdown shows it, in a table too."""
+    """A text as Markdown shows it, in a table too: no markup, no HTML, no links."""
+    text = printable(text.replace("\n", " "))
     for special in "\\`*_|<~":
         text = text.replace(special, "\\" + special)
-    return text.replace("\n", " ")
+    return text.replace("](", "]\\(")
+
+
+def md_code(text: str) -> str:
+    """A text as a code span of Markdown, in a table too."""
+    text = printable(text.replace("\n", " ")).replace("|", "\\|")
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}" if longest else f"`{text}`"
 
 
 LATEX = {
@@ -54,6 +63,7 @@ LATEX = {
 
 
 def _tex(text: str) -> str:
+    text = printable(text, keep="\n")
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
@@ -95,7 +105,7 @@ def _tex_row(cells: Iterable[Cell]) -> str:
 
 def as_csv(tables: Sequence[Filled]) -> str:
     """One line a cell of all tables, with one header; numbers unrounded, lists joined by spaces
-    (texts: "; ")."""
+    (texts: "; "). No text is a formula to a spreadsheet."""
     lines = []
     for filled in tables:
         place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
@@ -109,8 +119,16 @@ def as_csv(tables: Sequence[Filled]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _csv(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _csv(value: Any) -> Any:
+    """A value for a CSV file: control characters as escapes, and an apostrophe before a text that
+    a spreadsheet would compute."""
+    if not isinstance(value, str):
+        return value
+    return "'" * value.startswith(("=", "+", "-", "@")) + printable(value, keep="\n")
 
 
 def as_dict(filled: Filled) -> dict[str, Any]:
@@ -175,7 +193,7 @@ def as_json(tables: Sequence[Filled]) -> str:
     """`as_dict` as JSON text; several tables make a list."""
     found = [as_dict(one) for one in tables]
     content = found if len(found) > 1 else found[0]
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content, allow_nan=False) + "\n"
 
 
 def _each(draw: Callable[[Filled], str]) -> Callable[[Sequence[Filled]], str]:

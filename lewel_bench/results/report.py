@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lewel_bench.results.draw import inline
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.judge import Judged
 from lewel_bench.results.judged import section
+from lewel_bench.results.page import escape
 from lewel_bench.results.record import Record
 from lewel_bench.results.sheet import BLANK, Cell, sheet
 from lewel_bench.results.table import Column, Row
