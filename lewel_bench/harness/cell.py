@@ -1,6 +1,7 @@
-"""What a cluster's job starts for one cell: `python -m lewel_bench.harness.cell FOLDER SETTINGS`.
+"""What a cluster's job starts for a cell: `python -m lewel_bench.harness.cell FOLDER SETTINGS`.
 
-It says with its exit code how it ended, see slurm.inside.CODES.
+It says with its exit code how it ended, see slurm.inside.CODES. Of a pack it goes on with the next
+cell as long as all goes well; a cell that fails ends the process, and the rest get a new one.
 """
 
 import errno
@@ -8,13 +9,14 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lewel_bench import terminal
 from lewel_bench.evals import features
-from lewel_bench.files import Held, Lock, follow_group
+from lewel_bench.files import FULL, Held, Lock, follow_group
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.log import write_failure
@@ -24,20 +26,31 @@ from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged, Stopped
 from lewel_bench.slurm import attempt
-from lewel_bench.slurm.inside import EXIT, HALVINGS
+from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel
 
 # what may be over when the job is tried again
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)
+PASSING = (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)
 LOCK_S = 30.0  # for a copy that lost its claim to notice
 
 
 def main() -> int:
-    """Compute the job of a folder and commit its record; the exit code."""
+    """Compute the job of a folder, and those of its pack after it; the exit code."""
     terminal.prepare()
-    folder = Path(sys.argv[1])
-    follow_group(folder.parent)
+    folder: Path | None = Path(sys.argv[1])
     settings = _granted(MachineSettings.model_validate_json(sys.argv[2]))
     signals.listen()
+    channel = Channel()
+    while folder:
+        if code := _compute(folder, settings, channel):
+            return code
+        # several processes have no pack, and end together
+        folder = channel.next() if distributed.world() == 1 else None
+    return 0
+
+
+def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
+    """Compute the job of a folder and commit its record; the exit code."""
+    follow_group(folder.parent)
     job = read_spec(folder)
     try:
         distributed.start(jobs.machine(settings).device)
@@ -55,7 +68,8 @@ def main() -> int:
     report = view.plain(job.name)
     try:
         material.generated(job)
-        jobs.run(job, folder.parent, _halved(settings, job), report, _stop, attempt.check)
+        stop = partial(_stop, channel)
+        jobs.run(job, folder.parent, _halved(settings, job), report, stop, attempt.check)
     except Stopped:
         return EXIT["stopped"]
     except attempt.Fenced as lost:
@@ -67,7 +81,8 @@ def main() -> int:
         return EXIT["oom"]
     except (ValueError, OSError) as error:
         print(f"{job.name}: {error}", file=sys.stderr)
-        return EXIT["io"] if getattr(error, "errno", None) in PASSING else 1
+        number = getattr(error, "errno", None)
+        return EXIT["disk full"] if number in FULL else EXIT["io"] if number in PASSING else 1
     finally:
         lock.release()
     return 0
@@ -81,10 +96,11 @@ def _granted(settings: MachineSettings) -> MachineSettings:
     return settings.model_copy(update={"device": "cuda"})
 
 
-def _stop() -> bool:
-    """Asked at every step and before every save, so that a copy that lost its claim saves nothing;
-    looks at most once a second."""
+def _stop(channel: Channel) -> bool:
+    """Asked after every step and before every save, so that a copy that lost its claim saves
+    nothing; looks at most once a second."""
     global _looked
+    channel.ready()
     if time.monotonic() - _looked > 1:
         attempt.check()
         _looked = time.monotonic()

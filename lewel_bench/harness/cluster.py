@@ -34,6 +34,7 @@ from lewel_bench.slurm import (
     inside,
     ledger,
     queue,
+    seen,
     sweep,
 )
 from lewel_bench.slurm.cluster import Cluster
@@ -266,7 +267,7 @@ def live(
             merged[key] = replace(now, state="failed", reason=verdict.reason)
         elif verdict.cancelled:
             merged[key] = replace(now, state="missing", reason="cancelled; run again to go on")
-        elif now.state == "failed" or "; see " in verdict.reason:
+        elif now.state == "failed" or seen.has_failed(verdict):
             why = now.reason if now.state == "failed" else verdict.reason
             again = f"{why}; the next run tries again"
             merged[key] = replace(now, state="missing", reason=again)
@@ -297,20 +298,22 @@ def _outlook(around: control.Survey, states: Mapping[str, JobState]) -> list[str
 def _failed_since(folder: Path) -> bool:
     """Whether a run without the cluster failed after the cluster's last attempt, whose own failure
     may be as much as a heartbeat younger than the attempt when both were killed."""
-    seen = max((one.seen for one in attempt.history(folder)), default=0.0)
+    last = max((one.seen for one in attempt.history(folder)), default=0.0)
     try:
-        return bool(seen) and (folder / FAILURE).stat().st_mtime > seen + 2 * inside.BEAT_S
+        return bool(last) and (folder / FAILURE).stat().st_mtime > last + 2 * inside.BEAT_S
     except FileNotFoundError:
         return False
 
 
 def _reason(one: control.Live, before: JobState) -> str:
+    warning = f"; {one.warning}" if one.warning else ""
     if one.state == "running":
         done = before.progress
         more = (str(done), done.left) if done else ()
-        return ", ".join(filter(None, (f"job {one.job} on {one.nodes} for {one.elapsed}", *more)))
+        parts = filter(None, (f"job {one.job} on {one.nodes} for {one.elapsed}", *more))
+        return ", ".join(parts) + warning
     place = f", place {one.place} of yours" if one.place else ""
-    return f"job {one.job}{place}{one.reason and ': '}{one.reason}"
+    return f"job {one.job}{place}{one.reason and ': '}{one.reason}{warning}"
 
 
 def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:

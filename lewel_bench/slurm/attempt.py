@@ -7,6 +7,7 @@ Two copies of one job do happen: a node's daemon dies, its task lives on, SLURM 
 again elsewhere. The copy that lost its claim stops and never commits.
 """
 
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lewel_bench.files import FULL
 from lewel_bench.slurm import files
 
 CLAIM, ATTEMPTS = "claim.json", "attempts"
@@ -31,7 +33,8 @@ class Fenced(Exception):
 @dataclass(frozen=True)
 class Attempt:
     """One start of one cell. `mark` is the newest checkpoint that it found, `seen` when it was last
-    known to live, and `outcome` stays empty when it was killed."""
+    known to live, `ready` when its first step was done (0.0: never), and `outcome` stays empty when
+    it was killed."""
 
     name: str
     uid: str
@@ -46,6 +49,7 @@ class Attempt:
     outcome: str = ""
     message: str = ""
     seen: float = 0.0
+    ready: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -92,7 +96,26 @@ def this_job() -> str:
 def end(folder: Path, attempt: Attempt, outcome: str, message: str = "") -> None:
     """Write down how an attempt ended."""
     ended = replace(attempt, outcome=outcome, message=message, seen=time.time())
-    files.replace(_path(folder, attempt.name), asdict(ended))
+    _write(_path(folder, attempt.name), asdict(ended))
+
+
+def has_begun(folder: Path, attempt: Attempt) -> Attempt:
+    """Write down that the first step of an attempt is done."""
+    begun = replace(attempt, ready=time.time())
+    files.replace(_path(folder, attempt.name), asdict(begun))
+    return begun
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file; on a full disk in its place, which takes no room."""
+    try:
+        files.replace(path, content)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        with open(path, "r+", encoding="utf-8") as file:
+            file.write(json.dumps(content))
+            file.truncate()
 
 
 def beat(folder: Path, attempt: Attempt) -> None:

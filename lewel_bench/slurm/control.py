@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lewel_bench.slurm import attempt, queue
+from lewel_bench.slurm import attempt, queue, retry
 from lewel_bench.slurm.ledger import Entry, Ledger, Submission, user_name
 from lewel_bench.slurm.queue import Unreachable
 from lewel_bench.slurm.retry import Verdict
@@ -27,6 +27,7 @@ class Live:
     place: int = 0
     elapsed: str = ""
     nodes: str = ""
+    warning: str = ""  # of allocations that are too short
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,17 @@ def _living(root: Path, seen: Seen) -> dict[str, Live]:
             places.get(task.id, 0),
             task.elapsed,
             task.nodes,
+            _too_short(root / key, entry.submission.max_attempts),
         )
     return found
+
+
+def _too_short(folder: Path, max_attempts: int) -> str:
+    """What to say of a cell whose last allocations were too short; empty for a few of them."""
+    short = retry.unpaid(retry.since_retry(attempt.history(folder)))
+    if len(short) < min(retry.FEW, max_attempts):
+        return ""
+    return f"{retry.unpaid_message(short)}; after {max_attempts} it is given up"
 
 
 def _waits(root: Path, key: str, submission: Submission) -> bool:

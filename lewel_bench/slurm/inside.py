@@ -20,23 +20,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lewel_bench.slurm import attempt, files
+from lewel_bench.slurm import attempt, files, retry
 from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.ledger import Ledger, Submission
-from lewel_bench.slurm.retry import DONE, ERROR, FENCED, IO, KILLED, NAN, OOM, STOPPED
+from lewel_bench.slurm.retry import DONE, ERROR, FENCED, FULL, IO, KILLED, NAN, OOM, STOPPED
 
 # What the process that computes says with its exit code; with any other it failed.
-CODES = {0: DONE, 75: STOPPED, 76: FENCED, 77: NAN, 78: OOM, 79: IO}
+CODES = {0: DONE, 75: STOPPED, 76: FENCED, 77: NAN, 78: OOM, 79: IO, 81: FULL}
 EXIT = {outcome: code for code, outcome in CODES.items()}
 
 EXIT_FALLEN = 80
 
 # set where a planner was woken by SLURM and no person watches: the file of its submission
 WAKE = "LEWEL_BENCH_WAKE"
+# open files of a process that computes: to its Watch, and from it for the next cells of a pack
+CHANNEL = "LEWEL_BENCH_CHANNEL"
+READY, NEXT = b"r", b"n"  # what it says there: the first step is done; the cell is done
 HALVINGS = "LEWEL_BENCH_HALVINGS"  # how often the micro-batch is to be halved
 FAILURE = "failure.json"
 UNEXPLAINED = "see its log"  # in the message of an attempt that left none
 POLL_S, CLAIM_S, BEAT_S = 0.05, 1.0, 15.0
+PART_S = 30.0  # how long a process has to end once its pack is done
 LEAVE_S = 60.0  # how long a job that asked to be started again waits for SLURM to end it
 
 
@@ -66,6 +70,7 @@ class Watch:
         self.rank = int(os.environ.get("SLURM_PROCID", "0"))
         self.world = int(os.environ.get("SLURM_NTASKS", "1"))
         self.child: subprocess.Popen[bytes] | None = None
+        self.heard = self.told = -1  # ends of pipes: what the child says, what it is told
         self.signals: list[int] = []
         self.progress = False
         # over submitit's: it would sit on a SIGTERM, and keep a budget of its own
@@ -87,6 +92,7 @@ class Watch:
                 failed = failed or code
                 if self.world > 1:
                     break  # the others would wait for this rank for ever
+        self._part()
         if self.signals and self.rank == 0 and not self._done():
             self._ask_for_more()
         return failed
@@ -106,15 +112,12 @@ class Watch:
             with suppress(OSError):  # of an attempt before; the first rank that fails writes it
                 (folder / FAILURE).unlink()
         began = time.time()
-        self.child = subprocess.Popen(
-            [sys.executable, *(word.replace("{folder}", str(folder)) for word in self._command())],
-            env=self._environment(folder, mine),
-        )
-        if self.signals:  # it came while the process was started
-            self.child.send_signal(self.signals[0])
-        code = self._wait(folder, mine)
-        self.child = None
+        if not self._hand_on(folder, mine):
+            self._start(folder, mine)
+        code, mine = self._wait(folder, mine)
         outcome, message = self._outcome(folder, code, began)
+        if outcome != DONE:
+            self._part()
         if self.world > 1 and outcome not in (DONE, STOPPED, FENCED):
             outcome, message = self._blame(folder, outcome, message)
         if mine:
@@ -125,16 +128,65 @@ class Watch:
         print(f"{folder.name}: {outcome}{message and ': '}{message}", flush=True)
         return outcome, code if 0 < code < 128 else 1
 
-    def _command(self) -> tuple[str, ...]:
-        return self.submission.command
+    def _start(self, folder: Path, mine: Attempt | None) -> None:
+        """Start the process that computes a cell, and those of its pack after it that it takes."""
+        self._part()
+        self.heard, says = os.pipe()
+        asks, self.told = os.pipe()
+        os.set_blocking(self.heard, False)
+        words = (word.replace("{folder}", str(folder)) for word in self.submission.command)
+        self.child = subprocess.Popen(
+            [sys.executable, *words],
+            env={**self._environment(folder, mine), CHANNEL: f"{says},{asks}"},
+            pass_fds=(says, asks),
+        )
+        os.close(says)
+        os.close(asks)
+        if self.signals:  # it came while the process was started
+            self.child.send_signal(self.signals[0])
 
-    def _wait(self, folder: Path, mine: Attempt | None) -> int:
-        """The exit code of the process; it is killed when the claim is lost."""
+    def _hand_on(self, folder: Path, mine: Attempt | None) -> bool:
+        """Give the next cell of the pack to the process that has done the one before: importing
+        torch takes longer than many a cell. Whether there is one, and it can take it."""
+        if self.child is None or self.child.poll() is not None or mine is None:
+            return False
+        words = {"folder": str(folder), "claim": _claim(folder, mine)}
+        try:
+            os.write(self.told, json.dumps(words).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        return True
+
+    def _part(self) -> None:
+        """Have a process that waits for another cell end."""
+        for end in (self.heard, self.told):
+            if end != -1:
+                os.close(end)
+        self.heard = self.told = -1
+        if self.child is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.child.wait(PART_S)
+            self.child.kill()
+            self.child.wait()
+            self.child = None
+
+    def _wait(self, folder: Path, mine: Attempt | None) -> tuple[int, Attempt | None]:
+        """The exit code of the process, 0 when it waits for another cell, and the attempt; it is
+        killed when the claim is lost."""
         assert self.child
         looked = beaten = time.monotonic()
         while True:
+            code = None
             with suppress(subprocess.TimeoutExpired):
-                return self.child.wait(POLL_S)
+                code = self.child.wait(POLL_S)
+            said = b""
+            with suppress(BlockingIOError):
+                said = os.read(self.heard, 64)
+            if READY in said and mine and not mine.ready:
+                with suppress(OSError):
+                    mine = attempt.has_begun(folder, mine)
+            if code is not None or NEXT in said:
+                return code or 0, mine
             now = time.monotonic()
             if now - looked > CLAIM_S:
                 looked = now
@@ -142,7 +194,7 @@ class Watch:
                 if lost or self._fallen(folder):
                     self.child.kill()
                     self.child.wait()
-                    return EXIT[FENCED] if lost else EXIT_FALLEN
+                    return EXIT[FENCED] if lost else EXIT_FALLEN, mine
             if mine and now - beaten > BEAT_S:
                 beaten = now
                 with suppress(OSError):
@@ -160,9 +212,13 @@ class Watch:
             if self.signals or self.rank:
                 return (STOPPED if self.signals else DONE), ""
             return ERROR, "it ended without writing its record"
-        if said in (STOPPED, FENCED):
+        if said == STOPPED:
+            return said, retry.TIME_LIMIT if self._limited() else ""
+        if said == FENCED:
             return said, ""
         failure = files.read(folder / FAILURE) if _since(folder / FAILURE, began) else None
+        if failure is None and said == FULL:
+            return said, f"no space left on the file system of {folder}, or over quota"
         return said, str((failure or {}).get("message", f"exit code {code}; {UNEXPLAINED}"))
 
     def _note(self, folder: Path) -> Path:
@@ -186,10 +242,23 @@ class Watch:
     def _environment(self, folder: Path, mine: Attempt | None) -> Mapping[str, str]:
         more = {HALVINGS: str(self.submission.halvings)}
         if mine:
-            more[attempt.VARIABLE] = f"{folder}:{mine.name}"
+            more[attempt.VARIABLE] = _claim(folder, mine)
         if self.world > 1:
             more |= _torch()
         return {**os.environ, **more}
+
+    def _limited(self) -> bool:
+        """Whether the warning was of the time limit; a preemption comes with the same signal."""
+        warned = bool(self.signals) and self.signals[0] != signal.SIGTERM
+        return warned and self.rank == 0 and not _preempted(attempt.this_job())
+
+    def _left(self) -> list[list[Attempt]]:
+        """The attempts, since the last retry, at each cell of this task without a record."""
+        root, record = self.ledger.root, self.submission.record
+        keys = [
+            key for key in self.submission.tasks[self.task] if not (root / key / record).exists()
+        ]
+        return [retry.since_retry(attempt.history(root / key)) for key in keys]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -201,6 +270,8 @@ class Watch:
         warned = self.signals[0] != signal.SIGTERM
         if not self.submission.requeue or (warned and not self.progress):
             return
+        if any(len(retry.unpaid(since)) >= self.submission.max_attempts for since in self._left()):
+            return  # the planner says so, and gives it up
         job = attempt.this_job()
         if not warned and not _preempted(job):
             return  # cancelled, or SLURM starts it again by itself
@@ -214,6 +285,49 @@ class Watch:
             return
         print(f"saved; asked SLURM to start {job} again", flush=True)
         time.sleep(LEAVE_S)
+
+
+def _claim(folder: Path, mine: Attempt) -> str:
+    return f"{folder}:{mine.name}"
+
+
+class Channel:
+    """What a process that computes says to its Watch; mute where it has none."""
+
+    def __init__(self) -> None:
+        # taken out: a process that it starts has not these files
+        ends = os.environ.pop(CHANNEL, "-1,-1").split(",")
+        self.says, self.asks = map(int, ends)
+        self.is_ready = False
+
+    def ready(self) -> None:
+        """Say that the first step of the cell is done."""
+        if not self.is_ready:
+            self.is_ready = True
+            self._say(READY)
+
+    def next(self) -> Path | None:
+        """Say that the cell is done; the folder of the next, with its claim in the environment."""
+        self.is_ready = False
+        if self.asks == -1 or not self._say(NEXT):
+            return None
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            if not (part := os.read(self.asks, 4096)):
+                return None
+            line += part
+        words = json.loads(line)
+        os.environ[attempt.VARIABLE] = words["claim"]
+        return Path(words["folder"])
+
+    def _say(self, word: bytes) -> bool:
+        if self.says == -1:
+            return False
+        try:
+            os.write(self.says, word)
+        except BrokenPipeError:
+            return False
+        return True
 
 
 def _torch() -> dict[str, str]:

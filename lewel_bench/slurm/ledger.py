@@ -199,7 +199,7 @@ class Ledger:
                 ended = (files.read(self._path(uid, "ended")) or {}).get("tasks", {})
                 entry.ended = {int(index): state for index, state in ended.items()}
             found.append(entry)
-        return found
+        return sorted(found, key=lambda entry: entry.submission.time)  # names: by the second
 
     def _path(self, uid: str, what: str) -> Path:
         return self.submissions / f"{uid}.{what}.json"

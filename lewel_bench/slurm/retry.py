@@ -21,6 +21,8 @@ OWN = (
     IO,
     FULL,
 )  # what an attempt itself says, which the end of its task may have caused
+TIME_LIMIT = "time limit"  # the message of an attempt that was warned of it, and saved
+FEW = 3  # allocations that trained for less than they took to start, before a person is told
 UNREACHED = "UNREACHED"  # the task ended in another cell of its pack
 BLAMELESS = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED", UNREACHED)
 NEVER_STARTED = "never started"
@@ -64,10 +66,10 @@ def judge(
     `ends` are its tasks that are over, oldest first; `mark` is the newest checkpoint now; `settled`
     names attempts that had ended when another cell of their task began.
     """
-    forgiven = max((i for i, one in enumerate(attempts) if one.outcome == RETRY), default=-1)
-    since = attempts[forgiven].started if forgiven >= 0 else 0.0
-    tried = [one for one in attempts[forgiven + 1 :] if one.outcome not in (DONE, FENCED)]
-    fenced = _fenced([one for one in attempts[forgiven + 1 :] if one.outcome != DONE], mark)
+    recent = since_retry(attempts)
+    since = attempts[-len(recent) - 1].started if len(recent) < len(attempts) else 0.0
+    tried = [one for one in recent if one.outcome not in (DONE, FENCED)]
+    fenced = _fenced([one for one in recent if one.outcome != DONE], mark)
     if fenced >= max_attempts:
         return Verdict(
             False,
@@ -91,6 +93,9 @@ def judge(
             if one.halvings >= MAX_HALVINGS:
                 return Verdict(False, "out of memory, with half the micro-batch too")
             halvings = one.halvings + 1
+    short = unpaid(tried, causes)
+    if len(short) >= max_attempts:
+        return Verdict(False, unpaid_message(short))
     fruitless = 0
     marks = [*(one.mark for one in tried[1:]), mark][: len(tried)]
     for one, cause, after in reversed(list(zip(tried, causes, marks, strict=True))):
@@ -116,6 +121,38 @@ def judge(
     if causes and causes[-1] in (OOM, IO, FULL, KILLED) and tried[-1].message:
         return Verdict(True, f"{causes[-1]}, {tried[-1].message}", halvings)
     return Verdict(True, causes[-1] if causes else "", halvings)
+
+
+def since_retry(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts after the last `retry` of a person."""
+    forgiven = max((i for i, one in enumerate(attempts) if one.outcome == RETRY), default=-1)
+    return list(attempts[forgiven + 1 :])
+
+
+def unpaid(attempts: Sequence[Attempt], causes: Sequence[str] = ()) -> list[Attempt]:
+    """The newest attempts in a row that the time limit ended before they had trained for as long as
+    they took to start; those that a lost node or a preemption ended do not count. `causes` are
+    what ended them (default: their own words)."""
+    found: list[Attempt] = []
+    words = list(causes) or [one.outcome for one in attempts]
+    for one, cause in reversed(list(zip(attempts, words, strict=True))):
+        if cause == "TIMEOUT" or (cause == STOPPED and one.message == TIME_LIMIT):
+            if not one.ready or one.seen - one.ready >= one.ready - one.started:
+                break  # it paid, or did not come to a step, which counts as no progress
+            found.insert(0, one)
+        elif cause not in (*BLAMELESS, STOPPED, ""):
+            break
+    return found
+
+
+def unpaid_message(attempts: Sequence[Attempt]) -> str:
+    """What attempts that `unpaid` found mean."""
+    start = sum(one.ready - one.started for one in attempts) / len(attempts)
+    train = sum(one.seen - one.ready for one in attempts) / len(attempts)
+    return (
+        f"the last {len(attempts)} allocations spent more time starting (about {start:.0f} s) than "
+        f"training (about {train:.0f} s): raise timeout_min of this kind in the profile"
+    )
 
 
 def _fenced(attempts: Sequence[Attempt], mark: str) -> int:

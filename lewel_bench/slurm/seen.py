@@ -98,7 +98,7 @@ def judge_of(books: Ledger, entries: Sequence[Entry]) -> Callable[[str, str, int
     def judge(key: str, marks: str, max_attempts: int) -> Verdict | None:
         attempts, ended = attempt.history(books.root / key), ends.get(key, [])
         verdict = _judge(books.root / key, attempts, ended, marks, max_attempts)
-        if verdict is None or not ended or not _has_failed(verdict):
+        if verdict is None or not ended or not has_failed(verdict):
             return verdict
         last = ended[-1]
         log, line = failing_log(books, of_uid[last.uid], last.task)
@@ -125,7 +125,7 @@ def ends_by_key(entries: Sequence[Entry]) -> dict[str, list[End]]:
     return ends
 
 
-def _has_failed(verdict: Verdict) -> bool:
+def has_failed(verdict: Verdict) -> bool:
     """Whether a verdict is on a failure of the cell's own, which its log may explain."""
     return not verdict.again or verdict.reason.startswith((*retry.OWN, *LOST))
 

@@ -1,15 +1,18 @@
 """What a job reads off SLURM, without one."""
 
+import errno
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import attempt, inside
-from lewel_bench.slurm.ledger import Ledger
+from lewel_bench.slurm import attempt, control, files, inside
+from lewel_bench.slurm.ledger import Entry, Ledger
 
 WARNED = """
 import os, pathlib, signal, sys, time
@@ -107,3 +110,114 @@ sys.exit(1)
     run(tmp_path, new)
     (one,) = attempt.history(tmp_path / "runs" / "key")
     assert (one.outcome, one.message) == ("error", "the new one")
+
+
+PACK = """
+import json, os, pathlib, sys
+from lewel_bench.slurm.attempt import check
+from lewel_bench.slurm.inside import Channel
+channel, folder = Channel(), pathlib.Path(sys.argv[1])
+while folder:
+    channel.ready()
+    (folder / 'process').write_text(str(os.getpid()))
+    check()
+    if (folder / 'dies').exists():
+        os.kill(os.getpid(), 9)
+    (folder / 'record.json').write_text('{}')
+    folder = channel.next()
+"""
+
+
+def test_the_cells_of_a_pack_share_a_process(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing torch took longer than the cells. One that dies takes no other with it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(inside.__file__).parents[2]))
+    books = Ledger(tmp_path)
+    for key in "abcde":
+        (tmp_path / key).mkdir()
+    (tmp_path / "c" / "dies").touch()
+    one = books.intend(kind="light", tasks=(tuple("abcde"),), command=("-c", PACK, "{folder}"))
+    began = time.monotonic()
+    assert inside.Watch(books, one).run() == 1
+    assert time.monotonic() - began < inside.PART_S
+    process = {key: (tmp_path / key / "process").read_text() for key in "abcde"}
+    assert process["a"] == process["b"] == process["c"] != process["d"] == process["e"]
+    tried = {key: attempt.history(tmp_path / key) for key in "abcde"}
+    assert [tried[key][0].outcome for key in "abcde"] == ["done", "done", "killed", "done", "done"]
+    assert all(len(attempts) == 1 and attempts[0].ready for attempts in tried.values())
+
+
+SHORT = """
+import os, pathlib, signal, sys, time
+from lewel_bench.slurm.inside import Channel
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+folder = pathlib.Path(sys.argv[1])
+time.sleep(START_S)
+Channel().ready()
+time.sleep(TRAIN_S)
+(folder / f'checkpoint-{len(list(folder.glob("checkpoint-*")))}').touch()
+os.kill(os.getppid(), signal.SIGUSR2)
+time.sleep(0.2)
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(("start_s", "train_s", "asks"), [(0.5, 0.1, False), (0.0, 0.5, True)])
+def test_an_allocation_must_train_for_longer_than_it_starts(
+    tmp_path: Path,
+    commands: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_s: float,
+    train_s: float,
+    asks: bool,
+) -> None:
+    """A time limit that left room for a few steps was asked for again for ever."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(inside.__file__).parents[2]))
+    monkeypatch.setattr(inside, "POLL_S", 0.01)
+    (commands / "scontrol").write_text(
+        f'#!/bin/sh\n[ "$1" = show ] || echo $@ >> {tmp_path}/asked\n'
+    )
+    (commands / "scontrol").chmod(0o755)
+    books = Ledger(tmp_path)
+    (tmp_path / "key").mkdir()
+    code = SHORT.replace("START_S", str(start_s)).replace("TRAIN_S", str(train_s))
+    one = books.intend(
+        kind="light", tasks=(("key",),), command=("-c", code, "{folder}"), max_attempts=2
+    )
+    for _ in range(2):
+        inside.Watch(books, one).run()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["requeue 7"] * (2 if asks else 1)
+    books.submitted(one.uid, "7")
+    books.ended(Entry(one, "7", ended={0: "COMPLETED"}))
+    verdict = control.given_up(tmp_path, ["key"])["key"]
+    assert verdict.again == asks
+    assert ("the last 2 allocations spent more time starting" in verdict.reason) == (not asks)
+    control.again(tmp_path, ["key"])
+    assert control.given_up(tmp_path, ["key"])["key"].again
+
+
+def test_a_full_disk_is_called_so(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither failure.json nor the attempt could be written, and it was "interrupted"."""
+
+    def full(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    code = f"sys.exit({inside.EXIT['disk full']})"
+    with monkeypatch.context() as patched:
+        begin = attempt.begin
+
+        def begin_then_fill(*arguments: Any) -> attempt.Attempt:
+            made = begin(*arguments)
+            patched.setattr(files, "replace", full)
+            return made
+
+        patched.setattr(attempt, "begin", begin_then_fill)
+        run(tmp_path, code)
+    (one,) = attempt.history(tmp_path / "runs" / "key")
+    assert one.outcome == "disk full" and one.message.startswith("no space left on the file system")
+    verdict = control.given_up(tmp_path / "runs", ["key"])["key"]
+    assert verdict.again and verdict.reason.startswith("disk full, no space left on the file")
