@@ -45,7 +45,7 @@ class Lab:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -70,9 +70,16 @@ class Lab:
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something to become true."""
+    """Wait for something to become true; a controller that is slow to answer is asked again."""
     end = time.monotonic() + seconds
-    while not true():
+
+    def is_true() -> object:
+        try:
+            return true()
+        except queue.Unreachable:
+            return False
+
+    while not is_true():
         assert time.monotonic() < end, f"it did not happen in time; {_queue()}"
         time.sleep(0.1)
 
@@ -141,7 +148,7 @@ class Bench:
     def finish(self, seconds: float = 90) -> None:
         """Wait for every record, and for the jobs behind them to go."""
         until(self.done, seconds)
-        until(self.idle, 30)
+        until(self.idle, 90)
 
     def ticks(self, key: str) -> int:
         path = self.root / key / "ticks.log"

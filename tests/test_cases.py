@@ -242,6 +242,72 @@ def test_two_users(images: Path, without_links: Path, tmp_path: Path) -> None:
 # --- Clusters: fake_slurm.sh -----------------------------------------------------------------
 
 
+@pytest.fixture
+def slurm(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`lewel-bench run --cluster lab`, where SLURM's commands are scripts."""
+    commands, log = tmp_path / "bin", tmp_path / "log"
+    log.mkdir()
+    subprocess.run(["bash", CASES / "fake_slurm.sh", commands], check=True, capture_output=True)
+    profile = "[clusters.lab.defaults]\npartition = 'gpu'\ngpus_per_node = 1\nsignal_delay_s = 30\n"
+    (tmp_path / "lewel-bench.toml").write_text(profile)
+
+    def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        asked = [
+            "run",
+            "--suite",
+            "shapes",
+            "--method",
+            "moco_v2",
+            "--epochs",
+            "200",
+            "--evals",
+            "none",
+        ]
+        path = f"{commands}:{os.environ['PATH']}"
+        return subprocess.run(
+            command(*asked, *words, "--cluster", "lab"),
+            cwd=tmp_path,
+            env=environment(PATH=path, FAKE_LOG=str(log), **variables),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    return run
+
+
+def test_arrays_fit_the_cluster_and_nothing_of_a_job_reaches_its_children(
+    slurm: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    done = slurm("--seeds", "12", SLURM_ARRAY_TASK_ID="3", SBATCH_PARTITION="x", SLURM_CONF="/c")
+    assert done.returncode == 0, done.stderr
+    assert "10 pretrain jobs in 10 tasks" in done.stdout  # MaxArraySize is 11
+    assert "2 pretrain jobs in 2 tasks" in done.stdout
+    script = (tmp_path / "log" / "101.sh").read_text()
+    assert "#SBATCH --array=0-9%10\n" in script and "#SBATCH --gpus-per-node=1\n" in script
+    assert "wckey" not in script
+    assert (tmp_path / "log" / "101.env").read_text() == "SLURM_CONF=/c\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "message", "advice"),
+    [
+        ("FAKE_REJECT", "QOSMaxSubmitJobPerUserLimit", "max_queued of cluster lab (now 2000)"),
+        ("FAKE_REFUSE", "Invalid qos specification", "kinds.pretrain, light: "),
+    ],
+)
+def test_what_slurm_refuses_is_one_line_with_the_setting(
+    slurm: Callable[..., "subprocess.CompletedProcess[str]"],
+    variable: str,
+    message: str,
+    advice: str,
+) -> None:
+    done = slurm(**{variable: message})
+    assert done.returncode == 2, done.stdout
+    line = done.stderr.splitlines()[-1]  # sbatch may have had its own word before
+    assert line.count(message) == 1 and advice in line
+
+
 # --- kNN: knn_top5.py ------------------------------------------------------------------------
 
 

@@ -125,4 +125,9 @@ def _halved(settings: MachineSettings, job: Job) -> MachineSettings:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # on a full disk Python would leave with a code of its own
+        os._exit(code)
+    sys.exit(code)

@@ -76,6 +76,7 @@ def submit(
     # what a record names as its command; the environment goes along with a job
     os.environ.setdefault(COMMAND, shlex.join(["lewel-bench", *sys.argv[1:]]))
     try:
+        check.nameable(context.root)
         if arguments.dry_run:
             return _preview(work, cells)
         if not woken:

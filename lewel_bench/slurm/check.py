@@ -50,7 +50,10 @@ def possible(cluster: Cluster, kinds: Collection[str]) -> None:
         if kind not in found and (wrong := _refused(cluster, kind)):
             found[kind] = wrong
     if found:
-        lines = "; ".join(f"kinds.{kind}: {wrong}" for kind, wrong in found.items())
+        alike: dict[str, list[str]] = {}
+        for kind, wrong in found.items():
+            alike.setdefault(wrong, []).append(kind)
+        lines = "; ".join(f"kinds.{', '.join(kinds)}: {wrong}" for wrong, kinds in alike.items())
         raise ValueError(f"cluster {cluster.name} ({cluster.source}): {lines}")
     if wrong := lacks(cluster, kinds):
         raise ValueError(f"cluster {cluster.name} ({cluster.source}): {wrong}")
@@ -149,14 +152,34 @@ def doctor(
     yield from _from_a_node(cluster, root, data, timeout_s)
 
 
+def nameable(root: Path) -> None:
+    """Raise ValueError where SLURM or a job would take the path of a run root for something else:
+    sbatch puts job numbers in the place of %j and reads a backslash as an escape, and a colon parts
+    the folders of PYTHONPATH."""
+    for sign in "%\\:":
+        if sign in str(root):
+            raise ValueError(
+                f"the run root {root} has a {sign} in its path, which SLURM's jobs read as more "
+                "than a letter: choose another --root"
+            )
+    if not str(root).isprintable():
+        raise ValueError(f"the run root {root!r} has a control character: choose another --root")
+
+
 def writable(root: Path) -> None:
     """Raise ValueError when jobs cannot keep their results under `root`."""
+    nameable(root)
     for what, state, finding in _shared(root):
         if state == "problem":
             raise ValueError(f"{what}: {finding}")
 
 
 def _shared(root: Path) -> Iterator[Check]:
+    try:
+        nameable(root)
+    except ValueError as error:
+        yield "run root", "problem", str(error)
+        return
     folder = root / ".slurm" / "doctor"
     name = f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}"
     try:

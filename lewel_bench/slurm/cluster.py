@@ -129,6 +129,7 @@ class Resources(Value):
             "time": self.timeout_min,
             "signal_delay_s": self.signal_delay_s,
             "array_parallelism": self.array_parallelism,
+            "wckey": None,  # submitit's own is refused where wckeys are tracked and it is not known
             **{name: value for name, value in named.items() if value is not None},
             **self.submitit,
         }
@@ -188,8 +189,10 @@ def parse(name: str, content: Mapping[str, Any], source: str) -> Cluster:
     if not isinstance(defaults, Mapping) or not isinstance(kinds, Mapping):
         raise ValueError(f"cluster {name} ({source}): defaults and kinds are tables")
     merged: dict[str, Any] = {}
-    for kind in dict.fromkeys([*(KINDS if defaults else ()), *kinds]):
+    for kind in dict.fromkeys([*(KINDS if "defaults" in content else ()), *kinds]):
         merged[kind] = _merge(defaults, kinds.get(kind, {}))
+    if wrong := _misfits(merged):
+        raise ValueError(f"cluster {name} ({source}): {wrong}")
     try:
         cluster = Cluster.model_validate(
             {**fields, "name": name, "kinds": merged, "source": source}
@@ -199,6 +202,20 @@ def parse(name: str, content: Mapping[str, Any], source: str) -> Cluster:
     for kind, resources in cluster.kinds.items():
         _known_to_submitit(f"cluster {name} ({source}): kinds.{kind}", resources)
     return cluster
+
+
+def _misfits(merged: Mapping[str, Any]) -> str:
+    """What is wrong with the settings of the kinds; what all of them share is said once."""
+    alike: dict[str, list[str]] = {}
+    for kind, content in merged.items():
+        try:
+            Resources.model_validate(content)
+        except ValidationError as error:
+            alike.setdefault(explain(error), []).append(kind)
+    return "; ".join(
+        f"{'defaults' if set(KINDS) <= set(kinds) else 'kinds.' + ', '.join(kinds)}: {what}"
+        for what, kinds in alike.items()
+    )
 
 
 def _merge(defaults: Mapping[str, Any], own: Any) -> Any:

@@ -1,6 +1,7 @@
 """Submitting batches through submitit, and mending what a planner that died left half done."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ def submit(cluster: Cluster, ledger: Ledger, submission: Submission, how: Task) 
         executor = _executor(cluster, ledger, submission, how)
         arguments = (str(ledger.root), submission.uid)
         count = len(submission.tasks)
-        with _rejecting(f"{count} {submission.kind} jobs"):
+        with _rejecting(f"{count} {submission.kind} jobs", cluster):
             if count > 1:
                 job = executor.map_array(inside.start, *([one] * count for one in arguments))[0]
             else:
@@ -68,20 +69,26 @@ def probe(cluster: Cluster, ledger: Ledger, submission: Submission) -> str:
     how = Task(cluster.kinds["light"])
     with environment(Path(submission.code)):
         executor = _executor(cluster, ledger, submission, how)
-        with _rejecting("the job of doctor"):
+        with _rejecting("the job of doctor", cluster):
             job = executor.submit(inside.probe, str(ledger.folder / "doctor"), submission.uid)
     return str(job.job_id)
 
 
 @contextmanager
-def _rejecting(what: str) -> Iterator[None]:
+def _rejecting(what: str, cluster: Cluster) -> Iterator[None]:
     """Raise Rejected where submitit says that sbatch failed."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
         yield
     except (FailedJobError, FailedSubmissionError) as error:
-        raise Rejected(f"SLURM refused {what}: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        if re.search(r"Max\w*Submit|Grp\w*Submit|job submit limit", said):
+            said += (
+                f". If this is a limit on the jobs in the queue, set max_queued of cluster "
+                f"{cluster.name} (now {cluster.max_queued}) below it"
+            )
+        raise Rejected(f"SLURM refused {what}: {said}") from None
 
 
 def mend(ledger: Ledger, submission: Submission, id: str) -> None:

@@ -125,7 +125,8 @@ class Watch:
                 self.progress = True
             with suppress(OSError):  # a full disk must not hide what happened
                 attempt.end(folder, mine, outcome, message)
-        print(f"{folder.name}: {outcome}{message and ': '}{message}", flush=True)
+        with suppress(OSError):
+            print(f"{folder.name}: {outcome}{message and ': '}{message}", flush=True)
         return outcome, code if 0 < code < 128 else 1
 
     def _start(self, folder: Path, mine: Attempt | None) -> None:

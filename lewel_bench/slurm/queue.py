@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-TIMEOUT_S = 60.0  # a controller that is down answers after 9 s
+TIMEOUT_S = 20.0  # a controller that is down answers after 9 s
 MOST = 500  # ids in one command: an argument is at most 128 KiB
 # Variables that are options of SLURM's commands: with SQUEUE_PARTITION living jobs are not shown,
 # and would be submitted again.

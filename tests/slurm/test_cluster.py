@@ -64,12 +64,36 @@ def passed(options: object) -> dict[str, Any]:
         ({"defaults": {"nodes": 0}}, "greater than 0"),
         ({"defaults": {"nodes": 1}, "container": "apptainer exec x"}, "name the interpreter"),
         ({"defaults": 3}, "are tables"),
+        (
+            {"defaults": {"nodes": 0}, "kinds": {"semi": {"nodes": 1}}},
+            "kinds.pretrain, linear, dense",
+        ),
     ],
 )
 def test_a_wrong_profile(content: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"cluster mine \(the site file\)") as error:
         cluster.load("mine", {"mine": content})
     assert said in str(error.value)
+
+
+def test_a_wrong_default_is_said_once() -> None:
+    with pytest.raises(ValueError, match="defaults: ") as error:
+        cluster.load("mine", {"mine": {"defaults": {"partitoin": "gpu"}}})
+    assert str(error.value).count("Did you mean") == 1
+
+
+def test_empty_defaults_are_there() -> None:
+    mine = cluster.load("mine", {"mine": {"defaults": {}}})
+    assert set(mine.kinds) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", ["%j", "a\\b", "a:b", "a\nb"])
+def test_a_run_root_that_slurm_would_misread(tmp_path: Path, name: str) -> None:
+    """%j became a job's number, and the logs and jobs went elsewhere."""
+    with pytest.raises(ValueError, match="choose another --root"):
+        check.writable(tmp_path / name)
+    assert not (tmp_path / name).exists()
+    check.writable(tmp_path / "it's a $plain (name) #1")
 
 
 def test_an_unknown_profile() -> None:

@@ -185,8 +185,14 @@ def test_failures_wait_for_a_person(bench: Bench) -> None:
     until(bench.idle)
     again = bench.run()
     assert again.submitted == {}
-    assert again.states["a"] == ("given_up", "it failed: a test's raise")
-    assert again.states["b"] == ("given_up", "its loss was not finite: a test's nan")
+    for key, why in (
+        ("a", "it failed: a test's raise"),
+        ("b", "its loss was not finite: a test's nan"),
+    ):
+        state, reason = again.states[key]
+        said, _, log = reason.partition("; see ")
+        assert (state, said) == ("given_up", why)
+        assert Path(log) in control.logs(bench.root, key)
     assert again.states["c"] == ("blocked", "needs a, which is given_up")
     assert again.states["d"] == ("done", "")
     for key in "ab":
@@ -285,6 +291,8 @@ def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
                 file.write(bytes(4096))
         until(lambda: not control.survey(bench.root))
         assert not bench.done()
+        (tried,) = bench.attempts("a")
+        assert tried.outcome == "disk full" and "no space left" in tried.message
         filler.unlink()
         assert len(bench.run().submitted) == 1
         bench.finish()

@@ -84,6 +84,7 @@ def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
     assert done.count("submit") == 2 and not done.wake
     assert done.broken.startswith("no job plans what comes next: SLURM refused 1 light jobs: ")
     assert "QOSMaxSubmit" in done.broken
+    assert done.broken.endswith("set max_queued of cluster lab (now 2000) below it")
 
 
 def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:

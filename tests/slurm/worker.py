@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from lewel_bench.files import FULL
 from lewel_bench.slurm import attempt, files
 from lewel_bench.slurm.inside import EXIT
 
@@ -64,5 +66,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except OSError as error:
-        print(error, file=sys.stderr)
-        sys.exit(EXIT["io"])
+        with suppress(OSError):  # the log is on the full disk, too
+            print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT["disk full" if error.errno in FULL else "io"])
