@@ -73,6 +73,13 @@ def test_the_image_is_resized_as_pillow_does(folder):
     assert example.size == (60, 80) and example.id == 5
 
 
+def test_a_16_bit_image_keeps_its_grey_levels(tmp_path):
+    levels = np.linspace(0, 65535, 60 * 80).astype(np.uint16).reshape(60, 80)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    example = views.view(tmp_path, scene_of([], file="a.png"), 60, 1000, False, False)
+    assert np.abs(example.image.numpy() - levels / 257).max() <= 0.5
+
+
 def test_boxes_and_polygons_move_with_the_image(folder):
     polygon = [[10.0, 6, 30, 6, 30, 46.5]]
     scene = scene_of([[10, 6, 30, 46.5]], polygons=[polygon])

@@ -35,6 +35,15 @@ def test_plain_sets(voc: Path) -> None:
     assert image.shape[:2] == labels.shape and set(np.unique(labels)) == {0, 1, 2, 255}
 
 
+def test_a_16_bit_image_keeps_its_grey_levels(tmp_path: Path) -> None:
+    root = devkit(tmp_path / "VOCdevkit")
+    train, _ = data.read(root)
+    image, _ = data.pair(train, 0)
+    levels = np.linspace(0, 65535, image[..., 0].size).astype(np.uint16).reshape(image.shape[:2])
+    Image.fromarray(levels).save(root / train.pairs[0][0], "PNG")
+    assert np.abs(data.pair(train, 0)[0] - levels[..., None] / 257).max() <= 0.5
+
+
 NAMES = [f"train_{i:03d}" for i in range(6)]
 
 
