@@ -13,10 +13,26 @@ from lewel_bench.harness.status import SPEC
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
-from lewel_bench.results.record import Record
+from lewel_bench.results.comparable import Split, published
+from lewel_bench.results.record import Contents, Data, Record
 
 SHAPES = suites.SUITES["shapes"]
 START = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def imagenet() -> dict[str, Data]:
+    """What an evaluation on ImageNet-1K records of its data."""
+    known = published()["imagenet"]
+
+    def whole(of: Split) -> Contents:
+        return Contents(
+            images=of.images, classes=known.classes, names=known.names, per_class=of.per_class
+        )
+
+    return {
+        role: Data(name="imagenet", fingerprint="0" * 12, images=split.images, whole=whole(split))
+        for role, split in (("train", known.train), ("report", known.val))
+    }
 
 
 def board(root: Path) -> Board:

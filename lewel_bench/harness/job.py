@@ -36,7 +36,7 @@ from lewel_bench.pretrain.parts import kmeans
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
-from lewel_bench.results.record import Checkpoint, Data, Record
+from lewel_bench.results.record import Checkpoint, Contents, Data, Record
 from lewel_bench.slurm import attempt
 
 MONITORS = 5  # kNN accuracies in the course of a pre-training
@@ -177,7 +177,7 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
     note = collapse.collapse_note(trained.metrics, job.recipe.backbone)
     return Made(
         Outcome(metrics=trained.metrics, warnings=[note] if note else []),
-        {"train": _described(job.data, images)},
+        {"train": _described(job.data, images, splits.contents(images))},
         trained.seconds,
         Checkpoint(file=trained.backbone.name, sha256=digest),
         peak(),
@@ -257,8 +257,9 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     note = collapse.note_among(upstream.warnings)
     if note and note not in outcome.warnings:
         outcome.warnings.append(note)
+    whole = splits.wholes(job, found)
     data = {
-        role: _described(job.data, part)
+        role: _described(job.data, part, whole[role])
         for role in ("train", "select", "report")
         if (part := getattr(found, role)) is not None
     }
@@ -270,11 +271,13 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     )
 
 
-def _described(data: Dataset, part: Any) -> Data:
+def _described(data: Dataset, part: Any, whole: Contents) -> Data:
     # only rank 0 writes a record, and a fingerprint asks for the size of every file
     digest = splits.fingerprint(part) if distributed.rank() == 0 else ""
     left_out = dict(part.left_out) if isinstance(part, Images) else {}
-    return Data(name=data.name, fingerprint=digest, images=len(part), left_out=left_out)
+    return Data(
+        name=data.name, fingerprint=digest, images=len(part), left_out=left_out, whole=whole
+    )
 
 
 class NoDevice(ValueError):

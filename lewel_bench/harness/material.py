@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, TextIO
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
+from lewel_bench.harness.site import Site
 from lewel_bench.pretrain.problems import grouped, one_line
+from lewel_bench.results.comparable import published
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
         sound = {}
     now = stamp(Path(data.root))
     place = data.root if task == "images" else f"{data.root} {task}"
+    if data.id in published():
+        place += f" as {data.id}"
     known = sound.get(place)
     if isinstance(known, dict) and known["stamp"] == now:
         _print_notes(known["notes"], sys.stderr)
@@ -105,13 +109,21 @@ def _problems(data: Dataset, task: str) -> tuple[list[str], list[str]]:
         from lewel_bench.pretrain.check import check
 
         report = check(root, classes=Path(data.classes) if data.classes else None)
-        return report.problems, report.notes
-    return _annotations(root, data.layout, [task])
+        problems, notes = report.problems, report.notes
+    else:
+        problems, notes = _annotations(root, data.layout, [task])
+    return problems or _unlike_published(data, task), notes
 
 
 def _print_notes(notes: Sequence[str], stream: TextIO) -> None:
     for note in notes:
         print(f"note: {note}", file=stream)
+
+
+def _unlike_published(data: Dataset, task: str) -> list[str]:
+    from lewel_bench.harness.splits import unlike_published
+
+    return unlike_published(data, task)
 
 
 def _annotations(
@@ -128,6 +140,10 @@ def _annotations(
             found = masks.problems(root)
         else:
             found = boxes.problems(root, "coco" if layout == "coco" else "voc", full)
+            if layout == "voc" and not found[0]:
+                from lewel_bench.harness.splits import voc_without_2007
+
+                problems += voc_without_2007(root)
         problems += found[0]
         notes += found[1]
     return problems, notes
@@ -171,18 +187,20 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
     """`lewel-bench data check`: exit code 2 when there are problems."""
     from lewel_bench.pretrain.check import check as check_folder
 
-    root, classes = Path(arguments.what).expanduser(), None
+    root, classes, data = Path(arguments.what).expanduser(), None, None
     named = (*NAMED, *context.site.data)
     if not root.is_dir() and arguments.what not in named:
         raise ValueError(unknown("folder or data set", arguments.what, named))
-    if not root.is_dir():
-        data = context.datasets(arguments.what, "")
+    if name := _configured(arguments.what, context.site) or (not root.is_dir() and arguments.what):
+        data = context.datasets(name, "")
         root, classes = Path(data.root), Path(data.classes) if data.classes else None
         if data.name == "shapes":
             _make_shapes(root.parent)
     if layout := _layout(root):
-        return _check_annotations(root, layout, arguments)
+        return _check_annotations(root, layout, arguments, data)
     report = check_folder(root, classes=classes, full=arguments.full)
+    if data and not report.problems:
+        report.problems.extend(_unlike_published(data, "images"))
     if arguments.format == "json":
         print(json.dumps(asdict(report), indent=2, default=str))
         return 2 if report.problems else 0
@@ -195,6 +213,14 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
     return _print(one_line(str(root)), report.notes, report.problems, arguments.all)
 
 
+def _configured(what: str, site: Site) -> str:
+    """The data set of the site file that a name or a folder stands for; empty: none of it."""
+    if what in site.data:
+        return what
+    folder = Path(what).expanduser().resolve()
+    return next((n for n in NAMED if n in site.data and site.resolve(site.data[n]) == folder), "")
+
+
 def _layout(root: Path) -> str | None:
     """voc or coco where a folder looks like it; None for class folders."""
     if any(root.glob("VOC[0-9][0-9][0-9][0-9]")):
@@ -202,12 +228,16 @@ def _layout(root: Path) -> str | None:
     return "coco" if (root / "annotations").is_dir() else None
 
 
-def _check_annotations(root: Path, layout: str, arguments: argparse.Namespace) -> int:
+def _check_annotations(
+    root: Path, layout: str, arguments: argparse.Namespace, data: Dataset | None = None
+) -> int:
     tasks = ["detection"]
     if layout == "voc":
         listed = [t for t, sets in VOC_SETS.items() if any(root.glob(f"VOC*/ImageSets/{sets}"))]
         tasks = listed or list(VOC_SETS)
     problems, notes = _annotations(root, layout, tasks, arguments.full)
+    if data and not problems:
+        problems = [text for task in tasks for text in _unlike_published(data, task)]
     if arguments.format == "json":
         print(
             json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})

@@ -14,6 +14,8 @@ from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.pretrain import check
 from lewel_bench.pretrain.folder import Images, read_folder
 from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
+from lewel_bench.results.comparable import names_digest, published
+from lewel_bench.results.record import Contents
 
 SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
 
@@ -79,6 +81,75 @@ def dense(job: Job) -> DenseSplits[Any]:
     check_held_out(job.protocol, count, count - 1)
     order = np.random.Generator(np.random.Philox(SEED)).permutation(count)
     return DenseSplits(train.take(np.sort(order[held:])), train.take(np.sort(order[:held])), report)
+
+
+def wholes(job: Job, found: Splits | DenseSplits[Any]) -> dict[str, Contents]:
+    """What the whole splits hold from which the images of each role were taken."""
+    if isinstance(found, Splits):
+        train, report = (contents(read(job.data, which)) for which in ("train", "val"))
+        select = report if found.select is found.report else train
+        return {"train": train, "select": select, "report": report}
+    train = contents(found.train, more=len(found.select or ()))
+    return {"train": train, "select": train, "report": contents(found.report)}
+
+
+def contents(part: Any, more: int = 0) -> Contents:
+    """What a split holds, with `more` images that were held out of it."""
+    per_class = None
+    if isinstance(part, Images):
+        counts = np.bincount(part.labels, minlength=len(part.classes))
+        per_class = (int(counts.min()), int(counts.max()))
+    return Contents(
+        images=len(part) + more,
+        classes=len(part.classes),
+        names=names_digest(part.classes),
+        per_class=per_class,
+    )
+
+
+def unlike_published(data: Dataset, task: str) -> list[str]:
+    """What in a data set that the site file names is not as published, where it is one of the
+    paper's: a key says no more of it than its name. Of own data, nothing. `task` is "images" or
+    what runs on scenes."""
+    name = f"{data.id}_{task}" if data.id == "voc" else data.id
+    known = published().get(name)
+    if known is None:
+        return []
+    parts: dict[str, Any]
+    if data.layout == "folders":
+        parts = {which: read(data, which) for which in ("train", "val")}
+    else:
+        try:
+            train, val = _scenes(Path(data.root), data.layout, task, published=data.id == "voc")
+        except ValueError as error:
+            return [str(error)]
+        parts = {"train": train, "val": val}
+    option = "" if data.layout == "folders" else f"{data.layout}="
+    return [
+        f"{data.root}: {which} has {len(part):,} images of {len(part.classes):,} classes, "
+        f"{differs}: complete it, or use it as data of your own with --data {option}{data.root}"
+        for which, part in parts.items()
+        if (differs := known.differs(contents(part), which))
+    ]
+
+
+def voc_without_2007(root: Path) -> list[str]:
+    """That a VOCdevkit is a part of PASCAL VOC which lacks the year that detection is trained and
+    tested on; nothing of own data in its layout, which has other classes."""
+    from lewel_bench.evals.detection import voc
+
+    if (root / "VOC2007").is_dir():
+        return []
+    sets, _ = voc.splits(root)
+    images = [(year, name) for year, set_ in sets for name in voc.listed(root, year, set_)[0]]
+    found = voc.classes(root, sets) or {n for a in voc.parse_all(root, images) for n in a.names}
+    if not set(found) <= set(voc.CLASSES):
+        return []
+    return [
+        f"{root}: PASCAL VOC's classes without VOC2007, which voc07_det_c4 trains on and is tested "
+        "on: add VOC2007, or name the folder VOC2007 if the data are your own (segmentation needs "
+        "VOC2012 only)"
+    ]
 
 
 def fingerprint(part: Any) -> str:

@@ -45,14 +45,26 @@ class _Frozen(BaseModel):
     )
 
 
+class Contents(_Frozen):
+    """What a whole split holds: its images and classes, the digest of the class names, and the
+    fewest and the most images of a class (None: images have several, or none)."""
+
+    images: Annotated[int, Field(ge=0)]
+    classes: Annotated[int, Field(ge=0)]
+    names: str
+    per_class: tuple[int, int] | None = None
+
+
 class Data(_Frozen):
     """The images that played one role: their name, fingerprint and number. `left_out` counts the
-    files of their folder that are not read, by extension."""
+    files of their folder that are not read, by extension; `whole` is the split that they were taken
+    from (None: not recorded)."""
 
     name: str
     fingerprint: str
     images: Annotated[int, Field(ge=0)]
     left_out: dict[str, int] = {}
+    whole: Contents | None = None
 
 
 class Checkpoint(_Frozen):

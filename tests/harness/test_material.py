@@ -3,17 +3,20 @@
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from annotated import make_voc
 from command_line import write_images
 
 from lewel_bench.harness import fits, job, material, plan, splits
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
+from lewel_bench.harness.plan import Dataset
 from lewel_bench.harness.site import Site
-from lewel_bench.harness.suites import SHAPES
+from lewel_bench.harness.suites import PAPER, SHAPES
 from tests.evals.segmentation.making import devkit
 
 
@@ -38,6 +41,62 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
         assert (code, said.err) == (0, "")
     else:
         assert code == 2 and ("Annotations" if lists else "no VOC data set") in said.err
+
+
+def test_what_is_configured_as_imagenet_must_be_imagenet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_images(tmp_path / "imagenet")
+    monkeypatch.chdir(tmp_path)
+    assert check(root) == 0  # a folder of one's own
+    (tmp_path / "lewel-bench.toml").write_text('[data]\nimagenet = "imagenet"\n')
+    for what in ("imagenet", str(root)):
+        capsys.readouterr()
+        assert check(Path(what)) == 2
+        said = capsys.readouterr()
+        assert "train has 48 images of 3 classes, not ImageNet-1K's 1,281,167 of 1,000" in said.err
+        assert "val has 18 images of 3 classes, not ImageNet-1K's 50,000 of 1,000" in said.err
+        assert f"--data {root}" in said.err and "sound" not in said.out
+    # and a run refuses it, but not as data of one's own
+    mine = Datasets(Site(), tmp_path, PAPER, {"": root})("imagenet", "")
+    named = Dataset(name="imagenet", id="imagenet", root=str(root))
+    material._check_once(mine, "images", tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not ImageNet-1K's"):
+            material._check_once(named, "images", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sets", "classes", "sound"),
+    [
+        ({(2012, "train"): 4, (2012, "val"): 4}, ("cat", "cow"), False),
+        ({(2007, "train"): 4, (2007, "val"): 4}, ("cat", "cow"), True),
+        ({(2012, "train"): 4, (2012, "val"): 4}, ("cat", "yak"), True),  # data of one's own
+    ],
+)
+def test_a_part_of_voc_without_2007_is_not_for_detection(
+    sets: Any, classes: Any, sound: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_voc(tmp_path / "VOCdevkit", sets, classes)
+    assert check(root) == (0 if sound else 2)
+    err = capsys.readouterr().err
+    assert ("without VOC2007, which voc07_det_c4 trains on" in err) == (not sound)
+    data = Datasets(Site(), tmp_path, SHAPES, {"voc": root})("voc", "detection")
+    if sound:
+        material._check_once(data, "detection", tmp_path)
+    else:
+        with pytest.raises(ValueError, match="without VOC2007"):
+            material._check_once(data, "detection", tmp_path)
+
+
+def test_what_is_configured_as_voc_must_have_all_its_images(tmp_path: Path) -> None:
+    sets = {(2007, "trainval"): 4, (2007, "test"): 4, (2012, "trainval"): 4}
+    root = make_voc(tmp_path / "VOCdevkit", sets)
+    named = Dataset(name="voc", id="voc", root=str(root), layout="voc")
+    with pytest.raises(
+        ValueError, match=r"train has 8 images of 3 classes, not VOC07\+12's 16,551"
+    ):
+        material._check_once(named, "detection", tmp_path)
 
 
 @pytest.fixture
@@ -95,8 +154,11 @@ def test_files_left_out_are_named_by_run_and_in_the_record(
         material._check_once(data, "images", tmp_path)
     (root / "train" / "class0" / "b.tiff").rename(root / "train" / "class0" / "a.heic")
     images = splits.read(data, "train")
-    assert job._described(data, images.take(np.arange(5))).left_out == {".heic": 1}
-    assert job._described(data, splits.read(data, "val")).left_out == {}
+    whole = splits.contents(images)
+    assert (whole.images, whole.classes, whole.per_class) == (48, 3, (16, 16))
+    found = job._described(data, images.take(np.arange(5)), whole)
+    assert (found.left_out, found.images, found.whole) == ({".heic": 1}, 5, whole)
+    assert job._described(data, splits.read(data, "val"), whole).left_out == {}
 
 
 def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> None:

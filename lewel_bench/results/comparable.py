@@ -1,0 +1,210 @@
+"""Whether a measured number can be held against a published one: follows from its records.
+
+A number is comparable where the images, the recipe, the backbone, the protocol and the engine are
+those of the paper's cell. Every difference is a reason, in words, why it is not.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lewel_bench.results.record import Contents, Data, Record
+from lewel_bench.value import Value
+
+FILE = Path(__file__).with_name("datasets.toml")
+LISTED = 6  # differences that one reason names
+# The paper's engines, and the one that agrees with them on the same weights (tested)
+ENGINES = ("native", "detectron2", "mmseg")
+SPLITS = {"train": "train", "report": "val"}  # the split that has the images of a role
+
+
+class Split(Value):
+    """A split of a data set, as published."""
+
+    images: int
+    per_class: tuple[int, int] | None = None
+
+
+class Published(Value):
+    """A data set of the paper. `names` is the digest of its class names (empty: not compared)."""
+
+    label: str
+    classes: int
+    names: Annotated[str, Field(pattern="^([0-9a-f]{12})?$")] = ""
+    train: Split
+    val: Split
+    source: str
+
+    def differs(self, found: Contents, split: str) -> str:
+        """What in a split is not as published, in words; empty where all is."""
+        wanted: Split = getattr(self, split)
+        if (found.images, found.classes) != (wanted.images, self.classes):
+            return f"not {self.label}'s {wanted.images:,} of {self.classes:,}"
+        if self.names and found.names != self.names:
+            return f"whose class names are not {self.label}'s"
+        if wanted.per_class and found.per_class != wanted.per_class:
+            low, high = wanted.per_class
+            return f"not {low:,} to {high:,} images a class as in {self.label}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the paper's cell was measured by: the identities of its recipe (None: it has none) and
+    protocol, and the names of their data sets, as `published` has them."""
+
+    recipe: Mapping[str, Any] | None
+    recipe_data: str
+    protocol: Mapping[str, Any]
+    protocol_data: str
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """12 hexadecimal digits of class names, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
+
+
+@cache
+def published() -> dict[str, Published]:
+    """The data sets of the paper, by name."""
+    content = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    return {name: Published.model_validate(fields) for name, fields in content.items()}
+
+
+def differences(record: Record, before: Record | None, wanted: Wanted) -> tuple[str, ...]:
+    """Why the number of an evaluation cannot be held against the paper's; empty where it can.
+    `before` is the record of its backbone: of a pre-training, or of an imported checkpoint."""
+    return (
+        *_data(record, wanted.protocol_data, {"train": "trained", "report": "tested"}),
+        *_protocol(record.spec.get("protocol", {}), wanted.protocol),
+        *_backbone(before, wanted),
+    )
+
+
+def _data(record: Record, name: str, verbs: Mapping[str, str]) -> Iterator[str]:
+    for role, verb in verbs.items():
+        data = record.data.get(role)
+        if data is None or data.whole is None:
+            yield f"{verb} on images that its record does not describe"
+        elif differs := published()[name].differs(data.whole, SPLITS[role]):
+            yield f"{verb} on {described(data)}, {differs}"
+
+
+def described(data: Data) -> str:
+    """The images of one role in words: "40 images of 10 classes (tiny, fingerprint 3f2a9c…)"."""
+    count = data.whole.images if data.whole else data.images
+    classes = f" of {data.whole.classes:,} classes" if data.whole else ""
+    return f"{count:,} images{classes} ({data.name}, fingerprint {data.fingerprint})"
+
+
+def _protocol(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    engine = found.get("engine")
+    if engine is not None and engine not in ENGINES:
+        yield f"the engine {engine} is not tested for agreement with the paper's"
+    changed = _changed(found, wanted, {"engine"})
+    if changed:
+        yield f"the protocol has {_listed(changed)}"
+
+
+def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
+    if wanted.recipe is None:
+        return
+    if before is None:
+        yield "there is no record of its backbone's pre-training"
+        return
+    if before.kind == "import":
+        usual = {"stride": "3x3", "mean": None}  # the same network otherwise
+        found = {**before.spec.get("backbone", {}), **usual}
+        if changed := _changed(found, {**wanted.recipe["backbone"], **usual}, set()):
+            yield f"the backbone has {_listed(changed)}"
+        if before.warnings:
+            yield f"the checkpoint failed its check: {before.warnings[0]}"
+        return
+    yield from _data(before, wanted.recipe_data, {"train": "pre-trained"})
+    if changed := _changed(before.spec.get("recipe", {}), wanted.recipe, set()):
+        yield f"the recipe has {_listed(changed)}"
+
+
+def besides_method(
+    of: Mapping[str, Any], over: Mapping[str, Any], paper: tuple[Mapping[str, Any], ...]
+) -> str:
+    """In what two recipes (identities) differ beyond what their methods add, in words; empty where
+    in nothing. Arguments of the methods count where both have them and the `paper`'s own two
+    recipes have one value: where theirs differ too, they are what is compared."""
+    subject = {name for name, *_ in unequal(paper[0]["args"], paper[1]["args"])}
+    found = []
+    for name, here, there in unequal(of, over):
+        part, _, argument = name.partition(".")
+        if part in ("method", "own", "revision") or (part == "args" and argument in subject):
+            continue
+        if part == "args" and None in (here, there):
+            continue
+        values = "" if name == "augment" else f" ({_text(here)}, {_text(there)})"
+        found.append(f"{name}{values}")
+    return f"besides the method they differ in {_listed(found)}" if found else ""
+
+
+def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:
+    """The fields that differ from the paper's: "epochs 1 (paper: 90)"."""
+    return [
+        f"{name} "
+        + ("other views" if name == "augment" else f"{_text(here)} (paper: {_text(paper)})")
+        for name, here, paper in unequal(found, wanted)
+        if name not in but
+    ]
+
+
+def unequal(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """The fields, dotted, whose values differ, with both; None for one that is missing."""
+    for name in dict.fromkeys((*found, *wanted)):
+        here, there = found.get(name), wanted.get(name)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            yield from unequal(here, there, f"{prefix}{name}.")
+        elif _plain(here) != _plain(there):
+            yield f"{prefix}{name}", here, there
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(changed: list[str]) -> str:
+    more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
+    return ", ".join(changed[:LISTED]) + more
+
+
+def measured_on(record: Record, before: Record | None, name: str) -> str:
+    """On what a number was measured, for a title: "ImageNet-1K, ResNet-50". `name` is the paper's
+    data set for it."""
+    data = record.data.get("report")
+    if data is None:
+        where = str(record.spec.get("data", "unknown data"))
+    elif data.whole and not published()[name].differs(data.whole, "val"):
+        where = published()[name].label
+    elif data.name.startswith("shapes"):
+        where = "generated scenes"
+    else:
+        where = data.name
+    spec = (before.spec if before else {}) or {}
+    net = spec.get("backbone") or spec.get("recipe", {}).get("backbone")
+    return f"{where}, {_network(net)}" if net else where
+
+
+def _network(backbone: Mapping[str, Any]) -> str:
+    name = str(backbone.get("arch", "")).replace("resnet", "ResNet-")
+    width = backbone.get("width", 64)
+    return name if width == 64 else f"{name} of width {width}"
