@@ -23,7 +23,9 @@ def judged(board: Board, names: Sequence[str] = (), tables: Sequence[Filled] = (
         ours, theirs = (_predictions(board, key) for key in (of, over))
         return paired.interval(ours, theirs, metric)
 
-    return [judge.judge(one, filled[one.table], board.measured, images) for one in wanted]
+    return [
+        judge.judge(one, filled[one.table], board.measured, images, board.besides) for one in wanted
+    ]
 
 
 def _predictions(board: Board, key: str) -> Path:

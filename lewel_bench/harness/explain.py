@@ -28,6 +28,8 @@ def explained(board: Board, cell: str) -> dict[str, Any]:
         )
     if column.metric == table.OVERHEAD and row.baseline is None:
         raise ValueError(f"{cell}: {row.label} is a baseline, its overhead is not measured")
+    if why := board.other_length(str(board.recipe_name(row, column)), column):
+        raise ValueError(f"{cell}: {why}")
     entry = board.filled(quoted.id).entries.get((row.id, column.id))
     slots = board.slots(row, column)
     return {
@@ -39,7 +41,10 @@ def explained(board: Board, cell: str) -> dict[str, Any]:
         "mean": entry.mean if entry else None,
         "n": entry.n if entry else 0,
         "verdict": entry.verdict if entry else "missing",
+        "incomparable": list(entry.incomparable) if entry else [],
+        "caveats": list(entry.caveats) if entry else [],
         "setting": entry.setting if entry else "",
+        "where": list(entry.where) if entry else [],
         "seeds": [_seed(board, slot, column.metric) for slot in slots],
     }
 

@@ -57,27 +57,30 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
     command, lacking = _missing(board, quoted, filled)
     measured = {name for (_, name), entry in filled.entries.items() if entry.mean is not None}
     if not measured:
+        why = f"Compute it with: {command}"
+        if not command:  # no run can fill a point
+            why = next((text for e in filled.entries.values() for text in e.reasons), "")
         raise Unmeasured(
             f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
-            f"Compute it with: {command}"
+            f"{why}"
         )
     notes = [f"[{i}] The paper: ‘{one.text}’." for i, one in enumerate(quoted.said, 1)]
     notes.append(
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
-        f"ours. {_published(quoted, board.suite.comparable)}"
+        f"ours. {_published(quoted, filled.as_published)}"
     )
     elsewhere = dict.fromkeys(text for one in filled.entries.values() for text in one.elsewhere)
     chart = Chart(
         title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
         panels=tuple(
-            _quantity(board, quoted, filled, one) for one in quoted.columns if one.id in measured
+            _quantity(quoted, filled, one) for one in quoted.columns if one.id in measured
         ),
         notes=(*notes, *quoted.remarks, *lacking, *elsewhere),
     )
     return chart, command
 
 
-def _quantity(board: Board, quoted: figure.Figure, filled: Filled, of: figure.Quantity) -> Panel:
+def _quantity(quoted: figure.Figure, filled: Filled, of: figure.Quantity) -> Panel:
     points = [(p.x, filled.entries.get((f"{p.x:g}", of.id))) for p in quoted.points]
     found = [(x, one, one.mean) for x, one in points if one and one.mean is not None]
     series = [
@@ -90,7 +93,7 @@ def _quantity(board: Board, quoted: figure.Figure, filled: Filled, of: figure.Qu
         )
     ]
     for one in quoted.published:
-        if board.suite.comparable and of.id in one.values:
+        if filled.as_published and of.id in one.values:
             label = f"published: {one.source}"
             series.append(Series(label, (one.x,), (one.values[of.id],), kind="marks"))
     return Panel(
@@ -111,7 +114,7 @@ def _published(quoted: figure.Figure, comparable: bool) -> str:
         f"({one.source})"
         for one in quoted.published
     )
-    where = "" if comparable else ", not drawn as this suite is not the paper's scale"
+    where = "" if comparable else ", not drawn as what is measured here is not comparable"
     return f"Of the same runs its tables print {said}{where}."
 
 

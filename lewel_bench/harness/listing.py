@@ -128,10 +128,10 @@ def _tables() -> Listing:
 def _claims() -> Listing:
     rows = []
     for one in claim.load():
-        how = f"{claim.HOLDS[one.holds]}: {claim.noise(one)}"
+        how = f"{claim.HOLDS[one.holds]}: {claim.floors(one)}"
         cells = str(len(list(one.comparisons())))
-        source = " ".join(dict.fromkeys(floor.source for floor in one.judged_by().values()))
-        rows.append((one.id, one.says, one.where, cells, how, source, one.flaw or "–"))
+        source, flaw = claim.noise_sources(one), one.flaw or "–"
+        rows.append((one.id, one.says, one.where, cells, how, source, flaw))
     columns = ("claim", "the paper", "where", "comparisons", "holds where", "noise floor from")
     return (*columns, "its own tables"), rows
 

@@ -49,7 +49,7 @@ def gather(board: Board, folder: Path) -> Report:
     return Report(
         suite=board.suite.name,
         scale=board.suite.label,
-        comparable=board.suite.comparable,
+        comparable=any(filled.comparable for filled in tables),
         tables=tables,
         records={key: store.records[key] for key in keys},
         logs=frozenset(key for key in keys if (board.root / key / EVENTS).exists()),

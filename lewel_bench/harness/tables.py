@@ -15,8 +15,11 @@ from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.harness.suite import Suite
+from lewel_bench.pretrain import collapse
+from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
-from lewel_bench.results import cost, fill, record, table
+from lewel_bench.results import claim, comparable, cost, fill, record, table
+from lewel_bench.results.comparable import Wanted
 from lewel_bench.results.fill import Filled, Measured, Slot
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
@@ -103,21 +106,58 @@ class Board:
             if name := self.recipe_name(row, column):
                 if why := self._refused(name):
                     refused[row.id, column.id] = _cannot(row.family(column) or name, why)
+                elif why := self.other_length(name, column):
+                    refused[row.id, column.id] = why
                 else:
                     slots[row.id, column.id] = self.slots(row, column)
         suite, engines = self.suite, self._engines(quoted)
         if remark := suite.remarks.get(quoted.id):
             quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
-        return fill.fill(
+        evaluated = (slot for several in slots.values() for slot in several if slot.where)
+        filled = fill.fill(
             quoted,
             slots,
             self.measured,
             suite.name,
-            suite.comparable,
+            suite.comparable or any(not slot.incomparable for slot in evaluated),
             engines,
             refused,
             self.store.others,
         )
+        remarks = (*quoted.remarks, *self._comparisons(filled))
+        return replace(filled, table=quoted.model_copy(update={"remarks": remarks}))
+
+    def _comparisons(self, filled: Filled) -> list[str]:
+        """In what else the methods differ that the paper compares in a table, where both are
+        measured."""
+        said: dict[str, None] = {}
+        for one in claim.load():
+            for c in one.comparisons() if one.table == filled.table.id else ():
+                if c.over and c.is_measured(filled) and (text := self.besides(c)):
+                    said[f"{c.of.label} and {c.over.label}: {text}."] = None
+        return list(said)
+
+    def besides(self, compared: claim.Comparison) -> str:
+        """In what two rows differ besides the method in a column, as this suite scales them."""
+        assert compared.over is not None
+        rows = (compared.of, compared.over)
+        names = [self.recipe_name(row, compared.column) for row in rows]
+        recipes = [RECIPES[name] for name in names if name in RECIPES]
+        if len(recipes) < 2:
+            return ""
+        scaled = [plan.scale_recipe(one, self.suite, self.settings) for one in recipes]
+        of, over, *paper = (_identity(one) for one in (*scaled, *recipes))
+        return comparable.besides_method(of, over, tuple(paper))
+
+    def other_length(self, name: str, column: Column) -> str:
+        """Why a recipe is not of its column's length: --set may change its epochs. Empty where it
+        is, and for what does not depend on it, as the seconds of an epoch."""
+        if column.eval == table.PRETRAIN or self._is_imported(name):
+            return ""
+        asked = dict(self.settings).get("epochs")
+        if asked is None or asked == (usual := self.suite.recipe(RECIPES[name]).epochs):
+            return ""
+        return f"--set epochs={asked}: {name} has {usual} epochs in suite {self.suite.name}"
 
     def _engines(self, quoted: table.Table) -> dict[str, str]:
         names = dict.fromkeys(
@@ -166,14 +206,42 @@ class Board:
     def _finals(self, name: str, protocol: str) -> list[Slot]:
         slots = []
         how = setting(self._protocol(protocol))
+        wanted = self._wanted(name, protocol)
         for seed in self.seeds:
             for trial in range(self._trials(protocol)):
                 key = self.final_key(name, protocol, seed, trial)
                 if self._done(key):
-                    slots.append(Slot(key, seed, "done", trial=trial, setting=how))
+                    slots.append(self._measured(key, seed, trial, how, wanted))
                 elif seed == 0 or key in self.states:
                     slots.append(self._slot(self.jobs(name, [protocol], seed), seed, key))
         return slots
+
+    def _measured(self, key: str, seed: int, trial: int, how: str, wanted: Wanted) -> Slot:
+        """The slot of a finished evaluation, with what sets it apart from the paper's."""
+        result = self.store.records[key]
+        before = self.store.records.get(str(result.spec.get("upstream")))
+        return Slot(
+            key,
+            seed,
+            "done",
+            trial=trial,
+            setting=how,
+            where=comparable.measured_on(result, before, wanted.protocol_data),
+            incomparable=comparable.differences(result, before, wanted),
+            caveats=tuple(filter(None, [collapse.note_among(result.warnings)])),
+        )
+
+    def _wanted(self, name: str, protocol: str) -> Wanted:
+        """What the paper measured the cell of a recipe, or of an extra that stands for one, by."""
+        asked = PROTOCOLS[protocol]
+        nowhere = plan.Dataset(name="", id="", root="")
+        recipe = RECIPES.get(self.extras[name].recipe if name in self.extras else name)
+        return Wanted(
+            recipe=_identity(recipe) if recipe else None,
+            recipe_data=recipe.data if recipe else "",
+            protocol=plan.of_protocol(asked, nowhere)["protocol"],
+            protocol_data=f"voc_{asked.runner}" if asked.data == "voc" else asked.data,
+        )
 
     def _costs(self, row: Row, column: Column, name: str) -> list[Slot]:
         """The slots of what a pre-training cost; of its overhead those that have a baseline."""
@@ -340,6 +408,12 @@ class Board:
             if first not in PROTOCOLS or first in protocols:
                 words += ["--set", f"{name}={written(value)}"]
         return [*words, "--root", str(self.root)]
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """All that determines a recipe's result but its data."""
+    identity: dict[str, Any] = plan.of_recipe(recipe, plan.Dataset(name="", id="", root=""))
+    return dict(identity["recipe"])
 
 
 def _cannot(what: str, why: str) -> str:

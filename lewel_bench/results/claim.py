@@ -7,7 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lewel_bench.results import table
+from lewel_bench.results import noise, table
+from lewel_bench.results.fill import Filled
+from lewel_bench.results.noise import Noise
 from lewel_bench.value import Value, unique, unknown
 
 FILE = Path(__file__).with_name("claims.toml")
@@ -23,13 +25,6 @@ HOLDS: dict[Holds, str] = {
 }
 
 
-class Floor(Value):
-    """A difference this small, in points, is no difference."""
-
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    source: Text
-
-
 class Pairs(Value):
     """Row `of` beside each row of `over`, in each of `columns` of one table; `by` is the difference
     that the text gives, in points. Of "at most" nothing is beside it and `by` is the bound."""
@@ -41,17 +36,15 @@ class Pairs(Value):
 
 
 class Claim(Value):
-    """One claim. It holds where all of its comparisons do. `floors` names the noise floors of the
-    columns that have another than `floor`. `up_to` is the largest difference that the text gives.
-    `flaw` says what the paper's own tables have against it."""
+    """One claim. It holds where all of its comparisons do, each judged by the noise of its column.
+    `up_to` is the largest difference that the text gives. `flaw` says what the paper's own tables
+    have against it."""
 
     id: Text
     says: Text
     where: Text
     table: str
     holds: Holds
-    floor: str
-    floors: dict[str, str] = {}
     pairs: tuple[Pairs, ...]
     up_to: Finite | None = None
     flaw: str = ""
@@ -64,12 +57,6 @@ class Claim(Value):
             if self.holds == "at most" and pair.by is None:
                 raise ValueError(f"claim {self.id}: 'at most' needs a bound (by)")
         return self
-
-    def judged_by(self) -> dict[str, Floor]:
-        """The noise floors that it is judged by, each by what has it: "" for all other columns."""
-        label = {id: table.load(self.table).column(id).label for id in self.floors}
-        named = {"": self.floor, **{label[id]: name for id, name in self.floors.items()}}
-        return {of: floors()[name] for of, name in named.items()}
 
     def comparisons(self) -> Iterator["Comparison"]:
         """What must hold, one by one. Raises ValueError for a row or column that is not there."""
@@ -97,15 +84,22 @@ class Comparison:
         self.claim, self.column, self.of, self.over, self.by = claim, column, of, over, by
 
     @property
-    def floor(self) -> Floor:
-        """The noise floor that it is judged by."""
-        return floors()[self.claim.floors.get(self.column.id, self.claim.floor)]
+    def noise(self) -> Noise:
+        """The run-to-run noise that it is judged by: its column's."""
+        assert self.column.noise is not None, "checked when the claim was loaded"
+        return noise.find(self.column.noise)
 
     @property
     def text(self) -> str:
         """In words: "LEWEL_M over MoCov2*, 100 ep top-1"."""
         over = f" over {_name(self.over)}" if self.over else ""
         return f"{_name(self.of)}{over}, {self.column.label}"
+
+    def is_measured(self, filled: Filled) -> bool:
+        """Whether both sides have a measured value."""
+        rows = [self.of, self.over] if self.over else [self.of]
+        entries = [filled.entries.get((row.id, self.column.id)) for row in rows]
+        return all(entry is not None and entry.mean is not None for entry in entries)
 
     def cell(self, row: table.Row) -> str:
         """The name of one side's cell, as `explain` takes it."""
@@ -132,22 +126,15 @@ def _name(row: table.Row) -> str:
 
 
 class _Register(Value):
-    floors: dict[str, Floor]
     claims: tuple[Claim, ...]
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         unique("claims have the same id", (one.id for one in self.claims))
         for one in self.claims:
-            for name in (one.floor, *one.floors.values()):
-                if name not in self.floors:
-                    raise ValueError(unknown(f"floor of claim {one.id}", name, self.floors))
-            columns = {comparison.column.id for comparison in one.comparisons()}
-            for id in one.floors:
-                if id not in columns:
-                    raise ValueError(
-                        unknown(f"column in the floors of claim {one.id}", id, columns)
-                    )
+            for comparison in one.comparisons():
+                if comparison.column.noise is None:
+                    raise ValueError(f"claim {one.id}: {comparison.column.id} has no noise")
         return self
 
 
@@ -157,15 +144,17 @@ def load() -> tuple[Claim, ...]:
     return _register().claims
 
 
-@cache
-def floors() -> dict[str, Floor]:
-    """The noise floors, by name."""
-    return _register().floors
+def floors(one: Claim) -> str:
+    """The noise floors of a claim in words: "0.3", or by column: "AP 0.4, AP75 0.8"."""
+    by_column = {c.column.label: c.noise.floor for c in one.comparisons()}
+    if len(values := set(by_column.values())) == 1:
+        return f"{values.pop():g}"
+    return ", ".join(f"{label} {floor:g}" for label, floor in by_column.items())
 
 
-def noise(one: Claim) -> str:
-    """The noise floors of a claim in words: "0.2, AP75 0.4"."""
-    return ", ".join(f"{of} {floor.value:g}".lstrip() for of, floor in one.judged_by().items())
+def noise_sources(one: Claim) -> str:
+    """Where the noise of a claim's columns is from."""
+    return " ".join(dict.fromkeys(c.noise.source for c in one.comparisons()))
 
 
 def find(id: str) -> Claim:

@@ -94,8 +94,6 @@ class Figure(Value):
                     epochs=self.epochs,
                     eval=one.id,
                     metric=one.metric,
-                    noise=0,
-                    noise_source="the figure prints no value to compare with",
                     ours=True,
                 )
                 for one in self.columns

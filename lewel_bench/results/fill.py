@@ -3,10 +3,11 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
+from lewel_bench.results import noise
 from lewel_bench.results.store import Other
 from lewel_bench.results.table import PRETRAIN, Column, Origin, Row, Table
 from lewel_bench.results.verdict import Verdict, verdict
@@ -24,7 +25,9 @@ class Slot:
     its backbone is fine-tuned in several trials. `needs` are the jobs that come first, as text
     ("pretrain 3f2a9c01b7de missing"); `command` fills the slot. `setting` says how it is measured
     (protocol, engine, selection rule; for a cost the machine): numbers of two settings are never
-    averaged. `baseline` is the key of the run that an overhead is over."""
+    averaged. `where` names data and network for a title. `incomparable` says why the number of a
+    done run cannot be held against the paper's, `caveats` what else a reader must know about it.
+    `baseline` is the key of the run that an overhead is over."""
 
     key: str
     seed: int
@@ -34,6 +37,9 @@ class Slot:
     needs: tuple[str, ...] = ()
     trial: int = 0
     setting: str = ""
+    where: str = ""
+    incomparable: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     baseline: str = ""
 
     def __post_init__(self) -> None:
@@ -53,9 +59,11 @@ class Entry:
     """One filled cell, in the column's unit. `n` of `wanted` seeds are in the mean; a seed's value
     is the mean of its trials. `std` is the sample standard deviation over seeds (n - 1), None for
     fewer than two; `trial_std` is that of the trials about their seeds' means (None where no seed
-    has two). `delta` is mean - published. `keys` are the records behind the mean, all measured in
-    one `setting`; seeds measured in another are no part of it, and `reasons` name them. `elsewhere`
-    names the other numbers that merged bundles have for them. `best` and `best_published`: no other
+    has two). `delta` is mean - published, None where `incomparable` says why the two have no common
+    scale. `keys` are the records behind the mean, all measured in one `setting` and on the data and
+    networks of `where`; seeds measured in another setting are no part of it, and `reasons` name
+    them. `caveats` are what a reader must know about the number; `elsewhere` names the other
+    numbers that merged bundles have for it. `best` and `best_published`: no other
     value of the column, in the same block of the table, is better.
     `state` is None where no run can fill the cell."""
 
@@ -76,6 +84,9 @@ class Entry:
     reasons: tuple[str, ...]
     slots: tuple[Slot, ...]
     setting: str = ""
+    where: tuple[str, ...] = ()
+    incomparable: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     best: bool = False
     best_published: bool = False
@@ -84,14 +95,25 @@ class Entry:
 @dataclass(frozen=True)
 class Filled:
     """A table with its entries by (row id, column id); blank cells of the paper have none.
-    Without `comparable` the published values are for orientation only. `engines` are those of the
-    protocols that have one."""
+    Without `comparable` no number in it can be held against the paper's, and the published values
+    are for orientation only; with it, an entry may still be `incomparable`. `engines` are those of
+    the protocols that have one."""
 
     table: Table
     suite: str
     comparable: bool
     entries: Mapping[tuple[str, str], Entry]
     engines: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """On which data and networks the measured values were measured, in reading order."""
+        return tuple(dict.fromkeys(text for one in self.entries.values() for text in one.where))
+
+    @property
+    def as_published(self) -> bool:
+        """Whether all that is measured can be held against the paper's values."""
+        return self.comparable and not any(one.incomparable for one in self.entries.values())
 
     def mixed(self, column: str) -> tuple[str, ...]:
         """The settings that the measured values of a column mix, in reading order; empty where all
@@ -195,6 +217,9 @@ def _entry(
     for key, value in values.items():
         trials.setdefault(checked[key].seed, []).append(value)
     seeds = [statistics.fmean(of_seed) for of_seed in trials.values()]
+    used = [checked[key] for key in values]
+    incomparable = _distinct(slot.incomparable for slot in used)
+    same = comparable and column.comparable and not incomparable
     published = row.values.get(column.id)
     mean = statistics.fmean(seeds) if seeds else None
     states = {slot.state for slot in checked.values()}
@@ -215,15 +240,22 @@ def _entry(
         trial_std=_within(list(trials.values())),
         n=len(seeds),
         wanted=len({slot.seed for slot in checked.values()}),
-        delta=None if mean is None or published is None else mean - published,
+        delta=mean - published if mean is not None and published is not None and same else None,
         state=state,
-        verdict=_verdict(seeds, published, column.noise, state, comparable and column.comparable),
+        verdict=_verdict(seeds, published, column, state, same),
         keys=tuple(values),
         note=row.notes.get(column.id, ""),
         reasons=tuple(dict.fromkeys(reasons)),
         slots=tuple(checked.values()),
         setting=setting,
+        where=_distinct([slot.where] for slot in used if slot.where),
+        incomparable=incomparable,
+        caveats=_distinct(slot.caveats for slot in used),
     )
+
+
+def _distinct(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for several in texts for text in several))
 
 
 def _elsewhere(
@@ -314,7 +346,7 @@ def _within(trials: Sequence[Sequence[float]]) -> float | None:
 def _verdict(
     values: list[float],
     published: float | None,
-    noise: float,
+    column: Column,
     state: State | None,
     comparable: bool,
 ) -> Verdict:
@@ -323,4 +355,7 @@ def _verdict(
         return "published only" if state is None or state == "done" else state
     if published is None:
         return "nothing published"
-    return verdict(values, published, noise) if comparable else "not comparable"
+    if not comparable:
+        return "not comparable"
+    assert column.noise is not None, "checked when the table was loaded"
+    return verdict(values, published, noise.find(column.noise).sd)

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,12 +25,14 @@ Images = Callable[[str, str, str], tuple[Interval, int] | str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison, measured. `difference` is the mean over the `n` seeds that both sides have,
-    in points, and `low` to `high` its 95 % interval, from what `how` says. The noise floor that it
-    is judged by is `floor` (0 at another scale than the paper's). `keys` are the records of either
-    side. `own` is what the paper's table says, whose difference is `published`."""
+    """One comparison, measured; `comparable` where both sides are measured as the paper measured.
+    `difference` is the mean over the `n` seeds that both sides have, in points, and `low` to `high`
+    its 95 % interval, from what `how` says. The noise floor that it is judged by is `floor` (0
+    where it is not comparable). `keys` are the records of either side. `own` is what the paper's
+    table says, whose difference is `published`."""
 
     comparison: Comparison
+    comparable: bool
     judgement: Judgement
     difference: float | None
     low: float | None
@@ -57,9 +59,14 @@ class Judged:
 
 
 def judge(
-    one: Claim, filled: Filled, records: Mapping[str, Measured], images: Images | None = None
+    one: Claim,
+    filled: Filled,
+    records: Mapping[str, Measured],
+    images: Images | None = None,
+    besides: Callable[[Comparison], str] | None = None,
 ) -> Judged:
-    """What the measured values of its table say about a claim.
+    """What the measured values of its table say about a claim; `besides` says in what else than
+    their methods two rows differ (empty: in nothing).
 
     - With two seeds or more on both sides: the t-interval of the differences of like seeds. At
       another scale than the paper's no noise floor is known: none is asked for.
@@ -68,12 +75,12 @@ def judge(
       so the noise floor is added to either end. Without it, and at another scale: inconclusive.
     - A claim of "at most" gives a bound, which holds at the paper's scale only.
     """
-    findings = tuple(_finding(c, filled, records, images) for c in one.comparisons())
+    findings = tuple(_finding(c, filled, records, images, besides) for c in one.comparisons())
     judgements = {finding.judgement for finding in findings}
     own = {finding.own for finding in findings}
     return Judged(
         one,
-        filled.comparable,
+        all(finding.comparable for finding in findings),
         next(j for j in GRAVITY if j in judgements),
         "contradicted" if _exaggerates(one, findings) else next(o for o in OWN_GRAVITY if o in own),
         findings,
@@ -105,7 +112,7 @@ def decide(holds: Holds, low: float, high: float, floor: float, bound: float = 0
 
 def own(comparison: Comparison) -> Own:
     """What the paper's table says, a number having no more spread than the noise floor."""
-    published, by, floor = comparison.published, comparison.by, comparison.floor.value
+    published, by, floor = comparison.published, comparison.by, comparison.noise.floor
     if published is None:
         return "not printed"
     holds = comparison.claim.holds
@@ -135,6 +142,7 @@ def _finding(
     filled: Filled,
     records: Mapping[str, Measured],
     images: Images | None,
+    besides: Callable[[Comparison], str] | None,
 ) -> Finding:
     column = comparison.column
     rows = [row for row in (comparison.of, comparison.over) if row]
@@ -147,8 +155,10 @@ def _finding(
         for seed in seeds
     ]
     reasons = _reasons(rows, entries, sides, seeds)
-    known = filled.comparable
-    floor = comparison.floor.value if known else 0.0
+    if besides and comparison.over and seeds and (text := besides(comparison)):
+        reasons.append(text)
+    known = filled.comparable and not any(e.incomparable for e in entries if e)
+    floor = comparison.noise.floor if known else 0.0
     by = comparison.by
     first = [side[seeds[0]] for side in sides] if seeds else []
     found = _interval(differences, first, images, column.metric, floor)
@@ -173,6 +183,7 @@ def _finding(
             reasons.append("how near is near is not known at this scale")
     return Finding(
         comparison,
+        known,
         judgement,
         difference=statistics.fmean(differences) if differences else None,
         low=interval[0] if interval else None,
@@ -185,6 +196,27 @@ def _finding(
         own=own(comparison),
         reasons=tuple(reasons),
     )
+
+
+def _left_out(
+    row: Row, entry: Entry, side: Mapping[int, object], seeds: Sequence[int]
+) -> Iterator[str]:
+    """The seeds of one side that a comparison leaves out, and why."""
+    why: dict[str, list[int]] = {}
+    for slot in entry.slots:
+        if slot.seed in seeds:
+            continue
+        if slot.seed in side:
+            reason = "the other side lacks it"
+        elif slot.state == "done":
+            reason = f"measured with {slot.setting}"
+        else:
+            reason = slot.state
+        if slot.seed not in why.setdefault(reason, []):
+            why[reason].append(slot.seed)
+    for reason, left in why.items():
+        named = f"seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))}"
+        yield f"left out: {named} of {row.label} ({reason})"
 
 
 def _by_seed(
@@ -227,17 +259,23 @@ def _reasons(
     sides: Sequence[Mapping[int, object]],
     seeds: Sequence[int],
 ) -> list[str]:
-    """Why a comparison has no seed, that its sides were measured in two ways, and what merged
-    bundles have for them."""
+    """Why a comparison has no seed, or not all of them, that its sides were measured in two ways,
+    what else must be known about its numbers, and what merged bundles have for them."""
     said = []
     for row, entry, side in zip(rows, entries, sides, strict=True):
         if entry is None or entry.state is None:
             said.append(f"nothing fills {row.label} here")
         elif not side:
             said.append(f"{row.label} is {entry.state}")
+        elif seeds:
+            said += _left_out(row, entry, side, seeds)
     if not seeds and not said:
         said.append("the two have no seed in common")
     settings = [entry.setting for entry in entries if entry and entry.mean is not None]
     if seeds and len(set(settings)) > 1:
         said.append(f"measured in two ways: {'; '.join(settings)}")
-    return said + [text for entry in entries if entry and seeds for text in entry.elsewhere]
+    for row, entry in zip(rows, entries, strict=True):
+        if entry and seeds:
+            said += [f"{row.label}: {caveat}" for caveat in entry.caveats]
+            said += entry.elsewhere
+    return said

@@ -93,7 +93,7 @@ def published(finding: Finding) -> str:
 
 def about(one: Judged) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
-    floor = claim.noise(one.claim)
+    floor = claim.floors(one.claim)
     floor += "" if one.comparable else "; at this scale none is known, 0 is taken"
     said = [f"{one.claim.where}. Holds where {claim.HOLDS[one.claim.holds]} ({floor})."]
     if one.own == "contradicted":
@@ -129,7 +129,7 @@ def _plain(one: Judged) -> dict[str, Any]:
                 "claimed": f.comparison.by,
                 "published": f.published,
                 "floor": f.floor,
-                "noise": f.comparison.floor.model_dump(),
+                "noise": f.comparison.noise.model_dump(),
                 "paper": f.own,
                 "judgement": f.judgement,
                 "difference": f.difference,

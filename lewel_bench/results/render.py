@@ -8,7 +8,7 @@ from typing import Any
 
 from lewel_bench.results.fill import Filled
 from lewel_bench.results.page import page
-from lewel_bench.results.sheet import LETTERS, Cell, sheet
+from lewel_bench.results.sheet import LETTERS, Cell, headline, sheet
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
 from lewel_bench.value import json_text, printable, unknown
 
@@ -95,8 +95,7 @@ def latex(filled: Filled) -> str:
 
 def _named(filled: Filled) -> str:
     """A title without a number in front, as LaTeX has its own."""
-    of = filled.table
-    return f"{of.title} (Table {of.id} of the paper, suite {filled.suite})"
+    return f"{headline(filled)} (Table {filled.table.id} of the paper, suite {filled.suite})"
 
 
 def _tex_row(cells: Iterable[Cell]) -> str:
@@ -114,7 +113,8 @@ def as_csv(tables: Sequence[Filled]) -> str:
             names = {"row": row.id, "label": row.label, "column": column.id}
             cell = _cell(filled, row, column)
             cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
-            cell |= {"elsewhere": "; ".join(entry.elsewhere)}
+            for name in ("where", "incomparable", "caveats", "elsewhere"):
+                cell[name] = "; ".join(getattr(entry, name))
             lines.append(place | names | cell)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -134,7 +134,8 @@ def _csv(value: Any) -> Any:
 def as_dict(filled: Filled) -> dict[str, Any]:
     """What `--format json` prints, as plain data (several tables make a list of these).
 
-    With "comparable" false, published values and deltas are for orientation only.
+    With "comparable" false, published values are for orientation only; a cell says in
+    "incomparable" why its number cannot be held against the paper's.
     """
     rows = []
     for row in filled.table.rows:
@@ -149,7 +150,7 @@ def as_dict(filled: Filled) -> dict[str, Any]:
         "table": filled.table.id,
         "suite": filled.suite,
         "comparable": filled.comparable,
-        "title": filled.table.title,
+        "title": headline(filled),
         "caption": filled.table.caption,
         "source": filled.table.source,
         "mixed": {c.id: list(found) for c in filled.table.columns if (found := filled.mixed(c.id))},
@@ -181,6 +182,9 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
         "protocol": protocol,
         "engine": filled.engines.get(protocol or ""),
         "setting": entry.setting,
+        "where": list(entry.where),
+        "incomparable": list(entry.incomparable),
+        "caveats": list(entry.caveats),
         "metric": column.metric,
         "unit": column.unit,
         "note": entry.note,

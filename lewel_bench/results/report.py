@@ -27,7 +27,7 @@ from lewel_bench.results.table import Column, Row
 
 WEB = Path(__file__).parent / "web"
 MARK = '<meta name="generator" content="lewel-bench report">'
-LOOKS = {"reproduced": "good", "within noise": "fair", "differs": "bad"}  # of a verdict
+LOOKS = {"reproduced": "good", "inconclusive": "fair", "differs": "bad"}  # of a verdict
 STATES = ("done", "part", "running", "queued", "failed", "stale", "missing")
 
 
@@ -109,8 +109,8 @@ def _head(of: Report) -> Iterator[str]:
     )
     if not of.comparable:
         yield (
-            '<p class="warn">This suite is not the paper’s scale: its values stand here for '
-            "orientation only, and no difference is a verdict.</p>"
+            '<p class="warn">Nothing here was measured as the paper measured: its values are shown '
+            "for orientation only, without a difference or a verdict.</p>"
         )
     yield from (f'<p class="warn">{escape(problem)}</p>' for problem in of.problems)
     yield (
@@ -119,7 +119,7 @@ def _head(of: Report) -> Iterator[str]:
     )
     cards = [
         (f"{states['done']} of {sum(states.values())}", "cells measured with all their seeds"),
-        *((str(verdicts[v]), v) for v in ("reproduced", "within noise", "differs") if verdicts[v]),
+        *((str(verdicts[v]), v) for v in ("reproduced", "inconclusive", "differs") if verdicts[v]),
         (f"{len(of.records):,}", "records behind them"),
         (f"{hours:,.3g}", "device-hours"),
         *([(f"{newest:%Y-%m-%d}", "newest record")] if newest else []),
@@ -195,10 +195,10 @@ def _cell(filled: Filled, row: Row, column: Column, cells: Sequence[Cell]) -> st
     )
     if entry.state is None:
         return f'<td class="cell" {number}>{published}</td>'
-    _, measured, difference, verdict = cells
+    measured, verdict = cells[1], cells[-1]
     look = LOOKS.get(entry.verdict, "") if entry.mean is not None else "none"
     shown = _drawn(measured) if entry.mean is not None else escape(str(verdict))
-    delta = f"{escape(str(difference))} " if entry.delta is not None else ""
+    delta = f"{escape(str(cells[2]))} " if entry.delta is not None else ""
     below = (
         f'<small>{delta}<span class="chip"{_about(verdict)}>{escape(str(verdict))}</span></small>'
     )

@@ -75,23 +75,36 @@ class Sheet:
 
 def title(filled: Filled) -> str:
     """The title of a table's sheet."""
-    return f"Table {filled.table.id}. {filled.table.title} (suite {filled.suite})"
+    return f"Table {filled.table.id}. {headline(filled)} (suite {filled.suite})"
+
+
+def headline(filled: Filled) -> str:
+    """What a table shows: the paper's title, or on what was measured where that is something
+    else."""
+    if filled.as_published:
+        return filled.table.title
+    if not filled.where:
+        return f"Nothing measured; published: {filled.table.title}"
+    return f"Measured: {'; '.join(filled.where)}. Published: {filled.table.title}"
 
 
 def sheet(filled: Filled) -> Sheet:
     """`filled` as texts to be drawn."""
     table = filled.table
-    notes = list(dict.fromkeys(entry.note for entry in filled.entries.values() if entry.note))
+    entries = filled.entries.values()
+    notes = list(dict.fromkeys(entry.note for entry in entries if entry.note))
+    notes += dict.fromkeys(text for one in entries for text in _about_numbers(filled, one))
     marks = _marks(filled)
     by_row = any(row.epochs for row in table.rows)
     lead = ("Method", "Epochs") if by_row else ("Method",)
     orientation = (
         f"Suite {filled.suite}: the paper's values are shown for orientation only. They were not "
-        "measured on this suite's data, backbone and schedule: the difference is no verdict.",
+        "measured on this suite's data, backbone and schedule: there is no difference and no "
+        "verdict.",
     )
     return Sheet(
         title=title(filled),
-        caption=table.caption,
+        caption=table.caption if filled.as_published else f"The paper's caption: {table.caption}",
         header=(*lead, "", *(f"{column.label} ({column.unit})" for column in table.columns)),
         blocks=tuple(_block(filled, row, by_row, notes, marks) for row in table.rows),
         remarks=(
@@ -136,11 +149,11 @@ def _block(
         Line(f"published{aside}", tuple(_published(one, entry, notes) for one, entry in cells))
     ]
     if any(entry and entry.state for _, entry in cells):
-        lines += [
-            Line("measured", tuple(_measured(one, entry, marks) for one, entry in cells)),
-            Line(f"difference{aside}", tuple(_difference(one, entry) for one, entry in cells)),
-            Line("verdict", tuple(_verdict(entry) for _, entry in cells)),
-        ]
+        measured = tuple(_measured(one, entry, marks, notes) for one, entry in cells)
+        lines.append(Line("measured", measured))
+        if filled.comparable:
+            lines.append(Line("difference", tuple(_difference(one, e) for one, e in cells)))
+        lines.append(Line("verdict", tuple(_verdict(filled, e, notes) for _, e in cells)))
     return Block(row.id, lead, tuple(lines))
 
 
@@ -152,15 +165,30 @@ def _published(column: Column, entry: Entry | None, notes: list[str]) -> Cell:
     return Cell(f"{entry.published:.{column.digits}f}", mark, entry.best_published, about)
 
 
-def _measured(column: Column, entry: Entry | None, marks: dict[tuple[str, str], str]) -> Cell:
+def _about_numbers(filled: Filled, entry: Entry) -> list[str]:
+    """The notes on a measured number: its caveats, and why it cannot be compared (which is said
+    once for the whole of a table where nothing can)."""
+    why = [_incomparable(entry)] if entry.incomparable and filled.comparable else []
+    return [*entry.caveats, *why]
+
+
+def _incomparable(entry: Entry) -> str:
+    return f"Not comparable: {'; '.join(entry.incomparable)}."
+
+
+def _measured(
+    column: Column, entry: Entry | None, marks: dict[tuple[str, str], str], notes: list[str]
+) -> Cell:
     if entry is None or entry.mean is None:
         return Cell(BLANK)
     spread = "" if entry.std is None else f" ± {entry.std:.{column.digits}f}"
     seeds = f"{entry.n}" if entry.n == entry.wanted else f"{entry.n} of {entry.wanted}"
     trials = "" if entry.trial_std is None else f", trials ± {entry.trial_std:.{column.digits}f}"
     mark = marks.get((column.id, entry.setting), "")
-    rest = f"{spread} ({seeds}{trials}){mark}"
-    behind = (entry.setting, f"records {', '.join(entry.keys)}", *entry.elsewhere)
+    noted = "".join(f" [{notes.index(text) + 1}]" for text in entry.caveats)
+    rest = f"{spread} ({seeds}{trials}){mark}{noted}"
+    records = f"records {', '.join(entry.keys)}"
+    behind = (entry.setting, *entry.where, records, *entry.caveats, *entry.elsewhere)
     about = "; ".join(filter(None, behind))
     mean = f"{entry.mean:.{column.digits}f}".replace("-", "−")
     return Cell(mean, rest, entry.best, about)
@@ -178,12 +206,15 @@ def signed(value: float, digits: int) -> str:
     return text.replace("-", "−") if float(text) else text[1:]
 
 
-def _verdict(entry: Entry | None) -> Cell:
+def _verdict(filled: Filled, entry: Entry | None, notes: list[str]) -> Cell:
     if entry is None or entry.state is None:
         return Cell(BLANK)
-    rest = entry.state not in ("done", entry.verdict)
-    about = "; ".join(entry.reasons)
-    return Cell(f"{entry.verdict}; {entry.state}" if rest else entry.verdict, about=about)
+    state = f"; {entry.state}" if entry.state not in ("done", entry.verdict) else ""
+    mark = ""
+    if entry.incomparable and filled.comparable:
+        mark = f" [{notes.index(_incomparable(entry)) + 1}]"
+    about = "; ".join((*entry.reasons, *entry.incomparable))
+    return Cell(f"{entry.verdict}{state}", mark, about=about)
 
 
 def _problems(filled: Filled) -> tuple[str, ...]:

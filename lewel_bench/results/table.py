@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from lewel_bench.results import noise
 from lewel_bench.value import Value, unknown
 
 FOLDER = Path(__file__).parent / "tables"
@@ -28,8 +29,8 @@ ORIGINS: dict[Origin, str] = {
 
 
 class Column(Value):
-    """One quantity. `noise` is the protocol's noise floor, in `unit`: a difference this small is
-    no difference. `epochs` is the pre-training length where the column, not the row, says it.
+    """One quantity. `noise` names its run-to-run noise in `noise.toml`; a column without any has no
+    verdict. `epochs` is the pre-training length where the column, not the row, says it.
     `best` is what the paper prints in bold. A column that is `ours` is not in the paper; one that
     is not `comparable` depends on the machine, so no verdict holds it against the paper."""
 
@@ -40,11 +41,18 @@ class Column(Value):
     metric: str
     unit: str = "%"
     digits: Annotated[int, Field(ge=0)] = 1
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    noise_source: str
+    noise: str | None = None
     best: Literal["highest", "lowest", "none"] = "highest"
     ours: bool = False
     comparable: bool = True
+
+    @model_validator(mode="after")
+    def _noise_is_known(self) -> Self:
+        if self.noise is not None:
+            noise.find(self.noise)
+        elif self.comparable and not self.ours:
+            raise ValueError(f"column {self.id}: name its noise, or say that it is not comparable")
+        return self
 
 
 class Row(Value):

@@ -7,9 +7,8 @@ from typing import Literal
 
 Verdict = Literal[
     "reproduced",
-    "within noise",
     "differs",
-    "inconclusive (n=1)",
+    "inconclusive",
     "not comparable",
     "nothing published",
     "published only",
@@ -21,24 +20,30 @@ Verdict = Literal[
 ]
 
 
-def verdict(values: Sequence[float], published: float, noise: float) -> Verdict:
+SEEDS = 3  # a run is called reproduced from so many seeds on
+
+
+def verdict(values: Sequence[float], published: float, sd: float) -> Verdict:
     """What `values` (one a seed, at least one) say about `published`, all in the same unit.
 
-    - `inconclusive (n=1)`: one seed has no spread to judge by;
-    - `reproduced`: the published value is at most `noise`, the protocol's noise floor, from the
-      mean;
-    - `within noise`: farther, but inside the 95 % t-interval of the mean. Few seeds make it wide
-      (12.7 standard errors at n = 2), so this says that a difference is not shown, no more;
-    - `differs`: outside both.
+    `sd` is the standard deviation of single runs; the published value is taken for one run of it.
+    With d the distance of the mean from it and h half the 95 % t-interval of the mean:
+
+    - `reproduced`: three seeds or more, and the whole interval is inside the published value
+      +- 2 sd (d + h <= 2 sd), as an equivalence test asks;
+    - `differs`: two seeds or more, and d is beyond the noise of both sides
+      (d^2 > h^2 + (2 sd)^2);
+    - `inconclusive`: all else, such as one seed, which has no spread to judge by.
     """
     assert values, "a verdict needs a measured value"
     if len(values) == 1:
-        return "inconclusive (n=1)"
+        return "inconclusive"
     # Rounded, so that 72.0 against 71.8 is a difference of 0.2 and not of 0.20000000000000284.
     distance = round(abs(statistics.fmean(values) - published), 9)
-    if distance <= noise:
+    half, band = round(half_width(values), 9), round(2 * sd, 9)
+    if len(values) >= SEEDS and round(distance + half, 9) <= band:
         return "reproduced"
-    return "within noise" if distance <= round(half_width(values), 9) else "differs"
+    return "differs" if distance > round(math.hypot(half, band), 9) else "inconclusive"
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -39,7 +39,12 @@ def test_records_decide_and_the_exit_code_says_so(
     assert claims(tmp_path, "linear:lewel_m") == 0
     out = capsys.readouterr().out
     assert out.startswith("supported     linear:lewel_m: LEWEL improves MoCo v2 by 1.6 points")
-    assert "+2.1 [+1.9, +2.3] (n=3, t-interval over 3 seeds); paper +1.6" in out
+    assert "+2.1 [+1.9, +2.3] (n=3, t-interval over 3 seeds); besides the method they " in out
+    assert "differ in " in out and "optimizer.lr (" in out and "; paper +1.6" in out
+    assert main(["table", "1", "--suite", "shapes", "--root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "LEWEL_M and MoCov2*: besides the method they differ in " in " ".join(shown.split())
+    assert shown.count("besides the method") == 1
     for seed in range(3):
         for recipe, value in (("lewel_b_100ep", 60.0), ("byol_100ep", 61.0)):
             metrics = {"top1": value + seed / 50, "top5": 90.0}

@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import command, environment, write_images
-from finished import SHAPES, START
+from finished import SHAPES, START, imagenet
 
 from lewel_bench.evals.proof import Proof
 from lewel_bench.harness import bundle, extras, merge, plan, suites
@@ -21,7 +22,7 @@ from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
-from lewel_bench.results.record import Record
+from lewel_bench.results.record import Contents, Data, Record
 from lewel_bench.results.store import Store
 from tests.evals.checkpoints import layouts
 
@@ -284,11 +285,20 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not [found for found in root.rglob("*") if found.is_file()]
 
 
-def evaluated(root: Path, suite: Suite, name: str, protocol: str, values: list[float]) -> None:
+def evaluated(
+    root: Path,
+    suite: Suite,
+    name: str,
+    protocol: str,
+    values: list[float],
+    settings: Sequence[tuple[str, Any]] = (),
+    **fields: Any,
+) -> None:
     """Records of an imported checkpoint's evaluations, one a seed."""
     datasets = Datasets(Site(), root, suite, needed=False)
     key = extras.imported(Store(root))[name].key
-    jobs = plan.of_checkpoint(key, name, [protocol], range(len(values)), suite, datasets)
+    seeds = range(len(values))
+    jobs = plan.of_checkpoint(key, name, [protocol], seeds, suite, datasets, settings)
     for job, value in zip((j for j in jobs if j.kind == "final"), values, strict=True):
         made: dict[str, Any] = {
             "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
@@ -296,12 +306,12 @@ def evaluated(root: Path, suite: Suite, name: str, protocol: str, values: list[f
             "command": "lewel-bench eval", "started": START, "finished": START, "seconds": 60.0,
         }  # fmt: skip
         top = {"top1": value, "top5": value + 15}
-        record.commit(root / job.key, Record(**made, metrics=top, upstream=(key,)))
+        record.commit(root / job.key, Record(**made, metrics=top, upstream=(key,), **fields))
         (root / job.key / "spec.json").write_text(job.model_dump_json())
 
 
-def board(root: Path, suite: Suite, *names: str) -> Board:
-    return Board(root, suite, Datasets(Site(), root, suite, needed=False), beside=names)
+def board(root: Path, suite: Suite, *names: str, settings: Sequence[tuple[str, Any]] = ()) -> Board:
+    return Board(root, suite, Datasets(Site(), root, suite, needed=False), settings, beside=names)
 
 
 def test_row_beside_the_papers(
@@ -314,13 +324,14 @@ def test_row_beside_the_papers(
     small = usual.model_copy(update={"backbone": layouts.SMALL})  # as that of the checkpoint
     monkeypatch.setitem(RECIPES, "moco_v2_200ep", small)
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
-    evaluated(root, PAPER, "mine", "linear_lars", [67.3, 67.5, 67.6])
+    evaluated(root, PAPER, "mine", "linear_lars", [67.45, 67.5, 67.52], data=imagenet())
     filled = board(root, PAPER, "mine").filled("1")
     rows = [row.id for row in filled.table.rows]
     assert rows.index("mine") == rows.index("moco_v2") + 1
     entry = filled.entries["mine", "200:top1"]
     assert (entry.n, entry.published, entry.verdict) == (3, 67.5, "reproduced")
-    assert entry.delta == pytest.approx(-1 / 30)
+    assert entry.delta == pytest.approx(-0.01) and not entry.incomparable
+    assert entry.where == ("ImageNet-1K, ResNet-18 of width 8",)
     assert filled.table.row("mine").label.startswith("mine (imported, weights ")
     assert ("mine", "100:top1") not in filled.entries
     # the paper's own row stays empty
@@ -334,6 +345,42 @@ def test_row_beside_the_papers(
     filled = board(root, PAPER, "mine").filled("1")
     assert filled.table.rows[-1].id == "mine"
     assert filled.entries["mine", "200:top1"].published is None
+
+
+def test_a_row_that_was_measured_on_something_else_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands for a recipe of the paper, but on forty images and with one epoch."""
+    root = tmp_path / "runs"
+    small = RECIPES["moco_v2_200ep"].model_copy(update={"backbone": layouts.SMALL})
+    monkeypatch.setitem(RECIPES, "moco_v2_200ep", small)
+    path = moco(tmp_path / "a.pth")
+    assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
+    few = Contents(images=40, classes=10, names="0" * 12, per_class=(4, 4))
+    tiny = Data(name="tiny", fingerprint="f" * 12, images=40, whole=few)
+    changed = [("linear_lars.epochs", 1)]
+    data = {"train": tiny, "report": tiny}
+    evaluated(root, PAPER, "mine", "linear_lars", [10.0, 10.1, 10.2], changed, data=data)
+    filled = board(root, PAPER, "mine", settings=changed).filled("1")
+    entry = filled.entries["mine", "200:top1"]
+    assert (entry.mean, entry.verdict, entry.delta) == (10.1, "not comparable", None)
+    some = "40 images of 10 classes (tiny, fingerprint ffffffffffff), not ImageNet-1K's"
+    assert entry.incomparable == (
+        f"trained on {some} 1,281,167 of 1,000",
+        f"tested on {some} 50,000 of 1,000",
+        "the protocol has epochs 1 (paper: 90)",
+    )
+    words = ["table", "1", "--with", "mine", "--set", "linear_lars.epochs=1", "--root", str(root)]
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Table 1. Measured: tiny, ResNet-18 of width 8. Published: ImageNet-1K" in out
+    assert f"Not comparable: trained on {some}" in out
+    assert "differs" not in out.partition("[1]")[0]
+    assert main([*words[:2], "--format", "json", *words[2:]]) == 0
+    rows = {row["id"]: row["cells"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["mine"]["200:top1"]["incomparable"] == list(entry.incomparable)
+    assert main(["explain", "table1:mine:200:top1", *words[2:]]) == 0
+    assert "the protocol has epochs 1 (paper: 90)" in capsys.readouterr().out
 
 
 def test_row_of_no_method_of_the_paper(tmp_path: Path) -> None:

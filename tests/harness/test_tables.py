@@ -20,6 +20,7 @@ from lewel_bench.results.behind import behind
 from lewel_bench.results.fill import Entry, missing
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import render
+from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, load
 
 SHAPES = suites.SUITES["shapes"]
@@ -77,6 +78,48 @@ def test_table_9_is_what_the_records_of_pre_trainings_say(lab: Lab) -> None:
     assert found["seconds"].verdict == "not comparable"
     baseline = lab.cells("moco_v2")
     assert baseline["seconds"].best and "overhead" not in baseline
+
+
+def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None:
+    """100 epochs of the paper are 6 in this suite, 200 are 12."""
+    for epochs, filled in (
+        (6, {"100:top1", "100:top5"}),
+        (12, {"200:top1", "200:top5"}),
+        (7, set()),
+    ):
+        settings = [("epochs", epochs), ("schedule.warmup_epochs", 0)]
+        root = tmp_path / str(epochs)
+        datasets = Datasets(Site(), root, SHAPES, needed=False)
+        for name in ("moco_v2_100ep", "moco_v2_200ep"):
+            chain = plan.chain(RECIPES[name], ["linear_lars"], 0, SHAPES, datasets, settings)
+            for job in chain:
+                made = {
+                    "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
+                    "seed": 0, "metrics": {"top1": 50.0, "top5": 80.0}, "commit": "c",
+                    "dirty": False, "version": "0", "command": "", "started": START,
+                    "finished": START, "seconds": 60.0,
+                }  # fmt: skip
+                record.commit(root / job.key, Record(**made))
+        assert len(Store(root).records) == 2  # the two are one run
+        board = Board(root, SHAPES, datasets, settings)
+        entries = board.filled("1").entries
+        cells = {column: e for (row, column), e in entries.items() if row == "moco_v2"}
+        assert {column for column, one in cells.items() if one.mean is not None} == filled
+        left = [e.reasons for column, e in cells.items() if column not in filled]
+        usual = {"100:top1": 6, "200:top1": 12}
+        assert any(f"--set epochs={epochs}: moco_v2" in text for why in left for text in why)
+        for column in usual.keys() - filled:
+            with pytest.raises(ValueError, match=f"has {usual[column]} epochs in suite shapes"):
+                explained(board, f"table1:moco_v2:{column}")
+
+
+def test_times_are_those_of_any_length(lab: Lab) -> None:
+    lab.settings = [("epochs", 2), ("schedule.warmup_epochs", 0)]
+    lab.pretrained("moco_v2_amp_100ep")
+    found = lab.cells("moco_v2")
+    assert found["seconds"].mean == 30.0
+    assert (found["top1"].state, found["top1"].mean) == (None, None)
+    assert "moco_v2_amp_100ep has 6 epochs" in found["top1"].reasons[0]
 
 
 def test_an_overhead_waits_for_its_baseline(lab: Lab) -> None:
