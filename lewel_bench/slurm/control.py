@@ -59,21 +59,19 @@ class Survey:
 
 
 def survey(root: Path) -> dict[str, Live]:
-    """What lives under a run root, by key. Raises as `look_around` does."""
-    return look_around(root).live
-
-
-def look_around(root: Path) -> Survey:
-    """What SLURM says about a run root: one call, a second where it shows no job of the ledger or
-    not all of another user's, a third where jobs wait; nothing is written.
+    """What lives under a run root, by key, with one SLURM call, a second where it shows no job of
+    the ledger or not all of another user's; nothing is written.
 
     Raises Unreachable, and Foreign where SLURM is another cluster's or hides those.
     """
+    return _living(root, _seen(Ledger(root)))
+
+
+def look_around(root: Path) -> Survey:
+    """What SLURM says about a run root, as `survey`, with one call more where jobs wait."""
     books = Ledger(root)
-    seen = look(books, write=False)
+    seen = _seen(books)
     ours = {entry.submission.name for entry in seen.entries}
-    if seen.missing or ours.isdisjoint(task.name for task in seen.tasks):
-        books.check(queue.limits())
     waiting = {t.partition for t in seen.tasks if t.name in ours and t.state == "PENDING"}
     names = {name for several in waiting for name in several.split(",") if name}
     closed = {}
@@ -81,6 +79,14 @@ def look_around(root: Path) -> Survey:
         with suppress(Unreachable, ValueError):  # it explains, and decides nothing
             closed = queue.closed(names)
     return Survey(_living(root, seen), _wakers(books, seen), closed, seen.entries)
+
+
+def _seen(books: Ledger) -> Seen:
+    seen = look(books, write=False)
+    ours = {entry.submission.name for entry in seen.entries}
+    if seen.missing or ours.isdisjoint(task.name for task in seen.tasks):
+        books.check(queue.limits())
+    return seen
 
 
 def _wakers(books: Ledger, seen: Seen) -> list[Waker]:

@@ -1,6 +1,7 @@
 """`--cluster`: what a person sees, with stand-ins for SLURM."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from io import StringIO
@@ -15,7 +16,7 @@ from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.results.record import NAME
-from lewel_bench.slurm import attempt, control, ledger, queue, sweep
+from lewel_bench.slurm import attempt, control, inside, ledger, queue, retry, sweep
 from lewel_bench.slurm.plan import Batch
 from lewel_bench.slurm.sweep import Pass, Sweep
 from tests.harness.test_cost import jobs_of
@@ -256,3 +257,73 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     books.ended(ledger.Entry(retried, "8", ended={0: "CANCELLED"}))
     found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
     assert (found.state, found.reason) == ("missing", "cancelled; run again to go on")
+
+
+def test_status_warns_of_allocations_that_are_too_short(submitted: Job, tmp_path: Path) -> None:
+    """It said "73 min left" of a job that the time limit let make a few steps each time."""
+    folder = tmp_path / submitted.key
+    for n in range(3):
+        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert "allocations" not in found.reason
+        tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
+        late = dataclasses.replace(tried, ready=tried.started + 60)
+        attempt.end(folder, late, "stopped", retry.TIME_LIMIT)
+        (folder / f"checkpoint-{n:08d}-x.pt").touch()
+    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert found.state == "running"
+    assert "the last 3 allocations spent more time starting (about 60 s)" in found.reason
+    assert found.reason.endswith("after 5 it is given up")
+
+
+def test_a_full_disk_is_not_called_an_interruption(
+    submitted: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [])
+    folder = tmp_path / submitted.key
+    (folder / status.EVENTS).write_text('{"event": "step", "step": 4, "steps": 9, "time": 1}\n')
+    assert status.survey(tmp_path)[submitted.key].reason.startswith("interrupted at step 4")
+    (entry,) = ledger.Ledger(tmp_path).entries()
+    tried = attempt.begin(folder, entry.submission.uid, 0, 1, 0, status.MARKS)
+    attempt.end(folder, tried, "disk full", "no space left on the file system of x")
+    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert found.state == "missing"
+    assert found.reason.startswith("disk full, no space left on the file system of x")
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        ({0: "CANCELLED"}, "; the last planning job, 8, ended as CANCELLED: run the same command"),
+        ({}, "planning job 8 is queued (Dependency): it submits what becomes ready"),
+    ],
+)
+def test_status_says_whether_something_goes_on(
+    submitted: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: dict[int, str],
+    said: str,
+) -> None:
+    """A sweep whose planning job somebody cancelled was shown as one that had just begun."""
+    books = ledger.Ledger(tmp_path)
+    wake = books.intend(kind="light", tasks=((),), wakes="tag")
+    books.submitted(wake.uid, "8")
+    tasks = [] if ended else [queue.Task("8", wake.name, "PENDING", "Dependency")]
+    monkeypatch.setattr(queue, "tasks", lambda users=(): tasks)
+    books.ended(ledger.Entry(wake, "8", ended=ended))
+    notes: list[str] = []
+    cluster.live(tmp_path, status.survey(tmp_path), None, notes)
+    assert said in notes[-1]
+
+
+def test_a_planning_job_keeps_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site file may be edited while a sweep goes on."""
+    mine = cluster.cluster.parse("mine", {"defaults": {"partition": "then"}}, "the site file")
+    one = ledger.Ledger(tmp_path).intend(
+        kind="light", tasks=((),), wakes="tag", profile=mine.model_dump(mode="json")
+    )
+    monkeypatch.setenv(inside.WAKE, str(ledger.Ledger(tmp_path).intent(one.uid)))
+    site = Site(clusters={"renamed": {}})
+    assert cluster.profile(site, "mine") == mine
+    with pytest.raises(ValueError, match="unknown cluster 'other'"):
+        cluster.profile(site, "other")
