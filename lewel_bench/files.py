@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ TEMPORARY = re.compile(r"\.(?P<name_and_node>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp
 BEFORE = re.compile(r"\..+\.\d+(\.[0-9a-f]{8})?")  # as earlier versions named them
 ABANDONED_S = 3600.0  # no write takes so long: whose writer cannot be asked is dead after it
 POLL_S = 0.05
+LARGEST_JSON = 2**26  # bytes that are read of a record, a spec and the like
 
 
 @contextmanager
@@ -345,7 +347,7 @@ def permission_advice(path: Path) -> str:
     )
 
 
-def open_regular(path: str | os.PathLike[str], limit: int) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], limit: int = sys.maxsize) -> BinaryIO:
     """A regular file of at most `limit` bytes, opened for reading; links are followed.
 
     Raises OSError where it cannot be opened, is a pipe, device, socket or folder, or is larger.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lewel_bench.files import write_atomically
+from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.cost import Estimator
 from lewel_bench.harness.plan import Job
 from lewel_bench.results import record
@@ -82,7 +82,7 @@ def chosen(
     first time, else as `affordable`; with `keep` that is remembered."""
     path = remembered(root, jobs, hours)
     try:
-        keys = set(json.loads(path.read_text()))
+        keys = set(json.loads(read_regular(path, LARGEST_JSON)))
     except FileNotFoundError:
         out = {job.key for job in todo}
         out -= {job.key for job in affordable(todo, estimator, hours)}

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lewel_bench import __version__
-from lewel_bench.files import replacing
+from lewel_bench.files import open_regular, replacing
 from lewel_bench.harness import foreign
 from lewel_bench.harness.status import EVENTS, METHOD, SPEC
 from lewel_bench.results import record
@@ -42,9 +43,16 @@ LEAVE = ("pretrain", "import")  # the kinds of a record that has a backbone
 NAME = re.compile(
     r"[0-9a-f]{12}/(?:predictions/)?[^./\\:\x00-\x1f\ud800-\udfff][^/\\:\x00-\x1f\ud800-\udfff]*"
 )
+# What a folder of Windows does not take, and what its end may not be.
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+NOT_IN_NAMES = frozenset('<>"|?*')
 LONGEST = 200  # bytes of a name: disks take 255, and a file is written beside its place
 DIGEST = 64  # characters of the comment
-MOST_MANIFEST = 1 << 28  # bytes; that of a million files
+# What a bundle may take when it is read. Weights and predictions are packed already; logs and
+# records come to a tenth.
+RATIO, SLACK = 100, 1 << 26  # times its own size, and bytes more
+LARGEST_JSON = 1 << 23  # bytes of a record or a spec; the largest of ours have less than one MiB
+PER_FILE = 2048  # bytes of the manifest for each file
 CHUNK = 1 << 20
 
 
@@ -119,7 +127,7 @@ def verify(path: Path) -> Bundle:
     field that a record or a spec lacks.
     """
     try:
-        with open(path, "rb"):
+        with open_regular(path):
             pass
     except OSError as error:
         raise ValueError(f"cannot read the bundle {path}: {error.strerror}") from None
@@ -164,7 +172,7 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
             left_out.append(str(error))
             continue
         found = list(_files(store.root, key, weights))
-        names += filter(_may_stand, found)
+        names += filter(_may_stand, _distinct(found, left_out))
         if one.kind in LEAVE and one.checkpoint and f"{key}/{one.checkpoint.file}" not in found:
             bare.append(key)
         left_out += [
@@ -175,6 +183,15 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
     if store.kept_apart:
         left_out.append(f"{store.kept_apart} records of merged bundles that are kept beside ours")
     return names, left_out
+
+
+def _distinct(names: list[str], left_out: list[str]) -> list[str]:
+    """Those of `names` that differ in more than case from the ones before them."""
+    known: dict[str, str] = {}
+    for name in names:
+        if known.setdefault(_folded(name), name) != name:
+            left_out.append(f"{name}: its name is {known[_folded(name)]} on many disks")
+    return list(known.values())
 
 
 def _files(root: Path, key: str, weights: bool) -> Iterator[str]:
@@ -235,16 +252,15 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
         entries[name] = entry
     if MANIFEST not in entries:
         raise ValueError(f"{path} is no bundle of lewel-bench: it has no {MANIFEST}")
-    if entries[MANIFEST].file_size > MOST_MANIFEST:
-        raise ValueError(f"{path}: {MANIFEST} is too large")
+    _refuse_large(path, entries)
     try:
-        content = json.loads(_bytes(path, archive, MANIFEST, MOST_MANIFEST))
+        content = json.loads(_bytes(path, archive, MANIFEST, PER_FILE * len(entries)))
         if content["bundle"] != FORMAT:
             raise ValueError(f"format {content['bundle']!r}, but this version reads {FORMAT}")
         files = {
-            name: File(int(f["size"]), str(f["sha256"])) for name, f in content["files"].items()
+            name: File(_size(f["size"]), str(f["sha256"])) for name, f in content["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: {MANIFEST} is damaged: {error}") from None
     for name in {*files, *entries} - {MANIFEST}:
         if name not in entries or name not in files:
@@ -253,8 +269,41 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
     return files
 
 
+def _size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"size {value!r}: a whole number of bytes is allowed")
+    return value
+
+
+def _refuse_large(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> None:
+    """Raise ValueError where the files of a bundle would take much more than it, or where two
+    names are one on a disk that does not tell cases or compositions apart."""
+    size, most = sum(e.file_size for e in entries.values()), RATIO * path.stat().st_size + SLACK
+    if size > most:
+        raise ValueError(f"{path}: its files take {size:,} bytes, more than {RATIO} times its own")
+    if entries[MANIFEST].file_size > PER_FILE * len(entries):
+        raise ValueError(f"{path}: {MANIFEST} is too large")
+    for name, entry in entries.items():
+        if name.endswith((f"/{record.NAME}", f"/{SPEC}")) and entry.file_size > LARGEST_JSON:
+            raise ValueError(f"{path}: {name} is larger than {LARGEST_JSON >> 20} MiB")
+    known: dict[str, str] = {}
+    for name in entries:
+        other = known.setdefault(_folded(name), name)
+        if other != name:
+            raise ValueError(f"{path}: {name!r} and {other!r} are one file on many disks")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
 def _may_stand(name: str) -> bool:
-    """Whether a bundle may have a file of this name."""
+    """Whether a bundle may have a file of this name: on every system, and seen as it is."""
+    last = name.rpartition("/")[2]
+    if DEVICES.fullmatch(last) or last[-1:] in (".", " ") or NOT_IN_NAMES & set(name):
+        return False
+    if not name.isprintable():
+        return False
     of_key = name.partition("/")[2]
     known = any(fnmatchcase(of_key, pattern) for pattern in (record.NAME, *KEPT, WEIGHTS))
     long = any(len(part.encode(errors="surrogatepass")) > LONGEST for part in name.split("/"))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from lewel_bench.evals.export import FORMATS, unusual
+from lewel_bench.files import LARGEST_JSON, read_regular
 from lewel_bench.harness.merge import differences
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.colour import MEAN, STD
@@ -106,7 +107,7 @@ def _imported(run: Record) -> list[str]:
 
 def _suite(store: Store, run: Record) -> str:
     try:
-        suite = json.loads((store.root / run.key / SPEC).read_text()).get("suite", "")
+        suite = json.loads(read_regular(store.root / run.key / SPEC, LARGEST_JSON)).get("suite", "")
     except (OSError, ValueError):
         return ""
     return str(suite)

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lewel_bench.files import read_regular
 from lewel_bench.harness.status import EVENTS, events_of
 from lewel_bench.harness.tables import Board
 from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
@@ -88,9 +89,12 @@ def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]
     return [(curve, candidate, points) for (curve, candidate), points in found.items()]
 
 
+LARGEST_EVENTS = 2**28  # bytes that are read of one events.jsonl
+
+
 def _events(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(path, LARGEST_EVENTS).decode(errors="replace").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         return
     yield from events_of(lines)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lewel_bench.files import write_atomically
+from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
@@ -180,7 +180,7 @@ class Datasets:
         is a run root that can be written."""
         remembered = self.root / "data" / "fingerprints.json"
         try:
-            known = json.loads(remembered.read_text())
+            known = json.loads(read_regular(remembered, LARGEST_JSON))
         except (OSError, ValueError):
             known = {}
         now = stamp(folder)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lewel_bench.files import write_atomically
+from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.harness.site import Site
@@ -74,7 +74,7 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
     such as which files are left out. Raises ValueError with its problems."""
     remembered = root / "data" / "checked.json"
     try:
-        sound = json.loads(remembered.read_text())
+        sound = json.loads(read_regular(remembered, LARGEST_JSON))
     except (OSError, ValueError):
         sound = {}
     now = stamp(Path(data.root))

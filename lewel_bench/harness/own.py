@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.files import write_atomically
+from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Own, Recipe
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
@@ -41,8 +41,8 @@ def remember(root: Path) -> list[str]:
     names = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            recipe = Recipe.model_validate_json(path.read_bytes())
-        except ValueError:
+            recipe = Recipe.model_validate_json(read_regular(path, LARGEST_JSON))
+        except (ValueError, OSError):
             raise ValueError(f"{path} is damaged: remove it, and run the method again") from None
         if is_ours(family(recipe.name)):
             raise ValueError(f"{path}: {family(recipe.name)} is a family of ours now: remove it")

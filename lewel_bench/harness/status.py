@@ -12,7 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lewel_bench.files import NODE, Held, Lock, is_held, write_atomically
+from lewel_bench.files import (
+    LARGEST_JSON,
+    NODE,
+    Held,
+    Lock,
+    is_held,
+    open_regular,
+    read_regular,
+    write_atomically,
+)
 from lewel_bench.harness.foreign import is_job
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
@@ -107,7 +116,7 @@ def write_spec(job: "Job", root: Path) -> None:
         write_atomically(folder / METHOD, Path(own.file).read_bytes())
     content = job.model_dump_json(indent=1).encode()
     with suppress(FileNotFoundError):
-        if (folder / SPEC).read_bytes() == content or (folder / NAME).exists():
+        if read_regular(folder / SPEC, LARGEST_JSON) == content or (folder / NAME).exists():
             return
     write_atomically(folder / SPEC, content)
 
@@ -121,7 +130,7 @@ def read_spec(folder: Path) -> "Job":
     """The job of a folder; a method of the user's own is the file there, wherever the folder is."""
     from lewel_bench.harness.plan import Job
 
-    job = Job.model_validate_json((folder / SPEC).read_bytes())
+    job = Job.model_validate_json(read_regular(folder / SPEC, LARGEST_JSON))
     if job.recipe and job.recipe.own and (folder / METHOD).exists():
         own = job.recipe.own.model_copy(update={"file": str(folder / METHOD)})
         recipe = job.recipe.model_copy(update={"own": own})
@@ -209,7 +218,7 @@ def crash(folder: Path, since: float = 0.0) -> str:
     faulthandler wrote its stack."""
     for path in sorted(folder.glob(CRASH)):
         with suppress(OSError):
-            said = path.read_text(errors="replace").partition("\n")[0]
+            said = read_regular(path, LARGEST_JSON).decode(errors="replace").partition("\n")[0]
             found = said.removeprefix("Fatal Python error: ")
             if found != said and path.stat().st_mtime >= since:
                 name = CRASHES.get(found)
@@ -244,7 +253,7 @@ def _tells(event: Mapping[str, Any]) -> bool:
 def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
     """The last whole events of an events.jsonl; a half-written last line is left out."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.path.getsize(path) - size))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
@@ -299,7 +308,7 @@ def queued(root: Path) -> set[str]:
         lock = path.with_suffix(".lock")
         if is_held(lock):
             with suppress(OSError, ValueError):  # that `run` has just begun, or ended
-                keys |= set(json.loads(path.read_text()))
+                keys |= set(json.loads(read_regular(path, LARGEST_JSON)))
             continue
         with suppress(OSError, Held), Lock(lock):  # of a process that was killed
             path.unlink(missing_ok=True)

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lewel_bench.files import open_regular
+
 RESAMPLES = 10_000
 PICTURES = 1_000  # resamples of a confusion: each is a sum over all pictures
+LARGEST = 2**29  # bytes of a file of predictions, packed or not; COCO's confusions take 130 MB
 Interval = tuple[float, float]
 
 SAME = ("files", "label")
@@ -23,7 +26,7 @@ METRICS = {
     "top5": {"files": 1, "label": 1, "top5": 2},
     "miou": {"files": 1, "confusion": 3},
 }
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, MemoryError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
@@ -58,10 +61,15 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
 
 
 def _load(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    with open(path, "rb") as raw:
-        file = np.load(raw, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
+    with open_regular(path, LARGEST) as raw:
+        if not zipfile.is_zipfile(raw):
             raise ValueError(f"{path} is no .npz file")
+        with zipfile.ZipFile(raw) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > LARGEST:
+            raise ValueError(f"{path} unpacks to more than {LARGEST >> 20} MiB")
+        raw.seek(0)
+        file = np.load(raw, allow_pickle=False)
         found = {name: np.asarray(file[name]) for name in dimensions}
     for name, array in found.items():
         fits = array.ndim == dimensions[name] and len(array) == len(found["files"]) > 0

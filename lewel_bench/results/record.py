@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic_core
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lewel_bench.files import create
+from lewel_bench.files import LARGEST_JSON, create, read_regular
 from lewel_bench.value import explain
 
 NAME = "record.json"
@@ -186,10 +186,10 @@ def commit(folder: Path, record: Record) -> Record:
 def read(path: Path) -> Record:
     """The record in the file `path`. Raises BadRecord naming the file and what is wrong with it."""
     try:
-        with open(path, "rb") as file:
-            text = file.read()
+        text = read_regular(path, LARGEST_JSON)
     except OSError as error:
-        raise BadRecord(path, f"cannot be read: {error.strerror}") from None
+        reason = "Is a directory" if path.is_dir() else error.strerror
+        raise BadRecord(path, f"cannot be read: {reason}") from None
     return parse(text, path)
 
 

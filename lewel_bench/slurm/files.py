@@ -21,7 +21,7 @@ def create(path: Path, content: Any) -> bool:
 def read(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None when there is none, or something else."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files.read_regular(path, files.LARGEST_JSON))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

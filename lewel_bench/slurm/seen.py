@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lewel_bench.files import open_regular
 from lewel_bench.slurm import attempt, executor, ledger, queue, retry
 from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.inside import UNEXPLAINED
@@ -79,7 +80,7 @@ def failing_log(books: Ledger, entry: Entry, index: int) -> tuple[Path | None, s
 def last_line(path: Path, size: int = 8192) -> str:
     """The last line of a log that is not SLURM's own; empty where there is none."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.path.getsize(path) - size))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:

@@ -151,6 +151,13 @@ KEY = "0123456789ab"
         (f"{KEY}/checkpoint-1-0.pt", "is no file of a run"),
         (f"{KEY}/failure.json", "is no file of a run"),
         (f"{KEY}/attempts", "is no file of a run"),
+        (f"{KEY}/predictions/CON.png", "is no file of a run"),
+        (f"{KEY}/predictions/com1", "is no file of a run"),
+        (f"{KEY}/predictions/a.", "is no file of a run"),
+        (f"{KEY}/predictions/a?.png", "is no file of a run"),
+        (f"{KEY}/predictions/a\u202egnp.exe", "is no file of a run"),
+        (f"{KEY}/predictions/a\x9b.png", "is no file of a run"),
+        (f"{KEY}/predictions/a\x7f.png", "is no file of a run"),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str, said: str) -> None:
@@ -198,6 +205,81 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
     out.write_text("not a zip")
     with pytest.raises(ValueError, match="is no bundle"):
         bundle.verify(out)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("A.png", "a.png"), "are one file on many disks"),
+        (("caf\u00e9.png", "cafe\u0301.png"), "are one file on many disks"),
+        (("stra\u00dfe.png", "STRASSE.png"), "are one file on many disks"),
+    ],
+)
+def test_names_that_clash_on_another_disk(
+    tmp_path: Path, names: tuple[str, str], said: str
+) -> None:
+    root = lab(tmp_path / "root")
+    key = next(k for k, one in Store(root).records.items() if one.kind == "final")
+    text = (root / key / "record.json").read_bytes()
+    entries = {f"{key}/predictions/{name}": b"x" for name in names} | {f"{key}/record.json": text}
+    with pytest.raises(ValueError, match=said):
+        bundle.verify(evil(tmp_path / "evil.zip", entries))
+    for name in names:
+        (root / key / "predictions" / name).write_bytes(b"x")
+    made = bundle.write(root, tmp_path / "a.zip")
+    assert sum("on many disks" in one for one in made.left_out) == 1
+    bundle.verify(made.path)
+
+
+@pytest.mark.parametrize(
+    "size", ["1e999", "-1", "1.5", "true", "NaN", '"9"', "[" * 5000 + "]" * 5000]
+)
+def test_a_size_that_is_none(tmp_path: Path, size: str) -> None:
+    out = tmp_path / "evil.zip"
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(f"{KEY}/record.json", "{}")
+        text = (
+            f'{{"bundle": 1, "files": {{"{KEY}/record.json": {{"size": {size}, "sha256": ""}}}}}}'
+        )
+        archive.writestr("manifest.json", text)
+    with pytest.raises(ValueError, match=r"manifest\.json is (damaged|too large)"):
+        bundle.verify(out)
+
+
+def test_what_would_fill_the_memory_or_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, record_json = tmp_path / "evil.zip", f"{KEY}/record.json"
+    lists = b"[" + b"[]," * (bundle.LARGEST_JSON // 3) + b"[]]"
+    with pytest.raises(ValueError, match=r"record\.json is larger than 8 MiB"):
+        bundle.verify(evil(out, {record_json: lists}))
+    with pytest.raises(ValueError, match=r"spec\.json is larger than 8 MiB"):
+        bundle.verify(evil(out, {record_json: b"{}", f"{KEY}/spec.json": lists}))
+    monkeypatch.setattr(bundle, "SLACK", 1 << 20)
+    with pytest.raises(ValueError, match="more than 100 times its own"):
+        bundle.verify(evil(out, {record_json: b"{}", f"{KEY}/predictions.npz": bytes(4 << 20)}))
+    with pytest.raises(ValueError, match=r"manifest\.json is too large"):
+        bundle.verify(evil(out, {record_json: b"{}"}, more={"x": "y" * 9000}))
+
+
+def test_no_pipe_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of these hung."""
+    root = lab(tmp_path / "root")
+    for key in ("1" * 12, "2" * 12, "3" * 12, *Store(root).records):
+        (root / key).mkdir(exist_ok=True)
+        for name in ("record.json", "spec.json", "events.jsonl", "failure.json"):
+            if not (root / key / name).exists():
+                os.mkfifo(root / key / name)
+    os.mkfifo(tmp_path / "pipe.zip")
+    (root / ".methods").mkdir()
+    for words, code in (("status", 0), ("ls runs", 0), ("table 1 --suite shapes", 0)):
+        assert main([*words.split(), "--root", str(root)]) == code
+    said = capsys.readouterr()
+    assert f"{'1' * 12}/record.json: cannot be read: is not a regular file" in said.out + said.err
+    assert main(["bundle", "--verify", str(tmp_path / "pipe.zip")]) == 2
+    os.mkfifo(root / ".methods" / "mine_200ep.json")
+    assert main(["status", "--root", str(root)]) == 2
+    assert "mine_200ep.json is damaged" in capsys.readouterr().err
 
 
 def test_another_number_is_kept_beside_ours_and_shown(

@@ -406,3 +406,14 @@ def test_a_bad_register_is_named(tmp_path: Path) -> None:
         Claim.model_validate(
             {**ONE.model_dump(), "holds": "at most", "pairs": [Pairs(of="a", columns=("b",))]}
         )
+
+
+def test_predictions_that_unpack_to_much_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "LARGEST", 1 << 20)
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, files=np.arange(4), label=np.zeros(1 << 18), top5=np.zeros((4, 5)))
+    assert path.stat().st_size < 1 << 14
+    said = paired.interval(path, path, "top1")
+    assert isinstance(said, str) and "unpacks to more than 1 MiB" in said
