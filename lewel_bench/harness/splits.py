@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.outcome import DenseSplits, Splits
 from lewel_bench.evals.protocol import Semi, check_held_out
 from lewel_bench.evals.protocols import PROTOCOLS
@@ -75,6 +76,8 @@ def dense(job: Job) -> DenseSplits[Any]:
     train, report = _scenes(
         Path(job.data.root), job.data.layout, job.protocol.runner, published=job.data.id == "voc"
     )
+    if isinstance(job.protocol, Detection) and job.protocol.masks:
+        train, report = train.with_masks(), report.with_masks()
     if job.kind == "final":
         return DenseSplits(train, None, report)
     count, held = len(train), job.protocol.held_out

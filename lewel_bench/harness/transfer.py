@@ -64,17 +64,30 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _train(job: Job, candidate: tuple[float, float], **arguments: Any) -> Outcome:
-    outcome: Outcome
+def _train(
+    job: Job, candidate: tuple[float, float], *, splits: DenseSplits[Any], **arguments: Any
+) -> Outcome:
     if isinstance(job.protocol, Detection):
         from lewel_bench.evals.detection import run as detection
 
-        outcome = detection.run(job.protocol, candidate=candidate, **arguments)
-    else:
-        assert isinstance(job.protocol, Segmentation)
-        from lewel_bench.evals.segmentation import run as segmentation
+        outcome = detection.run(job.protocol, candidate=candidate, splits=splits, **arguments)
+        count = splits.train.without_mask + splits.report.without_mask
+        if count:
+            outcome.warnings.append(f"{count} objects have no mask: not trained on, not measured")
+        return outcome
+    assert isinstance(job.protocol, Segmentation)
+    from lewel_bench.evals.segmentation import run as segmentation
 
-        outcome = segmentation.run(job.protocol, candidate=candidate, **arguments)
+    outcome = segmentation.run(job.protocol, candidate=candidate, splits=splits, **arguments)
+    classes: dict[str, float | None] = outcome.extra.get("per_class", {})
+    absent = [name for name, iou in classes.items() if iou is None]
+    if classes:
+        outcome.extra["miou_classes"] = len(classes) - len(absent)
+    if absent:
+        outcome.warnings.append(
+            f"miou is the mean over {len(classes) - len(absent)} of {len(classes)} classes: the "
+            f"reported masks have no pixel of {', '.join(absent)}"
+        )
     return outcome
 
 

@@ -126,7 +126,7 @@ def _coco(report: Report, full: bool) -> None:
                 f"{len(names)} and {len(report.classes)}: give both the same"
             )
         expected = {
-            report.root / split / image["file_name"]: (
+            report.root / coco.image_file(split, image): (
                 f"{found.path}: image {image['id']}",
                 image["height"],
                 image["width"],

@@ -2,12 +2,19 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask as masks_of
+from numpy.typing import NDArray
+
+from lewel_bench.files import open_regular
+from lewel_bench.pretrain.decode import MAX_PIXELS
+from lewel_bench.pretrain.problems import Problem
 
 SLACK = (
     1.0  # px by which a box may pass the image's edge: annotators' rounding, clipped in training
@@ -16,6 +23,13 @@ LAYOUT = (
     "expected annotations/instances_train2017.json and instances_val2017.json, and the images in "
     "train2017 and val2017"
 )
+MAX_BYTES = 2**32  # of an annotation file; COCO's training split has 448 MB
+# an empty list of 3 bytes takes 64 in memory; COCO's files have 100 bytes a list or object
+MAX_CONTAINERS, BYTES_EACH = 100_000, 20
+MAX_ID = 2**63 - 1
+TOLERANCE = 2.0  # px between a box and the extent of its mask, to say in which form the box is
+ENOUGH = 10_000  # objects for that
+NO_MASK = "left out where masks are trained and scored"
 Record = dict[str, Any]
 
 
@@ -24,7 +38,8 @@ class Annotations:
     """The sound parts of an annotation file, and what is wrong with the others, each a sentence.
 
     `images` are sorted by id, `categories` too; `objects` are the annotations of each image by its
-    id, without the polygons that have fewer than 3 points.
+    id. Their "segmentation" is a list of polygons (2k,), run lengths (of several, their union), or
+    None where none is usable.
     """
 
     path: Path
@@ -45,170 +60,373 @@ def parse(root: Path, split: str) -> Annotations:
     other = folder / f"instances_{split.removesuffix('2017')}.json"
     found = Annotations(other if not path.exists() and other.exists() else path)
     try:
-        content = json.loads(found.path.read_bytes())
+        content = _load(found.path)
         parts = [content[key] for key in ("images", "annotations", "categories")]
         if not all(isinstance(p, list) and all(isinstance(r, dict) for r in p) for p in parts):
             raise TypeError
     except OSError as error:
-        found.problems.append(f"{found.path}: cannot be read: {error.strerror or error}; {LAYOUT}")
+        reason = f"cannot be read: {error.strerror or error}; {LAYOUT}"
+        found.problems.append(Problem(found.path, reason))
     except ValueError as error:
-        found.problems.append(f"{found.path}: no sound json ({error}): replace the file")
+        found.problems.append(Problem(found.path, f"no sound json ({error}): replace the file"))
     except (KeyError, TypeError):
-        found.problems.append(
-            f"{found.path}: is no COCO annotation file: expected lists 'images', 'annotations' and "
-            f"'categories'"
-        )
+        reason = "is no COCO annotation file: expected lists 'images', 'annotations' and "
+        found.problems.append(Problem(found.path, f"{reason}'categories'"))
     else:
-        _images(found, parts[0])
+        broken = _images(found, parts[0])
         _categories(found, parts[2])
-        _objects(found, parts[1])
+        _objects(found, parts[1], broken)
     return found
 
 
-def _images(found: Annotations, images: Sequence[Record]) -> None:
+def image_file(split: str, image: Record) -> str:
+    """The file of an entry of 'images', below the data set's root."""
+    return str(PurePosixPath(split, image["file_name"]))
+
+
+def _load(path: Path) -> Any:
+    """The content of a json file. Raises OSError, or ValueError saying what is wrong with it."""
+    with open_regular(path, MAX_BYTES) as file:
+        start = file.read(64)
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
+            raise ValueError("it does not begin with a brace")
+        data = start + file.read()
+    containers = data.count(b"[") + data.count(b"{")
+    if containers > max(MAX_CONTAINERS, len(data) // BYTES_EACH):
+        raise ValueError(f"{containers:,} lists and objects in {len(data):,} bytes are no COCO's")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deep") from None
+
+
+def _images(found: Annotations, images: Sequence[Record]) -> set[int]:
+    """Collects the sound images; returns the ids of the others."""
+    broken: set[int] = set()
     for image in _unique(found, "images", images):
-        sides = [image.get("height"), image.get("width")]
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            found.problems.append(
-                f"{found.path}: image {image['id']} has height and width {sides}: whole numbers of "
-                f"pixels above 0 are allowed"
-            )
-        elif not isinstance(image.get("file_name"), str):
-            found.problems.append(f"{found.path}: image {image['id']} has no file_name")
+        try:
+            _check_size(image.get("height"), image.get("width"))
+            name = image.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise ValueError("has no file_name")
+            if not _is_text(name):
+                raise ValueError(
+                    "has a file_name that is no text", f"has the file_name {shown(name)}: no text"
+                )
+        except ValueError as error:
+            broken.add(image["id"])
+            found.problems.append(Problem(f"{found.path}: image {image['id']}", *error.args))
         else:
             found.images.append(image)
     found.images.sort(key=lambda image: int(image["id"]))
-    names = [image["file_name"] for image in found.images]
-    for name in _doubled(names):
-        found.problems.append(
-            f"{found.path}: several images have the file name {name!r}: list each file once"
-        )
+    for name in _doubled([image["file_name"] for image in found.images]):
+        kind = "several images have the same file name: list each file once"
+        detail = f"several images have the file name {name!r}: list each file once"
+        found.problems.append(Problem(found.path, kind, detail))
     if not images:
-        found.problems.append(f"{found.path}: lists no images")
+        found.problems.append(Problem(found.path, "lists no images"))
+    return broken
+
+
+def _check_size(height: Any, width: Any) -> None:
+    sides = [height, width]
+    given = f"height and width {shown(sides)}"
+    if any(isinstance(side, float) for side in sides):
+        kind = "has height and width with a decimal point: write whole numbers of pixels"
+        raise ValueError(kind, f"has {given}, with a decimal point: write whole numbers of pixels")
+    if any(isinstance(side, str) for side in sides):
+        kind = "has height and width in quotes: write numbers"
+        raise ValueError(kind, f"has {given} as text: write numbers, without quotes")
+    if not all(type(side) is int and side > 0 for side in sides):
+        kind = "has no height and width: whole numbers of pixels above 0 are allowed"
+        raise ValueError(kind, f"has {given}: whole numbers of pixels above 0 are allowed")
+    if height * width > MAX_PIXELS:
+        kind = f"is too large: at most {MAX_PIXELS:,} pixels are allowed"
+        raise ValueError(kind, f"has {given}: at most {MAX_PIXELS:,} pixels are allowed")
 
 
 def _categories(found: Annotations, categories: Sequence[Record]) -> None:
     for category in _unique(found, "categories", categories):
-        if isinstance(category.get("name"), str):
+        name = category.get("name")
+        if isinstance(name, str) and _is_text(name):
             found.categories.append(category)
         else:
-            found.problems.append(f"{found.path}: category {category['id']} has no name")
+            found.problems.append(
+                Problem(f"{found.path}: category {category['id']}", "has no name")
+            )
     found.categories.sort(key=lambda category: int(category["id"]))
     for name in _doubled([category["name"] for category in found.categories]):
-        found.problems.append(
-            f"{found.path}: several categories are named {name!r}: give each its own name"
-        )
+        reason = f"several categories are named {name!r}: give each its own name"
+        found.problems.append(Problem(found.path, reason))
     if not categories:
-        found.problems.append(f"{found.path}: lists no categories")
+        found.problems.append(Problem(found.path, "lists no categories"))
 
 
-def _objects(found: Annotations, annotations: Sequence[Record]) -> None:
+def _objects(found: Annotations, annotations: Sequence[Record], broken: set[int]) -> None:
     sizes = {image["id"]: (image["height"], image["width"]) for image in found.images}
     known = {category["id"] for category in found.categories}
     found.objects = {number: [] for number in sizes}
-    strangers: list[Any] = []
+    strangers: list[int] = []
+    boxes = _BoxForm()
+    outside: list[str] = []
     for annotation in _unique(found, "annotations", annotations):
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        where = f"{found.path}: object {annotation['id']} of image {image}"
-        if not isinstance(image, int | float):
-            found.problems.append(f"{where} has the image_id {image!r}: a number is allowed")
-            continue
-        size = sizes.get(image)
-        if size is None:
-            strangers.append(annotation["id"])
+        image: Any = annotation.get("image_id")
+        where = f"{found.path}: object {annotation['id']} of image {shown(image)}"
+        try:
+            _check_number("image_id", image)
+            if image in broken:
+                continue
+            size = sizes.get(image)
+            if size is None:
+                strangers.append(annotation["id"])
+                continue
+            _check_fields(annotation, known)
+            shape, notes = _shape(annotation, size)
+            boxes.see(annotation, shape)
+        except ValueError as error:
+            found.problems.append(Problem(where, *error.args))
             continue
         try:
-            if not isinstance(category, int | float) or category not in known:
-                raise ValueError(
-                    f"has the unknown category {category}: allowed are the {len(known)} ids of "
-                    f"'categories'"
-                )
-            if annotation.get("iscrowd", 0) not in (0, 1):
-                raise ValueError(f"has iscrowd {annotation['iscrowd']!r}: 0 or 1 is allowed")
-            _box(annotation.get("bbox"), *size)
-            area = annotation.get("area")
-            if not (isinstance(area, int | float) and 0 <= area < math.inf):
-                raise ValueError(f"has the area {area!r}: a number from 0 is allowed")
-            sound, notes = _shape(annotation, size)
+            _check_box(annotation["bbox"], *size)
         except ValueError as error:
-            found.problems.append(f"{where} {error}")
+            outside.append(Problem(where, *error.args))
             continue
-        found.notes += [f"{where} {note}" for note in notes]
-        found.objects[int(image)].append(sound)
+        found.notes += [Problem(where, *note) for note in notes]
+        found.objects[int(image)].append({**annotation, "segmentation": shape})
+    form = boxes.problem()
+    found.problems += [Problem(found.path, form)] if form else outside
     if strangers:
+        reason = "objects belong to images that are not listed, first object"
         found.notes.append(
-            f"{found.path}: {len(strangers)} objects belong to images that are not listed, first "
-            f"object {strangers[0]}: left out"
+            Problem(found.path, f"{len(strangers)} {reason} {strangers[0]}: left out")
         )
 
 
-def _box(box: Any, height: int, width: int) -> None:
-    """Raises ValueError saying what is wrong with a box (x, y, width, height)."""
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        kind = f"has the {name} as text: write the number, without quotes"
+        raise ValueError(kind, f"has the {name} {shown(value)} as text: write the number")
+    if not isinstance(value, int | float):
+        kind = f"has an {name} that is no number"
+        raise ValueError(kind, f"has the {name} {shown(value)}: a number is allowed")
+
+
+def _check_fields(annotation: Record, known: set[int]) -> None:
+    """Raises ValueError for what is wrong with an object, whichever image it is of."""
+    category, crowd = annotation.get("category_id"), annotation.get("iscrowd", 0)
+    if isinstance(category, str):
+        _check_number("category_id", category)
+    if not isinstance(category, int | float) or category not in known:
+        allowed = f"allowed are the {len(known)} ids of 'categories'"
+        raise ValueError(
+            f"has an unknown category: {allowed}",
+            f"has the unknown category {shown(category)}: {allowed}",
+        )
+    if not isinstance(crowd, int | float) or crowd not in (0, 1):
+        kind = "has an iscrowd that is neither 0 nor 1"
+        raise ValueError(kind, f"has iscrowd {shown(crowd)}: 0 or 1 is allowed")
+    box, area = annotation.get("bbox"), annotation.get("area")
     if not (isinstance(box, list) and len(box) == 4 and _finite(box)):
-        raise ValueError(f"has the box {box!r}: four numbers x, y, width, height are allowed")
+        allowed = "four numbers x, y, width, height are allowed"
+        raise ValueError(f"has no box: {allowed}", f"has the box {shown(box)}: {allowed}")
+    if not (isinstance(area, int | float) and 0 <= area < math.inf):
+        kind = "has no area: a number from 0 is allowed"
+        raise ValueError(kind, f"has the area {shown(area)}: a number from 0 is allowed")
+
+
+def _check_box(box: Sequence[float], height: int, width: int) -> None:
+    """Raises ValueError saying what is wrong with a box (x, y, width, height)."""
     x, y, w, h = box
     if w < 0 or h < 0:
+        rule = "width and height from 0 are allowed; correct or remove it"
         raise ValueError(
-            f"has an inverted box {box}: width and height from 0 are allowed; correct or remove it"
+            f"has an inverted box: {rule}", f"has an inverted box {shown(box)}: {rule}"
         )
     if min(x, y) < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
         raise ValueError(
-            f"has a box {box} (x, y, width, height) outside the image of {width}x{height} px: "
-            f"correct or remove it"
+            "has a box (x, y, width, height) outside its image: correct or remove it",
+            f"has a box {shown(box)} (x, y, width, height) outside the image of {width}x{height} "
+            f"px: correct or remove it",
         )
 
 
-def _shape(annotation: Record, size: tuple[int, int]) -> tuple[Record, list[str]]:
-    """The annotation with its sound polygons only, and notes; ValueError if it has none."""
-    shape = annotation.get("segmentation")
-    notes = []
-    if not annotation["bbox"][2] or not annotation["bbox"][3]:
-        notes.append(f"has an empty box {annotation['bbox']}: left out in training")
-    if isinstance(shape, dict):
-        _rle(shape, size)
-        if not annotation.get("iscrowd"):
-            raise ValueError(
-                "has a run-length mask and is no crowd: polygons are allowed, or iscrowd 1"
+class _BoxForm:
+    """In which form the boxes of a file are: COCO's, corners, or fractions of the image.
+
+    A box is compared with the extent of its mask; without a mask, its area with the object's.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.corners = self.sides = 0
+        self.highest = 0.0
+
+    def see(self, annotation: Record, shape: Any) -> None:
+        if annotation.get("iscrowd") or self.count == ENOUGH:
+            return
+        x, y, w, h = (float(v) for v in annotation["bbox"])
+        self.count += 1
+        self.highest = max(self.highest, x, y, w, h)
+        if shape is None:
+            near = 1 + annotation["area"] / 100
+            sides = abs(w * h - annotation["area"]) <= near
+            corners = w > x and h > y and abs((w - x) * (h - y) - annotation["area"]) <= near
+        else:
+            right, bottom = _extent(shape)
+            sides = max(abs(x + w - right), abs(y + h - bottom)) <= TOLERANCE
+            corners = max(abs(w - right), abs(h - bottom)) <= TOLERANCE
+        self.corners += corners and not sides
+        self.sides += sides and not corners
+
+    def problem(self) -> str | None:
+        """What is wrong with the form of most boxes, if anything."""
+        if self.corners > self.sides:
+            return (
+                f"the boxes of {self.corners} of {self.count} objects fit as corners (x1, y1, x2, "
+                f"y2), but COCO's are (x, y, width, height): subtract x1 from x2 and y1 from y2"
             )
-        return annotation, notes
-    if not (isinstance(shape, list) and shape):
-        raise ValueError(f"has the segmentation {shape!r}: a list of polygons is allowed")
-    sound = []
+        if self.count and 0 < self.highest <= 1:
+            return (
+                "all boxes lie between 0 and 1: COCO's are in pixels; multiply them by the width "
+                "and height of their images"
+            )
+        return None
+
+
+def _extent(shape: Any) -> tuple[float, float]:
+    """The right and bottom edge of a mask."""
+    if isinstance(shape, dict):
+        x, y, w, h = masks_of.toBbox([shape])[0].tolist()
+        return x + w, y + h
+    return max(p[::2].max() for p in shape), max(p[1::2].max() for p in shape)
+
+
+def _shape(annotation: Record, size: tuple[int, int]) -> tuple[Any, list[tuple[str, ...]]]:
+    """The mask of an object, see Annotations, and notes. Raises ValueError."""
+    given = annotation.get("segmentation")
+    notes: list[tuple[str, ...]] = []
+    if not annotation["bbox"][2] or not annotation["bbox"][3]:
+        kind = "has an empty box: left out in training"
+        notes.append((kind, f"has an empty box {annotation['bbox']}: left out in training"))
+    shape: Any
+    if isinstance(given, dict):
+        shape = _rle(given, size)
+        if annotation.get("iscrowd"):
+            return given, notes
+    elif not given:
+        return None, [*notes, (f"has no segmentation: {NO_MASK}",)]
+    elif not isinstance(given, list):
+        allowed = "polygons or run lengths are allowed"
+        raise ValueError(
+            f"has a segmentation of another kind: {allowed}",
+            f"has the segmentation {shown(given)}: {allowed}",
+        )
+    elif all(isinstance(part, dict) for part in given):
+        parts = [_rle(part, size) for part in given]
+        shape = parts[0] if len(parts) == 1 else _text_counts(masks_of.merge(parts))
+    else:
+        shape, short = _polygons(given, size)
+        if short is not None:
+            rule = "x and y of at least 3 points are allowed (an even count from 6)"
+            stay = f"left out, its {len(shape)} other polygons stay" if shape else NO_MASK
+            notes.append(
+                (
+                    f"has a polygon of too few numbers: {rule}: {'left out' if shape else stay}",
+                    f"has a polygon of {short} numbers: {rule}: {stay}",
+                )
+            )
+            if not shape:
+                return None, notes
+    if isinstance(shape, dict) and not masks_of.area([shape])[0]:
+        return None, [*notes, (f"has an empty mask: {NO_MASK}",)]
+    return shape, notes
+
+
+def _polygons(
+    shape: Sequence[Any], size: tuple[int, int]
+) -> tuple[list[NDArray[np.float64]], int | None]:
+    """The polygons of at least 3 points, and the length of one that has fewer."""
+    sound: list[NDArray[np.float64]] = []
+    short = None
     for polygon in shape:
         try:
             points = np.array(polygon, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             points = np.empty((0, 0))
-        if points.ndim != 1 or not np.isfinite(points).all():
+        if points.ndim == 1 and (len(points) < 6 or len(points) % 2):
+            short = len(points)
+            continue
+        # drawing takes time and memory as the polygon is long, within the image or not
+        highest = np.abs(points).max() if points.ndim == 1 else np.nan
+        if not highest < np.inf:
             raise ValueError("has a polygon that is no list of numbers x1, y1, x2, y2, …")
-        if len(points) >= 6 and len(points) % 2 == 0:
-            sound.append(points)
-    if len(sound) < len(shape):
-        worst = next(p for p in shape if len(p) < 6 or len(p) % 2)
-        what = (
-            f"has a polygon of {len(worst)} numbers: x and y of at least 3 points are allowed (an "
-            f"even count from 6)"
-        )
-        if not sound:
-            raise ValueError(f"{what}; correct or remove it")
-        notes.append(f"{what}: left out, its {len(sound)} other polygons stay")
-    return {**annotation, "segmentation": sound}, notes
+        if highest > 2 * max(size):
+            rule = "correct or remove it"
+            raise ValueError(
+                f"has a polygon far outside its image: {rule}",
+                f"has a polygon that reaches to {highest:g} px in an image of {size[1]}x{size[0]} "
+                f"px: {rule}",
+            )
+        sound.append(points)
+    return sound, short
 
 
-def _rle(shape: Record, size: tuple[int, int]) -> None:
+def _rle(shape: Record, size: tuple[int, int]) -> Record:
+    """Run lengths as COCO's string. Raises ValueError where they are not those of a mask."""
     given, counts = shape.get("size"), shape.get("counts")
     if given != list(size):
+        rule = "give it the image's size (height, width)"
         raise ValueError(
-            f"has a mask of size {given} (height, width) in an image of {list(size)}: give it the "
-            f"image's size"
+            f"has a mask of another size than its image: {rule}",
+            f"has a mask of size {shown(given)} in an image of {list(size)}: {rule}",
         )
     if isinstance(counts, list):
-        if not _finite(counts) or sum(counts) != size[0] * size[1] or min(counts) < 0:
+        whole = _finite(counts) and all(c >= 0 and c == int(c) for c in counts)
+        if not whole or sum(counts) != size[0] * size[1]:
+            kind = "has a mask whose runs do not add up to its pixels"
             raise ValueError(
-                f"has a mask whose runs do not add up to its {size[0] * size[1]} pixels"
+                kind, f"has a mask whose runs do not add up to its {size[0] * size[1]} pixels"
             )
-    elif not isinstance(counts, str):
+        runs = {"size": list(size), "counts": [int(c) for c in counts]}
+        return _text_counts(masks_of.frPyObjects(runs, *size))
+    if not isinstance(counts, str):
         raise ValueError("has a mask without counts: a list of runs or COCO's string is allowed")
+    runs_of_string = _runs(counts)
+    if runs_of_string is None or runs_of_string.sum() != size[0] * size[1]:
+        raise ValueError("has a mask whose counts are not COCO's string of its runs")
+    return {"size": list(size), "counts": counts}
+
+
+def _runs(text: str) -> NDArray[np.int64] | None:
+    """The runs in a string of COCO's: 5 bits a character, the sixth says that more follow; from the
+    fourth run on the difference to the one before the last. None where that is no mask."""
+    codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32)
+    if not len(ends) or codes.min() < 0 or codes.max() > 63 or ends[-1] != len(codes) - 1:
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits
+        return None
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= ((codes[ends] & 16) > 0).astype(np.int64) << (5 * lengths)
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs if runs.min() >= 0 and runs.max() <= MAX_PIXELS else None
+
+
+def _text_counts(rle: Record) -> Record:
+    counts = rle["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in rle["size"]], "counts": text}
+
+
+def shown(value: Any) -> str:
+    """A value of the file for a message, shortened."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def _unique(found: Annotations, what: str, records: Iterable[Record]) -> list[Record]:
@@ -217,15 +435,15 @@ def _unique(found: Annotations, what: str, records: Iterable[Record]) -> list[Re
     kept = []
     for record in records:
         number = record.get("id")
-        if type(number) is not int or number < 0:
-            found.problems.append(
-                f"{found.path}: an entry of {what!r} has the id {number!r}: whole numbers from 0 "
-                f"are allowed"
-            )
+        if type(number) is not int or not 0 <= number <= MAX_ID:
+            rule = f"whole numbers from 0 to {MAX_ID} are allowed"
+            detail = f"an entry of {what!r} has the id {shown(number)}: {rule}"
+            kind = f"entries of {what!r} have an id that is no whole number: {rule}"
+            found.problems.append(Problem(found.path, kind, detail))
         elif number in seen:
-            found.problems.append(
-                f"{found.path}: several entries of {what!r} have the id {number}: give each its own"
-            )
+            kind = f"several entries of {what!r} have the same id: give each its own"
+            detail = f"several entries of {what!r} have the id {number}: give each its own"
+            found.problems.append(Problem(found.path, kind, detail))
         else:
             seen.add(number)
             kept.append(record)
@@ -239,4 +457,15 @@ def _doubled(names: Sequence[str]) -> list[str]:
 
 def _finite(values: Sequence[Any]) -> bool:
     # bool is an int; nothing writes true as a coordinate
-    return all(isinstance(v, int | float) and -math.inf < v < math.inf for v in values)
+    return all(isinstance(v, int | float) and -_LARGE < v < _LARGE for v in values)
+
+
+_LARGE = 1e15  # beyond it no coordinate is exact, and sums and products overflow
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8 and name a file."""
+    try:
+        return b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        return False

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from lewel_bench.evals import engines, outside
 from lewel_bench.evals.dense import STD, Detection, mean_of
@@ -32,10 +32,12 @@ def settings(
     candidate: tuple[float, float],
     seed: int,
     device: str,
+    mask_format: Literal["polygon", "bitmask"] = "polygon",
 ) -> dict[str, Any]:
     """detectron2's configuration by dotted keys: everything that the number depends on.
 
-    `candidate` is (lr, weight decay). Only the stem's key is not detectron2's own.
+    `candidate` is (lr, weight decay); `mask_format` bitmask also takes run lengths. Only the stem's
+    key is not detectron2's own.
     """
     # synchronised norms need CUDA; in one process they are plain ones
     norm = "BN" if device == "cpu" else "SyncBN"
@@ -44,6 +46,7 @@ def settings(
         **_backbone(spec, norm),
         **_regions(protocol, classes),
         **_input(protocol),
+        "INPUT.MASK_FORMAT": mask_format,
         **_solver(protocol, candidate),
         **model,
         "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
@@ -154,7 +157,6 @@ def _input(protocol: Detection) -> dict[str, Any]:
         "INPUT.MIN_SIZE_TEST": protocol.test_size,
         "INPUT.MAX_SIZE_TEST": protocol.max_size,
         "INPUT.RANDOM_FLIP": "horizontal",
-        "INPUT.MASK_FORMAT": "polygon",
         "DATALOADER.ASPECT_RATIO_GROUPING": True,
         "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
     }
@@ -226,6 +228,7 @@ def run(
         candidate=candidate,
         seed=seed,
         device=machine.device.type,
+        mask_format="bitmask" if splits.train.has_run_lengths() else "polygon",
     )
     found: Outcome = detectron_train.run(
         protocol, values, spec, report=report, stop=stop, **arguments

@@ -23,6 +23,7 @@ from detectron2.data import (
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 
+from lewel_bench.evals.detection.masks import compressed
 from lewel_bench.evals.detection.scenes import Scene, Scenes
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import workers as processes
@@ -159,12 +160,14 @@ def _record(scenes: Scenes, scene: Scene, coco: bool) -> Record:
     o = scene.objects
     boxes, mode = (o.bbox, BoxMode.XYWH_ABS) if coco else (o.boxes, BoxMode.XYXY_ABS)
     annotations = []
-    for box, label, crowd, polygons in zip(
-        boxes.tolist(), o.labels.tolist(), o.crowd.tolist(), o.polygons, strict=True
+    for box, label, crowd, polygons, rle in zip(
+        boxes.tolist(), o.labels.tolist(), o.crowd.tolist(), o.polygons, o.rles, strict=True
     ):
         one: Record = {"bbox": box, "bbox_mode": mode, "category_id": label, "iscrowd": int(crowd)}
         if polygons:
             one["segmentation"] = [p.tolist() for p in polygons]
+        elif rle is not None and not crowd:
+            one["segmentation"] = compressed(rle)
         annotations.append(one)
     return {
         "file_name": str(scenes.root / scene.file),

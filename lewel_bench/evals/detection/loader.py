@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lewel_bench.evals.dense import Detection
+from lewel_bench.evals.detection.masks import Pixels
 from lewel_bench.evals.detection.scenes import Floats, Scene, Scenes
 from lewel_bench.evals.detection.views import Example, test_view, training_view
 from lewel_bench.pretrain.loader import stream
@@ -25,7 +26,7 @@ _ORDER, _VIEWS = 0, 1  # what a stream of random numbers is for
 Places = NDArray[np.int64]  # in the scenes
 _Place = tuple[int, int]  # epoch and place
 _Parts = tuple[
-    Tensor, NDArray[np.float32], Places, list[list[Floats]], int, tuple[int, int]
+    Tensor, NDArray[np.float32], Places, list[list[Floats] | Pixels], int, tuple[int, int]
 ]  # of an Example
 
 
@@ -145,7 +146,7 @@ def _example(
     image: Tensor,
     boxes: NDArray[np.float32],
     labels: Places,
-    polygons: list[list[Floats]],
+    polygons: list[list[Floats] | Pixels],
     number: int,
     size: tuple[int, int],
 ) -> Example:

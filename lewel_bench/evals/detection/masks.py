@@ -4,6 +4,7 @@ F regions that are objects, K classes, masks of M x M pixels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from faster_coco_eval.core import mask as coco
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
+from torchvision.ops import roi_align
 
 from lewel_bench.evals.detection.boxes import Size, at_least_single
 
@@ -18,15 +20,52 @@ THRESHOLD = 0.5
 PASTED_AT_ONCE = 2**28  # pixels on a GPU: 1 GiB of float32
 
 Polygons = Sequence[NDArray[np.float64]]  # of one object: (2 k,) as x, y, x, y, ... in pixels
+Pixels = NDArray[np.uint8]  # of one object: its mask (H, W) in the whole image
 
 
-def rasterise(objects: Sequence[Polygons], boxes: NDArray[np.float32], side: int) -> Tensor:
+def rasterise(
+    objects: Sequence[Polygons | Pixels], boxes: NDArray[np.float32], side: int
+) -> Tensor:
     """What each box (F, 4) shows of its object, as (F, side, side) bool.
 
-    The polygons are moved and stretched so that the box is the mask, then drawn by COCO's rule.
+    Polygons are moved and stretched so that the box is the mask, then drawn by COCO's rule; pixels
+    are pooled, as by detectron2's BitMasks.
     """
-    if not len(objects):
-        return torch.zeros(0, side, side, dtype=torch.bool)
+    drawn = torch.zeros(len(objects), side, side, dtype=torch.bool)
+    outlines = {i: s for i, s in enumerate(objects) if not isinstance(s, np.ndarray)}
+    if outlines:
+        drawn[list(outlines)] = _drawn(list(outlines.values()), boxes[list(outlines)], side)
+    for i, (shape, box) in enumerate(zip(objects, boxes, strict=True)):
+        if isinstance(shape, np.ndarray):
+            drawn[i] = _pooled(shape, box, side)
+    return drawn
+
+
+def decoded(rle: dict[str, Any]) -> Pixels:
+    """The mask (H, W) of run lengths."""
+    pixels: Pixels = coco.decode(compressed(rle))
+    return pixels
+
+
+def compressed(rle: dict[str, Any]) -> dict[str, Any]:
+    """Run lengths with COCO's string of counts."""
+    if not isinstance(rle["counts"], list):
+        return rle
+    found: dict[str, Any] = coco.frPyObjects(rle, *rle["size"])
+    return found
+
+
+def _pooled(mask: Pixels, box: NDArray[np.float32], side: int) -> Tensor:
+    # nothing beyond a pixel around the box is read
+    left, top = np.maximum(np.floor(box[:2]).astype(int) - 2, 0).tolist()
+    right, bottom = (np.ceil(box[2:]).astype(int) + 2).tolist()
+    part = torch.from_numpy(mask[top:bottom, left:right].astype(np.float32))
+    roi = torch.from_numpy(np.concatenate([[0], box - [left, top, left, top]]).astype(np.float32))
+    pooled: Tensor = roi_align(part[None, None], roi[None], (side, side), 1.0, 0, aligned=True)
+    return pooled[0, 0] >= THRESHOLD
+
+
+def _drawn(objects: Sequence[Polygons], boxes: NDArray[np.float32], side: int) -> Tensor:
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], np.float32(0.1))
     scale = (np.float32(side) / size).astype(np.float64)  # (F, 2); the quotient in float32
     moved = [

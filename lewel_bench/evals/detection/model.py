@@ -19,7 +19,7 @@ from lewel_bench.evals.detection import masks as mask_ops
 from lewel_bench.evals.detection import roi
 from lewel_bench.evals.detection.boxes import Size, pool
 from lewel_bench.evals.detection.heads import FPN, BoxPredictor, Mean, conv_box_head, mask_head
-from lewel_bench.evals.detection.masks import Polygons
+from lewel_bench.evals.detection.masks import Pixels, Polygons
 from lewel_bench.evals.detection.roi import Regions
 from lewel_bench.evals.detection.rpn import RPN
 from lewel_bench.pretrain import backbone, checkpoint
@@ -35,7 +35,7 @@ class Target:
 
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
-    polygons: Sequence[Polygons] = field(default_factory=list)
+    polygons: Sequence[Polygons | Pixels] = field(default_factory=list)
 
 
 @dataclass

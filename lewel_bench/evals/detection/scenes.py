@@ -6,6 +6,7 @@ from edge to edge.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ class Objects:
     """The ground truth of one image.
 
     `boxes` are what detectron2 makes of the file's; `bbox` are the file's own in COCO's form (left,
-    top, width, height). `polygons` has a tuple an object (empty in VOC and for crowds), `rles` the
-    file's run lengths of crowds and else None. `ids` are the annotations' own.
+    top, width, height). `polygons` has a tuple an object, `rles` run lengths: the file's of crowds,
+    COCO's string of other objects; one of both is empty or None, both where an object has no mask,
+    as in VOC. `ids` are the annotations' own.
     """
 
     boxes: Floats  # (N, 4)
@@ -44,6 +46,20 @@ class Objects:
         """Which objects a metric counts, (N,)."""
         return ~(self.crowd | self.difficult)
 
+    def masked(self) -> NDArray[np.bool_]:
+        """Which objects have a mask, (N,)."""
+        pairs = zip(self.polygons, self.rles, strict=True)
+        return np.array([bool(polygons) or rle is not None for polygons, rle in pairs], dtype=bool)
+
+    def take(self, kept: NDArray[np.bool_]) -> "Objects":
+        """The objects that are `kept`, (N,)."""
+        arrays = ("boxes", "labels", "crowd", "difficult", "areas", "bbox", "ids")
+        return Objects(
+            **{name: getattr(self, name)[kept] for name in arrays},
+            polygons=tuple(compress(self.polygons, kept)),
+            rles=tuple(compress(self.rles, kept)),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -58,12 +74,14 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """A split of a data set; `category_ids` are the numbers of `classes` in prediction files."""
+    """A split of a data set; `category_ids` are the numbers of `classes` in prediction files, and
+    `without_mask` says how many objects `with_masks` has left out."""
 
     root: Path
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     scenes: tuple[Scene, ...]
+    without_mask: int = 0
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -77,6 +95,34 @@ class Scenes:
         if any(not s.objects.crowd.all() for s in self.scenes):
             return None
         return "no image has an object to learn from"
+
+    def with_masks(self) -> "Scenes":
+        """The same images without the objects that have no mask, which detectron2 leaves out too.
+
+        Raises ValueError where none has a mask.
+        """
+        masked = [scene.objects.masked() for scene in self.scenes]
+        if any(map(len, masked)) and not any(mask.any() for mask in masked):
+            raise ValueError(
+                f"{self.root}: no object has a segmentation, and this protocol trains masks: add "
+                f"segmentations, or measure boxes only with --set PROTOCOL.masks=false"
+            )
+        return replace(
+            self,
+            without_mask=sum(int((~mask).sum()) for mask in masked),
+            scenes=tuple(
+                scene if mask.all() else replace(scene, objects=scene.objects.take(mask))
+                for scene, mask in zip(self.scenes, masked, strict=True)
+            ),
+        )
+
+    def has_run_lengths(self) -> bool:
+        """Whether an object that is no crowd has its mask as run lengths."""
+        return any(
+            rle is not None and not crowd
+            for scene in self.scenes
+            for rle, crowd in zip(scene.objects.rles, scene.objects.crowd.tolist(), strict=True)
+        )
 
     def unmeasurable(self) -> str | None:
         """Why nothing can be measured on these scenes, if so."""
@@ -152,8 +198,9 @@ def read_voc(
 def read_coco(root: Path, split: str) -> Scenes:
     """The images of `train2017` or `val2017` in the order of their ids, classes in that of theirs.
 
-    Polygons of fewer than 3 points are left out, as detectron2 does. Raises ValueError naming the
-    file, the object, and what is wrong with it.
+    Polygons of fewer than 3 points are left out, as detectron2 does; objects without a mask stay,
+    see `Scenes.with_masks`. Raises ValueError naming the file, the object, and what is wrong with
+    it.
     """
     root = Path(root)
     found = coco.parse(root, split)
@@ -162,7 +209,7 @@ def read_coco(root: Path, split: str) -> Scenes:
     place = {number: i for i, number in enumerate(numbers)}
     scenes = tuple(
         Scene(
-            f"{split}/{image['file_name']}",
+            coco.image_file(split, image),
             image["id"],
             image["height"],
             image["width"],

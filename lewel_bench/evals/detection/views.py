@@ -1,13 +1,14 @@
 """Images and their objects as detectron2's DatasetMapper hands them to a detector.
 
-ResizeShortestEdge with Pillow's bilinear filter, then a horizontal flip; crowds and objects whose
-box is empty are left out. Shapes: N objects, k points of a polygon, h and w of the resized image.
+ResizeShortestEdge with Pillow's bilinear filter (masks of run lengths with its nearest pixel), then
+a horizontal flip; crowds and objects whose box or mask is empty are left out. Shapes: N objects, k
+points of a polygon, h and w of the resized image.
 Whole numbers in an annotation are read as real ones; detectron2 would truncate the resized
 coordinates of a box or polygon that is written without a decimal point.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lewel_bench.evals.dense import Detection
+from lewel_bench.evals.detection.masks import Pixels, decoded
 from lewel_bench.evals.detection.scenes import Floats, Scene
 from lewel_bench.evals.detection.upright import upright
 
@@ -33,7 +35,8 @@ class Example:
     image: Tensor  # uint8 (3, h, w), RGB
     boxes: Tensor  # float32 (N, 4): left, top, right, bottom
     labels: Tensor  # int64 (N,), from 0
-    polygons: list[list[Floats]]  # of each object, each (2k,): x1, y1, x2, y2, …
+    # of each object its polygons, each (2k,) as x1, y1, x2, y2, …, or its pixels (h, w) of 0 and 1
+    polygons: list[list[Floats] | Pixels]
     id: int
     size: tuple[int, int]  # height and width of the image in its file
 
@@ -72,15 +75,11 @@ def view(root: Path, scene: Scene, short: int, longest: int, flip: bool, masks: 
     boxes = np.minimum(boxes.clip(min=0), [w, h, w, h]).astype(np.float32)
     filled = (boxes[:, 2:] - boxes[:, :2] > np.float32(_EMPTY)).all(1)
     kept = np.flatnonzero(filled & ~objects.crowd)
-    polygons: list[list[Floats]] = []
+    polygons: list[list[Floats] | Pixels] = []
     if masks:
-        polygons = [
-            [
-                move(p.reshape(-1, 2), scale, w if flip else None).reshape(-1)
-                for p in _outlines(scene, i)
-            ]
-            for i in kept.tolist()
-        ]
+        shapes = [_mask(scene, i, scale, (h, w), flip) for i in kept.tolist()]
+        seen = [not isinstance(shape, np.ndarray) or bool(shape.any()) for shape in shapes]
+        kept, polygons = kept[seen], list(compress(shapes, seen))
     return Example(
         _tensor(image),
         torch.from_numpy(boxes[kept]),
@@ -110,14 +109,21 @@ def move(points: Floats, scale: Floats, mirror: float | None) -> Floats:
     return moved
 
 
-def _outlines(scene: Scene, index: int) -> Sequence[Floats]:
-    found = scene.objects.polygons[index]
-    if not found:
+def _mask(
+    scene: Scene, index: int, scale: Floats, size: tuple[int, int], flip: bool
+) -> list[Floats] | Pixels:
+    """The mask of an object in the resized image: polygons as polygons, run lengths as pixels."""
+    outlines, rle = scene.objects.polygons[index], scene.objects.rles[index]
+    if outlines:
+        mirror = size[1] if flip else None
+        return [move(p.reshape(-1, 2), scale, mirror).reshape(-1) for p in outlines]
+    if rle is None:
         raise ValueError(
-            f"{scene.file}: object {scene.objects.ids[index]} has no polygon: masks are trained on "
-            f"COCO's polygons; give it one, or choose a protocol without masks"
+            f"{scene.file}: object {scene.objects.ids[index]} has no mask: give it polygons or run "
+            f"lengths, or choose a protocol without masks"
         )
-    return found
+    pixels = _resized(decoded(rle), size, Image.Resampling.NEAREST)
+    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 
 def _read(root: Path, scene: Scene) -> NDArray[np.uint8]:
@@ -131,10 +137,14 @@ def _read(root: Path, scene: Scene) -> NDArray[np.uint8]:
     return image
 
 
-def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resized(
+    image: NDArray[np.uint8],
+    size: tuple[int, int],
+    how: Image.Resampling = Image.Resampling.BILINEAR,
+) -> NDArray[np.uint8]:
     if image.shape[:2] == size:
         return image  # Pillow would copy it
-    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    resized = Image.fromarray(image).resize(size[::-1], how)
     return np.asarray(resized)
 
 

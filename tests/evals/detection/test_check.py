@@ -1,6 +1,7 @@
 """Every kind of broken annotation is named, with its file and object."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -167,14 +168,23 @@ def change(
         (lambda c, o, w: o.update(image_id={"id": 3}), "has the image_id {'id': 3}: a number"),
         (lambda c, o, w: o.update(iscrowd="0"), "has iscrowd '0': 0 or 1 is allowed"),
         (lambda c, o, w: o.update(area=-1), "area -1"),
-        (
-            lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4]]),
-            "polygon of 4 numbers: .* 3 points",
-        ),
-        (lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "polygon of 7 numbers"),
         (lambda c, o, w: o.update(segmentation=[["a", 2, 3, 4, 5, 6]]), "no list of numbers"),
-        (lambda c, o, w: o.update(segmentation=[]), "a list of polygons is allowed"),
-        (lambda c, o, w: o.update(segmentation=w["segmentation"]), "mask"),
+        (lambda c, o, w: o.update(segmentation="polygon"), "has the segmentation 'polygon'"),
+        (lambda c, o, w: o.update(segmentation=[[1e18, 2, 3, 4, 5, 6]]), r"reaches to 1e\+18 px"),
+        (lambda c, o, w: o.update(segmentation=[[10**400, 2, 3, 4, 5, 6]]), "no list of numbers"),
+        (lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4, 5, math.inf]]), "no list of numbers"),
+        (lambda c, o, w: o.update(category_id="2"), "has the category_id '2' as text: write the"),
+        (lambda c, o, w: o.update(image_id="7"), "has the image_id '7' as text: write the number"),
+        (lambda c, o, w: o.update(area=1e999), "area inf"),
+        (lambda c, o, w: o.update(bbox=[1, 2, 10**400, 3]), "four numbers"),
+        (lambda c, o, w: w["segmentation"].update(counts="zzz"), "not COCO's string"),
+        (lambda c, o, w: w["segmentation"].update(counts="n" * 99), "not COCO's string"),
+        (lambda c, o, w: c["images"][0].update(height=60.0), "height and width .* decimal point"),
+        (lambda c, o, w: c["images"][0].update(height="60"), "height and width .* as text"),
+        (lambda c, o, w: c["images"][0].update(height=10**9), "at most 89,478,485 pixels"),
+        (lambda c, o, w: c["images"][0].update(file_name="\ud800.jpg"), "file_name .*no text"),
+        (lambda c, o, w: c["images"][0].update(file_name="a\0.jpg"), "file_name .*no text"),
+        (lambda c, o, w: o.update(id=10**30), "has the id 10000"),
         (lambda c, o, w: w["segmentation"].update(size=[7, 9]), r"mask of size \[7, 9\]"),
         (lambda c, o, w: w["segmentation"].update(counts=[3, 4]), "runs do not add up"),
         (lambda c, o, w: w["segmentation"].pop("counts"), "mask without counts"),
@@ -209,6 +219,10 @@ def test_coco_annotations(coco, breaks, said):
     ("breaks", "said"),
     [
         (lambda c, o, w: o["segmentation"].append([1, 2, 3, 4]), "polygon of 4 numbers.*left out"),
+        (lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4]]), "of 4 numbers: .* are trained and"),
+        (lambda c, o, w: o.update(segmentation=[list(range(7))]), "of 7 numbers: .* are trained"),
+        (lambda c, o, w: o.update(segmentation=[]), "has no segmentation: left out where masks"),
+        (lambda c, o, w: o.pop("segmentation"), "has no segmentation: left out where masks are"),
         (lambda c, o, w: o.update(bbox=[3, 4, 5, 0]), "an empty box"),
         (
             lambda c, o, w: o.update(image_id=12345),

@@ -6,6 +6,7 @@ import detection_cases as cases
 import numpy as np
 import pytest
 import torch
+import torchvision
 from official import noise
 from torchvision.ops import box_iou
 
@@ -119,6 +120,34 @@ def test_masks_are_drawn_in_their_boxes():
     assert drawn[0].all() and drawn[2].all()
     assert drawn[1, :, :14].all() and not drawn[1, :, 14:].any()
     assert masks.rasterise([], within[:0], 14).shape == (0, 14, 14)
+
+
+def test_pixels_are_pooled_as_detectron2_does():
+    """detectron2 1.0, BitMasks.crop_and_resize: the whole masks in one call of RoIAlign."""
+    rng = np.random.default_rng(0)
+    pixels = (rng.random((6, 50, 70)) < 0.5).astype(np.uint8)
+    pixels[0, 10:30, 10:30] = 1
+    within = np.array(
+        [[10, 10, 30, 30], [0, 0, 70, 50], [3.2, 4.7, 41.9, 20.1], [60.5, 30, 70, 50],
+         [0, 0, 0.4, 50], [5, 5, 5.5, 5.2]], dtype=np.float32
+    )  # fmt: skip
+    drawn = masks.rasterise(list(pixels), within, 14)
+    rois = torch.from_numpy(np.concatenate([np.arange(6)[:, None], within], axis=1)).float()
+    whole = torch.from_numpy(pixels).float()[:, None]
+    shares = torchvision.ops.roi_align(whole, rois, (14, 14), 1.0, 0, aligned=True)[:, 0]
+    decided = (shares - 0.5).abs() > 1e-4  # noise has ties
+    assert torch.equal(drawn[decided], shares[decided] >= 0.5) and decided.float().mean() > 0.9
+    assert drawn[0].all() and 0 < drawn[1].sum() < 196
+
+
+def test_polygons_and_pixels_are_drawn_together():
+    square = [np.array([10.0, 10, 30, 10, 30, 30, 10, 30])]
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[10:30, 10:30] = 1
+    within = np.array([[0, 0, 40, 40]] * 3, dtype=np.float32)
+    drawn = masks.rasterise([pixels, square, pixels], within, 40)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[2], drawn[1])
+    assert drawn[0].sum() == 400
 
 
 def test_masks_are_drawn_as_pycocotools_draws_them():

@@ -1,11 +1,13 @@
 """Views against closed forms, Pillow, and detectron2's DatasetMapper for the same draws."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from annotated import make_coco, make_voc, photo, real
+from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -151,8 +153,33 @@ def test_refusals_name_the_file(folder):
         views.view(folder, scene_of([], width=81), 60, 100, False, False)
     with pytest.raises(ValueError, match=r"b\.jpg: cannot be read"):
         views.test_view(folder, scene_of([], file="b.jpg"), C4)
-    with pytest.raises(ValueError, match=r"a\.jpg: object 1 has no polygon"):
+    with pytest.raises(ValueError, match=r"a\.jpg: object 1 has no mask"):
         views.view(folder, scene_of([[0, 0, 9, 9]]), 60, 100, False, True)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_run_lengths_move_with_the_image(folder, flip):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[6:40, 10:30] = 1
+    mask[20:25, 15:20] = 0  # a hole, which no polygon of COCO's has
+    counts = np.diff([0, *np.flatnonzero(np.diff(mask.ravel("F"), prepend=0)), mask.size]).tolist()
+    plain = scene_of([[10, 6, 30, 40], [10, 6, 30, 40]])
+    written = ({"size": [60, 80], "counts": counts}, coco_mask.encode(np.asfortranarray(mask)))
+    scene = replace(plain, objects=replace(plain.objects, rles=written))
+    example = views.view(folder, scene, 120, 1000, flip, True)
+    doubled = mask.repeat(2, 0).repeat(2, 1)
+    for pixels in example.polygons:
+        assert np.array_equal(pixels, doubled[:, ::-1] if flip else doubled)
+
+
+def test_an_object_whose_mask_vanishes_is_left_out(folder):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[6, 10] = 1  # between the pixels that a third of the size keeps
+    plain = scene_of([[10, 6, 30, 40]])
+    rles = (coco_mask.encode(np.asfortranarray(mask)),)
+    scene = replace(plain, objects=replace(plain.objects, rles=rles))
+    example = views.view(folder, scene, 20, 1000, False, True)
+    assert example.polygons == [] and len(example.boxes) == len(example.labels) == 0
 
 
 @pytest.fixture(params=["drawn-voc", "drawn-coco", "voc-mini.tar.gz", "coco-mini.tar.gz"])
