@@ -11,13 +11,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command_line import command, environment, write_images
+from faster_coco_eval import COCO as COCO_API
 from photos import DATA
 from PIL import Image
 
+from lewel_bench.evals.detection import metrics, views, voc
+from lewel_bench.evals.detection.scenes import read_coco, read_voc
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.status import write_spec
 from lewel_bench.pretrain.decode import decode
@@ -52,11 +56,198 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 # --- COCO folders: make_det.py ---------------------------------------------------------------
 
+# what `data check` says of each; a tuple: it exits with 2 and names these
+COCO: dict[str, str | tuple[str, ...]] = {
+    "k00_control": "sound",
+    "k01_ids_gap": "sound",
+    "k02_cat0": "sound",
+    "k04b_all_empty_seg": "note: 36 times: has no segmentation: left out where masks are trained",
+    "k04c_no_seg_key": "note: 36 times: has no segmentation: left out where masks are trained",
+    "k05_uncompressed_rle": "sound",
+    "k05c_list_of_rle": "sound",
+    "k06_four_numbers": "note: 2 times: has a polygon of too few numbers",
+    "k07_ann_id0": "sound",
+    "k09_dup_image": ("several entries of 'images' have the same id: give each its own",),
+    "k11_float_sizes": (
+        "18 times: has height and width with a decimal point: write whole numbers of pixels",
+        "18 problems",
+    ),
+    "k12b_exif_labelled_raw": (
+        "18 times: is turned by its EXIF tag, but labelled as its pixels are stored: remove the",
+        "18 problems",
+    ),
+    "k13_prefix": ("18 times: missing, but annotated", "train2017/train2017/000000000001.jpg"),
+    "k13b_absolute": "sound",
+    "k13c_dotdot": "sound",
+    "k15_no_categories": ("expected lists 'images', 'annotations' and 'categories'",),
+    "k16_one_class": "sound",
+    "k18_ignore_flag": "sound",
+    "k19_bom": "sound",
+    "k21_box_outside": ("has a box (x, y, width, height) outside its image", "2 problems"),
+    "k22_xyxy": (
+        "the boxes of 24 of 24 objects fit as corners (x1, y1, x2, y2)",
+        "subtract x1 from x2",
+        "2 problems",
+    ),
+    "k24_unicode_names": "sound",
+    "k25_background_images": "sound",
+    "k27_grey": "sound",
+    "k29_float_image_id": "sound",
+    "k31_area_zero": "sound",
+}
+
+
+def check_case(root: Path, expected: str | tuple[str, ...], capsys: Any) -> None:
+    code = main(["data", "check", str(root)])
+    said = capsys.readouterr()
+    if isinstance(expected, str):
+        assert (code, said.err) == (0, "") and ": sound" in said.out and expected in said.out
+        assert expected != "sound" or "note" not in said.out
+    else:
+        assert code == 2 and all(part in said.err + said.out for part in expected), said
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_coco_folders(made: Made, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_case(made("make_det.py") / name, COCO[name], capsys)
+
+
+def test_every_coco_folder_is_answered(made: Made) -> None:
+    assert {path.name for path in made("make_det.py").iterdir()} == set(COCO)
+
+
+SOUND = [name for name, said in COCO.items() if isinstance(said, str)]
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_coco_folders_are_read_and_decoded(made: Made, name: str) -> None:
+    """What is checked is what is trained on: every image, box and mask."""
+    scenes = read_coco(made("make_det.py") / name, "train2017")
+    with_masks = not name.startswith("k04")
+    for scene in scenes.scenes:
+        example = views.view(scenes.root, scene, 64, 100, False, with_masks)
+        assert len(example.polygons) == (len(scene.objects) if with_masks else 0)
+    assert sum(map(len, (scene.objects for scene in scenes.scenes))) == (
+        16 if "k25" in name else 24
+    )
+
+
+def test_run_lengths_are_the_masks_that_polygons_are(made: Made) -> None:
+    """A rectangle is the same as polygon, as run lengths and as a list of these."""
+    root = made("make_det.py")
+    masks = []
+    for name in ("k00_control", "k05_uncompressed_rle", "k05c_list_of_rle"):
+        scenes = read_coco(root / name, "val2017")
+        truth = COCO_API(scenes.coco_json(), print_function=lambda *_: None)
+        masks.append(np.stack([truth.annToMask(truth.anns[i]) for i in sorted(truth.anns)]))
+        found = metrics.coco_ap(scenes, _perfect(scenes, masks[-1]), masks=True)
+        assert found["mask_ap"] == pytest.approx(100)
+    assert np.array_equal(masks[1], masks[0]) and np.array_equal(masks[2], masks[0])
+
+
+def _perfect(scenes: Any, drawn: Any) -> list[dict[str, Any]]:
+    found, first = [], 0
+    for scene in scenes.scenes:
+        o = scene.objects
+        some = drawn[first : first + len(o)]
+        first += len(o)
+        boxes, scores = o.boxes.astype(np.float32), np.ones(len(o))
+        found += metrics.as_predictions(
+            scene.id, scenes.category_ids, boxes, scores, o.labels, some.astype(bool)
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", ["k04b_all_empty_seg", "k04c_no_seg_key"])
+def test_boxes_without_masks_are_for_protocols_without_masks(made: Made, name: str) -> None:
+    scenes = read_coco(made("make_det.py") / name, "train2017")
+    assert sum(len(scene.objects) for scene in scenes.scenes) == 24
+    with pytest.raises(ValueError, match=r"no object has a segmentation.*masks=false"):
+        scenes.with_masks()
+
 
 # --- VOC folders: make_voc.py ----------------------------------------------------------------
 
+VOC: dict[str, str | tuple[str, ...]] = {
+    "v00_control": "sound",
+    "v01_no_difficult": "sound",
+    "v02_float_boxes": "sound",
+    "v03_zero_based": "sound",
+    "v03b_zero_and_full": "sound",
+    "v05_size_zero": ("18 times: has no size/height: a whole number of pixels", "18 problems"),
+    "v05b_no_size": ("18 times: has no size/height: a whole number of pixels", "18 problems"),
+    "v06_list_with_ext": "sound",
+    "v06b_list_paths": "sound",
+    "v06c_list_flags": "sound",
+    "v07b_gbk": (
+        "18 times: is not in UTF-8 and does not say in which encoding it is: convert it",
+        "VOC2007/Annotations/000001.xml",
+        "18 problems",
+    ),
+    "v08_bom": "sound",
+    "v09_order": "sound",
+    "v11_swapped": ("36 times: an object has an inverted box",),
+    "v12_train_val_only": "sound",
+    "v13_trainval_only": ("list of images cannot be read: No such file", "ImageSets/Main/val.txt"),
+    "v15_case": "v15_case: the classes Cat and cat differ in case only",
+    "v17_degenerate": "sound",
+    "v18_spaces_in_names": "sound",
+    "v20_all_difficult": "every object of 2007 test is difficult: none is measured",
+}
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_voc_folders(made: Made, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_case(made("make_voc.py") / name, VOC[name], capsys)
+
+
+def test_every_voc_folder_is_answered(made: Made) -> None:
+    assert {path.name for path in made("make_voc.py").iterdir()} == set(VOC)
+
+
+@pytest.mark.parametrize("name", [name for name, said in VOC.items() if isinstance(said, str)])
+def test_sound_voc_folders_are_read_and_decoded(made: Made, name: str) -> None:
+    root = made("make_voc.py") / name
+    scenes = read_voc(root, voc.splits(root)[0])
+    assert len(scenes) == 12
+    for scene in scenes.scenes:
+        assert len(views.view(root, scene, 64, 100, False, False).boxes) == 2
+
 
 # --- Segmentation masks: make_seg.py ---------------------------------------------------------
+
+SEG: dict[str, str | tuple[str, ...]] = {
+    "s00_control": "sound",
+    "s01_binary_0_255": ("one class (background)", "in binary masks write 1, not 255"),
+    "s01b_binary_0_255_labels": (
+        "no pixel in the masks of train: road (1)",
+        "in binary masks write 1, not 255",
+        "no pixel in the masks of val: road (1); mIoU is the mean over the others",
+    ),
+    "s02_rgb": ("a mask of mode RGB: allowed are 8-bit PNGs",),
+    "s04_from_one": ("15 times: a label beyond the classes: allowed are 0 to 2 and 255 (void)",),
+    "s06_exif_image_raw_mask": (
+        "15 times: is turned by its EXIF tag, but labelled as its pixels are stored",
+    ),
+    "s07_rgba": ("a mask of mode RGBA: allowed are 8-bit PNGs",),
+    "s08_la": ("a mask of mode LA: allowed are 8-bit PNGs",),
+    "s09_palette_reindexed": (
+        "15 times: the palette gives another label the colour of void",
+        "PNG optimisers reorder palettes",
+    ),
+    "s11_bmp_mask": "sound",
+    "s12_size_swapped": ("15 times: a mask of another size than its image",),
+}
+
+
+@pytest.mark.parametrize("name", SEG)
+def test_segmentation_folders(made: Made, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_case(made("make_seg.py") / name, SEG[name], capsys)
+
+
+def test_every_segmentation_folder_is_answered(made: Made) -> None:
+    folders = {path.name for path in made("make_seg.py").iterdir() if path.is_dir()}
+    assert folders == set(SEG)
 
 
 # --- Class folders: make_folders.py ----------------------------------------------------------

@@ -1,6 +1,8 @@
 """What is wrong with a data set: one line per kind of problem, however many files have it."""
 
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 from lewel_bench.value import printable
 
@@ -42,6 +44,15 @@ def one_line(text: str) -> str:
 
 def _short(place: str) -> str:
     return place if len(place) <= LONGEST else f"{place[: LONGEST // 2]}…{place[-LONGEST // 2 :]}"
+
+
+def shown(value: Any) -> str:
+    """A value of a file for a message, shortened."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def grouped(problems: Iterable[str]) -> list[str]:

@@ -1,13 +1,15 @@
 """Is a detection data set fit for training? Everything wrong with it, before a job is queued."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lewel_bench.evals.detection import coco, voc
-from lewel_bench.evals.detection.upright import upright_size
+from lewel_bench.evals.detection.upright import STORED, is_turned, upright_size
 from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.problems import Problem
 
 Layout = Literal["voc", "coco"]
 SAMPLE = 2000  # images of a split that are decoded at least, unless all are
@@ -45,7 +47,7 @@ def check(root: Path, layout: Layout, full: bool = False) -> Report:
     report = Report(Path(root))
     (_voc if layout == "voc" else _coco)(report, full)
     for split, count in report.objects.items():
-        if not count and report.images.get(split):
+        if not count and report.images.get(split) and not report.problems:
             report.problems.append(
                 f"{root}: no image of {split} has an object: there is nothing to learn or measure"
             )
@@ -68,16 +70,24 @@ def _voc(report: Report, full: bool) -> None:
             own = voc.classes(root, train)
             classes = set(own or (n for a in annotations for n in a.names))
             report.classes = tuple(sorted(classes))
+            report.notes += _alike(root, classes)
         for annotation in annotations:
             report.problems += annotation.problems
             report.problems += [
-                f"{annotation.path}: object {number} has the unknown class {name!r}: known are "
-                f"{', '.join(sorted(classes))}"
+                Problem(
+                    annotation.path,
+                    f"an object has an unknown class: known are {', '.join(sorted(classes))}",
+                    f"object {number} has the unknown class {name!r}: known are "
+                    f"{', '.join(sorted(classes))}",
+                )
                 for number, name in zip(annotation.numbers, annotation.names, strict=True)
                 if name not in classes
             ]
         report.images[split] = len(annotations)
         report.objects[split] = sum(len(a.names) for a in annotations)
+        if sets == test and report.objects[split] == sum(sum(a.difficult) for a in annotations) > 0:
+            reason = f"every object of {split} is difficult: none is measured, so no run takes it"
+            report.notes.append(Problem(root, reason))
         report.problems += _images(expected, full)
 
 
@@ -98,14 +108,23 @@ def _voc_split(
     seen.update(dict.fromkeys(names, split))
     annotations = voc.parse_all(report.root, names)
     files = {
-        report.root / f"VOC{year}" / "JPEGImages" / f"{image}.jpg": (
-            str(found.path),
-            found.height,
-            found.width,
-        )
-        for (year, image), found in zip(names, annotations, strict=True)
+        report.root / file: (str(found.path), found.height, found.width)
+        for file, found in zip(voc.image_files(report.root, names), annotations, strict=True)
     }
     return annotations, files
+
+
+def _alike(root: Path, classes: Iterable[str]) -> list[str]:
+    """A note on class names that differ in case only."""
+    same: dict[str, list[str]] = {}
+    for name in sorted(classes):
+        same.setdefault(name.casefold(), []).append(name)
+    return [
+        Problem(root, f"the classes {' and '.join(names)} differ in case only: they are learned "
+                "and measured apart")
+        for names in same.values()
+        if len(names) > 1
+    ]  # fmt: skip
 
 
 def _coco(report: Report, full: bool) -> None:
@@ -145,22 +164,44 @@ def _images(expected: dict[Path, _Expected], full: bool) -> list[str]:
         path, (where, height, width) = item
         try:
             size = upright_size(path)
+            if height and size != (height, width):
+                return _size_problem(path, size, where, height, width)
         except FileNotFoundError:
-            return f"{path}: missing, but {where} describes it: add the file or remove the entry"
+            advice = "add the file or remove the entry"
+            return Problem(
+                path,
+                f"missing, but annotated: {advice}",
+                f"missing, but {where} describes it: {advice}",
+            )
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, …
         except Exception as error:
-            return f"{path}: is no readable image ({error}): replace the file"
-        if height and size != (height, width):
-            return (
-                f"{path}: the image is {size[1]}x{size[0]} px, but {where} says {width}x{height}: "
-                f"correct the annotation or replace the image"
+            return Problem(
+                path,
+                "is no readable image: replace the file",
+                f"is no readable image ({getattr(error, 'strerror', None) or error}): replace the "
+                "file",
             )
         if path in decoded:
             try:
                 decode(path)
             except ValueError as error:
-                return str(error)
+                return Problem.of(error)
         return None
 
     with ThreadPoolExecutor(8) as pool:
         return [problem for problem in pool.map(look, expected.items()) if problem]
+
+
+def _size_problem(
+    path: Path, size: tuple[int, int], where: str, height: int, width: int
+) -> Problem:
+    """An image of `size` (height, width), that is annotated with another one."""
+    if size == (width, height) and is_turned(path):
+        said = f"is shown as {size[1]}x{size[0]} px, but {where} says {width}x{height}"
+        return Problem(path, STORED, f"{STORED} (it {said})")
+    advice = "correct the annotation or replace the image"
+    return Problem(
+        path,
+        f"is of another size than its annotation says: {advice}",
+        f"the image is {size[1]}x{size[0]} px, but {where} says {width}x{height}: {advice}",
+    )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from lewel_bench.files import open_regular
 from lewel_bench.pretrain.decode import MAX_PIXELS
-from lewel_bench.pretrain.problems import Problem
+from lewel_bench.pretrain.problems import Problem, shown
 
 SLACK = (
     1.0  # px by which a box may pass the image's edge: annotators' rounding, clipped in training
@@ -418,15 +417,6 @@ def _text_counts(rle: Record) -> Record:
     counts = rle["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in rle["size"]], "counts": text}
-
-
-def shown(value: Any) -> str:
-    """A value of the file for a message, shortened."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def _unique(found: Annotations, what: str, records: Iterable[Record]) -> list[Record]:

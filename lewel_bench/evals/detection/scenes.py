@@ -187,10 +187,10 @@ def read_voc(
         classes = voc.classes(root, sets) or sorted({n for a in annotations for n in a.names})
     number = {name: place for place, name in enumerate(classes)}
     first, scenes = 1, []
-    for (year, image), key, found_ in zip(names, _image_ids(names), annotations, strict=True):
+    files = voc.image_files(root, names)
+    for file, key, found_ in zip(files, _image_ids(names), annotations, strict=True):
         objects = _voc_objects(found_, number, first)
         first += len(objects)
-        file = f"VOC{year}/JPEGImages/{image}.jpg"
         scenes.append(Scene(file, key, found_.height, found_.width, objects))
     return Scenes(root, tuple(classes), tuple(range(1, len(classes) + 1)), tuple(scenes))
 

@@ -27,8 +27,21 @@ def upright(path: Path) -> Pixels:
     return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
 
 
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF tag of an image file exchanges its height and width; raises what Pillow
+    raises."""
+    with open_image(path) as header:
+        return bool(header.getexif().get(_ORIENTATION, 1) >= 5)
+
+
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file, turned as its EXIF tag says; raises what Pillow raises."""
     with open_image(path) as header:
         turned = header.getexif().get(_ORIENTATION, 1) >= 5
         return header.size if turned else header.size[::-1]
+
+
+STORED = (
+    "is turned by its EXIF tag, but labelled as its pixels are stored: remove the tag (exiftool "
+    "-Orientation= FILE), or label the image as it is shown"
+)  # of a file whose labels fit only without the turn

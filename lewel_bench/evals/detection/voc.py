@@ -4,12 +4,19 @@ Pixels there count from 1 and a box includes its last one; here a box runs from 
 detectron2 reads it: (xmin - 1, ymin - 1, xmax, ymax).
 """
 
+import contextlib
+import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from lewel_bench.files import read_regular
+from lewel_bench.pretrain.decode import MAX_PIXELS
+from lewel_bench.pretrain.folder import is_image
+from lewel_bench.pretrain.problems import Problem, shown
 
 Box = tuple[float, float, float, float]
 Sets = tuple[tuple[int, str], ...]  # (year, name of an image set)
@@ -20,6 +27,8 @@ CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 LAYOUT = "expected VOC2007 or VOC2012 in it, with Annotations, ImageSets/Main and JPEGImages"
+MAX_LIST = 2**26  # bytes: names of a million images
+MAX_XML = 2**22  # bytes: some ten thousand objects
 SLACK = (
     1.0  # px by which a box may pass the image's edge: annotators' rounding, clipped in training
 )
@@ -74,18 +83,68 @@ def listed(root: Path, year: int, name: str) -> tuple[list[str], list[str]]:
     """The images of a set, and what is wrong with the list."""
     path = _list(root, year, name)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return [], [f"{path}: list of images cannot be read: {reason}; {LAYOUT}"]
-    names = [line.split()[0] for line in lines if line.strip()]
+        lines = read_lines(path)
+    except ValueError as error:
+        return [], [Problem(path, f"list of images {error}; {LAYOUT}")]
+    known = {file[:-4] for file in listing(Path(root) / f"VOC{year}" / "Annotations")}
+    names = [listed_name(line, known) for line in lines]
     if not names:
-        return [], [f"{path}: names no images: expected one name a line, without .jpg"]
+        return [], [Problem(path, "names no images: expected one name a line, without .jpg")]
     if len(set(names)) == len(names):
         return names, []
-    twice = sorted({n for n in names if names.count(n) > 1})
-    problem = f"{path}: names {len(twice)} images twice, first {twice[0]!r}: list each image once"
-    return list(dict.fromkeys(names)), [problem]
+    seen: set[str] = set()
+    twice = sorted({n for n in names if n in seen or seen.add(n)})  # type: ignore[func-returns-value]
+    reason = f"names {len(twice)} images twice, first {twice[0]!r}: list each image once"
+    return list(dict.fromkeys(names)), [Problem(path, reason)]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty. Raises ValueError saying why it cannot be read."""
+    try:
+        text = read_regular(path, MAX_LIST).decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot be read: is not UTF-8 ({error.reason}): convert it") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def listed_name(line: str, known: Container[str]) -> str:
+    """The image that a line of a list names: the whole line, which may hold spaces, or what stands
+    before a flag, without folder and extension; the first that is `known`."""
+    flagged = re.fullmatch(r"(.*\S)\s+(?:-1|0|1)", line)
+    names = [line, *([flagged[1]] if flagged else []), line.split()[0]]
+    stems = [PurePosixPath(name).stem if is_image(name) else name for name in names]
+    candidates = [*names, *stems, *(PurePosixPath(stem).name for stem in stems)]
+    return next((name for name in candidates if name in known), names[1])
+
+
+def find_files(root: Path, folder: str, names: Iterable[str], extension: str) -> list[str]:
+    """The file of each name in a folder below `root`, as a path below it: with this extension, else
+    with another of an image; with this one where there is none."""
+    files = listing(Path(root) / folder)
+    present = set(files)
+    others = {file.rpartition(".")[0]: file for file in reversed(files) if is_image(file)}
+    usual = ((name, f"{name}{extension}") for name in names)
+    found = (file if file in present else others.get(name, file) for name, file in usual)
+    return [f"{folder}/{file}" for file in found]
+
+
+def image_files(root: Path, images: Sequence[tuple[int, str]]) -> list[str]:
+    """The files of images (year, name), in order, as paths below `root`."""
+    found: dict[tuple[int, str], str] = {}
+    for year in {year for year, _ in images}:
+        names = [name for of, name in images if of == year]
+        files = find_files(root, f"VOC{year}/JPEGImages", names, ".jpg")
+        found.update(zip(((year, name) for name in names), files, strict=True))
+    return [found[image] for image in images]
+
+
+def listing(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return sorted(os.listdir(folder))
+    return []
 
 
 def classes(root: Path, sets: Sequence[tuple[int, str]]) -> tuple[str, ...] | None:
@@ -110,17 +169,14 @@ def parse(path: Path) -> Annotation:
     """What an xml file holds. Raises nothing: everything wrong is in `problems`."""
     found = Annotation(path)
     try:
-        root = ET.fromstring(path.read_bytes())
+        root = _tree(read_regular(path, MAX_XML))
+        found.height, found.width = _size(root)
     except OSError as error:
-        found.problems.append(f"{path}: annotation cannot be read: {error.strerror or error}")
+        reason = f"annotation cannot be read: {error.strerror or error}"
+        found.problems.append(Problem(path, reason))
         return found
-    except ET.ParseError as error:
-        found.problems.append(f"{path}: no well-formed xml ({error}): replace the file")
-        return found
-    try:
-        found.height, found.width = (_size(root, side) for side in ("height", "width"))
     except ValueError as error:
-        found.problems.append(f"{path}: {error}")
+        found.problems.append(Problem(path, *error.args))
         return found
     for number, element in enumerate(root.findall("object"), 1):
         name = (element.findtext("name") or "").strip()
@@ -130,10 +186,16 @@ def parse(path: Path) -> Annotation:
             if not name:
                 raise ValueError("has no name: give its class")
             if difficult not in ("", "0", "1"):
-                raise ValueError(f"has difficult = {difficult!r}: 0 or 1 is allowed")
+                rule = "0 or 1 is allowed"
+                raise ValueError(
+                    f"has another value of difficult: {rule}",
+                    f"has difficult = {shown(difficult)}: {rule}",
+                )
             _check(box, found.height, found.width)
         except ValueError as error:
-            found.problems.append(f"{path}: object {number} ({name or 'no name'}) {error}")
+            kind, detail = error.args[0], error.args[-1]
+            place = f"object {number} ({shown(name)[1:-1] or 'no name'})"
+            found.problems.append(Problem(path, f"an object {kind}", f"{place} {detail}"))
             continue
         found.numbers.append(number)
         found.names.append(name)
@@ -142,15 +204,53 @@ def parse(path: Path) -> Annotation:
     return found
 
 
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding=["']([A-Za-z0-9._-]+)""")
+
+
+def _tree(data: bytes) -> ET.Element:
+    """The root of an xml file. Raises ValueError saying why it is none."""
+    declared = _ENCODING.match(data.removeprefix(b"\xef\xbb\xbf")[:256])
+    encoding = declared[1].decode() if declared else "utf-8"
+    try:
+        return ET.fromstring(data)
+    except ET.ParseError as error:
+        reason = str(error)
+    except (ValueError, LookupError):  # expat knows the encodings of single bytes only
+        with contextlib.suppress(ValueError, LookupError, ET.ParseError):
+            return ET.fromstring(data.decode(encoding))
+        reason = f"cannot be decoded as {encoding}"
+    try:
+        data.decode(encoding)
+    except (ValueError, LookupError):
+        if not declared:
+            raise ValueError(
+                "is not in UTF-8 and does not say in which encoding it is: convert it, for example "
+                "with iconv -f GBK -t UTF-8, or name the encoding in its first line "
+                '(<?xml version="1.0" encoding="gbk"?>)'
+            ) from None
+        reason = f"is not in the encoding {encoding} that it declares"
+    raise ValueError(
+        "no well-formed xml: replace the file", f"no well-formed xml ({reason}): replace the file"
+    )
+
+
 def _list(root: Path, year: int, name: str) -> Path:
     return Path(root) / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
 
 
-def _size(root: ET.Element, side: str) -> int:
-    text = root.findtext(f"size/{side}")
-    if text is None or not text.strip().isdigit() or not int(text):
-        raise ValueError(f"size/{side} is {text!r}: a whole number of pixels above 0 is allowed")
-    return int(text)
+def _size(root: ET.Element) -> tuple[int, int]:
+    """Height and width."""
+    sides = []
+    for side in ("height", "width"):
+        text = root.findtext(f"size/{side}")
+        if text is None or not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not int(text):
+            rule = "a whole number of pixels above 0 is allowed"
+            raise ValueError(f"has no size/{side}: {rule}", f"size/{side} is {shown(text)}: {rule}")
+        sides.append(int(text))
+    if sides[0] * sides[1] > MAX_PIXELS:
+        rule = f"at most {MAX_PIXELS:,} pixels are allowed"
+        raise ValueError(f"is too large: {rule}", f"size is {sides[1]}x{sides[0]}: {rule}")
+    return sides[0], sides[1]
 
 
 def _box(element: ET.Element) -> Box:
@@ -161,21 +261,25 @@ def _box(element: ET.Element) -> Box:
         try:
             values.append(float(text))  # type: ignore[arg-type]  # None is caught
         except (TypeError, ValueError):
-            raise ValueError(f"has {key} = {text!r} in bndbox: a number is allowed") from None
+            rule = "a number is allowed"
+            raise ValueError(
+                f"has no {key} in bndbox: {rule}", f"has {key} = {shown(text)} in bndbox: {rule}"
+            ) from None
     return values[0], values[1], values[2], values[3]
 
 
 def _check(box: Box, height: int, width: int) -> None:
     if not (box[0] <= box[2] and box[1] <= box[3]):
+        rule = "allowed are xmin <= xmax and ymin <= ymax; correct or remove it"
         raise ValueError(
-            f"has an inverted box {_shown(box)}: allowed are xmin <= xmax and ymin <= ymax; "
-            f"correct or remove it"
+            f"has an inverted box: {rule}", f"has an inverted box {_shown(box)}: {rule}"
         )
     low, high = 1 - SLACK, (width + SLACK, height + SLACK)
     if not (min(box[:2]) >= low and box[2] <= high[0] and box[3] <= high[1]):
         raise ValueError(
+            "has a box outside its image: correct or remove it",
             f"has a box {_shown(box)} outside the image of {width}x{height} px: allowed are 1 to "
-            f"{width} and 1 to {height}; correct or remove it"
+            f"{width} and 1 to {height}; correct or remove it",
         )
 
 

@@ -1,17 +1,34 @@
 """Is a segmentation data set fit for training? Everything wrong with it, before a job is queued."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lewel_bench.evals.detection.upright import upright
+from lewel_bench.evals.detection.upright import STORED, is_turned, upright
 from lewel_bench.evals.segmentation import lists, masks
 from lewel_bench.evals.segmentation.lists import Pairs
 from lewel_bench.evals.segmentation.masks import VOID
+from lewel_bench.pretrain.problems import Problem
+from lewel_bench.pretrain.shapes_labels import palette
 
-_Seen = tuple[str | None, bool]  # what is wrong, whether a pixel is labelled
+Colour = tuple[int, ...]  # red, green, blue
+_AS_VOID = (
+    f"label {VOID} is void and no class: in binary masks write 1, not {VOID}, for the foreground"
+)
+_REORDERED = "PNG optimisers reorder palettes: write masks whose index is the label, or in grey"
+
+
+@dataclass
+class _Seen:
+    """An image and its mask."""
+
+    problems: list[str] = field(default_factory=list)
+    labels: frozenset[int] | None = None  # None where the mask cannot be read
+    colours: dict[int, Colour] = field(default_factory=dict)  # of these labels, by a palette
 
 
 def problems(root: Path) -> tuple[list[str], list[str]]:
@@ -25,14 +42,14 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
         year, name = lists.training_set(root)
         classes = lists.classes(root, year)
     except ValueError as error:
-        return [str(error)], []
+        return [Problem.of(error)], []
     found: list[str] = []
     notes: list[str] = []
     if len(classes) < 2:
-        found.append(
-            f"{root}: segmentation needs at least two classes, and there is one: {classes[0]}"
-        )
+        reason = f"segmentation needs at least two classes, and there is one: {classes[0]}"
+        found.append(Problem(root, f"{reason}; {_AS_VOID}"))
     images: dict[str, str] = {}
+    palettes = _Palettes()
     for split in (name, "val"):
         pairs, wrong = lists.listed(root, year, split)
         found += wrong
@@ -43,39 +60,119 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
                 f"{Path(both[0]).stem!r}: a picture belongs to one split"
             )
         images |= dict.fromkeys((image for image, _ in pairs), split)
-        of_files, void = _files(root, pairs, len(classes))
+        absent = lists.absent(root, pairs)
+        there = [p for p in pairs if all(os.path.lexists(root / file) for file in p)]
+        seen = _files(root, tuple(there) if absent else pairs, len(classes))
+        of_files = [*absent, *(problem for one in seen for problem in one.problems)]
         found += of_files
+        void = [
+            mask
+            for (_, mask), one in zip(there, seen, strict=True)
+            if one.labels == frozenset([VOID])
+        ]
         if pairs and len(void) == len(pairs):
             found.append(f"{root}: no mask of {split} has a label: there is nothing to learn")
-        elif void:
+            continue
+        if void:
             notes.append(f"{root}: {len(void)} masks of {split} are all void, first {void[0]}")
-    return found, notes
+        reordered = [
+            problem
+            for (_, mask), one in zip(there, seen, strict=True)
+            for problem in palettes.problems(root / mask, one.colours)
+        ]
+        found += reordered
+        notes += [] if reordered else palettes.notes(root)
+        if not of_files and len(classes) > 1:
+            reason = _absent_classes(split, classes, seen)
+            if reason:
+                (notes if split == "val" else found).append(Problem(root, reason))
+    return found, list(dict.fromkeys(notes))
 
 
-def _files(root: Path, pairs: Pairs, classes: int) -> tuple[list[str], list[str]]:
-    """What is wrong with images and masks, and the masks without any label."""
-    found = lists.absent(root, pairs)
-    there = [p for p in pairs if all((root / file).is_file() for file in p)] if found else pairs
+def _absent_classes(split: str, classes: Sequence[str], seen: Sequence[_Seen]) -> str | None:
+    """What is to be said about classes without a pixel."""
+    labels = frozenset().union(*(one.labels or () for one in seen))
+    absent = [f"{name} ({i})" for i, name in enumerate(classes) if i not in labels]
+    if not absent:
+        return None
+    which = f"{len(absent)} of {len(classes)} classes have no pixel in the masks of {split}: "
+    which += ", ".join(absent[:5]) + (", …" if absent[5:] else "")
+    if split == "val":
+        return f"{which}; mIoU is the mean over the others"
+    return f"{which}; they cannot be learned. Number the classes without gaps; {_AS_VOID}"
 
-    def look(pair: tuple[str, str]) -> Iterable[_Seen]:
+
+class _Palettes:
+    """Whether the palettes of masks say that their indices are not the labels.
+
+    Colours of one's own are allowed. But the colour that PASCAL gives void is not another label's,
+    and the colour that one mask gives a label is not another label's in the next.
+    """
+
+    def __init__(self) -> None:
+        values = iter(palette())
+        standard = list(zip(values, values, values, strict=True))
+        self.standard: dict[Colour, int] = {c: i for i, c in enumerate(standard)}
+        self.first: dict[Colour, tuple[int, Path]] = {}
+        self.moved: dict[int, int] = {}
+
+    def problems(self, path: Path, colours: dict[int, Colour]) -> list[str]:
+        """What is wrong with the colours of a mask's labels."""
+        if len(set(colours.values())) < len(colours):
+            return []  # colours that tell nothing
+        found: list[str] = []
+        for label, colour in colours.items():
+            usual = self.standard.get(colour, label)
+            before, file = self.first.setdefault(colour, (label, path))
+            if usual == VOID != label:
+                kind = f"the palette gives another label the colour of void: {_REORDERED}"
+                detail = f"the palette gives label {label} the colour of void: {_REORDERED}"
+            elif before != label:
+                kind = f"the palette gives labels other colours than the first mask: {_REORDERED}"
+                detail = (
+                    f"the palette gives label {label} the colour that label {before} has in "
+                    f"{file.name}: {_REORDERED}"
+                )
+            else:
+                if usual != label:
+                    self.moved[label] = usual
+                continue
+            found.append(Problem(path, kind, detail))
+        return found[:1]
+
+    def notes(self, root: Path) -> list[str]:
+        """Of labels that have PASCAL's colour of another label in every mask."""
+        pairs = [f"{label} that of {usual}" for label, usual in sorted(self.moved.items())]
+        if not pairs:
+            return []
+        which = ", ".join(pairs[:5]) + (", …" if pairs[5:] else "")
+        reason = f"labels have PASCAL's colours of other labels ({which}): the indices count"
+        return [Problem(root, f"{reason}; {_REORDERED}")]
+
+
+def _files(root: Path, pairs: Pairs, classes: int) -> list[_Seen]:
+    """What is in images and masks, and what is wrong with them."""
+
+    def look(pair: tuple[str, str]) -> _Seen:
         image, mask = (root / file for file in pair)
-        size, labels = None, None
+        seen, size = _Seen(), None
         try:
             size = upright(image).shape[:2]
         except ValueError as error:
-            yield str(error), True
+            seen.problems.append(Problem.of(error))
         try:
-            labels = masks.mask(mask, classes)
-            if size is not None:
+            labels, colours = masks.read(mask, classes)
+            present = np.unique(labels).tolist()
+            seen.labels = frozenset(present)
+            if colours is not None:
+                seen.colours = {i: tuple(colours[3 * i : 3 * i + 3]) for i in present}
+            if size is not None and labels.shape == size[::-1] != size and is_turned(image):
+                seen.problems.append(Problem(image, STORED))
+            elif size is not None:
                 masks.check_size(mask, labels, size)
         except ValueError as error:
-            yield str(error), True
-        yield None, labels is None or bool(np.any(labels != VOID))
+            seen.problems.append(Problem.of(error))
+        return seen
 
-    void = []
     with ThreadPoolExecutor(8) as pool:
-        for (_, mask), seen in zip(there, pool.map(lambda p: list(look(p)), there), strict=True):
-            found += [problem for problem, _ in seen if problem]
-            if not all(labelled for _, labelled in seen):
-                void.append(mask)
-    return found, void
+        return list(pool.map(look, pairs))

@@ -1,12 +1,15 @@
 """PASCAL VOC's image sets for segmentation, the augmented one among them, and the classes."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lewel_bench.evals.detection import voc
 from lewel_bench.evals.segmentation.masks import VOID, mask
+from lewel_bench.pretrain.folder import is_image
+from lewel_bench.pretrain.problems import Problem
 
 Pairs = tuple[tuple[str, str], ...]  # (image, mask), paths below the root with "/"
 
@@ -61,20 +64,19 @@ def listed(root: Path, year: int, name: str) -> tuple[Pairs, list[str]]:
     try:
         if name != AUGMENTED:
             path = _list(root, year, name)
-            lines = read_list(path)
-            return _once([_pair(base, line, "SegmentationClass") for line in lines], path)
+            return _once(_pairs(root, base, read_list(path), "SegmentationClass"), path)
         own = read_list(_list(root, year, "train"))
-        pairs = [_pair(base, line, "SegmentationClass") for line in own]
+        pairs = _pairs(root, base, own, "SegmentationClass")
         path = _list(root, year, "aug")
         if not path.is_file():
             path = _augmented_list(root, year)
-            augmented = {_pair(base, line, "")[0] for line in read_list(path)}
+            augmented = {image for image, _ in _pairs(root, base, read_list(path), "")}
             pairs = [p for p in pairs if p[0] in augmented]
         known = {image for image, _ in pairs}
-        rest = [_pair(base, line, "SegmentationClassAug") for line in read_list(path)]
+        rest = _pairs(root, base, read_list(path), "SegmentationClassAug")
         extra, problems = _once(rest, path)
     except ValueError as error:
-        return (), [str(error)]
+        return (), [Problem.of(error)]
     return (*pairs, *(p for p in extra if p[0] not in known)), problems
 
 
@@ -82,22 +84,19 @@ def absent(root: Path, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """A sentence for each file that is not there."""
     files = [file for pair in pairs for file in pair]
     with ThreadPoolExecutor(8) as pool:
-        there = list(pool.map(lambda file: (root / file).is_file(), files, chunksize=64))
+        there = list(pool.map(lambda file: os.path.lexists(root / file), files, chunksize=64))
+    reason = "missing, but an image set lists it: add the file or remove the line"
     return [
-        f"{root / file}: missing, but an image set lists it: add the file or remove the line"
-        for file, found in zip(files, there, strict=True)
-        if not found
+        Problem(root / file, reason) for file, found in zip(files, there, strict=True) if not found
     ]
 
 
 def read_list(path: Path, whole: bool = False) -> list[str]:
     """The lines of a list that are not empty; each is one class if `whole`, else a picture."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{path}: list cannot be read: {reason}; {LAYOUT}") from None
-    found = [line for line in lines if line]
+        found = voc.read_lines(path)
+    except ValueError as error:
+        raise ValueError(Problem(path, f"list {error}; {LAYOUT}")) from None
     if not found:
         raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'picture'} a line")
     return found
@@ -137,12 +136,20 @@ def _lists_augmented(root: Path, year: int) -> bool:
         return False
 
 
-def _pair(base: str, line: str, masks: str) -> tuple[str, str]:
-    """Of a line that names a picture, or its image and its mask (SBD's train_aug.txt)."""
-    words = line.split()
-    if len(words) == 2 and "/" in line:
-        return f"{base}/{words[0].lstrip('/')}", f"{base}/{words[1].lstrip('/')}"
-    return f"{base}/JPEGImages/{words[0]}.jpg", f"{base}/{masks}/{words[0]}.png"
+def _pairs(root: Path, base: str, lines: Sequence[str], masks: str) -> list[tuple[str, str]]:
+    """Of lines that each name a picture, or its image and its mask (SBD's train_aug.txt)."""
+    folder = f"{base}/JPEGImages"
+    known = {file.rpartition(".")[0] for file in voc.listing(Path(root) / folder)}
+    names = [voc.listed_name(line, known) for line in lines]
+    images = voc.find_files(root, folder, names, ".jpg")
+    labels = voc.find_files(root, f"{base}/{masks}", names, ".png")
+    pairs = []
+    for line, image, mask_file in zip(lines, images, labels, strict=True):
+        words = line.split()
+        if len(words) == 2 and all("/" in word for word in words):
+            image, mask_file = (f"{base}/{word.lstrip('/')}" for word in words)
+        pairs.append((image, mask_file))
+    return pairs
 
 
 def _once(pairs: list[tuple[str, str]], path: Path) -> tuple[Pairs, list[str]]:
@@ -161,7 +168,8 @@ def _once(pairs: list[tuple[str, str]], path: Path) -> tuple[Pairs, list[str]]:
 
 def _labels(root: Path, year: int) -> int:
     """The highest label of any mask."""
-    masks = sorted((root / f"VOC{year}").glob("SegmentationClass*/*.png"))
+    files = (root / f"VOC{year}").glob("SegmentationClass*/*")
+    masks = sorted(path for path in files if is_image(path.name))
     with ThreadPoolExecutor(8) as pool:  # network file systems answer slowly
         return max(pool.map(_highest, masks, chunksize=64), default=0)
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lewel_bench.pretrain.decode import open_image
+from lewel_bench.pretrain.problems import Problem
 from lewel_bench.pretrain.shapes_labels import palette
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -20,28 +22,50 @@ VOID = 255
 def mask(path: Path, count: int = 256) -> Pixels:
     """Labels (H, W): the palette's indices or the grey levels. Raises ValueError naming a file that
     cannot be read, is in colour, or has a label beyond `count` classes."""
+    return read(path, count)[0]
+
+
+def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
+    """The labels as `mask`, and the colours of the palette (r, g, b, r, …) where there is one."""
     try:
-        with Image.open(path) as file:
-            mode, labels = file.mode, np.array(file)
+        with open_image(path) as file:
+            mode, kind, labels = file.mode, file.format, np.array(file)
+            colours = file.getpalette() if mode == "P" else None
     except OSError as error:
-        raise ValueError(f"{path}: mask cannot be read: {error.strerror or error}") from None
+        reason = f"mask cannot be read: {error.strerror or error}"
+        raise ValueError(Problem(path, reason)) from None
     # Pillow's plugins raise SyntaxError, ValueError, struct.error, …
     except Exception as error:
-        raise ValueError(f"{path}: is no readable mask ({error}): replace the file") from None
+        kind = "is no readable mask: replace the file"
+        detail = f"is no readable mask ({error}): replace the file"
+        raise ValueError(Problem(path, kind, detail)) from None
     if mode not in ("P", "L", "1"):
         raise ValueError(
-            f"{path}: a mask of mode {mode}: allowed are 8-bit PNGs with a palette or in grey, "
-            f"whose values are labels"
+            Problem(
+                path,
+                f"a mask of mode {mode}: allowed are 8-bit PNGs with a palette or in grey, whose "
+                f"values are labels",
+            )
+        )
+    if kind == "JPEG":
+        raise ValueError(
+            Problem(path, "a JPEG as mask: its compression changes labels; write masks as PNG")
         )
     labels = labels.astype(np.uint8)
     wrong = (labels >= count) & (labels != VOID)
     if wrong.any():
         y, x = np.argwhere(wrong)[0].tolist()
-        raise ValueError(
-            f"{path}: label {labels[y, x]} at x {x}, y {y}: allowed are 0 to {count - 1} and "
-            f"{VOID} (void); correct the mask, or name all classes in labels.txt"
+        rule = (
+            f"allowed are 0 to {count - 1} and {VOID} (void); correct the mask, or name all "
+            f"classes in labels.txt"
         )
-    return labels
+        raise ValueError(
+            Problem(
+                path, f"a label beyond the classes: {rule}",
+                f"label {labels[y, x]} at x {x}, y {y}: {rule}",
+            )
+        )  # fmt: skip
+    return labels, colours
 
 
 def write(path: Path, labels: Pixels) -> None:
@@ -57,6 +81,10 @@ def check_size(path: Path, labels: Pixels, size: tuple[int, ...]) -> None:
     """Raise ValueError where a mask has another size than its image's (H, W)."""
     if labels.shape != size:
         raise ValueError(
-            f"{path}: the mask is {labels.shape[1]}x{labels.shape[0]} px, its image "
-            f"{size[1]}x{size[0]}: replace one of them"
+            Problem(
+                path,
+                "a mask of another size than its image: replace one of them",
+                f"the mask is {labels.shape[1]}x{labels.shape[0]} px, its image "
+                f"{size[1]}x{size[0]}: replace one of them",
+            )
         )

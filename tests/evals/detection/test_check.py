@@ -184,7 +184,7 @@ def change(
         (lambda c, o, w: c["images"][0].update(height=10**9), "at most 89,478,485 pixels"),
         (lambda c, o, w: c["images"][0].update(file_name="\ud800.jpg"), "file_name .*no text"),
         (lambda c, o, w: c["images"][0].update(file_name="a\0.jpg"), "file_name .*no text"),
-        (lambda c, o, w: o.update(id=10**30), "has the id 10000"),
+        (lambda c, o, w: o.update(id=10**30), "'annotations' has the id 10000"),
         (lambda c, o, w: w["segmentation"].update(size=[7, 9]), r"mask of size \[7, 9\]"),
         (lambda c, o, w: w["segmentation"].update(counts=[3, 4]), "runs do not add up"),
         (lambda c, o, w: w["segmentation"].pop("counts"), "mask without counts"),
