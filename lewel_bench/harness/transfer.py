@@ -49,7 +49,7 @@ def run(job: Job, root: Path, splits: DenseSplits[Any], **arguments: Any) -> Out
         paper_rule=chosen.paper_rule,
         selection_gap=chosen.selection_gap,
         grid=chosen.grid,
-        warnings=[*trained.warnings, *chosen.warnings],
+        warnings=list(dict.fromkeys([*trained.warnings, *chosen.warnings])),
         extra={**trained.extra, **chosen.extra},
     )
 

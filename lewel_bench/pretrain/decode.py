@@ -134,7 +134,7 @@ def _by_pillow(data: bytes, path: str | os.PathLike[str]) -> tuple[Pixels, Kind]
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
     except Exception as error:
         what = "is no readable image" if data else "is empty"
-        reason = f" ({_reason(error)})" if data else ""
+        reason = f" ({unreadable(error)})" if data else ""
         advice = "replace the file with an intact copy or remove it"
         raise ValueError(Problem(path, f"{what}: {advice}", f"{what}{reason}: {advice}")) from None
 
@@ -174,6 +174,6 @@ def _white(image: Image.Image) -> int:
     return 2**16 - 1 if image.mode == "I" and image.format in ("PNG", "PPM") else 0
 
 
-def _reason(error: Exception) -> str:
+def unreadable(error: Exception) -> str:
     # Pillow's message for an unknown format names a BytesIO object
     return "unknown format" if "cannot identify" in str(error) else str(error) or repr(error)

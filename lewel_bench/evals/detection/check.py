@@ -8,11 +8,12 @@ from typing import Literal
 
 from lewel_bench.evals.detection import coco, voc
 from lewel_bench.evals.detection.upright import STORED, is_turned, upright_size
-from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.decode import decode, unreadable
 from lewel_bench.pretrain.problems import Problem
 
 Layout = Literal["voc", "coco"]
 SAMPLE = 2000  # images of a split that are decoded at least, unless all are
+SHOWN = 30  # class names in a message
 _Expected = tuple[str, int, int]  # the annotation's name for errors, height, width
 
 
@@ -73,12 +74,12 @@ def _voc(report: Report, full: bool) -> None:
             report.notes += _alike(root, classes)
         for annotation in annotations:
             report.problems += annotation.problems
+            known = ", ".join(report.classes[:SHOWN]) + (", …" if report.classes[SHOWN:] else "")
             report.problems += [
                 Problem(
                     annotation.path,
-                    f"an object has an unknown class: known are {', '.join(sorted(classes))}",
-                    f"object {number} has the unknown class {name!r}: known are "
-                    f"{', '.join(sorted(classes))}",
+                    f"an object has an unknown class: known are {known}",
+                    f"object {number} has the unknown class {name!r}: known are {known}",
                 )
                 for number, name in zip(annotation.numbers, annotation.names, strict=True)
                 if name not in classes
@@ -140,10 +141,10 @@ def _coco(report: Report, full: bool) -> None:
         if split == "train2017":
             report.classes = names
         elif names and report.classes and names != report.classes:
-            report.problems.append(
-                f"{found.path}: has other categories than the training split, "
-                f"{len(names)} and {len(report.classes)}: give both the same"
-            )
+            other = sorted(set(names) ^ set(report.classes))
+            which = f"first {other[0]!r}" if other else "in another order of their ids"
+            reason = f"has other categories than the training split, {which}: give both the same"
+            report.problems.append(Problem(found.path, reason))
         expected = {
             report.root / coco.image_file(split, image): (
                 f"{found.path}: image {image['id']}",
@@ -178,8 +179,8 @@ def _images(expected: dict[Path, _Expected], full: bool) -> list[str]:
             return Problem(
                 path,
                 "is no readable image: replace the file",
-                f"is no readable image ({getattr(error, 'strerror', None) or error}): replace the "
-                "file",
+                f"is no readable image ({getattr(error, 'strerror', None) or unreadable(error)}): "
+                "replace the file",
             )
         if path in decoded:
             try:

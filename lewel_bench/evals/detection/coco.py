@@ -26,6 +26,7 @@ MAX_BYTES = 2**32  # of an annotation file; COCO's training split has 448 MB
 # an empty list of 3 bytes takes 64 in memory; COCO's files have 100 bytes a list or object
 MAX_CONTAINERS, BYTES_EACH = 100_000, 20
 MAX_ID = 2**63 - 1
+MAX_NAME = 4096  # characters of a file or category
 TOLERANCE = 2.0  # px between a box and the extent of its mask, to say in which form the box is
 ENOUGH = 10_000  # objects for that
 NO_MASK = "left out where masks are trained and scored"
@@ -108,9 +109,10 @@ def _images(found: Annotations, images: Sequence[Record]) -> set[int]:
             name = image.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError("has no file_name")
-            if not _is_text(name):
+            if not _is_name(name):
                 raise ValueError(
-                    "has a file_name that is no text", f"has the file_name {shown(name)}: no text"
+                    "has a file_name that no file can have",
+                    f"has the file_name {shown(name)}, which no file can have",
                 )
         except ValueError as error:
             broken.add(image["id"])
@@ -147,7 +149,7 @@ def _check_size(height: Any, width: Any) -> None:
 def _categories(found: Annotations, categories: Sequence[Record]) -> None:
     for category in _unique(found, "categories", categories):
         name = category.get("name")
-        if isinstance(name, str) and _is_text(name):
+        if isinstance(name, str) and _is_name(name):
             found.categories.append(category)
         else:
             found.problems.append(
@@ -453,9 +455,9 @@ def _finite(values: Sequence[Any]) -> bool:
 _LARGE = 1e15  # beyond it no coordinate is exact, and sums and products overflow
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can be written in UTF-8 and name a file."""
+def _is_name(text: str) -> bool:
+    """Whether a text is short and can be written in UTF-8."""
     try:
-        return b"\0" not in name.encode()
+        return len(text) <= MAX_NAME and b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False

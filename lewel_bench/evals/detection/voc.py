@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ CLASSES = (
 LAYOUT = "expected VOC2007 or VOC2012 in it, with Annotations, ImageSets/Main and JPEGImages"
 MAX_LIST = 2**26  # bytes: names of a million images
 MAX_XML = 2**22  # bytes: some ten thousand objects
+MAX_NAME = 256  # characters of a class
+UNKNOWN = 1000  # listed images without annotation that are named one by one
 SLACK = (
     1.0  # px by which a box may pass the image's edge: annotators' rounding, clipped in training
 )
@@ -88,14 +91,20 @@ def listed(root: Path, year: int, name: str) -> tuple[list[str], list[str]]:
         return [], [Problem(path, f"list of images {error}; {LAYOUT}")]
     known = {file[:-4] for file in listing(Path(root) / f"VOC{year}" / "Annotations")}
     names = [listed_name(line, known) for line in lines]
+    problems: list[str] = []
     if not names:
-        return [], [Problem(path, "names no images: expected one name a line, without .jpg")]
-    if len(set(names)) == len(names):
-        return names, []
-    seen: set[str] = set()
-    twice = sorted({n for n in names if n in seen or seen.add(n)})  # type: ignore[func-returns-value]
-    reason = f"names {len(twice)} images twice, first {twice[0]!r}: list each image once"
-    return list(dict.fromkeys(names)), [Problem(path, reason)]
+        problems.append(Problem(path, "names no images: expected one name a line, without .jpg"))
+    unique = list(dict.fromkeys(names))
+    if len(unique) < len(names):
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        reason = f"names {len(twice)} images twice, first {shown(twice[0])}: list each image once"
+        problems.append(Problem(path, reason))
+    unknown = [name for name in unique if name not in known]
+    if len(unknown) > UNKNOWN:
+        reason = f"{len(unknown):,} of its images have no annotation, first {shown(unknown[0])}"
+        problems.append(Problem(path, f"{reason}: correct the list, or add the files"))
+        unique = [name for name in unique if name in known]
+    return unique, problems
 
 
 def read_lines(path: Path) -> list[str]:
@@ -112,11 +121,13 @@ def read_lines(path: Path) -> list[str]:
 def listed_name(line: str, known: Container[str]) -> str:
     """The image that a line of a list names: the whole line, which may hold spaces, or what stands
     before a flag, without folder and extension; the first that is `known`."""
+    if line in known or not set(" \t./\\") & set(line):
+        return line
     flagged = re.fullmatch(r"(.*\S)\s+(?:-1|0|1)", line)
     names = [line, *([flagged[1]] if flagged else []), line.split()[0]]
     stems = [PurePosixPath(name).stem if is_image(name) else name for name in names]
     candidates = [*names, *stems, *(PurePosixPath(stem).name for stem in stems)]
-    return next((name for name in candidates if name in known), names[1])
+    return next((name for name in candidates if name in known), flagged[1] if flagged else line)
 
 
 def find_files(root: Path, folder: str, names: Iterable[str], extension: str) -> list[str]:
@@ -183,7 +194,7 @@ def parse(path: Path) -> Annotation:
         try:
             box = _box(element)
             difficult = (element.findtext("difficult") or "").strip()
-            if not name:
+            if not 0 < len(name) <= MAX_NAME:
                 raise ValueError("has no name: give its class")
             if difficult not in ("", "0", "1"):
                 rule = "0 or 1 is allowed"

@@ -83,9 +83,9 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
         found += reordered
         notes += [] if reordered else palettes.notes(root)
         if not of_files and len(classes) > 1:
-            reason = _absent_classes(split, classes, seen)
-            if reason:
-                (notes if split == "val" else found).append(Problem(root, reason))
+            said = _absent_classes(split, classes, seen)
+            if said:
+                (notes if split == "val" else found).append(Problem(root, said))
     return found, list(dict.fromkeys(notes))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lewel_bench.pretrain.decode import open_image
+from lewel_bench.pretrain.decode import open_image, unreadable
 from lewel_bench.pretrain.problems import Problem
 from lewel_bench.pretrain.shapes_labels import palette
 
@@ -31,14 +31,18 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         with open_image(path) as file:
             mode, kind, labels = file.mode, file.format, np.array(file)
             colours = file.getpalette() if mode == "P" else None
-    except OSError as error:
-        reason = f"mask cannot be read: {error.strerror or error}"
-        raise ValueError(Problem(path, reason)) from None
-    # Pillow's plugins raise SyntaxError, ValueError, struct.error, …
+    # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, …
     except Exception as error:
-        kind = "is no readable mask: replace the file"
-        detail = f"is no readable mask ({error}): replace the file"
-        raise ValueError(Problem(path, kind, detail)) from None
+        if isinstance(error, OSError) and error.strerror:
+            raise ValueError(Problem(path, f"mask cannot be read: {error.strerror}")) from None
+        advice = "replace the file"
+        raise ValueError(
+            Problem(
+                path,
+                f"is no readable mask: {advice}",
+                f"is no readable mask ({unreadable(error)}): {advice}",
+            )
+        ) from None
     if mode not in ("P", "L", "1"):
         raise ValueError(
             Problem(

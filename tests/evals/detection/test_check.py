@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from annotated import make_coco, make_voc, photo, real, xml
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
 
-from lewel_bench.evals.detection import voc
+from lewel_bench.evals.detection import masks, voc
 from lewel_bench.evals.detection.check import check, problems
 from lewel_bench.evals.detection.scenes import read_coco, read_voc
 
@@ -182,8 +186,14 @@ def change(
         (lambda c, o, w: c["images"][0].update(height=60.0), "height and width .* decimal point"),
         (lambda c, o, w: c["images"][0].update(height="60"), "height and width .* as text"),
         (lambda c, o, w: c["images"][0].update(height=10**9), "at most 89,478,485 pixels"),
-        (lambda c, o, w: c["images"][0].update(file_name="\ud800.jpg"), "file_name .*no text"),
-        (lambda c, o, w: c["images"][0].update(file_name="a\0.jpg"), "file_name .*no text"),
+        (
+            lambda c, o, w: c["images"][0].update(file_name="\ud800.jpg"),
+            "file_name .*, which no",
+        ),
+        (
+            lambda c, o, w: c["images"][0].update(file_name="a\0.jpg"),
+            "file_name .*, which no",
+        ),
         (lambda c, o, w: o.update(id=10**30), "'annotations' has the id 10000"),
         (lambda c, o, w: w["segmentation"].update(size=[7, 9]), r"mask of size \[7, 9\]"),
         (lambda c, o, w: w["segmentation"].update(counts=[3, 4]), "runs do not add up"),
@@ -256,3 +266,240 @@ def test_coco_categories_of_the_splits_must_agree(coco):
     content["categories"].append({"id": 30, "name": "yak"})
     path.write_text(json.dumps(content))
     assert re.search("other categories than the training split", problems(coco, "coco")[0][0])
+
+
+def test_coco_notes_that_boxes_are_corners(coco):
+    """Also where most of such boxes would pass the image's edge, and where only areas tell."""
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for o in content["annotations"]:
+        x, y, w, h = o["bbox"]
+        o["bbox"] = [x, y, x + w, y + h]
+    path.write_text(json.dumps(content))
+    found, _ = problems(coco, "coco")
+    assert len(found) == 1 and "objects fit as corners (x1, y1, x2, y2)" in found[0]
+    for o in content["annotations"]:
+        x, y, right, bottom = o["bbox"]
+        o.update(segmentation=[], area=(right - x) * (bottom - y), iscrowd=0)
+    path.write_text(json.dumps(content))
+    found, _ = problems(coco, "coco")
+    assert len(found) == 1 and "objects fit as corners (x1, y1, x2, y2)" in found[0]
+
+
+def test_coco_boxes_are_no_fractions(coco):
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for o in content["annotations"]:
+        o.update(bbox=[0.25, 0.25, 0.5, 0.5], segmentation=[])
+    path.write_text(json.dumps(content))
+    found, _ = problems(coco, "coco")
+    assert len(found) == 1 and "all boxes lie between 0 and 1" in found[0]
+
+
+def as_exported(content, kind):
+    """The polygons of ordinary objects as run lengths, written in one of their forms."""
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
+    for o in content["annotations"]:
+        if o["iscrowd"]:
+            continue
+        parts = coco_mask.frPyObjects(o["segmentation"], *sizes[o["image_id"]])
+        whole = coco_mask.merge(parts)
+        text = {"size": list(whole["size"]), "counts": whole["counts"].decode()}
+        flat = coco_mask.decode(whole).ravel("F")
+        edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+        runs = {"size": text["size"], "counts": np.diff([0, *edges, flat.size]).tolist()}
+        each = [{"size": text["size"], "counts": p["counts"].decode()} for p in parts]
+        o["segmentation"] = {"text": text, "runs": runs, "list": each}[kind]
+
+
+@pytest.mark.parametrize("kind", ["text", "runs", "list"])
+def test_run_lengths_of_ordinary_objects_are_read(coco, kind):
+    """The masks are those of the polygons, for training and for scoring."""
+    path = coco / "annotations" / "instances_train2017.json"
+    plain = read_coco(coco, "train2017")
+    content = json.loads(path.read_text())
+    as_exported(content, kind)
+    path.write_text(json.dumps(content))
+    assert problems(coco, "coco") == ([], [])
+    scenes = read_coco(coco, "train2017")
+    assert scenes.has_run_lengths() and not plain.has_run_lengths()
+    assert scenes.with_masks().without_mask == 0
+    for scene, other in zip(scenes.scenes, plain.scenes, strict=True):
+        shape = (scene.height, scene.width)
+        for i, rle in enumerate(scene.objects.rles):
+            expected = other.objects.rles[i] or coco_mask.merge(
+                coco_mask.frPyObjects([p.tolist() for p in other.objects.polygons[i]], *shape)
+            )
+            assert np.array_equal(masks.decoded(rle), masks.decoded(expected))
+
+
+def test_objects_without_a_mask_are_left_out_and_counted(coco):
+    number = change(coco, lambda c, o, w: o.update(segmentation=[]))
+    scenes = read_coco(coco, "train2017")
+    ids = [i for s in scenes.scenes for i in s.objects.ids.tolist()]
+    masked = scenes.with_masks()
+    kept = [i for s in masked.scenes for i in s.objects.ids.tolist()]
+    assert number in ids and [i for i in ids if i != number] == kept
+    assert masked.without_mask == 1 and len(masked) == len(scenes)
+    for scene, other in zip(masked.scenes, scenes.scenes, strict=True):
+        mine = np.isin(other.objects.ids, scene.objects.ids)
+        assert np.array_equal(scene.objects.boxes, other.objects.boxes[mine])
+        assert np.array_equal(scene.objects.labels, other.objects.labels[mine])
+
+
+def test_coco_photos_labelled_in_stored_pixels(coco):
+    scene = read_coco(coco, "train2017").scenes[1]
+    assert scene.height != scene.width
+    exif = Image.Exif()
+    exif[274] = 6
+    photo(coco / scene.file, scene.height, scene.width, 0)
+    with Image.open(coco / scene.file) as image:
+        image.save(coco / scene.file, exif=exif)
+    found, _ = problems(coco, "coco")
+    assert len(found) == 1 and found[0].startswith(f"{coco / scene.file}: is turned by its EXIF")
+
+
+NESTED = '{"images": ' + "[" * 5000 + "]" * 5000 + ', "annotations": [], "categories": []}'
+MANY = '{"images": [' + ",".join(["[]"] * 200_000) + '], "annotations": [], "categories": []}'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (NESTED, r"no sound json \(lists or objects are nested too deep\)"),
+        (MANY, r"no sound json \(200,00. lists and objects in 600,0.. bytes are no COCO's\)"),
+        ("x" * 100, r"no sound json \(it does not begin with a brace\)"),
+        ('{"images": ' + "9" * 5000 + "}", "no sound json .*4300 digits"),
+        (os.mkfifo, "cannot be read: is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "cannot be read: is not a regular file"),
+        (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic"),
+        (lambda path: path.touch() or os.truncate(path, 2**40), "1,099,511,627,776 bytes, at most"),
+    ],
+    ids=["nested", "many", "text", "digits", "pipe", "device", "loop", "large"],
+)
+def test_coco_files_that_would_hang_or_fill_the_memory(coco, content, said):
+    path = coco / "annotations" / "instances_train2017.json"
+    path.unlink()
+    if callable(content):
+        content(path)
+    else:
+        path.write_text(content)
+    found, _ = problems(coco, "coco")
+    assert re.match(re.escape(str(path)) + ": .*" + said, found[0]) and len(found) == 1
+    assert len(found[0]) < 1000
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(10)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{LAUGHS}]><annotation>&k;</annotation>".encode(), "no well-formed xml .*amplification"),
+        (xml(60, 80, [("狗", 5, 5, 9, 9, 0)]).encode("gbk"), "is not in UTF-8 .*iconv"),
+        (
+            b'<?xml version="1.0" encoding="martian"?><annotation/>',
+            "is not in the encoding martian that it declares",
+        ),
+        (b"<annotation>" + b"<a/>" * 2**20, "4,194,316 bytes, at most 4,194,304 are read"),
+        (xml(10**9, 80, []).encode(), "size/height is '1000000000'"),
+        (xml(10**8, 80, []).encode(), "size is 80x100000000: at most 89,478,485 pixels"),
+        (xml(60, 80, [("cow", 5, 5, "1e999", 9, 0)]).encode(), "outside the image"),
+        (os.mkfifo, "annotation cannot be read: is not a regular file"),
+    ],
+)
+def test_voc_files_that_are_refused(devkit, content, said):
+    path = devkit / VOC
+    path.unlink()
+    photo(devkit / IMAGE, 60, 80, 0)
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content)
+    found, _ = problems(devkit, "voc")
+    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0]), found
+    assert len(found[0]) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "latin-1", "utf-16", "utf-8-sig"])
+def test_voc_files_in_an_encoding_that_they_declare(devkit, encoding):
+    name = "chaton" if encoding == "latin-1" else "猫"
+    declared = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>'
+    path = devkit / VOC
+    height, width = voc.parse(path).height, voc.parse(path).width
+    path.write_bytes((declared + xml(height, width, [(name, 5, 5, 9, 9, 0)])).encode(encoding))
+    assert problems(devkit, "voc")[0] == []
+    assert voc.parse(path).names == [name]
+
+
+@pytest.mark.parametrize("extension", [".png", ".JPG", ".jpeg", ".PNG", ".bmp"])
+def test_voc_images_with_another_extension(devkit, extension):
+    folder = devkit / "VOC2012" / "JPEGImages"
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.save(path.with_suffix(extension))
+        path.unlink()
+    assert problems(devkit, "voc") == ([], [])
+    scenes = read_voc(devkit, [(2012, "train")])
+    assert all(s.file.endswith(extension) and (devkit / s.file).is_file() for s in scenes.scenes)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "{} 1",
+        "{}   -1",
+        "{}.jpg",
+        "{}.JPG",
+        "/data/VOC/JPEGImages/{}.jpg",
+        "{}.jpg 1",
+        "{} x",
+    ],
+)
+@pytest.mark.parametrize("name", ["{}", "img {}", "a.b {} 1", "{}.jpg"])
+def test_voc_lists(devkit, line, name):
+    """With flags, folders and extensions, of names that hold spaces and dots."""
+    if line == "{} x" and name != "{}":
+        pytest.skip("a second word is no part of the name only where the first is one")
+    for folder in ("JPEGImages", "Annotations"):
+        for path in list((devkit / "VOC2012" / folder).iterdir()):
+            path.rename(path.with_name(name.format(path.stem) + path.suffix))
+    names = [name.format(n) for n in (devkit / LIST).read_text().split()]
+    for file in (devkit / LIST, devkit / LIST.replace("val", "train")):
+        own = [name.format(n) for n in file.read_text().split()]
+        file.write_text("\ufeff" + "".join(line.format(n) + "\r\n" for n in own), encoding="utf-8")
+    assert voc.listed(devkit, 2012, "val") == (names, [])
+    assert problems(devkit, "voc") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.write_bytes(b"\xff\xfe0\x001\x00"), "is not UTF-8"),
+        (
+            lambda path: path.write_text("".join(f"{n}\n" for n in range(2000))),
+            "2,000 of its images have no annotation, first '0'",
+        ),
+    ],
+)
+def test_voc_lists_that_are_refused(devkit, content, said):
+    path = devkit / LIST
+    path.unlink()
+    content(path)
+    found, _ = problems(devkit, "voc")
+    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0]), found
+
+
+def test_voc_classes_and_objects_to_look_at(devkit):
+    for path in (devkit / "VOC2012" / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    path = next(p for p in (devkit / "VOC2012" / "Annotations").iterdir() if "cow" in p.read_text())
+    path.write_text(path.read_text().replace("cow", "Cow", 1))
+    found, notes = problems(devkit, "voc")
+    assert found == [] and len(notes) == 2
+    assert "the classes Cow and cow differ in case only" in notes[0]
+    assert "every object of 2012 val is difficult: none is measured" in notes[1]
