@@ -319,7 +319,7 @@ def described(error: Exception) -> str:
         return str(error.strerror)
     where = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if error.errno in FULL and error.filename:
-        return f"{where}. Make room there or choose another --root, then run the same command again"
+        return f"{where}. Make room there or choose another place, then run the same command again"
     if error.errno in FULL:  # every file that is written here is named
         return f"standard output: {where}. Make room there, then run the same command again"
     if error.errno in FORBIDDEN:

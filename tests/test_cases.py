@@ -421,7 +421,7 @@ def test_two_users(images: Path, without_links: Path, tmp_path: Path) -> None:
     done = run_in(tmp_path, words, before=OTHER_USER)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (text,) = [line for line in done.stderr.splitlines() if line.startswith("lewel-bench:")]
-    assert text.startswith(f"lewel-bench: cannot write to the folder of a job, {folder}: ")
+    assert text.startswith(f"lewel-bench: cannot use the files of a job, {folder}: ")
     assert "belongs to nobody. To share a run root, put its users into one group" in text
     mine = write_images(tmp_path / "new", val=7)
     done = run_in(tmp_path, arguments(mine, "moco_v2", ()), before=OTHER_USER)

@@ -126,8 +126,8 @@ def test_a_full_disk_names_the_file_and_what_to_do(
     with pytest.raises(OSError, match="No space left") as caught, replacing(path) as beside:
         beside.write_text("after")
     assert described(caught.value) == (
-        f"{path}: No space left on device. Make room there or choose another --root, then run the "
-        "same command again"
+        f"{path}: No space left on device. Make room there or choose another place, then run "
+        "the same command again"
     )
     assert os.listdir(tmp_path) == ["b.zip"] and path.read_text() == "before"
 

@@ -21,7 +21,7 @@ from lewel_bench.harness.fits import Place
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND
-from lewel_bench.results.record import set_aside
+from lewel_bench.results.record import NAME, set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
 from lewel_bench.value import explain
@@ -90,14 +90,16 @@ def _refuse(context: "Context", arguments: argparse.Namespace) -> None:
 
 
 def _refuse_folders_of_others(root: Path, todo: Sequence[Job]) -> None:
-    """Refuse jobs that another user has begun, in folders that this one cannot write."""
-    needed = os.R_OK | os.W_OK | os.X_OK
-    folders = [root / job.key for job in todo]
-    closed = [one for one in folders if os.path.lexists(one) and not os.access(one, needed)]
+    """Refuse jobs of another user, whose folders cannot be written or whose records not read."""
+    rights = {root / job.key: os.R_OK | os.W_OK | os.X_OK for job in todo}
+    rights |= {root / job.key / NAME: os.R_OK for job in todo}
+    closed = [
+        path for path, mode in rights.items() if os.path.lexists(path) and not os.access(path, mode)
+    ]
     if closed:
         more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
         raise ValueError(
-            f"cannot write to the folder of a job, {closed[0]}{more}: "
+            f"cannot use the files of a job, {closed[0]}{more}: "
             f"{files.permission_advice(closed[0])}"
         )
 

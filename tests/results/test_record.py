@@ -225,7 +225,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path / NAME)
     assert described(caught.value) == (
-        f"{tmp_path / NAME}: No space left on device. Make room there or choose another --root, "
+        f"{tmp_path / NAME}: No space left on device. Make room there or choose another place, "
         "then run the same command again"
     )
     assert os.listdir(tmp_path) == []
