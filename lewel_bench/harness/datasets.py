@@ -11,9 +11,8 @@ from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
-from lewel_bench.pretrain.problems import one_line
 from lewel_bench.pretrain.shapes_revision import REVISION
-from lewel_bench.value import unknown
+from lewel_bench.value import printable, unknown
 
 READER = 2  # raised when other files of a folder are read, so that none is remembered as it was
 NAMED = ("imagenet", "imagenet100", "cifar10", "shapes", "voc", "coco")
@@ -224,9 +223,9 @@ def _there(path: Path, layout: Layout) -> Path:
         raise MissingData(
             f"there is no folder {folder}: --data takes a folder that holds {HOLDS[layout]}"
         )
-    if one_line(str(folder)) != str(folder):
+    if printable(folder) != str(folder):
         raise ValueError(
-            f"--data {one_line(str(folder))}: the path has control characters or is not UTF-8: "
+            f"--data {printable(folder)}: the path has control characters or is not UTF-8: "
             "rename the folder"
         )
     return folder

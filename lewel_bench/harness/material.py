@@ -16,8 +16,8 @@ from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.datasets import LISTS, NAMED, shapes_id, stamp
 from lewel_bench.harness.plan import Dataset, Dense, Job
 from lewel_bench.harness.site import Site
-from lewel_bench.pretrain.problems import grouped, one_line
-from lewel_bench.value import unknown
+from lewel_bench.pretrain.problems import grouped
+from lewel_bench.value import printable, unknown
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -209,7 +209,7 @@ def check(arguments: argparse.Namespace, context: "Context") -> int:
             f"{name}: {split.images:,} images of {len(split.per_class)} classes ({fewest:,} to "
             f"{most:,} a class), {split.decoded:,} decoded, fingerprint {split.fingerprint}"
         )
-    return _print(one_line(str(root)), report.notes, report.problems, arguments.all)
+    return _print(printable(root), report.notes, report.problems, arguments.all)
 
 
 def _configured(what: str, site: Site) -> str:
@@ -242,7 +242,7 @@ def _check_annotations(
             json.dumps({"root": str(root), "layout": layout, "problems": problems, "notes": notes})
         )
         return 2 if problems else 0
-    what = f"{one_line(str(root))} ({layout}, {' and '.join(tasks)})"
+    what = f"{printable(root)} ({layout}, {' and '.join(tasks)})"
     return _print(what, notes, problems, arguments.all)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from lewel_bench.pretrain.decode import FORMATS, decode_with_kind
 from lewel_bench.pretrain.folder import NAMES, Images, counted, list_folder
-from lewel_bench.pretrain.problems import Problem, one_line
+from lewel_bench.pretrain.problems import Problem
+from lewel_bench.value import printable
 
 _SEED = 0  # of the sample: the same data set gets the same report
 _MODES = {
@@ -131,7 +132,7 @@ def _notes(
     split: SplitReport, left_out: Mapping[str, int], kinds: dict[str, list[str]]
 ) -> list[str]:
     notes = [
-        f"{split.folder}: converted to RGB: {len(files)} {kind}, first {one_line(files[0])}"
+        f"{split.folder}: converted to RGB: {len(files)} {kind}, first {printable(files[0])}"
         for kind, files in sorted(kinds.items())
     ]
     if split.decoded < split.images:

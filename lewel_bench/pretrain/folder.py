@@ -12,7 +12,8 @@ import numpy as np
 
 from lewel_bench.files import read_regular
 from lewel_bench.pretrain.decode import FORMATS
-from lewel_bench.pretrain.problems import Problem, grouped, one_line
+from lewel_bench.pretrain.problems import Problem, grouped
+from lewel_bench.value import printable
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Split = Literal["train", "val"]
@@ -150,7 +151,7 @@ def _found(folder: Path) -> str:
     if os.path.exists(folder) and not os.path.isdir(folder):
         return "it is a file"
     try:
-        names = sorted(one_line(entry.name) for entry in _scan(folder))
+        names = sorted(printable(entry.name) for entry in _scan(folder))
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     if not names:
@@ -296,7 +297,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _kind(name: str) -> str:
-    return one_line(Path(name).suffix.lower()) or "without an extension"
+    return printable(Path(name).suffix.lower()) or "without an extension"
 
 
 def _frequent(left_out: Counter[str]) -> dict[str, int]:

@@ -23,7 +23,7 @@ class Problem(str):
     kind: str
 
     def __new__(cls, place: object, kind: str, detail: str = "") -> "Problem":
-        place, detail = _short(one_line(str(place))), one_line(detail or kind)
+        place, detail = _short(printable(place)), printable(detail or kind)
         problem = super().__new__(cls, f"{place}: {detail}")
         problem.place, problem.kind = place, kind
         return problem
@@ -35,11 +35,6 @@ class Problem(str):
     def of(cls, error: Exception) -> str:
         """What an error was raised with: its problem, or its text."""
         return error.args[0] if error.args and isinstance(error.args[0], cls) else str(error)
-
-
-def one_line(text: str) -> str:
-    """`text` on one line: control characters and bytes that are not UTF-8 as escapes."""
-    return printable(text)
 
 
 def _short(place: str) -> str:
