@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from command_line import write_images
+from finished import finish
 
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import plan, suites
 from lewel_bench.harness.cells import Selection
+from lewel_bench.harness.cli import main
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.harness.status import EVENTS
@@ -57,3 +59,24 @@ def test_the_ranks_are_kept_and_a_collapse_is_named_wherever_it_counts(
 def test_a_pretraining_that_did_not_collapse_is_not_marked(tmp_path: Path) -> None:
     for record in records(tmp_path):
         assert not collapse.note_among(record.warnings)
+
+
+def test_tables_and_claims_mark_a_number_of_a_collapsed_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "collapsed: effective rank 2.4 of 128, untrained 30.6"
+    for seed in (0, 1):
+        finish(tmp_path, "byol_100ep", "linear_sgd", seed, metrics={"top1": 50.0 + seed})
+        said = {"warnings": (note,)} if seed else {}
+        finish(
+            tmp_path, "lewel_b_100ep", "linear_sgd", seed,
+            metrics={"top1": 40.5 + seed}, before=said, **said,
+        )  # fmt: skip
+    at = ["--suite", "shapes", "--root", str(tmp_path)]
+    assert main(["table", "1", *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (mark,) = (line.split()[0] for line in lines if line.endswith(f"] {note}"))
+    assert [line for line in lines if "41.0" in line and mark in line]
+    assert not [line for line in lines if "50.5" in line and mark in line]
+    main(["claims", "linear:lewel_b", *at])
+    assert f"LEWEL_B: {note}" in capsys.readouterr().out
