@@ -73,7 +73,8 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     protocol: str, table: str, column: str, images: Path, dense: Path, bench: Bench, tmp_path: Path
 ) -> None:
     more = {"lrs": [1e12, 0.02], "refit": True, "trials": 2}
-    done = bench(*words("run", images, dense, protocol, **more))
+    length = ("--set", "epochs=12")  # those of 200 in this suite: a cell is of one length
+    done = bench(*words("run", images, dense, protocol, **more), *length)
     assert done.returncode == 0, done.stderr
     found = records(tmp_path / "runs")
     (gone,) = [one for name, one in found.items() if "lr 1e+12" in name]
@@ -82,7 +83,8 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     assert final["outcome"]["chosen"]["lr"] == 0.02
     assert "diverged at step" in " ".join(final["warnings"])
     assert len(final["outcome"]["grid"]) == 2 and final["outcome"]["paper_rule"]["lr"] == 0.02
-    shown = bench(*words(f"table {table}", images, dense, protocol, **more), "--format", "json")
+    asked = words(f"table {table}", images, dense, protocol, **more)
+    shown = bench(*asked, *length, "--format", "json")
     rows = {row["id"]: row["cells"] for row in json.loads(shown.stdout)["rows"]}
     cell = rows["lewel_m:200"][column]
     assert (cell["n"], cell["engine"], cell["protocol"]) == (1, "native", protocol)
@@ -90,7 +92,7 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     metric = {"ap50": "box_ap50", "miou": "miou"}[column]
     trials = [final, found[f"{protocol} of lewel_m_200ep, trial 1"]]
     assert cell["mean"] == pytest.approx(sum(one["metrics"][metric] for one in trials) / 2)
-    again = bench(*words("run", images, dense, protocol, **more))
+    again = bench(*words("run", images, dense, protocol, **more), *length)
     assert "nothing to do" in again.stdout
 
 
