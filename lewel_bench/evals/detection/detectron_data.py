@@ -23,7 +23,6 @@ from detectron2.data import (
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 
-from lewel_bench.evals.detection.masks import compressed
 from lewel_bench.evals.detection.scenes import Scene, Scenes
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import workers as processes
@@ -167,7 +166,7 @@ def _record(scenes: Scenes, scene: Scene, coco: bool) -> Record:
         if polygons:
             one["segmentation"] = [p.tolist() for p in polygons]
         elif rle is not None and not crowd:
-            one["segmentation"] = compressed(rle)
+            one["segmentation"] = rle
         annotations.append(one)
     return {
         "file_name": str(scenes.root / scene.file),

@@ -42,17 +42,11 @@ def rasterise(
 
 
 def decoded(rle: dict[str, Any]) -> Pixels:
-    """The mask (H, W) of run lengths."""
-    pixels: Pixels = coco.decode(compressed(rle))
+    """The mask (H, W) of run lengths, as a list or as COCO's string."""
+    if isinstance(rle["counts"], list):
+        rle = coco.frPyObjects(rle, *rle["size"])
+    pixels: Pixels = coco.decode(rle)
     return pixels
-
-
-def compressed(rle: dict[str, Any]) -> dict[str, Any]:
-    """Run lengths with COCO's string of counts."""
-    if not isinstance(rle["counts"], list):
-        return rle
-    found: dict[str, Any] = coco.frPyObjects(rle, *rle["size"])
-    return found
 
 
 def _pooled(mask: Pixels, box: NDArray[np.float32], side: int) -> Tensor:

@@ -1,12 +1,14 @@
 """The detectron2 engine: its configurations by a table, and real runs where it is installed."""
 
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -198,6 +200,46 @@ def test_settings_follow_the_protocol() -> None:
     assert found["MODEL.RPN.BATCH_SIZE_PER_IMAGE"] == 32
     assert found["TEST.PRECISE_BN.ENABLED"] is False
     assert found["SOLVER.MOMENTUM"] == 0.5 and found["SOLVER.AMP.ENABLED"] is True
+
+
+def test_run_lengths_are_read_as_bitmasks() -> None:
+    found = detectron.settings(
+        PROTOCOLS["coco_fpn_1x"], R50, classes=80, candidate=CANDIDATE, seed=3, device="cuda",
+        mask_format="bitmask",
+    )  # fmt: skip
+    assert found == COCO_FPN | {"INPUT.MASK_FORMAT": "bitmask"}
+
+
+def test_run_lengths_reach_detectron2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mapper decodes COCO's string of an object, and reads no mask of a crowd."""
+    for name in ("", ".data", ".data.samplers", ".structures"):
+        monkeypatch.setitem(sys.modules, f"detectron2{name}", MagicMock())
+    spec = importlib.util.find_spec("lewel_bench.evals.detection.detectron_data")
+    assert spec is not None and spec.loader is not None
+    detectron_data = importlib.util.module_from_spec(spec)  # a copy for this test alone
+    spec.loader.exec_module(detectron_data)
+    runs = {"size": [8, 10], "counts": [0, 80]}
+    polygon = [0, 0, 9, 0, 9, 7]
+    shapes_of = (({**runs, "counts": "0`2"}, 0), (runs, 0), (runs, 1), ([polygon], 0), ([], 0))
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}],
+        "categories": [{"id": 5, "name": "kite"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 5, "bbox": [0, 0, 10, 8], "area": 80,
+             "iscrowd": crowd, "segmentation": shape}
+            for i, (shape, crowd) in enumerate(shapes_of)
+        ],
+    }  # fmt: skip
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    scenes = read_coco(tmp_path, "val2017").with_masks()
+    assert scenes.without_mask == 1
+    record = detectron_data._record(scenes, scenes.scenes[0], True)
+    text = {"size": [8, 10], "counts": "0`2"}
+    masks = [one.get("segmentation") for one in record["annotations"]]
+    assert masks == [text, text, None, [polygon]]
+    pycocotools = pytest.importorskip("pycocotools.mask")
+    assert pycocotools.decode(masks[0]).sum() == 80  # detectron2's call
 
 
 @pytest.mark.parametrize(
