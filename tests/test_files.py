@@ -54,9 +54,11 @@ def test_a_kill_before_the_name_is_taken_leaves_no_record(tmp_path: Path) -> Non
     for call in ("fsync", "link" if os.link.__module__ == "posix" else "rename"):
         child = os.fork()
         if not child:
-            setattr(os, call, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-            create(tmp_path / "record.json", "half" * 1000)
-            os._exit(1)
+            try:
+                setattr(os, call, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+                create(tmp_path / "record.json", "half" * 1000)
+            finally:
+                os._exit(1)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         (left,) = tmp_path.iterdir()
         assert left.name.startswith(".record.json.") and files.abandoned(left)
@@ -208,12 +210,15 @@ def test_a_lock_ends_with_its_process_though_its_workers_go_on(tmp_path: Path) -
     path, (mine, theirs) = tmp_path / "lock", os.pipe()
     child = os.fork()
     if not child:
-        lock = Lock(path)
-        lock.acquire()
-        worker = os.fork()  # outlives it
-        if worker:
-            os.write(theirs, b"%d" % worker)
-        signal.pause()
+        try:
+            lock = Lock(path)
+            lock.acquire()
+            worker = os.fork()  # outlives it
+            if worker:
+                os.write(theirs, b"%d" % worker)
+            signal.pause()
+        finally:
+            os._exit(1)
     worker = int(os.read(mine, 20))
     try:
         assert is_held(path)

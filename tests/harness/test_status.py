@@ -82,9 +82,11 @@ def test_a_job_that_a_native_library_ends_has_failed(tmp_path: Path, how: str) -
     (tmp_path / key / "record.json").unlink()
     child = os.fork()
     if not child:
-        with log.crashes(tmp_path / key):
-            os.kill(os.getpid(), signal.Signals[how])
-        os._exit(0)
+        try:
+            with log.crashes(tmp_path / key):
+                os.kill(os.getpid(), signal.Signals[how])
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.Signals[how]
     found = states(tmp_path)[key]
     assert found.state == "failed"
