@@ -42,6 +42,7 @@ os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
 
 KINDS = ("kill", "kill", "torn")  # of the kills, in turn
 FULL = ("full once", "full from then on")
+LAST = 40  # changes: the last of a run only remove files
 TORN_BYTES = 20  # of what was to be written
 EVALS = ("linear_lars", "semi_1pct", "knn", "voc07_det_c4")
 EVALUATION = {"image_size": 32, "resize": 36, "batch": 16, "held_out": 6}
@@ -126,6 +127,7 @@ class Sweep:
             sys.argv = ["lewel-bench", *self.words(root)]
             from lewel_bench.harness.cli import main
 
+            log_every_step()
             changes = watch(root, disturbance)
             code = main()
             sys.stderr.flush()
@@ -177,6 +179,15 @@ class Sweep:
         assert names(root) == self.names, names(root) ^ self.names
         how = f"{len(before)} records, {len(checkpoints)} checkpoints, {len(torn)} torn files"
         return f"{disturbance}: {how}"
+
+
+def log_every_step() -> None:
+    """So that the number of file changes does not depend on the time that steps take."""
+    from lewel_bench.evals import finetune, knn, loop
+    from lewel_bench.pretrain import train
+
+    for module in (train, loop, knn, finetune):
+        vars(module)["LOG_EVERY_S"] = -1.0
 
 
 def watch(root: Path, disturbance: Disturbance | None) -> Callable[[], int]:
@@ -287,6 +298,8 @@ def disturbances(kills: int, failures: int, changes: int, seed: int) -> list[Dis
     for kinds, count in ((KINDS, kills), (FULL, failures)):
         for i in range(count):
             at = 1 + int((i + chance.random()) * (changes - 1) / count)
+            if kinds[i % len(kinds)] == "torn":
+                at = min(at, changes - LAST)
             found.append(Disturbance(kinds[i % len(kinds)], at, links=i % 4 < 2))
     return found
 
