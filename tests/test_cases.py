@@ -6,6 +6,8 @@ $LEWEL_BENCH_TEST_DATA, the folder next to it) these tests skip.
 
 import ast
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,16 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import command, environment, write_images
 from faster_coco_eval import COCO as COCO_API
 from photos import DATA
 from PIL import Image
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
+from lewel_bench.evals.checkpoints import reading
 from lewel_bench.evals.detection import metrics, views, voc
 from lewel_bench.evals.detection.scenes import read_coco, read_voc
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.status import write_spec
 from lewel_bench.pretrain.decode import decode
+from lewel_bench.pretrain.recipe import Backbone
 from tests.harness.test_cost import jobs_of
 from tests.harness.test_end_to_end import arguments, records
 
@@ -304,8 +311,113 @@ def test_a_16_bit_image_has_its_grey_levels(made: Made) -> None:
 
 # --- Checkpoints: make_ck.py -----------------------------------------------------------------
 
+# the format and network of each, and how many names are the same, renamed, left aside; or how it is
+# refused
+CHECKPOINTS: dict[str, tuple[str, int, int, int] | str] = {
+    "c02_moco_nomodule.pth.tar": ("moco query", 0, 120, 4),
+    "c03_simsiam_nomodule.pth.tar": ("simsiam online", 0, 120, 2),
+    "c04_numpy_scalar.pth": ("torchvision backbone", 120, 0, 2),
+    "c05_namespace.pth": ("torchvision backbone", 120, 0, 2),
+    "c06_omegaconf.pth": ("torchvision backbone", 120, 0, 2),
+    "c06b_omegaconf_lightning.ckpt": ("solo_learn online", 0, 120, 1),
+    "c08_sharded": ("torchvision backbone", 120, 0, 2),
+    "c10_fsdp.pth": ("torchvision backbone", 0, 120, 2),
+    "c10b_fsdp_ckpt.pth": ("torchvision backbone", 0, 120, 2),
+    "c11_timm_train.pth.tar": ("timm_training ema", 0, 120, 4),
+    "c11b_torchvision_refs.pth": ("torchvision_training model", 0, 120, 5),
+    "c13_lightning_model.ckpt": 'names begin with "state_dict.model.". A layout of your own',
+    "c13b_lightning_net.ckpt": 'names begin with "state_dict.net.". A layout of your own',
+    "c13c_lightning_encoder.ckpt": "nearest to, but does not fit, the format solo_learn",
+    "c14_module_module.pth": ("torchvision backbone", 0, 120, 2),
+    "c16_sequential.pth": ("sequential whole", 0, 120, 0),
+    "c16b_sequential_backbone.pth": ("sequential backbone", 0, 120, 0),
+    "c17_no_counter.pth": ("torchvision backbone", 100, 0, 2),
+    "c19_nan.pth": "layer4.1.conv2.weight: 1 of its 2359296 numbers are not finite",
+    "c20_deepstem.pth": "nearest to conv1.weight: conv1.3.weight",
+    "c22_torchscript.pt": "a TorchScript archive, which holds code that is not run here: in the "
+    "software that wrote it, save the weights alone, torch.save(model.state_dict(), FILE)",
+    "c23_spt.ckpt": ("stable_pretraining backbone", 0, 120, 3),
+    "c25_dino_ddp_compile.pth": ("dino teacher", 0, 120, 3),
+    "c26_datetime.pth": "it needs datetime.datetime, which is no plain data and is not run: save "
+    "the weights alone",
+    "c27_misc.pth": "it needs datetime.timedelta, which is no plain data and is not run: save the "
+    "weights alone",
+}
+
+
+def test_checkpoints_that_people_have(made: Made) -> None:
+    folder = made("make_ck.py")
+    absent = set() if (folder / "c06_omegaconf.pth").exists() else {"c06_omegaconf.pth"}
+    absent |= {"c06b_omegaconf_lightning.ckpt"} if absent else set()  # without omegaconf
+    assert {path.name for path in folder.iterdir()} == CHECKPOINTS.keys() - absent
+    for path in sorted(folder.iterdir()):
+        expected = CHECKPOINTS[path.name]
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                reading.read(path)
+        else:
+            found = reading.read(path)
+            assert found.spec == Backbone(arch="resnet18"), path.name
+            read = (f"{found.format} {found.network}", found.same, found.renamed, found.aside)
+            assert read == expected, path.name
+        if path.is_file():
+            path.unlink()  # 45 MB each
+
 
 # --- Hostile checkpoints: hostile_checkpoints.py ---------------------------------------------
+
+# of some, what is said of it
+HOSTILE = {
+    "b_dtype_state_hash.pkl": "takes more than 2 s to read",
+    "b_ints_collide.pkl": "takes more than 2 s to read",
+    "b_legacy_keys_hash.pth": "takes more than 2 s to read",
+    "b_plain_key_work.pkl": "takes more than 2 s to read",
+    "o_devzero.pth": "is no regular file",
+    "o_fifo.pth": "is no regular file",
+    "o_selflink.pth": "Too many levels of symbolic links",
+    "o_torchscript.pt": "a TorchScript archive",
+    "p_globalname_ansi.pkl": r"its pickle names a global 'o\x1b[31ms.sys\x07tem'",
+    "p_stack_global.pkl": "it needs os.system, which is no plain data and is not run",
+    "s_deep.safetensors": "is nested too deeply",
+    "s_dup.safetensors": "it has the same name twice",
+    "s_full_98mb_meta.safetensors": "its header says that it has 102,772,338 bytes",
+    "s_full_bigint_meta.safetensors": 'its header "backbone" is broken JSON',
+    "s_many.safetensors": "its header says that it has 87,388,891 bytes",
+    "t_evil_in_zip.pth": "it needs posix.system",
+    "t_evil_legacy.pth": "it needs posix.system",
+    "z_60000_members.pth": "holds no tensors",
+    "z_deflate_bomb.pth": "PyTorch compresses nothing",
+    "z_full_many_members.pth": "a zip archive whose list of members has 4,196,747 bytes",
+}
+
+
+def test_hostile_checkpoints(made: Made, tmp_path: Path) -> None:
+    """Each is refused in one line, within 2 s of CPU and little memory, and none is run."""
+    weights = {k: v.clone() for k, v in resnet18().state_dict().items()}
+    torch.save(weights, tmp_path / "base.pth")
+    save_file(weights, tmp_path / "base.safetensors")
+    folder = made("hostile_checkpoints.py", tmp_path / "base.pth", tmp_path / "base.safetensors")
+    reading.read(tmp_path / "base.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 121 and HOSTILE.keys() <= {path.name for path in paths}
+    for path in paths:
+        began = _cpu()
+        with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
+            reading.read(path)
+        said = str(caught.value)
+        assert "\n" not in said and len(said) < 1000 and said.isprintable(), path.name
+        assert HOSTILE.get(path.name, "") in said, said
+        assert _cpu() - began < 2.5, path.name  # 2 s, and the parent's work
+        if path.is_file():
+            path.unlink()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    assert not (folder / "EXECUTED").exists()
+
+
+def _cpu() -> float:
+    several = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in several)
 
 
 # --- Terminal: env_*.sh ----------------------------------------------------------------------
