@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lewel_bench.evals.checkpoints import limited, match
+from lewel_bench.evals.checkpoints.formats import ALLOWED
 from lewel_bench.harness import bundle, splits
 from lewel_bench.harness.plan import Dataset, Job
 from lewel_bench.harness.status import SPEC, read_spec
@@ -132,7 +134,10 @@ def _source(run: str, root: Path) -> Source:
         path = path.parent
     named = path if path.is_file() else None
     if named and not checkpoint.is_ours(named):
-        project, recipe, method = published.read(named)
+        with limited.opened(named) as reader:
+            content = reader.content(ALLOWED)
+            names = match.unwrapped(content.shapes)
+            project, recipe, method = published.read(named, names, content.tensors)
         return Source(method, recipe, f"{named.name} (a checkpoint of {project}'s code)", None)
     folder = path.parent if named else path if path.is_dir() else root / run
     try:

@@ -18,6 +18,7 @@ from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.value import explain
 
 PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
+HEADER = 1 << 20  # bytes of a backbone's header; a ResNet-101's has 70,000
 KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
 
 
@@ -123,14 +124,21 @@ def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str,
 
 
 def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header of a backbone file. Raises ValueError naming a broken file."""
+    """The tensors and the header of a backbone file. Raises ValueError naming a broken file, or one
+    whose header is larger than that of any backbone: it may have come in a bundle."""
     try:
+        with open(path, "rb") as head:
+            length = int.from_bytes(head.read(8), "little")
+        if length > HEADER:
+            raise ValueError(f"its header says that it has {length:,} bytes")
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["backbone"])
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
             return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118 (no dict)
     except KeyError:
         raise ValueError(f"{path} has no header of lewel-bench: it was not written here") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the backbone {path}: {error}") from None
 
 

@@ -1,11 +1,10 @@
 """Checkpoints that the authors of LEWEL, EMAN and MoCo publish, as our methods: encoder f and
 projector g of the online network, which is all that their maps need."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lewel_bench.pretrain import methods
@@ -45,25 +44,34 @@ LAYOUTS = {
 }
 
 
-def read(path: Path) -> tuple[str, Recipe, Method]:
+def read(
+    path: Path,
+    names: Mapping[str, str],
+    tensors: Callable[[Collection[str]], Mapping[str, Tensor]],
+) -> tuple[str, Recipe, Method]:
     """The project whose checkpoint `path` is, the recipe that it is read by, and the method with
     the weights of f and g; nothing else of the method means anything.
 
-    No code of the file is executed. Raises ValueError for a file in none of the layouts, or whose
-    weights are not those of the recipe.
+    `names` are those of the tensors without what wrappers add, and with it; `tensors` gives some by
+    the latter. Raises ValueError for a file in none of the layouts, or whose weights are not those
+    of the recipe.
     """
-    state = _state(path)
+    root = "state_dict."
+    below = {n.removeprefix(root): file for n, file in names.items() if n.startswith(root)} or names
     for project, layout in LAYOUTS.items():
-        f, g = {}, {}
-        for name, value in state.items():
-            if name.startswith(layout.g):
-                # Conv1d of one tap in LEWEL, a Linear here
-                g[name.removeprefix(layout.g)] = value.squeeze(-1) if value.ndim == 3 else value
-            elif name.startswith(layout.f):
-                f[name.removeprefix(layout.f)] = value
+        f = {n.removeprefix(layout.f): n for n in below if n.startswith(layout.f)}
+        g = {n.removeprefix(layout.g): n for n in below if n.startswith(layout.g)}
+        f = {short: name for short, name in f.items() if not name.startswith(layout.g)}
         if f and g:
-            return project, RECIPES[layout.recipe], _filled(path, layout, f, g)
-    shown = ", ".join(list(state)[:3])
+            held = tensors([below[name] for name in (*f.values(), *g.values())])
+            of_f = {short: held[below[name]] for short, name in f.items()}
+            # Conv1d of one tap in LEWEL, a Linear here
+            of_g = {
+                short: one.squeeze(-1) if (one := held[below[name]]).ndim == 3 else one
+                for short, name in g.items()
+            }
+            return project, RECIPES[layout.recipe], _filled(path, layout, of_f, of_g)
+    shown = ", ".join(list(below)[:3]) or "none"
     known = ", ".join(f"{name} ({one.g}*)" for name, one in LAYOUTS.items())
     raise ValueError(
         f"{path}: no projector of a layout that is known here, {known}; its first names are {shown}"
@@ -83,20 +91,3 @@ def _filled(path: Path, layout: Layout, f: dict[str, Tensor], g: dict[str, Tenso
             f"{' '.join(line.strip() for line in lines[:2])}"
         ) from None
     return method
-
-
-def _state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors in a file by name, without the prefix of DistributedDataParallel."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch's reader raises whatever it runs into, and advises to execute it
-        raise ValueError(
-            f"{path} is no file of plain tensors that PyTorch can read, or is cut off. Nothing in "
-            "a file is executed here: if it holds Python objects too, save its state_dict alone"
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    named = state.items() if isinstance(state, Mapping) else ()
-    found = {str(k): v for k, v in named if isinstance(v, Tensor)}
-    if not found:
-        raise ValueError(f"{path} holds no weights by name")
-    return {name.removeprefix("module."): value for name, value in found.items()}

@@ -15,6 +15,7 @@ from lewel_bench.value import Value, explain, unknown
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+WIDEST = 4096  # channels of a stem; the widest ResNets in the literature have 1024
 
 
 class Backbone(Value):
@@ -28,7 +29,7 @@ class Backbone(Value):
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     stem: Literal["imagenet", "cifar", "small"] = "imagenet"
-    width: Positive = 64
+    width: Annotated[int, Field(gt=0, le=WIDEST)] = 64
     stride: Literal["3x3", "1x1"] = "3x3"
     mean: tuple[float, float, float] | None = None
 

@@ -295,7 +295,7 @@ def test_figure_5_of_a_run_of_any_images(
     assert "unknown run" in draw("a0b1c2d3e4f5")
     assert draw(folder / "backbone.safetensors", *wanted[1:], "--channels", "3,15") == ""
     assert out.read_bytes() == first
-    assert "no file of plain tensors" in draw(data / "val" / "class0" / "000.jpg")
+    assert "is no checkpoint of PyTorch" in draw(data / "val" / "class0" / "000.jpg")
     (folder / "backbone.safetensors").write_bytes((folder / "spec.json").read_bytes())
     assert "does not belong to the backbone" in draw(*wanted)
     (folder / "projector.safetensors").unlink()

@@ -1,9 +1,11 @@
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipe import Backbone
@@ -59,6 +61,22 @@ def test_full_disk_names_the_last_good_checkpoint(
     assert list(tmp_path.iterdir()) == [good]
     state = checkpoint.load(tmp_path)
     assert state is not None and state["step"] == 1
+
+
+@pytest.mark.parametrize("header", ["[" * 5000, "[1]", "{", "3"])
+def test_a_header_that_is_none(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"backbone": header})
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        checkpoint.read_network(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_as_large_as_no_backbone_has(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes((2 << 20).to_bytes(8, "little") + b" " * (2 << 20))
+    with pytest.raises(ValueError, match="its header says that it has 2,097,152 bytes"):
+        checkpoint.read_backbone(path)
 
 
 def test_backbone_round_trip(tmp_path: Path) -> None:

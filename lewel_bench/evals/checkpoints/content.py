@@ -1,34 +1,36 @@
-"""What a file holds, whatever kind of file it is: tensors by dotted name, each on demand."""
+"""What a file holds, whatever kind of file it is: tensors by dotted name.
+
+This runs in the child process (see `child`), which has neither torch nor NumPy: a tensor is where
+its numbers lie and how they make one.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from lewel_bench.evals.checkpoints import pickles
 from lewel_bench.evals.checkpoints.pickles import Bounded
-from lewel_bench.evals.checkpoints.plain import Array, Inert, Refused, Storage, Strided
+from lewel_bench.evals.checkpoints.plain import Array, Refused, Storage, Strided
 
 NAMED = 200_000  # entries of dictionaries
 TENSORS = 20_000
 LONGEST = 500  # characters of a name
 DEPTH = 16
+TEXTS = {"arch", "__author__", "backbone"}  # the texts at the top of a file that are read
+LONGEST_TEXT = 10_000
 
 
 @dataclass(frozen=True)
 class Content:
-    """`shapes` of the tensors by name, the names at the top (`tops`) and the texts there, and the
-    foreign `globals` that were passed over; `tensor(name)` raises ValueError where the file does
-    not hold what it says."""
+    """`tensors` by name, the names at the top (`tops`) and some texts there, and the foreign
+    `globals` that were passed over; `numbers` gives the bytes of a storage, and raises ValueError
+    where the file does not hold what it says."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Strided | Array]
     tops: frozenset[str]
     texts: Mapping[str, str]
     globals: frozenset[str]
-    tensor: Callable[[str], Tensor]
+    numbers: Callable[[Storage], bytes]
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,15 @@ class Source:
     get: Callable[[Storage], bytes]
 
 
-def loaded(source: Bounded, allowed: Collection[str] = (), globals_: set[str] | None = None) -> Any:
+def loaded(
+    source: Bounded,
+    allowed: Collection[str] = (),
+    globals_: set[str] | None = None,
+    storages: dict[str, Storage] | None = None,
+) -> Any:
     """The next pickle. Raises ValueError."""
     try:
-        return pickles.load(source, allowed, globals_)
+        return pickles.load(source, allowed, globals_, storages)
     except Refused:
         raise
     except ValueError as error:
@@ -70,23 +77,12 @@ def of_tree(tree: Any, globals_: Collection[str], source: Source) -> Content:
     for one in found.values():
         if isinstance(one, Strided):
             source.check(one.storage)
-    last: dict[str, bytes] = {}
-
-    def tensor(name: str) -> Tensor:
-        one = found[name]
-        if isinstance(one, Array):
-            return _of_array(one)
-        if one.storage.key not in last:
-            last.clear()  # many tensors may be views of one storage
-            last[one.storage.key] = source.get(one.storage)
-        return _of_storage(name, one, last[one.storage.key])
-
     return Content(
-        shapes={name: tuple(one.shape) for name, one in found.items()},
+        tensors=found,
         tops=frozenset(str(key) for key in tree),
-        texts=texts,
+        texts=usable(texts),
         globals=frozenset(globals_),
-        tensor=tensor,
+        numbers=source.get,
     )
 
 
@@ -98,14 +94,12 @@ def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, s
     while todo:
         prefix, value, depth = todo.pop()
         left -= 1
-        if isinstance(value, Inert):
-            value = {**value.items, **(value.state if isinstance(value.state, dict) else {})}
         if isinstance(value, dict):
             left -= len(value)
             begin = f"{prefix}." if prefix else ""
             inside = [(begin + _word(key), inner, depth + 1) for key, inner in value.items()]
             todo += reversed(inside)
-        elif isinstance(value, Strided | Array):
+        elif isinstance(value, Strided) or (isinstance(value, Array) and value.is_number):
             if prefix in found:
                 raise ValueError(f"two tensors have the name {prefix[:80]}")
             found[prefix] = value
@@ -135,17 +129,9 @@ def nameable(names: Collection[str]) -> None:
         raise ValueError(f"a tensor has the name {ascii(odd)[:80]}")
 
 
-def _of_array(one: Array) -> Tensor:
-    numbers = np.frombuffer(one.data, np.dtype(one.dtype))
-    shaped = numbers.reshape(one.shape, order="F" if one.fortran else "C")
-    return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), order="C"))
-
-
-def _of_storage(name: str, one: Strided, held: bytes) -> Tensor:
-    dtype, content = getattr(torch, one.storage.dtype), bytearray(held)
-    if len(content) != one.storage.count * one.storage.itemsize:
-        raise ValueError(f"the tensor {name} is cut off")
-    if not content:
-        return torch.empty(one.shape, dtype=dtype)
-    whole = torch.frombuffer(content, dtype=dtype)
-    return whole.as_strided(one.shape, one.strides, one.offset).clone().contiguous()
+def usable(texts: Mapping[str, str]) -> dict[str, str]:
+    """Those of the texts that are read. Raises ValueError for one that is too long."""
+    for name in TEXTS & texts.keys():
+        if len(texts[name]) > LONGEST_TEXT:
+            raise ValueError(f"its text {name} has {len(texts[name]):,} characters")
+    return {name: texts[name] for name in sorted(TEXTS & texts.keys())}

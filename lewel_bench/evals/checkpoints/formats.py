@@ -5,8 +5,7 @@ A new one is a few lines here, or a TOML file with the same fields for `--format
 """
 
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -32,8 +31,9 @@ class Format(Value):
     `heads` are no part of a backbone; `needs` are beginnings of names, or after a slash names at
     the top, one of which must be there: they tell this layout from the others. `rename` are
     patterns and what becomes of them, one after another, until the name is torchvision's. `stride`
-    is the convolution of a bottleneck that has it; `foreign_stem` says why a 3x3 stem of this
-    project is none of ours; with `absorbed` the norms may lack statistics, which are in their
+    is the convolution of a bottleneck that has it; `stem` is that of the networks, which a 3x3
+    convolution alone does not say; `foreign_stem` says why a 3x3 stem of this project is none of
+    ours; with `absorbed` the norms may lack statistics, which are in their
     scales and offsets. `allows` are globals that may be in the file.
     """
 
@@ -45,6 +45,7 @@ class Format(Value):
     rename: tuple[tuple[str, str], ...] = ()
     pixels: Pixels = Pixels()
     stride: Literal["3x3", "1x1"] = "3x3"
+    stem: Literal["imagenet", "cifar", "small"] | None = None
     foreign_stem: str = ""
     absorbed: bool = False
     allows: tuple[Text, ...] = ()
@@ -60,17 +61,14 @@ class Format(Value):
                 raise ValueError(f"{said} is no regular expression: {error}") from None
         return value
 
-    def key(self, name: str) -> str:
-        """Torchvision's name of a name within a network; what fits no pattern stays."""
+    def keys(self, names: Sequence[str]) -> list[str]:
+        """Torchvision's names of names within a network; what fits no pattern stays."""
+        return [self._key(name) for name in names]
+
+    def _key(self, name: str) -> str:
         for pattern, becomes in self.rename:
             name = re.sub(pattern, becomes, name)
         return name
-
-
-def own(path: Path) -> Format:
-    """A user's layout. Raises ValueError naming the file and what is wrong with it."""
-    found: Format = Format.of_toml(path)
-    return found
 
 
 # nn.Sequential(*list(resnet.children())[:-1]), as lightly's examples cut a ResNet
@@ -78,6 +76,17 @@ NUMBERED = (
     (r"^0\.", "conv1."),
     (r"^1\.", "bn1."),
     *((rf"^{3 + n}\.(?=\d)", f"layer{n}.") for n in (1, 2, 3, 4)),
+)
+# transformers' ResNet: modeling_resnet.py of huggingface/transformers, as in microsoft/resnet-50
+TRANSFORMERS = (
+    (r"^resnet\.(?=embedder\.|encoder\.)", ""),
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    *((rf"^encoder\.stages\.{n - 1}\.layers\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    *((rf"\.layer\.{n - 1}\.convolution\.", f".conv{n}.") for n in (1, 2, 3)),
+    *((rf"\.layer\.{n - 1}\.normalization\.", f".bn{n}.") for n in (1, 2, 3)),
 )
 # detectron2 counts stages from the stem, and keeps a norm inside its convolution
 STAGED = (
@@ -109,6 +118,7 @@ CAFFE2 = (
 )
 # as detectron2's default configuration gives them to its networks: 0 to 255, each less its mean
 CAFFE_PIXELS = Pixels(order="BGR", std=(1 / 255, 1 / 255, 1 / 255))
+EMA_HOOK = "ema_"  # copies that mmcv's EMAHook registers: ema_backbone_conv1_weight
 MMENGINE = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.config.config.ConfigDict",
@@ -121,20 +131,6 @@ LIGHTNING = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-    "omegaconf.nodes.IntegerNode",
-    "omegaconf.nodes.FloatNode",
-    "omegaconf.nodes.StringNode",
-    "omegaconf.nodes.BooleanNode",
-    "typing.Any",
-    "builtins.int",
-    "builtins.float",
-    "builtins.str",
-    "builtins.bool",
 )
 
 MOCO = Format(
@@ -191,7 +187,7 @@ FORMATS: dict[str, Format] = {
     "densecl": Format(
         source="WXinlong/DenseCL @b64bbb6 openselfsup/models/densecl.py",
         networks={"query": "encoder_q.0.", "key": "encoder_k.0.", "backbone": "backbone."},
-        heads=("encoder_q.1.", "encoder_k.1.", "queue", "head."),
+        heads=("encoder_q.1.", "encoder_k.1.", "queue", "head.", EMA_HOOK),
         needs=("queue2",),
         allows=MMENGINE,
     ),
@@ -206,7 +202,7 @@ FORMATS: dict[str, Format] = {
         },
         heads=(
             *("encoder_q.1.", "encoder_k.1.", "online_net.1.", "target_net.1."),
-            *("queue", "neck.", "head."),
+            *("queue", "neck.", "head.", EMA_HOOK),
         ),
         needs=("encoder_q.0.", "online_net.0."),
         allows=MMENGINE,
@@ -294,6 +290,25 @@ FORMATS: dict[str, Format] = {
         foreign_stem="solo-learn pads its 3x3 convolution by 2 and its pixels have CIFAR's mean",
         allows=LIGHTNING,
     ),
+    "stable_pretraining": Format(
+        source="rbalestr-lab/stable-pretraining stable_pretraining/module.py, "
+        "backbone/utils.py (TeacherStudentWrapper)",
+        networks={
+            "backbone": "backbone.",
+            "teacher": "backbone.teacher.",
+            "student": "backbone.student.",
+        },
+        heads=(
+            *("callbacks_modules.", "callbacks_metrics.", "projector.", "predictor."),
+            *("_callbacks_modules.", "_callbacks_metrics.", "classifier.", "prototypes"),
+            *("backbone.fc.", "backbone.teacher.fc.", "backbone.student.fc.", "queue"),
+        ),
+        needs=(
+            *("callbacks_modules.", "callbacks_metrics."),
+            *("_callbacks_modules.", "_callbacks_metrics."),
+        ),
+        allows=LIGHTNING,
+    ),
     "lightly": Format(
         source="lightly-ai/lightly examples/pytorch_lightning, benchmarks/imagenet/resnet50",
         networks={
@@ -324,6 +339,7 @@ FORMATS: dict[str, Format] = {
             *("neck.", "head.", "queue", "predictor.", "data_preprocessor.", "prototypes."),
             *("encoder_k.1.", "encoder_k.steps", "target_net.1.", "target_net.steps"),
             *("encoder.0.", "encoder.1."),  # SimSiam's: the backbone and the neck once more
+            EMA_HOOK,
         ),
         needs=("/meta", "neck.", "head."),
         allows=MMENGINE,
@@ -366,6 +382,23 @@ FORMATS: dict[str, Format] = {
         needs=("model_ema.",),
     ),
     "torchvision": TORCHVISION,
+    "transformers": Format(
+        source="huggingface/transformers models/resnet/modeling_resnet.py (microsoft/resnet-50)",
+        roots=("", "state_dict.", "model."),
+        networks={"backbone": ""},
+        heads=("classifier.",),
+        needs=("resnet.embedder.", "embedder."),
+        rename=TRANSFORMERS,
+    ),
+    "sequential": Format(
+        source="nn.Sequential(*list(resnet.children())[:-1]) of torchvision's, as it is and as the "
+        "backbone of a model in lightly's tutorials for PyTorch without Lightning",
+        roots=("", "state_dict.", "model.", "model_state_dict."),
+        networks={"backbone": "backbone.", "momentum": "backbone_momentum.", "whole": ""},
+        heads=("projection_head", "prediction_head", "prototypes"),
+        needs=("0.weight", "backbone.0.weight"),
+        rename=NUMBERED,
+    ),
     "timm": TORCHVISION.model_copy(
         update={"source": "huggingface/pytorch-image-models timm/models/resnet.py"}
     ),

@@ -1,20 +1,23 @@
 """Where each name of a file goes by a layout, and what does not fit."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.checkpoints.content import Content
 from lewel_bench.evals.checkpoints.formats import KEY, Format
+from lewel_bench.evals.checkpoints.limited import Content
 from lewel_bench.pretrain.backbone import LAYERS
-from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.pretrain.recipe import WIDEST, Backbone
 
 Shape = tuple[int, ...]
+Rename = Callable[[Format, Sequence[str]], Sequence[str]]
 COUNTER = ".num_batches_tracked"  # older software does not keep it
 STATISTICS = (".running_mean", ".running_var")
 STEMS = {7: "imagenet", 3: "cifar"}  # by the side of the first convolution
+# what DataParallel, torch.compile, FSDP and activation checkpointing add to the names of weights
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 @dataclass
@@ -63,11 +66,12 @@ class Match:
         return wrong + len(self.over) + bool(self.lacks) - placed
 
 
-def match(name: str, layout: Format, content: Content) -> Match:
-    """The file by a layout, with the root that fits best. Raises ValueError where two do."""
-    plain = _plain(content.shapes)
+def match(name: str, layout: Format, content: Content, rename: Rename = Format.keys) -> Match:
+    """The file by a layout, with the root that fits best; `rename` applies the layout's patterns.
+    Raises ValueError where two roots do."""
+    plain = unwrapped(content.shapes)
     found = [
-        _at(name, layout, root, plain, content)
+        _at(name, layout, root, plain, content, rename)
         for root in layout.roots
         if any(one.startswith(root) for one in plain)
     ]
@@ -81,27 +85,36 @@ def match(name: str, layout: Format, content: Content) -> Match:
     return min(found, key=lambda one: (not one.sound, one.faults))
 
 
-def _plain(shapes: Mapping[str, Shape]) -> dict[str, str]:
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Names without the parts that wrappers add, and the names in the file. Raises ValueError where
     two become one."""
     found: dict[str, str] = {}
-    for name in shapes:
-        short = ".".join(part for part in name.split(".") if part != "module")
+    for name in names:
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if short in found:
             raise ValueError(f"{name} and {found[short]} are the same but for their wrapper")
         found[short] = name
     return found
 
 
-def _at(name: str, layout: Format, root: str, plain: Mapping[str, str], content: Content) -> Match:
+def _at(
+    name: str,
+    layout: Format,
+    root: str,
+    plain: Mapping[str, str],
+    content: Content,
+    rename: Rename,
+) -> Match:
     networks: dict[str, Network] = {}
     heads: list[str] = []
     over: list[str] = []
     inside = {n.removeprefix(root): file for n, file in plain.items() if n.startswith(root)}
     prefixes = sorted(layout.networks.items(), key=lambda one: -len(one[1]))
+    within = sorted({s.removeprefix(p) for s in inside for _, p in prefixes if s.startswith(p)})
+    keys = dict(zip(within, rename(layout, within), strict=True))
     for short, file in inside.items():
         for network, prefix in prefixes:
-            key = layout.key(short.removeprefix(prefix)) if short.startswith(prefix) else ""
+            key = keys[short.removeprefix(prefix)] if short.startswith(prefix) else ""
             if KEY.fullmatch(key):
                 one = networks.setdefault(network, Network())
                 if key in one.keys:
@@ -130,12 +143,17 @@ def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
         one.missing = [] if stem else ["conv1.weight"]
         one.wrong = [f"conv1.weight {stem}"] if stem else []
         return
-    if stem[1] != 3 or stem[2] != stem[3] or stem[2] not in STEMS or not stem[0]:
+    if stem[1] != 3 or stem[2] != stem[3] or stem[2] not in STEMS or not 0 < stem[0] <= WIDEST:
         one.unlike = f"its first convolution is {stem}, not (width, 3, 7, 7) or (width, 3, 3, 3)"
         return
+    name = STEMS[stem[2]]
+    if layout.stem and (layout.stem == "imagenet") != (name == "imagenet"):
+        one.unlike = f"its first convolution is {stem}, which no stem {layout.stem} has"
+        return
+    name = layout.stem or name
     thick = any(".conv3." in key for key in sizes)
     specs = [
-        Backbone.model_validate({"arch": arch, "stem": STEMS[stem[2]], "width": stem[0]})
+        Backbone.model_validate({"arch": arch, "stem": name, "width": stem[0]})
         for arch, (block, _) in LAYERS.items()
         if (block.expansion > 1) == thick
     ]

@@ -23,10 +23,11 @@ def read(path: Path, size: int, allowed: Collection[str]) -> Content:
         if first != MAGIC:
             return of_tree(first, globals_, Source(_nowhere, lambda storage: b""))
         version, system = loaded(source), loaded(source)
+        storages: dict[str, Storage] = {}
         if version != VERSION or not isinstance(system, dict) or not system.get("little_endian"):
             raise ValueError("is a checkpoint of an unknown version or of a big-endian machine")
-        tree, keys = loaded(source, allowed, globals_), loaded(source)
-        return _of_storages(path, file, size, tree, keys, globals_)
+        tree, keys = loaded(source, allowed, globals_, storages), loaded(source)
+        return _of_storages(path, file, size, tree, keys, globals_, storages)
 
 
 def _nowhere(storage: Storage) -> None:
@@ -34,23 +35,23 @@ def _nowhere(storage: Storage) -> None:
 
 
 def _of_storages(
-    path: Path, file: BinaryIO, size: int, tree: Any, keys: Any, globals_: set[str]
+    path: Path,
+    file: BinaryIO,
+    size: int,
+    tree: Any,
+    keys: Any,
+    globals_: set[str],
+    storages: dict[str, Storage],
 ) -> Content:
     begin = file.tell()
-    storages: dict[str, Storage] = {}
     places: dict[str, int] = {}
-
-    def note(storage: Storage) -> None:
-        known = storages.setdefault(storage.key, storage)
-        if (known.count, known.dtype) != (storage.count, storage.dtype):
-            raise ValueError(f"the storage {storage.key[:60]} has two sizes")
 
     def get(storage: Storage) -> bytes:
         with open(path, "rb") as file:
             file.seek(places[storage.key])
             return file.read(storage.count * storage.itemsize)
 
-    content = of_tree(tree, globals_, Source(note, get))
+    content = of_tree(tree, globals_, Source(lambda storage: None, get))
     if not isinstance(keys, list) or set(keys) != set(storages):
         raise ValueError("the storages that it lists are not those of its tensors")
     for key in keys:

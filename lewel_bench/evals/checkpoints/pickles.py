@@ -19,6 +19,7 @@ from lewel_bench.evals.checkpoints.plain import (
     Global,
     Inert,
     Refused,
+    Storage,
     Strided,
     dictionary,
     foreign,
@@ -31,6 +32,7 @@ from lewel_bench.evals.checkpoints.plain import (
 MOST = 500_000  # instructions: a ResNet-101 with its optimizer's state has some 150,000
 SPARE = 1 << 20  # bytes and items that may be copied beside twice the file
 LONGEST = 1 << 16  # of a line in a pickle of protocol 0
+LONG = "builtins.long"  # what protocol 2 calls an int, as Python 2 did
 
 
 class Bounded:
@@ -50,13 +52,19 @@ class Bounded:
         return self.file.tell()
 
 
-def load(file: Bounded, allowed: Collection[str] = (), seen: set[str] | None = None) -> Any:
+def load(
+    file: Bounded,
+    allowed: Collection[str] = (),
+    seen: set[str] | None = None,
+    storages: dict[str, Storage] | None = None,
+) -> Any:
     """The next pickle in `file` as plain data: dictionaries, lists, numbers, texts, and the types
-    above. `seen` collects the names of inert globals.
+    above. `seen` collects the names of inert globals, `storages` those of all tensors by key,
+    also of tensors in inert objects.
 
     Raises Refused naming what is no plain data, ValueError for what is no pickle.
     """
-    machine = _Machine(allowed, set() if seen is None else seen, 2 * file.end + SPARE)
+    machine = _Machine(allowed, set() if seen is None else seen, 2 * file.end + SPARE, storages)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
             if count > MOST:
@@ -81,8 +89,15 @@ VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 class _Machine:
     """The stack machine of a pickle, without any way out of it."""
 
-    def __init__(self, allowed: Collection[str], seen: set[str], copies: int) -> None:
+    def __init__(
+        self,
+        allowed: Collection[str],
+        seen: set[str],
+        copies: int,
+        storages: dict[str, Storage] | None = None,
+    ) -> None:
         self.allowed, self.seen, self.copies = allowed, seen, copies
+        self.storages: dict[str, Storage] = {} if storages is None else storages
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -112,6 +127,7 @@ class _Machine:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise Refused("its pickle makes up the name of a global")
         full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        full = "builtins.int" if full == LONG else full
         if not full.isprintable() or len(full) > 200:
             raise Refused(f"its pickle names a global {ascii(full)[:80]}")
         if full not in REBUILT and full not in INERT and not is_storage(full):
@@ -170,7 +186,11 @@ def _persistent(machine: _Machine, _: Any) -> None:
         raise Refused("its pickle refers to something that is no storage of PyTorch")
     if len(found) > 5 and found[5] is not None:
         raise Refused("its pickle has views of storages, which PyTorch has not written since 0.4")
-    machine.stack.append(storage(found[1], found[2], found[4]))
+    one = storage(found[1], found[2], found[4])
+    known = machine.storages.setdefault(one.key, one)
+    if (known.count, known.dtype) != (one.count, one.dtype):
+        raise Refused(f"the storage {one.key[:60]} has two sizes")
+    machine.stack.append(known)
 
 
 def _pairs(values: list[Any]) -> Iterable[tuple[Any, Any]]:

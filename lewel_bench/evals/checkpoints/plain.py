@@ -1,6 +1,7 @@
 """The plain data that a pickle may hold, and how it is made of what the pickle says."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ INERT = frozenset(
         "pathlib._local.PosixPath",
         "numpy.ndarray",
         "collections.Counter",
-        "builtins.complex",
+        *(f"builtins.{name}" for name in ("complex", "int", "float", "str", "bool", "slice")),
         *(
             f"torch.{name}"
             for name in ("float32", "float16", "float64", "bfloat16", "int64", "int32", "bool")
@@ -41,11 +42,29 @@ INERT = frozenset(
             f"numpy.{name}"
             for name in ("float32", "float64", "int64", "int32", "bool_", "core.multiarray.ndarray")
         ),
+        *(
+            f"numpy.random.{name}"  # the state of a generator
+            for name in (
+                *("_pickle.__generator_ctor", "_pickle.__bit_generator_ctor", "_pcg64.PCG64"),
+                *("_pickle.__randomstate_ctor", "_mt19937.MT19937", "_philox.Philox"),
+                *("_sfc64.SFC64", "bit_generator.SeedSequence"),
+                "bit_generator.__pyx_unpickle_SeedSequence",
+            )
+        ),
+        # a configuration of omegaconf's
+        *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+        *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata", "UnionNode")),
+        *(
+            f"omegaconf.nodes.{name}Node"
+            for name in ("Any", "Integer", "Float", "String", "Boolean", "Bytes", "Path", "Enum")
+        ),
+        "omegaconf.nodes.InterpolationResultNode",
+        *(f"typing.{name}" for name in ("Any", "Union", "Optional", "List", "Dict")),
     }
 )
 WHOLE = (
-    "the file holds Python objects instead of weights by name: save model.state_dict() with the "
-    "software that wrote it, and give that file"
+    "the file holds Python objects instead of weights by name. In the software that wrote it, save "
+    "model.state_dict(), and give that file"
 )
 BYOL = (
     "files of JAX and Haiku, as DeepMind's BYOL publishes them, are not read here: that network "
@@ -63,6 +82,10 @@ WHY = {
     "byol": BYOL,
     "torch.storage._load_from_bytes": "a tensor pickled outside torch.save: save it with that",
 }
+ALONE = (
+    "save the weights alone in the software that wrote it, torch.save(model.state_dict(), FILE), "
+    "and give that file"
+)
 
 
 class Refused(ValueError):
@@ -107,12 +130,17 @@ class Strided:
 
 @dataclass(eq=False)
 class Array:
-    """A NumPy array, as its dtype such as "<f4", shape, order and bytes."""
+    """A NumPy array, as its dtype such as "<f4", shape, order and bytes; of one whose dtype is none
+    of a weight's, such as a text, nothing is kept."""
 
     dtype: str = ""
     shape: tuple[int, ...] = ()
     fortran: bool = False
     data: bytes = b""
+
+    @property
+    def is_number(self) -> bool:
+        return self.dtype[1:] in ITEMS
 
 
 @dataclass(eq=False)
@@ -124,8 +152,8 @@ class Dtype:
 
 
 def foreign(name: str) -> str:
-    why = next((text for begin, text in WHY.items() if name.startswith(begin)), "")
-    return f"it needs {name}, which is no plain data and is not run{'. ' if why else ''}{why}"
+    why = next((text for begin, text in WHY.items() if name.startswith(begin)), ALONE)
+    return f"it needs {name}, which is no plain data and is not run: {why}"
 
 
 def is_storage(name: str) -> bool:
@@ -208,12 +236,14 @@ def _list(values: Any = (), *_: Any) -> list[Any]:
 def _dtype(code: Any, *_: Any) -> Dtype:
     if isinstance(code, Global):
         code = {"numpy.float32": "f4", "numpy.float64": "f8", "numpy.int64": "i8"}[code.name]
-    if not isinstance(code, str) or code.strip("<>|=") not in ITEMS:
+    if not isinstance(code, str) or not re.fullmatch(PLAIN, code):
         said = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
-        raise Refused(f"it holds an array of dtype {said}, which is no number")
+        raise Refused(f"it holds an array of dtype {said}, which is no plain data")
     return Dtype(code.strip("<>|="), ">" if code.startswith(">") else "<")
 
 
+# numbers, texts, dates, records; all but objects
+PLAIN = r"[<>|=]?([biufcSUaVmM]\d{0,9}|\?)"
 ITEMS = {"f2": 2, "f4": 4, "f8": 8, "i1": 1, "i2": 2, "i4": 4, "i8": 8, "u1": 1, "b1": 1}
 
 
@@ -238,6 +268,9 @@ def _scalar(dtype: Any, data: Any = b"") -> Array:
 
 def _checked(array: Array) -> Array:
     array.shape = _whole(array.shape)
+    if not array.is_number:
+        array.data = b""
+        return array
     size = math.prod(array.shape) * ITEMS[array.dtype[1:]]
     if size != len(array.data):
         raise ValueError(f"an array of {array.shape} has {len(array.data)} bytes instead of {size}")

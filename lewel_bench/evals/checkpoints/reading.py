@@ -3,29 +3,33 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.checkpoints import files, formats, match
-from lewel_bench.evals.checkpoints.content import Content
+from lewel_bench.evals.checkpoints import limited, match
 from lewel_bench.evals.checkpoints.formats import ALLOWED, FORMATS, Format
-from lewel_bench.evals.checkpoints.match import COUNTER, Match
+from lewel_bench.evals.checkpoints.limited import Content, Reader
+from lewel_bench.evals.checkpoints.match import COUNTER, Match, Rename
 from lewel_bench.evals.checkpoints.pixels import Pixels, adapt
 from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain.backbone import LAYERS
 from lewel_bench.pretrain.recipe import Backbone
-from lewel_bench.value import unknown
+from lewel_bench.value import explain, unknown
 
 # Authors that detectron2's files name, whose networks mostly have the stride in the 1x1 convolution
 CAFFE = ("Caffe2", "Detectron2 Model Zoo")
 OURS = "lewel-bench"
 SMOOTHED = ("resnetaa", "resnetblur")  # without a parameter that would show it
+FEW = 10  # names of a ResNet-18, which has 120: with less, what is missing says nothing
 BLOCK = "layer1.0.conv1.weight"
+TRANSFORMER = ("cls_token", ".attn.qkv.", "patch_embed", "patch_embeddings", ".self_attn.")
 EPS = 1e-5  # of batch norm
 LIKE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -52,18 +56,30 @@ class Reading:
 
 def read(path: Path, format: str | None = None, network: str | None = None) -> Reading:
     """The backbone in a file. `format` is one of FORMATS or a TOML file of a user's (None: it is
-    recognised), `network` one that the format has (None: its first).
+    recognised), `network` one that the format has (None: its first). `path` may be the index of a
+    checkpoint in several files, or the folder that it lies in.
 
     Nothing of the file is executed. Raises ValueError: one line for a file that is broken or not
     plain data, a report for one whose names do not fit.
     """
-    layouts = _layouts(format)
+    with limited.opened(path) as reader:
+        return _read(reader, format, network)
+
+
+def _read(reader: Reader, format: str | None, network: str | None) -> Reading:
+    path, layouts = reader.path, _layouts(format, reader)
     allowed = {name for one in layouts.values() for name in one.allows} if format else ALLOWED
-    content = files.read(path, allowed)
+    content = reader.content(allowed)
     if not content.shapes:
         raise ValueError(f"{path}: holds no tensors")
+    own = format not in (None, *FORMATS)
+
+    def renamed(layout: Format, names: Sequence[str]) -> Sequence[str]:
+        """A user's patterns may take for ever: they are tried where there is a limit."""
+        return reader.renamed(layout.rename, names)
+
     try:
-        found = _recognised(layouts, content)
+        found = _recognised(layouts, content, renamed if own else Format.keys)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     layout = layouts[found.format]
@@ -72,29 +88,39 @@ def read(path: Path, format: str | None = None, network: str | None = None) -> R
     if foreign := content.globals - set(layout.allows):
         raise ValueError(f"{path}: {min(foreign)} is no part of a file of {found.format}")
     name = _network(path, found, layout, network)
-    taken = _taken(path, content, found, layout, name)
+    taken = _taken(reader, content, found, layout, name)
     if unlike := _unlike(content, layout, taken.spec):
         raise ValueError(f"{path}: {unlike}")
+    if own and taken.guessed:
+        raise ValueError(
+            f'{path}: its first convolution is 3x3, as of two stems here: add stem = "cifar" '
+            f'(stride 1) or stem = "small" (stride 2, the suites\' own) to {format}'
+        )
     if format is None and found.format == "detectron2":
         taken = replace(taken, guessed=_stride(path, content, found, taken.spec))
     return taken
 
 
-def _layouts(format: str | None) -> dict[str, Format]:
+def _layouts(format: str | None, reader: Reader) -> dict[str, Format]:
     if format is None:
         return FORMATS
     if format.endswith(".toml"):
-        return {Path(format).stem: formats.own(Path(format))}
+        try:
+            return {Path(format).stem: Format.model_validate(reader.layout(Path(format)))}
+        except ValidationError as error:
+            raise ValueError(f"{format}: {explain(error)}") from None
     if format not in FORMATS:
         raise ValueError(f"{unknown('format', format, FORMATS)}; or a TOML file of your own")
     return {format: FORMATS[format]}
 
 
-def _recognised(layouts: Mapping[str, Format], content: Content) -> Match:
+def _recognised(
+    layouts: Mapping[str, Format], content: Content, rename: Rename = Format.keys
+) -> Match:
     """The first layout that the whole file fits, else the one that it fits best."""
     nearest: Match | None = None
     for name, layout in layouts.items():
-        found = match.match(name, layout, content)
+        found = match.match(name, layout, content, rename)
         if found.sound:
             return found
         if nearest is None or (found.faults, bool(found.lacks)) < (
@@ -108,7 +134,12 @@ def _recognised(layouts: Mapping[str, Format], content: Content) -> Match:
 
 def _refusal(path: Path, found: Match, layout: Format, content: Content, format: str | None) -> str:
     lines = [f"{path}: "]
-    if format is None and not found.networks:
+    if format is None and not any(len(one.keys) >= FEW for one in found.networks.values()):
+        if any(part in name for name in content.shapes for part in TRANSFORMER):
+            return (
+                f"{path}: holds a Vision Transformer. Only ResNets ({', '.join(LAYERS)}) are "
+                "evaluated here: take the method's checkpoint of a ResNet"
+            )
         first = ", ".join(list(content.shapes)[:3])
         behind = [n.removesuffix(BLOCK) for n in content.shapes if n.endswith(BLOCK)]
         named = f'. A ResNet\'s names begin with "{behind[0]}"' if behind else ""
@@ -154,7 +185,9 @@ def _stride(path: Path, content: Content, found: Match, spec: Backbone) -> str:
     """What is taken for granted of detectron2's file. Raises ValueError where that is too much."""
     author = content.texts.get("__author__", "")
     deviation = f"{found.root}pixel_std"
-    unit = deviation in content.shapes and bool((content.tensor(deviation) == 1).all())
+    unit = deviation in content.shapes and bool(
+        (content.tensors([deviation])[deviation] == 1).all()
+    )
     if author in CAFFE or unit:
         whose = f"by {author}" if author in CAFFE else "for pixels of 0 to 255"
         raise ValueError(
@@ -170,20 +203,25 @@ def _stride(path: Path, content: Content, found: Match, spec: Backbone) -> str:
     )
 
 
-def _taken(path: Path, content: Content, found: Match, layout: Format, name: str) -> Reading:
-    one = found.networks[name]
+def _taken(reader: Reader, content: Content, found: Match, layout: Format, name: str) -> Reading:
+    path, one = reader.path, found.networks[name]
     assert one.spec is not None
     state: dict[str, Tensor] = {}
-    for key in weights.shapes(one.spec):
+    shapes = weights.shapes(one.spec)
+    held = content.tensors([one.keys[key] for key in shapes if key in one.keys])
+    for key, shape in shapes.items():
         if key not in one.keys:
             state[key] = _without(key, one.spec)
             continue
         try:
-            state[key] = _weight(key, content.tensor(one.keys[key]))
+            state[key] = _weight(key, held[one.keys[key]], shape)
         except ValueError as error:
             raise ValueError(f"{path}: {one.keys[key]}: {error}") from None
     state["conv1.weight"] = adapt(state["conv1.weight"], layout.pixels)
-    spec, guessed = _told(one.spec, content)
+    try:
+        spec, guessed = _told(one.spec, content, layout)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     same = one.same(found.root)
     return Reading(
         state=state,
@@ -192,13 +230,19 @@ def _taken(path: Path, content: Content, found: Match, layout: Format, name: str
         network=name,
         networks=tuple(found.networks),
         pixels=layout.pixels,
-        file_sha256=checkpoint.sha256(path),
+        file_sha256=_sha256(reader.parts),
         tensors=digest(state),
         same=same,
         renamed=len(one.keys) - same,
         aside=len(found.heads),
         guessed=guessed,
     )
+
+
+def _sha256(parts: Sequence[Path]) -> str:
+    """Hex SHA-256 of a file, or of those of an index and its parts."""
+    hashes = [checkpoint.sha256(one) for one in parts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _without(key: str, spec: Backbone) -> Tensor:
@@ -210,7 +254,9 @@ def _without(key: str, spec: Backbone) -> Tensor:
     return torch.zeros(shape) if key.endswith("mean") else torch.full(shape, 1 - EPS)
 
 
-def _weight(key: str, value: Tensor) -> Tensor:
+def _weight(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"it changed while it was read: its shape was {shape}")
     if key.endswith(COUNTER):
         if value.is_floating_point() or value.is_complex():
             raise ValueError(f"a counter of dtype {value.dtype}")
@@ -223,15 +269,22 @@ def _weight(key: str, value: Tensor) -> Tensor:
     return weight.contiguous()
 
 
-def _told(spec: Backbone, content: Content) -> tuple[Backbone, str]:
-    """What weights do not show, which only a header of ours tells: the stride of the two stems of
-    3x3, that of a bottleneck, and the mean."""
-    try:
-        said = Backbone.model_validate(json.loads(content.texts["backbone"]))
-    except (KeyError, ValueError):
-        said = None
-    if said and weights.shapes(said) == weights.shapes(spec):
-        return said, ""
+def _told(spec: Backbone, content: Content, layout: Format) -> tuple[Backbone, str]:
+    """What weights do not show, which only a header of ours tells, or a layout: the stride of the
+    two stems of 3x3, that of a bottleneck, and the mean. Raises ValueError for a header that cannot
+    be read; one of another network is no header of ours."""
+    text = content.texts.get("backbone", "")
+    if text.startswith(("{", "[")):
+        try:
+            said = Backbone.model_validate(json.loads(text))
+        except ValidationError as error:
+            raise ValueError(f'its header "backbone" is none of ours: {explain(error)}') from None
+        except (ValueError, RecursionError):
+            raise ValueError('its header "backbone" is broken JSON') from None
+        if weights.shapes(said) == weights.shapes(spec):
+            return said, ""
+    if layout.stem:
+        return spec, ""
     guess = (
         "a 3x3 stem is taken to have stride 1, padding 1 and no pooling behind it, as for "
         "CIFAR-10, and its pixels ImageNet's mean and deviation"

@@ -13,20 +13,27 @@ from lewel_bench.evals.checkpoints.plain import Storage
 
 PICKLE = 64 << 20  # bytes of the pickle
 DIRECTORY = 4 << 20  # bytes of the list of members
+CODE = ("code/", "constants.pkl")
+SCRIPT = (
+    "a TorchScript archive, which holds code that is not run here: in the software that wrote it, "
+    "save the weights alone, torch.save(model.state_dict(), FILE), and give that file"
+)
 Members = Mapping[str, zipfile.ZipInfo]
 
 
 def read(path: Path, size: int, allowed: Collection[str]) -> Content:
     """The content of an archive of `size` bytes. Raises ValueError, BadZipFile or OSError."""
     _directory(path, size)
-    with zipfile.ZipFile(path) as archive:
-        _members(archive.infolist(), size)
-        members = {one.filename: one for one in archive.infolist()}
-        folder = _folder(members)
-        order = f"{folder}byteorder"
-        if order in members and (members[order].file_size != 6 or archive.read(order) != b"little"):
-            raise ValueError("its numbers are big-endian: save it again on a usual machine")
-        text = archive.read(f"{folder}data.pkl")
+    archive = zipfile.ZipFile(path)  # stays open, so that its list of members is read once
+    members = {one.filename: one for one in archive.infolist()}
+    if any(f"/{part}" in name for name in members for part in CODE):
+        raise ValueError(SCRIPT)
+    _members(archive.infolist(), size)
+    folder = _folder(members)
+    order = f"{folder}byteorder"
+    if order in members and (members[order].file_size != 6 or archive.read(order) != b"little"):
+        raise ValueError("its numbers are big-endian: save it again on a usual machine")
+    text = archive.read(f"{folder}data.pkl")
     globals_: set[str] = set()
     tree = loaded(Bounded(io.BytesIO(text), len(text)), allowed, globals_)
 
@@ -42,8 +49,7 @@ def read(path: Path, size: int, allowed: Collection[str]) -> Content:
 
     def get(storage: Storage) -> bytes:
         try:
-            with zipfile.ZipFile(path) as archive:  # compares the checksum too
-                return archive.read(f"{folder}data/{storage.key}")
+            return archive.read(f"{folder}data/{storage.key}")  # compares the checksum too
         except (OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(why(error)) from None
 
@@ -92,8 +98,6 @@ def _folder(members: Members) -> str:
     if len(mains) != 1:
         raise ValueError("a zip archive without one data.pkl: PyTorch did not write it")
     folder = mains[0].removesuffix("data.pkl")
-    if f"{folder}constants.pkl" in members or any("/code/" in name for name in members):
-        raise ValueError("a TorchScript archive, which holds code: save model.state_dict() instead")
     if members[mains[0]].file_size > PICKLE:
         raise ValueError(f"its data.pkl has {members[mains[0]].file_size:,} bytes")
     return folder

@@ -292,6 +292,71 @@ def _lightly(a: State, b: State) -> Any:
     return _lightning(found)
 
 
+def _stable_pretraining(a: State, b: State) -> Any:
+    found = {
+        **within("backbone.teacher.", a),
+        **within("backbone.student.", b),
+        **plain(projector__0__weight=(4, 4), callbacks_modules__linear_probe__weight=(4, 4)),
+        **plain(callbacks_metrics__linear_probe__top1=()),
+    }
+    return _lightning(found)
+
+
+def transformers(found: State) -> State:
+    """Names of transformers' ResNet, as microsoft/resnet-18 has them."""
+    made = {}
+    for key, value in found.items():
+        name = re.sub(r"^conv1\.", "embedder.embedder.convolution.", key)
+        name = re.sub(r"^bn1\.", "embedder.embedder.normalization.", name)
+        name = re.sub(r"^layer(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.", name)
+        name = re.sub(r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution.", name)
+        name = re.sub(r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization.", name)
+        name = name.replace("downsample.0", "shortcut.convolution")
+        made[f"resnet.{name.replace('downsample.1', 'shortcut.normalization')}"] = value
+    return made
+
+
+def compiled(found: State) -> State:
+    """Of a module that torch.compile has wrapped."""
+    return {f"_orig_mod.{key}": value for key, value in found.items()}
+
+
+def _moco_compiled(a: State, b: State) -> Any:
+    """Of a MoCo whose two encoders were compiled, in DistributedDataParallel."""
+    found = {
+        **within("encoder_q.", compiled(within("", a, fc__0__weight=(4, 4)))),
+        **within("encoder_k.", compiled(within("", b, fc__0__weight=(4, 4)))),
+        **plain(queue=(4, 8), queue_ptr=(1,)),
+    }
+    return _trained(found)
+
+
+def _dino_compiled(a: State, b: State) -> Any:
+    """A compiled student beside a plain teacher."""
+    found = _dino(a, b)
+    found["student"] = wrapped(
+        compiled({name.removeprefix("module."): one for name, one in found["student"].items()})
+    )
+    return found
+
+
+def _fsdp(a: State, b: State) -> Any:
+    """Of blocks in FSDP and in activation checkpointing."""
+    found = {
+        re.sub(r"^(layer\d\.\d)\.", r"\1._checkpoint_wrapped_module.", key): value
+        for key, value in a.items()
+    }
+    return {"model": {f"_fsdp_wrapped_module.{key}": value for key, value in found.items()}}
+
+
+def _ema_hook(a: State, b: State) -> Any:
+    """Of mmcv's EMAHook, which registers a copy of each parameter."""
+    found = _mmpretrain(a, b)
+    copies = {f"ema_backbone_{key.replace('.', '_')}": value for key, value in b.items()}
+    found["state_dict"] |= {k: v for k, v in copies.items() if "running" not in k}
+    return found
+
+
 def _dino(a: State, b: State) -> Any:
     head = plain(head__mlp__0__weight=(4, 4), head__last_layer__weight_g=(4, 1))
     return {
@@ -362,6 +427,24 @@ LAYOUTS = {
     "openselfsup": Layout(_openselfsup, "openselfsup", "online", "target"),
     "vissl": Layout(_vissl, "vissl", "trunk"),
     "mmselfsup": Layout(_mmselfsup, "mmselfsup", "online", "target"),
+    "mmcv's moving average": Layout(_ema_hook, "mmselfsup", "online"),
+    "stable-pretraining, two networks": Layout(
+        _stable_pretraining, "stable_pretraining", "teacher", "student"
+    ),
+    "transformers": Layout(
+        lambda a, b: transformers(a) | plain(classifier__1__weight=(4, 4)),
+        *("transformers", "backbone"),
+        write="safetensors",
+    ),
+    "sequential": Layout(lambda a, b: numbered(a), "sequential", "whole"),
+    "sequential in a model": Layout(
+        lambda a, b: within("backbone.", numbered(a)) | plain(projection_head__0__weight=(4, 4)),
+        *("sequential", "backbone"),
+    ),
+    "compiled": Layout(lambda a, b: wrapped(compiled(a)), "torchvision", "backbone"),
+    "compiled moco": Layout(_moco_compiled, "moco", "query", "key"),
+    "compiled dino": Layout(_dino_compiled, "dino", "teacher", "student"),
+    "fsdp": Layout(_fsdp, "torchvision", "backbone"),
     "mmpretrain": Layout(_mmpretrain, "mmselfsup", "online"),
     "solo-learn": Layout(_solo_learn, "solo_learn", "online", "momentum"),
     "lightly": Layout(_lightly, "lightly", "backbone", "momentum"),
