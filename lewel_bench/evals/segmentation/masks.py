@@ -61,7 +61,7 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         y, x = np.argwhere(wrong)[0].tolist()
         rule = (
             f"allowed are 0 to {count - 1} and {VOID} (void); correct the mask, or name all "
-            f"classes in labels.txt"
+            f"classes in labels.txt, that of label 0 first"
         )
         raise ValueError(
             Problem(
