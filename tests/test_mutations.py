@@ -1,7 +1,8 @@
 """Damaged inputs of every kind: refused or read, never executed, in bounded time and memory.
 
 Each seed damages one small valid input and runs the command that reads it, in a process of its own
-forked from this one, which has the imports already. 20 seeds run by default; $LEWEL_BENCH_SLOW runs 200.
+forked from this one, which has the imports already. 20 seeds run by default, 200 with
+$LEWEL_BENCH_SLOW.
 """
 
 import io
@@ -208,7 +209,7 @@ def _run(folder: Path, arguments: tuple[str, ...], answer: Connection) -> None:
     output = os.open(folder / "output", os.O_CREAT | os.O_RDWR)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     before = resource.getrusage(resource.RUSAGE_SELF)
     try:
         code: int | str | None = main(list(arguments))
