@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from lewel_bench import terminal
-from lewel_bench.evals import features
 from lewel_bench.files import FULL, Held, Lock, follow_group
+from lewel_bench.harness import fits, material, signals, view
 from lewel_bench.harness import job as jobs
-from lewel_bench.harness import material, signals, view
 from lewel_bench.harness.log import write_failure
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings
@@ -78,6 +77,10 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     except Diverged:
         return EXIT["nan"]
     except (torch.OutOfMemoryError, MemoryError):
+        try:
+            fits.half_micro_batch(job, distributed.world(), settings.micro_batch)
+        except ValueError:
+            return 1  # what would help is in failure.json
         return EXIT["oom"]
     except (ValueError, OSError) as error:
         print(f"{job.name}: {error}", file=sys.stderr)
@@ -111,17 +114,16 @@ _looked = 0.0
 
 
 def _halved(settings: MachineSettings, job: Job) -> MachineSettings:
-    """Half the micro-batch for every time the job ran out of memory; the global batch and the
-    batch-norm groups stay."""
+    """Half the micro-batch for every time the job ran out of memory, where that is possible; the
+    global batch and the batch-norm groups stay."""
     times = int(os.environ.get(HALVINGS, "0"))
     if not times:
         return settings
-    batch = job.recipe.batch if job.recipe else getattr(job.protocol, "batch", features.FORWARD)
-    most = batch // distributed.world()
-    if job.protocol is not None and job.protocol.runner in ("linear", "knn"):
-        most = min(most, features.FORWARD)  # of a frozen backbone, whatever the batch
-    whole = min(settings.micro_batch or most, most)
-    return settings.model_copy(update={"micro_batch": max(1, whole >> times)})
+    try:
+        micro = fits.half_micro_batch(job, distributed.world(), settings.micro_batch, times)
+    except ValueError:  # SLURM ended it for its host memory
+        return settings
+    return settings.model_copy(update={"micro_batch": micro})
 
 
 if __name__ == "__main__":

@@ -147,3 +147,41 @@ def _trained_images(job: Job) -> int:
 def is_at_hand(data: Dataset) -> bool:
     """Whether the images can be read; generated ones may not be made yet."""
     return data.id != shapes_id() or Path(data.root).exists()
+
+
+def half_micro_batch(job: Job, processes: int, micro_batch: int | None, times: int = 1) -> int:
+    """Half (a quarter, …) of the images of a forward pass of `job`. Raises ValueError saying why
+    the result would be another, and what helps where memory is short."""
+    from lewel_bench.evals.features import FORWARD
+
+    of = job.recipe or job.protocol
+    batch = getattr(of, "batch", FORWARD)
+    most = batch // processes
+    if isinstance(job.protocol, Linear | Knn):
+        most = min(most, FORWARD)  # of a frozen backbone, whatever the batch
+    whole = min(micro_batch or most, most)
+    micro = max(1, whole >> times)
+    reason = ""
+    if isinstance(job.protocol, Dense) or (job.recipe and job.recipe.method in methods.JOINT):
+        reason = f"the {whole} images of a process are needed in one forward pass"
+    elif job.recipe or isinstance(job.protocol, Semi):
+        group = getattr(of, "bn_group", None) or batch
+        if micro % group or most % micro:
+            reason = f"batch norm takes its statistics over {group} images in one forward pass"
+    if whole == 1:
+        reason = "a forward pass has one image already"
+    if reason:
+        raise ValueError(
+            f"half the micro-batch of {whole} is not possible: {reason}. More processes than "
+            f"{processes} share a batch into smaller parts; else take GPUs with more memory"
+        )
+    return micro
+
+
+def memory_advice(job: Job, processes: int, micro_batch: int | None) -> str:
+    """What helps a job that ran out of memory."""
+    try:
+        smaller = half_micro_batch(job, processes, micro_batch)
+    except ValueError as error:
+        return str(error)
+    return f"--micro-batch {smaller} takes less memory and gives the same result"

@@ -5,11 +5,13 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from traceback import walk_tb
 from typing import Any
 
@@ -21,13 +23,13 @@ from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.files import Lock, follow_group, naming
-from lewel_bench.harness import bundle, signals, splits, transfer, view
+from lewel_bench.harness import bundle, fits, signals, splits, transfer, view
 from lewel_bench.harness.choose import choose
 from lewel_bench.harness.log import Log, clear_failure, crashes, write_failure
 from lewel_bench.harness.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.provenance import environment, provenance
 from lewel_bench.harness.site import Engines, MachineSettings
-from lewel_bench.harness.status import WORK, read_spec
+from lewel_bench.harness.status import FAILURE, WORK, read_spec
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
@@ -40,6 +42,7 @@ from lewel_bench.results.record import Checkpoint, Contents, Data, Record
 from lewel_bench.slurm import attempt
 
 MONITORS = 5  # kNN accuracies in the course of a pre-training
+GRACE_S = 5.0  # for a rank to end by itself after another has failed
 BANK, QUERIES = 50, 20  # images a class for these
 
 
@@ -73,6 +76,8 @@ def run(
         raise  # what is in the folder is another process's now
     except Exception as error:
         _name_line(job, error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            error.add_note(fits.memory_advice(job, distributed.world(), settings.micro_batch))
         write_failure(folder, error)
         log("failed", message=str(error))
         raise
@@ -331,10 +336,22 @@ def main() -> int:
     distributed.start(machine(settings).device)
     job = read_spec(folder)
     alone = Lock(folder / WORK) if distributed.rank() == 0 else nullcontext()
-    # the parent reads what happened in the folder: an exit code is torchrun's
-    with alone, suppress(Stopped, ValueError, OSError):
-        run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
+    Thread(target=_end_with_others, args=(folder,), daemon=True).start()
+    with alone, suppress(Stopped):
+        try:
+            run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
+        except (ValueError, OSError):
+            return 1  # the parent reads why in the folder; torchrun ends the other ranks
     return 0
+
+
+def _end_with_others(folder: Path) -> None:
+    """End this process soon after a rank has said why the job failed: in a collective, which waits
+    for that rank, Python sees no signal."""
+    while not (folder / FAILURE).exists():
+        time.sleep(1)
+    time.sleep(GRACE_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Runner:
         if processes == 1 or job.reads_records or self._alone(job):
             jobs.run(job, self.root, self.settings, self.watch(job), signals.asked_to_stop)
             return
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [sys.executable, "-m", "lewel_bench.harness.ranks", "--standalone"]
         command += [f"--nproc-per-node={processes}", "-m", "lewel_bench.harness.job"]
         command += [str(self.root / job.key), self.settings.model_dump_json()]
         command_line = provenance()["command"]

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import environment
 
 from lewel_bench.harness import cell, plan, suites
@@ -13,7 +15,7 @@ from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.plan import Dataset
 from lewel_bench.harness.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
-from lewel_bench.slurm.inside import EXIT, HALVINGS
+from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel
 from tests.harness.test_cost import jobs_of
 
 
@@ -63,3 +65,34 @@ def test_half_the_micro_batch_is_half_of_what_was_used(
     jobs = plan.plan(selection, suites.SUITES["paper"], lambda name, task: data)
     job = jobs[0] if method == jobs[0].name else jobs[1]
     assert cell._halved(MachineSettings(micro_batch=given), job).micro_batch == micro
+
+
+@pytest.mark.parametrize(
+    ("processes", "code", "said"),
+    [(1, EXIT["oom"], "--micro-batch 32 takes less"), (8, 1, "statistics over 32 images")],
+)
+def test_out_of_memory_is_said_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, code: int, said: str
+) -> None:
+    """Half the micro-batch of 8 processes was refused at the retry, which hid what had happened."""
+    job = jobs_of(tmp_path, "moco_v2_200ep")[0]
+    write_spec(job, tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(cell.jobs, "_compute", full)
+    monkeypatch.setattr(cell.material, "generated", lambda job: None)
+    monkeypatch.setattr(cell.fits, "half_micro_batch", partial(_on, processes))
+    monkeypatch.setattr(cell.distributed, "start", lambda device: None)
+    settings = MachineSettings(device="cpu")
+    assert cell._compute(tmp_path / job.key, settings, Channel()) == code
+    message = json.loads((tmp_path / job.key / FAILURE).read_text())["message"]
+    assert message.startswith("OutOfMemoryError: CUDA out of memory.") and said in message
+
+
+def _on(processes: int, job: plan.Job, world: int, *more: object) -> int:
+    return HALF(job, processes, *more)
+
+
+HALF = cell.fits.half_micro_batch

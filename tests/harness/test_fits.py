@@ -14,6 +14,7 @@ from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.fits import Place
 from lewel_bench.harness.site import Site
 from lewel_bench.pretrain import methods, shapes
+from lewel_bench.pretrain.recipe import shares
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.pretrain.shapes_revision import KINDS, Counts
 from tests.evals.segmentation.making import devkit
@@ -188,3 +189,33 @@ def test_a_dry_run_of_data_that_is_at_hand_is_checked(
     words = (*SMALL, "--evals", "none", "--data", str(images), "--root", str(tmp_path / "runs"))
     assert main([*RUN, *words, "--dry-run"]) == 2
     assert "000.jpg" in capsys.readouterr().err
+
+
+def test_half_the_micro_batch_only_where_the_result_stays(tmp_path: Path) -> None:
+    paper = suites.SUITES["paper"]
+    datasets = Datasets(Site(), tmp_path, paper, needed=False)
+    refused = 0
+    for recipe in RECIPES.values():
+        job = plan.pretraining(recipe, 0, paper, datasets)
+        try:
+            micro = fits.half_micro_batch(job, 8, None)
+        except ValueError as error:
+            refused += 1
+            assert "GPUs with more memory" in str(error) and "More processes than 8" in str(error)
+        else:
+            shares(recipe, 8, micro)
+    print(f"{refused} of {len(RECIPES)} recipes cannot halve their micro-batch on 8 GPUs")
+    assert refused
+    moco = plan.pretraining(RECIPES["moco_v2_200ep"], 0, paper, datasets)
+    assert fits.half_micro_batch(moco, 1, None) == 128
+    assert "--micro-batch 64 takes less" in fits.memory_advice(moco, 1, 128)
+    assert "statistics over 32 images" in fits.memory_advice(moco, 8, None)
+    semi, *_ = plan.evaluation(
+        plan.scale_protocol("semi_1pct", paper, ()),
+        plan.Upstream("0" * 12, "x", 0),
+        paper,
+        datasets,
+    )
+    assert fits.half_micro_batch(semi, 1, None) == 128
+    dense, *_ = jobs("lewel_m", DET, tmp_path)[1:]
+    assert "are needed in one forward pass" in fits.memory_advice(dense, 1, None)

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import write_images
 from finished import SHAPES
 
 from lewel_bench.harness import local, log, plan, signals, status
+from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import MachineSettings, Site
 from lewel_bench.pretrain.recipes import RECIPES
@@ -81,3 +83,34 @@ def test_a_stop_before_the_processes_have_begun_is_no_failure(
     with pytest.raises(Stopped, match="before its processes had begun"):
         runner.run()
     assert not runner.failed
+
+
+def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path) -> None:
+    """The others wait for it in a collective; it exited with 0, and they waited 10 minutes."""
+    images = write_images(tmp_path / "images")
+    datasets = Datasets(Site(), tmp_path, SHAPES, {"": images})
+    selection = Selection(
+        methods=("moco_v2_200ep",), evals=("none",),
+        settings=tuple({"batch": 8, "bn_group": 4, "args.queue": 16, "backbone.width": 4,
+                        "image_size": 32, "args.hidden": 8, "epochs": 50}.items()),
+    )  # fmt: skip
+    jobs = plan.plan(selection, SHAPES, datasets)
+    machine = MachineSettings(device="cpu", processes=2, workers=0)
+    runner = local.Runner(jobs, tmp_path / "runs", machine, lambda job: silent, print)
+    (images / "train" / "class0" / "000.jpg").write_bytes(b"no image")  # read by one rank
+    began = time.monotonic()
+    with pytest.raises(local.Unfinished, match=r"000\.jpg") as failed:
+        runner.run()
+    assert failed.value.mistakes and time.monotonic() - began < 60
+    assert status.survey(tmp_path / "runs")[jobs[0].key].state == "failed"
+
+
+def test_ranks_in_a_collective_end_after_another_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+    monkeypatch.setattr(local.jobs, "GRACE_S", 0)
+    monkeypatch.setattr("os._exit", ended.append)
+    log.write_failure(tmp_path, ValueError("out of luck"))
+    local.jobs._end_with_others(tmp_path)
+    assert ended == [1]
