@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lewel_bench import pip_install
 from lewel_bench.evals import outside, probe
 from lewel_bench.value import unknown
 
@@ -49,10 +50,10 @@ OWNERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 INSTALL = {
-    "native": "pip install --upgrade lewel-bench",
+    "native": pip_install(),
     "detectron2": f"install detectron2 at commit 02b5c4e with build isolation off, see {DETECTRON2}"
-    " (its own requirements: pip install lewel-bench[det])",
-    "mmseg": "pip install lewel-bench[seg]",
+    f" (its own requirements: {pip_install('det')})",
+    "mmseg": pip_install("seg"),
 }
 
 
@@ -188,7 +189,7 @@ def _broken(engine: str, facts: Facts) -> tuple[str, str] | None:
         if missing == engine == name:
             return f"{engine} is not installed", INSTALL[engine]
         if missing and name in MODULES["native"]:
-            return f"{missing} is missing, which lewel-bench needs", "pip install lewel-bench there"
+            return f"{missing} is missing, which lewel-bench needs", f"{pip_install()} there"
         own = set(OWNERS[engine])
         if name.split(".")[0] in own or missing in own:
             what = f"{missing} is missing" if missing else f"{name} does not import"

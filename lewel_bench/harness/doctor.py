@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lewel_bench import __version__
+from lewel_bench import __version__, pip_install
 from lewel_bench.harness import datasets, site
 from lewel_bench.harness.datasets import MissingData, NotConfigured
 
@@ -43,7 +43,7 @@ def _software() -> Iterator[Check]:
         try:
             yield name, "ok", importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, "problem", "not installed: pip install lewel-bench"
+            yield name, "problem", f"not installed: {pip_install()}"
     try:
         import torch
         import torchvision
@@ -58,7 +58,7 @@ def _software() -> Iterator[Check]:
     try:
         import torch.utils.tensorboard
     except ImportError:
-        yield "tensorboard", "ok", "not installed (optional): pip install lewel-bench[tensorboard]"
+        yield "tensorboard", "ok", f"not installed (optional): {pip_install('tensorboard')}"
     else:
         yield "tensorboard", "ok", importlib.metadata.version("tensorboard")
 

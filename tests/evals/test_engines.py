@@ -199,8 +199,9 @@ def test_require_is_one_line_that_says_what_to_do() -> None:
     facts = broken("mmseg", "mmseg", "ModuleNotFoundError: …", "mmseg")
     with pytest.raises(ValueError) as raised:
         engines.require("mmseg", {}, lambda *_: facts)
+    checkout = Path(engines.__file__).parents[2]
     assert str(raised.value) == (
-        "engine mmseg does not work: mmseg is not installed. Run: pip install lewel-bench[seg]"
+        f"engine mmseg does not work: mmseg is not installed. Run: pip install '{checkout}[seg]'"
     )
     assert engines.require("mmseg", {}, lambda *_: sound("mmseg")).works
 

@@ -21,7 +21,7 @@ from tests.evals.segmentation.making import TINY
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("mmseg") is None or torch.cuda.is_available(),
-    reason="mmseg is not installed (pip install 'lewel-bench[seg]'), or takes the CUDA device",
+    reason="mmseg is not installed (pip install '.[seg]'), or takes the CUDA device",
 )
 
 NUMBERS = {"miou", "pixel_acc", "class_acc"}

@@ -17,7 +17,7 @@ from tests.evals.segmentation.making import TINY, picture
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mmseg") is None,
-    reason="mmseg is not installed: pip install 'lewel-bench[seg]'",
+    reason="mmseg is not installed: pip install '.[seg]'",
 )
 SPECS = {
     "r50": (Backbone(), 512, 256),
