@@ -1,5 +1,6 @@
 """What sets a measured number apart from the paper's, and what is no difference."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,8 +8,10 @@ from finished import imagenet
 from making import record
 
 from lewel_bench.evals.detection import voc
+from lewel_bench.evals.protocol import Protocol
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import plan
+from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.comparable import (
     Wanted,
@@ -17,6 +20,7 @@ from lewel_bench.results.comparable import (
     measured_on,
     names_digest,
     published,
+    unequal,
 )
 from lewel_bench.results.record import Contents, Data, Record, key
 
@@ -43,6 +47,22 @@ def evaluated(data: Any = None, **changes: Any) -> Record:
 def test_a_run_as_the_papers_is_comparable() -> None:
     assert differences(evaluated(), pretrained(), WANTED) == ()
     assert measured_on(evaluated(), pretrained(), "imagenet") == "ImageNet-1K, ResNet-50"
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_a_record_read_from_disk_is_comparable_as_the_one_that_was_written(recipe: Recipe) -> None:
+    wanted = plan.of_recipe(recipe, NOWHERE)["recipe"]
+    before, result = (
+        Record.model_validate_json(one.model_dump_json())
+        for one in (made("pretrain", {"recipe": wanted}, warnings=()), evaluated())
+    )
+    assert differences(result, before, Wanted(wanted, "imagenet", PROTOCOL, "imagenet")) == ()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
+def test_a_protocol_read_from_disk_is_the_papers(protocol: Protocol) -> None:
+    wanted = plan.of_protocol(protocol, NOWHERE)["protocol"]
+    assert list(unequal(json.loads(json.dumps(wanted)), wanted)) == []
 
 
 @pytest.mark.parametrize(
