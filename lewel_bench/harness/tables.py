@@ -113,7 +113,13 @@ class Board:
         suite, engines = self.suite, self._engines(quoted)
         if remark := suite.remarks.get(quoted.id):
             quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
-        evaluated = (slot for several in slots.values() for slot in several if slot.where)
+        evaluated = (
+            slot
+            for (_, column), several in slots.items()
+            if quoted.column(column).eval != table.PRETRAIN
+            for slot in several
+            if slot.where
+        )
         filled = fill.fill(
             quoted,
             slots,
@@ -263,7 +269,17 @@ class Board:
             result = self.store.records[key]
             if key not in self.spent:
                 self.spent[key] = Spent(cost.cost(result))
-            return Slot(key, seed, "done", setting=cost.machine(result))
+            recipe = RECIPES[name]
+            return Slot(
+                key,
+                seed,
+                "done",
+                setting=cost.machine(result),
+                where=comparable.measured_on(result, result, recipe.data),
+                incomparable=()
+                if recipe.own
+                else comparable.cost_differences(result, _identity(recipe), recipe.data),
+            )
         if seed and key not in self.states:
             return None
         return self._slot([self._first(name, seed)], seed, key)

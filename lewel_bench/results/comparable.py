@@ -87,6 +87,12 @@ def differences(record: Record, before: Record | None, wanted: Wanted) -> tuple[
     )
 
 
+def cost_differences(record: Record, recipe: Mapping[str, Any], data: str) -> tuple[str, ...]:
+    """Why what a pre-training cost cannot be held against the paper's `recipe` on the data set
+    `data`; its length does not matter, as an epoch takes as long in a short one."""
+    return tuple(_pretraining(record, recipe, data, {"epochs", "schedule"}))
+
+
 def _data(record: Record, name: str, verbs: Mapping[str, str]) -> Iterator[str]:
     for role, verb in verbs.items():
         data = record.data.get(role)
@@ -126,8 +132,14 @@ def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
         if before.warnings:
             yield f"the checkpoint failed its check: {before.warnings[0]}"
         return
-    yield from _data(before, wanted.recipe_data, {"train": "pre-trained"})
-    if changed := _changed(before.spec.get("recipe", {}), wanted.recipe, set()):
+    yield from _pretraining(before, wanted.recipe, wanted.recipe_data, set())
+
+
+def _pretraining(
+    record: Record, recipe: Mapping[str, Any], data: str, but: set[str]
+) -> Iterator[str]:
+    yield from _data(record, data, {"train": "pre-trained"})
+    if changed := _changed(record.spec.get("recipe", {}), recipe, but):
         yield f"the recipe has {_listed(changed)}"
 
 
@@ -151,12 +163,13 @@ def besides_method(
 
 
 def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:
-    """The fields that differ from the paper's: "epochs 1 (paper: 90)"."""
+    """The fields that differ from the paper's, `but` some with all their parts: "epochs 1 (paper:
+    90)"."""
     return [
         f"{name} "
         + ("other views" if name == "augment" else f"{_text(here)} (paper: {_text(paper)})")
         for name, here, paper in unequal(found, wanted)
-        if name not in but
+        if name.split(".")[0] not in but
     ]
 
 
@@ -192,16 +205,20 @@ def _listed(changed: list[str]) -> str:
 
 def measured_on(record: Record, before: Record | None, name: str) -> str:
     """On what a number was measured, for a title: "ImageNet-1K, ResNet-50". `name` is the paper's
-    data set for it."""
-    data = record.data.get("report")
-    if data is None:
-        where = str(record.spec.get("data", "unknown data"))
-    elif data.whole and not published()[name].differs(data.whole, "val"):
-        where = published()[name].label
-    elif data.name.startswith("shapes"):
+    data set for it; a pre-training is its own `before`."""
+    role = "report" if "report" in record.data else "train"
+    data, known = record.data.get(role), published().get(name)
+    id = str(record.spec.get("data", "unknown data"))
+    if data and data.whole and known and not known.differs(data.whole, SPLITS[role]):
+        where = known.label
+    elif id.startswith(
+        "shapes-r"
+    ):  # the id of the generator's revision: any folder may be "shapes"
         where = "generated scenes"
+    elif data:
+        where = f"{data.name} ({data.images:,} images)"
     else:
-        where = data.name
+        where = id
     spec = (before.spec if before else {}) or {}
     net = spec.get("backbone") or spec.get("recipe", {}).get("backbone")
     return f"{where}, {_network(net)}" if net else where

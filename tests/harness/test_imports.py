@@ -373,7 +373,9 @@ def test_a_row_that_was_measured_on_something_else_says_so(
     words = ["table", "1", "--with", "mine", "--set", "linear_lars.epochs=1", "--root", str(root)]
     assert main(words) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Table 1. Measured: tiny, ResNet-18 of width 8. Published: ImageNet-1K" in out
+    assert (
+        "Table 1. Measured: tiny (40 images), ResNet-18 of width 8. Published: ImageNet-1K" in out
+    )
     assert f"Not comparable: trained on {some}" in out
     assert "differs" not in out.partition("[1]")[0]
     assert main([*words[:2], "--format", "json", *words[2:]]) == 0

@@ -20,6 +20,7 @@ from lewel_bench.results.behind import behind
 from lewel_bench.results.fill import Entry, missing
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import render
+from lewel_bench.results.sheet import headline
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, load
 
@@ -78,6 +79,7 @@ def test_table_9_is_what_the_records_of_pre_trainings_say(lab: Lab) -> None:
     assert found["seconds"].verdict == "not comparable"
     baseline = lab.cells("moco_v2")
     assert baseline["seconds"].best and "overhead" not in baseline
+    assert headline(lab.board().filled("9")).startswith("Measured: generated scenes, ResNet-18")
 
 
 def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None:

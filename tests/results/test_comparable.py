@@ -16,6 +16,7 @@ from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.comparable import (
     Wanted,
     besides_method,
+    cost_differences,
     differences,
     measured_on,
     names_digest,
@@ -47,6 +48,26 @@ def evaluated(data: Any = None, **changes: Any) -> Record:
 def test_a_run_as_the_papers_is_comparable() -> None:
     assert differences(evaluated(), pretrained(), WANTED) == ()
     assert measured_on(evaluated(), pretrained(), "imagenet") == "ImageNet-1K, ResNet-50"
+
+
+def test_a_title_names_data_by_what_they_are_and_not_by_their_folder() -> None:
+    own = {"report": Data(name="shapes", fingerprint="0" * 12, images=40)}
+    found = evaluated(own)
+    assert measured_on(found, pretrained(), "imagenet") == "shapes (40 images), ResNet-50"
+    spec = {**found.spec, "data": "shapes-r3"}
+    generated = found.model_copy(update={"spec": spec})
+    assert measured_on(generated, pretrained(), "imagenet") == "generated scenes, ResNet-50"
+    cost = pretrained()
+    assert measured_on(cost, cost, "imagenet") == "ImageNet-1K, ResNet-50"
+
+
+def test_a_cost_is_comparable_at_any_length_and_not_with_another_recipe_or_data() -> None:
+    short = pretrained(epochs=2, schedule={**RECIPE["schedule"], "warmup_epochs": 0})
+    assert cost_differences(short, RECIPE, "imagenet") == ()
+    (found,) = cost_differences(pretrained(batch=64), RECIPE, "imagenet")
+    assert found == "the recipe has batch 64 (paper: 256)"
+    (found,) = cost_differences(short.model_copy(update={"data": {}}), RECIPE, "imagenet")
+    assert found.startswith("pre-trained on images")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
