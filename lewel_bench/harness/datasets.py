@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
+from lewel_bench.files import LARGEST_JSON, open_regular, read_regular, write_atomically
 from lewel_bench.harness.plan import Dataset, Layout
 from lewel_bench.harness.site import FILE, Site
 from lewel_bench.harness.suite import Suite
@@ -35,6 +36,9 @@ LISTS = {
 }
 # What a site file may name in [data]: data sets, class lists of them, labelled subsets
 CONFIGURED = (*NAMED, *(f"{name}_classes" for name in NAMED), *(name for name, _ in LISTS.values()))
+READ = re.compile(  # the folders of the layouts, in which links are followed
+    r"train\w*|val\w*|test|VOC\d{4}|JPEGImages|[Aa]nnotations|ImageSets|Main|Segmentation\w*"
+)
 IN100_MD5 = "9974508e5d4cc0098b70e8b6a0fe6067"  # of HobbitLong/CMC @7b227be imagenet100.txt
 SHAPES: dict[Layout, str] = {"folders": "imagenet", "voc": "VOCdevkit", "coco": "coco"}
 HOW = """\
@@ -158,7 +162,7 @@ class Datasets:
         """The path of a published list, whose content is checked: a key relies on it."""
         path = self.site.resolve(text)
         try:
-            content = path.read_bytes().replace(b"\r\n", b"\n")
+            content = read_regular(path, LARGEST_JSON).replace(b"\r\n", b"\n")
         except OSError as error:
             raise MissingData(f"cannot read the list {path}: {error.strerror}") from None
         found = hashlib.new(kind, content).hexdigest()
@@ -208,13 +212,32 @@ def _measure(folder: Path, layout: Layout) -> str:
         both = [fingerprint(read_folder(folder, split)) for split in ("train", "val")]
         return "".join(mark[:6] for mark in both)
     digest = hashlib.sha256()
-    for place, _, files in sorted(os.walk(folder)):
+    for place, _, files in sorted(_walk(folder)):
         for file in sorted(files):
             path = Path(place, file)
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
+            line = f"{path.relative_to(folder)}\0{_time(path)[1]}\n"
+            digest.update(line.encode(errors="surrogateescape"))
             if _annotates(file):
-                digest.update(path.read_bytes())
+                # what cannot be read (a pipe, a dangling link) is refused by name before any work
+                with suppress(OSError), open_regular(path) as content:
+                    while part := content.read(2**20):
+                        digest.update(part)
     return digest.hexdigest()[:12]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, in order, and through links to the folders that a layout reads (another may lead
+    to the root of the disk): each folder once, as links may form a loop."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        links = {name for name in folders if Path(place, name).is_symlink()}
+        folders[:] = sorted(n for n in folders if n not in links or READ.fullmatch(n))
+        yield place, folders, files
 
 
 def _there(path: Path, layout: Layout) -> Path:
@@ -242,7 +265,7 @@ def stamp(folder: Path) -> list[int]:
     Of class folders, which hold a million files, only the folders are looked at.
     """
     times: list[int] = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in _walk(folder):
         times.append(_time(Path(place))[0])
         if Path(place).parent == folder and Path(place).name in ("train", "val"):
             times += [_time(Path(place, name))[0] for name in folders]

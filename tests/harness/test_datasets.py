@@ -106,3 +106,47 @@ def test_a_link_or_pipe_beside_class_folders_does_not_stop_a_run(tmp_path: Path)
     os.mkfifo(tmp_path / "images" / "pipe.json")
     found = Datasets(Site(), tmp_path, PAPER, {"": tmp_path / "images"})("imagenet", "")
     assert found.id.startswith("folder-")
+
+
+def _voc(folder: Path) -> Path:
+    annotations = folder / "VOC2007" / "Annotations"
+    annotations.mkdir(parents=True)
+    (annotations / "a.xml").write_text("<annotation/>")
+    return folder
+
+
+def _voc_id(tmp_path: Path, folder: Path) -> str:
+    return Datasets(Site(), tmp_path / "runs", PAPER, {"voc": folder})("voc", "detection").id
+
+
+def test_what_cannot_be_read_does_not_stop_a_fingerprint(tmp_path: Path) -> None:
+    folder = _voc(tmp_path / "voc")
+    whole = _voc_id(tmp_path, folder)
+    odd = folder / "VOC2007" / "Annotations"
+    os.mkfifo(odd / "pipe.xml")
+    (odd / "zero.xml").symlink_to("/dev/zero")
+    (odd / "dangling.jpg").symlink_to("nowhere")
+    (odd / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    (folder / "VOC2007" / "JPEGImages").symlink_to(folder)  # a loop
+    (folder / "disk").symlink_to("/")
+    assert _voc_id(tmp_path, folder) != whole
+
+
+def test_data_behind_links_are_known_by_their_files(tmp_path: Path) -> None:
+    """Two folders of nothing but links have other fingerprints, and a change is noticed."""
+    places = [tmp_path / name for name in ("a", "b")]
+    for place in places:
+        data = _voc(tmp_path / f"data-{place.name}")
+        (data / "VOC2007" / "Annotations" / f"{place.name}.xml").write_text("<annotation/>")
+        place.mkdir()
+        (place / "VOC2007").symlink_to(data / "VOC2007")
+    first, second = (_voc_id(tmp_path, place) for place in places)
+    assert first != second == _voc_id(tmp_path, tmp_path / "data-b")
+    images = write_images(tmp_path / "images")
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for split in ("train", "val"):
+        (folder / split).symlink_to(images / split)
+    before = datasets.stamp(folder)
+    os.utime(images / "train" / "class0", (1, 1))  # as when a file is added
+    assert datasets.stamp(folder) != before
