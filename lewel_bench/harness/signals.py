@@ -3,8 +3,12 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from types import FrameType
+from typing import TextIO
+
+from lewel_bench.terminal import discard
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _received: list[int] = []
@@ -13,7 +17,7 @@ _received: list[int] = []
 def listen(answer: str = "saving, then stopping") -> None:
     """From now on the first of SIGNALS asks to stop, which `answer` says; a second Ctrl-C ends the
     process at once. A SIGHUP that `nohup` had ignored stays ignored."""
-    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
     for one in SIGNALS:
         if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:
             signal.signal(one, partial(_receive, answer, terminals))
@@ -29,13 +33,14 @@ def received() -> int | None:
     return _received[0] if _received else None
 
 
-def _receive(answer: str, terminals: list[int], number: int, frame: FrameType | None) -> None:
+def _receive(answer: str, terminals: list[TextIO], number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP:  # a terminal that was closed refuses every write
         for stream in terminals:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            discard(stream)
     if _received and number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
     _received.append(number)
     name = signal.Signals(number).name
-    print(f"\n{name}: {answer} (again Ctrl-C: stop at once)", file=sys.stderr)
+    with suppress(OSError):  # no print: this may come within one, which cannot be entered twice
+        os.write(2, f"\n{name}: {answer} (Ctrl-C again stops at once)\n".encode())

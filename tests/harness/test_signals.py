@@ -1,6 +1,10 @@
 """Which signals ask a run to save and stop."""
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -30,3 +34,29 @@ def test_nohup_is_respected() -> None:
     signals.listen()
     signal.raise_signal(signal.SIGHUP)
     assert not signals.asked_to_stop()
+
+
+def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stalled ssh blocks what a run says; its handler must not write into the same stream."""
+    ours, theirs = os.pipe()
+    stream = open(theirs, "w")
+    stream.reconfigure(line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    signals.listen()
+
+    def stall() -> None:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        while os.read(ours, 2**16):
+            pass
+
+    reader = threading.Thread(target=stall)
+    reader.start()
+    try:
+        stream.write("x" * 2**20 + "\n")
+    finally:
+        stream.close()
+        reader.join()
+        os.close(ours)
+    assert signals.received() == signal.SIGTERM
