@@ -42,6 +42,7 @@ from lewel_bench.results.record import Checkpoint, Contents, Data, Record
 from lewel_bench.slurm import attempt
 
 MONITORS = 5  # kNN accuracies in the course of a pre-training
+LOOK_S = 10.0  # for others to end a look at whether a lock is held
 GRACE_S = 5.0  # for a rank to end by itself after another has failed
 BANK, QUERIES = 50, 20  # images a class for these
 
@@ -335,7 +336,7 @@ def main() -> int:
     signals.listen()
     distributed.start(machine(settings).device)
     job = read_spec(folder)
-    alone = Lock(folder / WORK) if distributed.rank() == 0 else nullcontext()
+    alone = Lock(folder / WORK, LOOK_S) if distributed.rank() == 0 else nullcontext()
     Thread(target=_end_with_others, args=(folder,), daemon=True).start()
     with alone, suppress(Stopped):
         try:

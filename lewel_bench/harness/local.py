@@ -15,7 +15,7 @@ from pathlib import Path
 from lewel_bench.files import Held, Lock, is_held
 from lewel_bench.harness import job as jobs
 from lewel_bench.harness import signals
-from lewel_bench.harness.log import clear_failure, failure, said, write_failure
+from lewel_bench.harness.log import Failed, clear_failure, failure, said, write_failure
 from lewel_bench.harness.plan import Dense, Job
 from lewel_bench.harness.provenance import provenance
 from lewel_bench.harness.site import MachineSettings
@@ -26,6 +26,7 @@ from lewel_bench.harness.status import (
     FAILURE,
     LOCK,
     WORK,
+    crash,
     tail,
     write_spec,
 )
@@ -154,14 +155,22 @@ class Runner:
         if self._done(job.key):
             return
         reason = failure(self.root / job.key)
-        if reason is not None:
-            raise reason
         last = tail(self.root / job.key / EVENTS)[-1:]
-        if last and last[0]["event"] == "stopped" and last[0]["time"] >= began:
+        stopped = bool(last) and last[0]["event"] == "stopped" and last[0]["time"] >= began
+        killed = code > 128 and not stopped and not signals.asked_to_stop()
+        # after a kill the other ranks say only that they lost their peer
+        if isinstance(reason, ValueError) or (reason is not None and not killed):
+            raise reason
+        if stopped:
             raise Stopped(last[0]["message"])
         if signals.asked_to_stop():
             raise Stopped("before its processes had begun")
-        ended = RuntimeError(f"torchrun ended with exit code {code} before the job saved")
+        ended = Failed(f"torchrun ended with exit code {code} before the job saved")
+        if killed:
+            name = signal.Signals(code - 128).name
+            why = f"one of its {processes} processes was ended by {name}"
+            why += ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+            ended = Failed(crash(self.root / job.key, began) or why)
         write_failure(self.root / job.key, ended)
         raise ended
 

@@ -65,9 +65,13 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard")) if distributed.rank() == 0 else None
 
 
+class Failed(Exception):
+    """How another process failed at a job, in words that are complete."""
+
+
 def said(error: Exception) -> str:
     """An error in one line; one that is nobody's mistake in what was asked with its type."""
-    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, ValueError | OSError | Failed) else f"{type(error).__name__}: "
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     return f"{kind}{described(error)}{notes}"
 
@@ -114,8 +118,8 @@ def failure(folder: Path, since: float = 0.0) -> Exception | None:
         if path.stat().st_mtime < since:
             return None
     except FileNotFoundError:
-        return RuntimeError(message) if (message := crash(folder, since)) else None
+        return Failed(message) if (message := crash(folder, since)) else None
     content = files.read(path)
     if content is None:
         return None
-    return (ValueError if content["mistake"] else RuntimeError)(content["message"])
+    return (ValueError if content["mistake"] else Failed)(content["message"])

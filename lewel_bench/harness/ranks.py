@@ -2,6 +2,7 @@
 `python -m lewel_bench.harness.ranks --standalone --nproc-per-node=N -m MODULE ARGUMENTS`."""
 
 import logging
+import signal
 import sys
 
 from torch.distributed import run
@@ -10,13 +11,19 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> int:
-    """The exit code: 0 where every rank ended with 0, 1 where one did not and the others were
-    ended, 128 + n after signal n."""
+    """The exit code: 0 where every rank ended with 0, 128 + n where signal n ended the first that
+    failed or asked all to stop, else 1."""
     logging.disable(logging.CRITICAL)  # of the launcher alone: a table of exit codes
     try:
         run.main(sys.argv[1:])
-    except ChildFailedError:
-        return 1
+    except ChildFailedError as failed:
+        by_itself = [
+            (rank.timestamp, rank.exitcode)
+            for rank in failed.failures.values()
+            if rank.exitcode != -signal.SIGTERM  # by which torchrun ends the others
+        ]
+        _, first = min(by_itself, default=(0, 1))
+        return 128 - first if first < 0 else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0

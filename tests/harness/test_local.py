@@ -3,12 +3,13 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import write_images
 from finished import SHAPES
 
-from lewel_bench.harness import local, log, plan, signals, status
+from lewel_bench.harness import local, log, plan, ranks, signals, status
 from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.site import MachineSettings, Site
@@ -66,6 +67,59 @@ def test_ranks_that_end_without_a_word_have_failed(
     with pytest.raises(local.Unfinished, match="torchrun ended with exit code 1"):
         runner.run()
     assert status.survey(tmp_path)[job.key].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "expected"),
+    [
+        (RuntimeError("Connection closed by peer"), 137, "2 processes was ended by SIGKILL, as the kernel"),
+        (ValueError("broken image"), 137, "broken image"),
+        (RuntimeError("it went wrong"), 1, ": RuntimeError: it went wrong"),
+        (None, 143, "2 processes was ended by SIGTERM;"),
+    ],
+)
+def test_what_ended_one_rank_is_said_not_what_the_others_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    said: Exception | None, code: int, expected: str,
+) -> None:  # fmt: skip
+    runner = _runner(tmp_path, processes=2)
+    (job,) = runner.pending
+
+    def watched(command: list[str], environment: dict[str, str]) -> int:
+        if said:
+            log.write_failure(tmp_path / job.key, said)
+        return code
+
+    monkeypatch.setattr(local, "_watched", watched)
+    with pytest.raises(local.Unfinished) as failed:
+        runner.run()
+    assert expected in str(failed.value) and str(failed.value).count("RuntimeError") <= 1
+    assert status.survey(tmp_path)[job.key].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("ended", "code"),
+    [
+        ({0: (-15, 8), 1: (-9, 7)}, 137),
+        ({0: (1, 7), 1: (-9, 7)}, 137),
+        ({0: (1, 7), 1: (-9, 37)}, 1),  # it did not end when it was asked to
+        ({0: (1, 7), 1: (-15, 7)}, 1),
+        ({0: (-15, 7)}, 1),
+    ],
+)
+def test_the_first_rank_that_failed_gives_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, ended: dict[int, tuple[int, int]], code: int
+) -> None:
+    failures = {rank: SimpleNamespace(exitcode=e, timestamp=t) for rank, (e, t) in ended.items()}
+
+    def fail(_: list[str]) -> None:
+        error = ranks.ChildFailedError.__new__(ranks.ChildFailedError)
+        error.failures = failures
+        raise error
+
+    monkeypatch.setattr(ranks.run, "main", fail)
+    monkeypatch.setattr(ranks.logging, "disable", lambda level: None)
+    assert ranks.main() == code
 
 
 def test_a_stop_before_the_processes_have_begun_is_no_failure(
