@@ -92,13 +92,16 @@ def find() -> Path | None:
         return Path(named)
     here = Path.cwd()
     candidates = [*(folder / FILE for folder in (here, *here.parents)), own_file()]
-    return next((c for c in candidates if c.is_file()), None)
+    # os.path: False, too, where a folder above is closed to this user
+    return next((c for c in candidates if os.path.isfile(c)), None)
 
 
 def own_file() -> Path:
-    """The site file of the user's configuration folder, whether it exists or not."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME", "~/.config")).expanduser()
-    return config / FILE
+    """The site file of the user's configuration folder, whether it exists or not. An empty or
+    relative $XDG_CONFIG_HOME is ignored, as its specification asks: a relative one would name a
+    folder of a cloned repository."""
+    config = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(config if os.path.isabs(config) else "~/.config").expanduser() / FILE
 
 
 def load() -> Site:

@@ -70,6 +70,29 @@ def test_what_runs_nothing_is_taken_from_any_folder_above(home: Path, tmp_path: 
     assert loaded.clusters["x"]["max_queued"] == 9
 
 
+@pytest.mark.parametrize("value", ["", "config", "."])
+def test_a_configuration_folder_that_is_not_absolute_is_none(
+    value: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloned repository may have such a folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", value)
+    Path("config").mkdir()
+    Path("config", FILE).write_text(ENGINE)
+    assert site.own_file() == tmp_path / ".config" / FILE and site.load().path is None
+
+
+def test_a_closed_folder_above_holds_no_site_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: str | Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:  # root may look into every folder
+        patched.setattr(os, "stat", closed)
+        assert site.find() is None
+
+
 def test_every_text_of_a_profile_is_known_to_be_safe_or_not() -> None:
     """A new field that a shell reads belongs into SHELL_FIELDS; another is added here."""
     quoted = {"name", "kinds", "source", "partition", "account", "qos", "constraint"}
