@@ -91,12 +91,12 @@ def _link(beside: Path, path: Path) -> bool:
     # what somebody may already have read.
     try:
         os.link(beside, path)
-    except FileExistsError:
-        return False
     except OSError as error:
-        # NFS may lose the answer to a link that it made
+        # NFS may lose the answer to a link that it made, and refuse the second try: it exists
         if os.stat(beside).st_nlink == 2:
             return True
+        if isinstance(error, FileExistsError):
+            return False
         if error.errno not in NO_LINKS:
             raise
         return _rename(beside, path)
@@ -108,7 +108,8 @@ def _rename(beside: Path, path: Path) -> bool:
     which leaves no file and ends with its process."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        while not _flock(folder, fcntl.LOCK_EX, path):
+            time.sleep(POLL_S)
         if path.exists():
             return False
         os.rename(beside, path)

@@ -76,12 +76,15 @@ def test_another_error_of_a_link_is_raised(
     assert caught.value.errno == number and not os.listdir(tmp_path)
 
 
-def test_a_lost_answer_to_a_link_is_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [OSError(errno.EIO, "lost"), FileExistsError(errno.EEXIST, "")])
+def test_a_lost_answer_to_a_link_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: OSError
+) -> None:
     link = os.link
 
     def late(*arguments: Path) -> None:
         link(*arguments)
-        raise OSError(errno.EIO, "lost")
+        raise answer
 
     monkeypatch.setattr(os, "link", late)
     assert create(tmp_path / "record.json", "x") and os.listdir(tmp_path) == ["record.json"]
@@ -242,6 +245,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.usefixtures("links")
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_file_system_without_locks_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
