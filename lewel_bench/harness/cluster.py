@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lewel_bench import terminal
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.files import is_held
+from lewel_bench.files import is_held, open_regular
 from lewel_bench.harness import cells, own, status
 from lewel_bench.harness.extras import Extra, extended
 from lewel_bench.harness.plan import Job
@@ -370,10 +370,16 @@ def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
             f"no job of a cluster has written for {asked} under {root}: see lewel-bench status"
         )
     if follow:
-        return subprocess.call(["tail", "-n", "50", "-F", *map(str, found)])
+        command = ["tail", "-n", "50", "-F", *map(str, found)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
+            assert tail.stdout
+            for line in tail.stdout:  # through our stream: a log may hold control characters
+                print(line.decode(errors="replace"), end="", flush=True)
+        return tail.returncode
     for path in found:
         print(f"==> {path}")
-        sys.stdout.write(path.read_text(errors="replace"))
+        with open_regular(path) as file:
+            sys.stdout.write(file.read().decode(errors="replace"))
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lewel_bench.files import Lock
+from lewel_bench.terminal import escaped
 from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
@@ -327,3 +328,19 @@ def test_a_planning_job_keeps_its_profile(tmp_path: Path, monkeypatch: pytest.Mo
     assert cluster.profile(site, "mine") == mine
     with pytest.raises(ValueError, match="unknown cluster 'other'"):
         cluster.profile(site, "other")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_log_does_not_steer_the_terminal(
+    follow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    log, tail = tmp_path / "a.log", tmp_path / "tail"
+    log.write_bytes(b"\x1b[31mred \xff\n")
+    tail.write_text('#!/bin/sh\ncat "$4"\n')  # tail -n 50 -F FILE, which would not end
+    tail.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(control, "logs", lambda root, key: [log])
+    with escaped():
+        assert cluster.logs(tmp_path, ["k"], "k", follow) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "\\x1b[31mred \ufffd"
