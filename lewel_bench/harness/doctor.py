@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lewel_bench import __version__, pip_install
 from lewel_bench.harness import datasets, site
 from lewel_bench.harness.datasets import MissingData, NotConfigured
+from lewel_bench.harness.runs import writable
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -127,8 +128,10 @@ def _site_file(path: Path | None) -> str:
 
 def _writable(root: Path) -> Check:
     existing = next(p for p in (root, *root.parents) if p.exists())
-    if not os.access(existing, os.W_OK):
-        return "run root", "problem", f"{root} is not writable: choose another with --root"
+    try:
+        writable(root, make=False)
+    except ValueError as error:
+        return "run root", "problem", str(error)
     free = shutil.disk_usage(existing).free / 2**30
     if free > NEEDED_GIB:
         return "run root", "ok", f"{root}, {free:.0f} GiB free"
