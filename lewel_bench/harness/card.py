@@ -9,7 +9,7 @@ from lewel_bench.harness.merge import differences
 from lewel_bench.harness.status import SPEC
 from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
-from lewel_bench.results import checkpoints
+from lewel_bench.results import checkpoints, comparable
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import md, md_code
 from lewel_bench.results.store import Store
@@ -115,7 +115,7 @@ def _suite(store: Store, run: Record) -> str:
 
 def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
     rows = [
-        (_text(one.name), str(one.seed), _text(metric), f"{value:.4g}", one.key)
+        (_text(one.name), str(one.seed), _text(metric), f"{value:.4g}", _images(one), one.key)
         for one in sorted(store.records.values(), key=lambda one: (one.name, one.seed))
         if one.kind == "final" and one.spec.get("upstream") == run.key
         for metric, value in one.metrics.items()
@@ -126,10 +126,15 @@ def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
     if suite not in ("", "paper"):
         yield f"Numbers of the suite {_text(suite)} cannot be held against the paper's."
         yield ""
-    yield from _table(("evaluation", "seed", "metric", "value", "record"), rows)
+    yield from _table(("evaluation", "seed", "metric", "value", "tested on", "record"), rows)
     if elsewhere := differences(store, {key for *_, key in rows}):
         yield ""
         yield from (f"- {_text(text)}" for text in elsewhere)
+
+
+def _images(evaluation: Record) -> str:
+    data = evaluation.data.get("report")
+    return _text(comparable.described(data)) if data else "not recorded"
 
 
 def _text(text: str) -> str:

@@ -69,13 +69,15 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
         f"ours. {_published(quoted, filled.as_published)}"
     )
-    elsewhere = dict.fromkeys(text for one in filled.entries.values() for text in one.elsewhere)
+    entries = filled.entries.values()
+    caveats = dict.fromkeys(f"At {one.row}: {text}." for one in entries for text in one.caveats)
+    elsewhere = dict.fromkeys(text for one in entries for text in one.elsewhere)
     chart = Chart(
         title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
         panels=tuple(
             _quantity(quoted, filled, one) for one in quoted.columns if one.id in measured
         ),
-        notes=(*notes, *quoted.remarks, *lacking, *elsewhere),
+        notes=(*notes, *quoted.remarks, *lacking, *caveats, *elsewhere),
     )
     return chart, command
 

@@ -226,4 +226,5 @@ def _fit(table: Table, lines: Sequence[Sequence[str]], width: int) -> bool:
 
 def _width(table: Table) -> int:
     """How wide a table is where nothing is cut."""
-    return Console(width=UNBOUND).measure(table).maximum
+    # with a height too, or TERM=dumb makes it 80 wide
+    return Console(width=UNBOUND, height=1).measure(table).maximum

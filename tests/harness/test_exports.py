@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finished import finish
+from finished import finish, imagenet
 from safetensors.torch import load_file
 
 from lewel_bench.harness.cli import main
@@ -19,7 +19,8 @@ SMALL = Backbone(arch="resnet18", stem="small", width=16)
 
 def pretrained(root: Path, recipe: str, seed: int = 0) -> str:
     """A finished pre-training with a backbone, evaluated linearly; its key."""
-    final = finish(root, recipe, "linear_lars", seed, metrics={"top1": 41.25, "top5": 80.0})
+    metrics = {"top1": 41.25, "top5": 80.0}
+    final = finish(root, recipe, "linear_lars", seed, metrics=metrics, data=imagenet())
     key = record.read(root / final / record.NAME).upstream[0]
     path = root / key / "backbone.safetensors"
     torch.manual_seed(seed)
@@ -56,7 +57,7 @@ def test_a_card_says_what_the_file_is(made: tuple[Path, str], tmp_path: Path) ->
     assert card.startswith('---\nlicense: "MIT"\n')
     assert f"sha256 of this file: {checkpoint.sha256(out)}" in card
     assert "| train | shapes | 2,592 | f1f2 |" in card
-    assert "| linear_lars of lewel_m_200ep | 0 | top1 | 41.25 |" in card
+    assert "| linear_lars of lewel_m_200ep | 0 | top1 | 41.25 | 50,000 images of 1,000 " in card
     assert "cannot be held against the paper's" in card
     recipe = json.loads(card.split("```json\n")[1].split("```")[0])
     assert record.key(recipe) == key

@@ -43,6 +43,14 @@ def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
     assert "--evals linear_lars_in100,voc12_seg_fcn_d8" in command
 
 
+def test_a_figure_names_its_points_of_collapsed_networks(tmp_path: Path) -> None:
+    note = "collapsed: effective rank 2.4 of 128, untrained 30.6"
+    for name, warnings in (("beta030_in100", (note,)), ("in100", ())):
+        finish(tmp_path, f"lewel_m_{name}_240ep", LINEAR, metrics={"top1": 9.0}, warnings=warnings)
+    chart, _ = ablation(board(tmp_path), "3a")
+    assert [text for text in chart.notes if "collapsed" in text] == [f"At 0.3: {note}."]
+
+
 def test_what_a_figure_lacks_is_named_seed_by_seed(tmp_path: Path) -> None:
     for seed in range(3):
         for name in ("lewel_m_beta030_in100_240ep", "lewel_m_in100_240ep"):

@@ -101,11 +101,18 @@ def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[
     assert text == file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("width", [60, 80, 130])
+@pytest.mark.parametrize(
+    ("width", "terminal"), [(60, "xterm"), (80, "xterm"), (80, "dumb"), (130, "xterm")]
+)
 @pytest.mark.parametrize("id", ["1", "8"])
 def test_nothing_is_cut_on_a_narrow_terminal(
-    id: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    id: str,
+    width: int,
+    terminal: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TERM", terminal)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
     view.show_table(example(id, "paper"))
