@@ -52,6 +52,8 @@ DIGEST = 64  # characters of the comment
 # records come to a tenth.
 RATIO, SLACK = 100, 1 << 26  # times its own size, and bytes more
 LARGEST_JSON = 1 << 23  # bytes of a record or a spec; the largest of ours have less than one MiB
+# Python unpacks what the others hold in one piece, however large.
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 PER_FILE = 2048  # bytes of the manifest for each file
 CHUNK = 1 << 20
 
@@ -247,6 +249,8 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
             raise ValueError(
                 f"{path}: {name!r} is a link, a folder or encrypted, and no plain file"
             )
+        if entry.compress_type not in PACKINGS:
+            raise ValueError(f"{path}: {name!r} is compressed in another way than bundles are")
         if name != MANIFEST and not _may_stand(name):
             raise ValueError(f"{path}: {name!r} is no file of a run: nothing of it was unpacked")
         entries[name] = entry

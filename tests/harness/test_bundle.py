@@ -262,6 +262,15 @@ def test_what_would_fill_the_memory_or_the_disk(
         bundle.verify(evil(out, {record_json: b"{}"}, more={"x": "y" * 9000}))
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_python_unpacks_in_one_piece_is_refused(tmp_path: Path, packing: int) -> None:
+    out = tmp_path / "evil.zip"
+    with zipfile.ZipFile(out, "w", packing) as archive:
+        archive.writestr("manifest.json", bytes(1 << 20))
+    with pytest.raises(ValueError, match=r"'manifest\.json' is compressed in another way"):
+        bundle.verify(out)
+
+
 def test_no_pipe_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each of these hung."""
     root = lab(tmp_path / "root")
