@@ -8,6 +8,7 @@ that a pickle of NumPy's has it in), PATIENCE seconds of the clock, the file's s
 
 import glob
 import json
+import math
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -57,9 +59,14 @@ class Reader:
     what is wrong with it."""
 
     def __init__(
-        self, parts: Sequence[Path], process: "subprocess.Popen[str]", output: int, cpu: int
+        self,
+        parts: Sequence[Path],
+        size: int,
+        process: "subprocess.Popen[str]",
+        output: int,
+        cpu: int,
     ) -> None:
-        self.path, self.parts = parts[0], parts
+        self.path, self.parts, self.size = parts[0], parts, size
         self.process, self.output, self.cpu = process, output, cpu
 
     def content(self, allowed: Collection[str] = ()) -> Content:
@@ -84,6 +91,11 @@ class Reader:
 
     def _tensors(self, names: Collection[str]) -> dict[str, Tensor]:
         views = self._ask(self.path, tensors=list(names))
+        needed = sum(_size(*view) for _, *view in views.values())
+        if needed > 2 * self.size:  # views of one storage
+            raise ValueError(
+                f"{self.path}: its tensors need {needed:,} bytes, the file has {self.size:,}"
+            )
         try:
             with safe_open(f"/proc/self/fd/{self.output}", framework="pt") as file:
                 held = {place: file.get_tensor(place).clone() for place, *_ in views.values()}
@@ -147,7 +159,7 @@ def opened(path: Path) -> Iterator[Reader]:
             pass_fds=(output.fileno(),),
         )
         try:
-            yield Reader(parts, process, output.fileno(), cpu)
+            yield Reader(parts, size, process, output.fileno(), cpu)
         finally:
             process.kill()
             process.communicate()
@@ -169,6 +181,12 @@ def _parts(path: Path) -> list[Path]:
         return [path]
     shards = path.parent.glob(f"{glob.escape(path.name.split('.')[0])}-*-of-*")
     return [path, *sorted(one for one in shards if one.is_file())]
+
+
+def _size(dtype: str, shape: Sequence[int], order: bool | Sequence[int], *_: int) -> int:
+    """Bytes of what `_tensor` returns."""
+    code = np.dtype(dtype) if isinstance(order, bool) else getattr(torch, dtype)
+    return math.prod(shape) * int(code.itemsize)
 
 
 def _tensor(

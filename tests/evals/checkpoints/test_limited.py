@@ -243,6 +243,19 @@ def test_views_of_one_storage_and_other_orders(tmp_path: Path) -> None:
         assert all(one.is_contiguous() for one in found.state.values())
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_views_do_not_multiply_a_storage(tmp_path: Path, new: bool) -> None:
+    one = torch.zeros(1000)
+    torch.save(
+        {f"w{i}": one for i in range(20)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new
+    )
+    with limited.opened(tmp_path / "a.pth") as reader:
+        content = reader.content()
+        assert content.tensors(["w0"])["w0"].equal(one)
+        with pytest.raises(ValueError, match="its tensors need 80,000 bytes, the file has "):
+            content.tensors(list(content.shapes))
+
+
 def test_a_header_longer_than_any(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", 5 << 20) + b" " * (5 << 20))
