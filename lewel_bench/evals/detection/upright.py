@@ -23,7 +23,7 @@ def upright(path: Path) -> Pixels:
     """The pixels of an image file, uint8 (h, w, 3); raises as `decode`."""
     image = decode(path)
     with open_image(path) as header:
-        turn = _TURNS.get(header.getexif().get(_ORIENTATION, 1))
+        turn = _TURNS.get(_orientation(header))
     return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
 
 
@@ -31,14 +31,22 @@ def is_turned(path: Path) -> bool:
     """Whether the EXIF tag of an image file exchanges its height and width; raises what Pillow
     raises."""
     with open_image(path) as header:
-        return bool(header.getexif().get(_ORIENTATION, 1) >= 5)
+        return _orientation(header) >= 5
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file, turned as its EXIF tag says; raises what Pillow raises."""
     with open_image(path) as header:
-        turned = header.getexif().get(_ORIENTATION, 1) >= 5
-        return header.size if turned else header.size[::-1]
+        return header.size if _orientation(header) >= 5 else header.size[::-1]
+
+
+def _orientation(header: Image.Image) -> int:
+    """The EXIF tag, 1 where there is none or it cannot be read, as in detectron2."""
+    try:
+        found = header.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error, …
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 STORED = (

@@ -146,6 +146,14 @@ def test_images_are_turned_as_their_tag_says(tmp_path, orientation):
     assert bright == [{1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 1, 7: 2, 8: 3}[orientation]]
 
 
+@pytest.mark.parametrize("tag", [b"no header of TIFF", b"MM", b"II*\0\xff\xff\xff\x7f"])
+def test_images_with_a_broken_tag_are_not_turned(tmp_path, tag):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 48)).save(path, exif=b"Exif\0\0" + tag)
+    assert upright.upright_size(path) == (48, 64) and not upright.is_turned(path)
+    assert upright.upright(path).shape == (48, 64, 3)
+
+
 def test_refusals_name_the_file(folder):
     with pytest.raises(
         ValueError, match=r"a\.jpg: the image is 80x60 px, its annotation says 81x60"
