@@ -1,7 +1,6 @@
 """COCO's instance annotations: one json file a split, and what is wrong with it."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -230,7 +229,7 @@ def _check_fields(annotation: Record, known: set[int]) -> None:
     if not (isinstance(box, list) and len(box) == 4 and _finite(box)):
         allowed = "four numbers x, y, width, height are allowed"
         raise ValueError(f"has no box: {allowed}", f"has the box {shown(box)}: {allowed}")
-    if not (isinstance(area, int | float) and 0 <= area < math.inf):
+    if not (isinstance(area, int | float) and 0 <= area < _LARGE):
         kind = "has no area: a number from 0 is allowed"
         raise ValueError(kind, f"has the area {shown(area)}: a number from 0 is allowed")
 

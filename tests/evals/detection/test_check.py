@@ -180,6 +180,7 @@ def change(
         (lambda c, o, w: o.update(category_id="2"), "has the category_id '2' as text: write the"),
         (lambda c, o, w: o.update(image_id="7"), "has the image_id '7' as text: write the number"),
         (lambda c, o, w: o.update(area=1e999), "area inf"),
+        (lambda c, o, w: o.update(area=10**400, segmentation=[]), "area 1000"),
         (lambda c, o, w: o.update(bbox=[1, 2, 10**400, 3]), "four numbers"),
         (lambda c, o, w: w["segmentation"].update(counts="zzz"), "not COCO's string"),
         (lambda c, o, w: w["segmentation"].update(counts="n" * 99), "not COCO's string"),
@@ -402,6 +403,10 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
         (
             b'<?xml version="1.0" encoding="martian"?><annotation/>',
             "is not in the encoding martian that it declares",
+        ),
+        (
+            b'<?xml version="1.0" encoding="punycode"?><annotation>-' + b"a" * 2**21,
+            "declares the encoding punycode, which is no encoding of files",
         ),
         (b"<annotation>" + b"<a/>" * 2**20, "4,194,316 bytes, at most 4,194,304 are read"),
         (xml(10**9, 80, []).encode(), "size/height is '1000000000'"),
