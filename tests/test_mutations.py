@@ -36,7 +36,7 @@ SEEDS = range(200 if os.environ.get("LEWEL_BENCH_SLOW") else 20)
 CPU_S, MEMORY_MB, WALL_S = 2.0, 300.0, 60.0
 MARKER = "executed"  # a file that hostile input tries to make in the working directory
 
-SITE = '[data]\nimagenet = "images"\n\n[suites.mine]\nlike = "shapes"\ndata = "images"\n'
+SITE = '[data]\nimagenet = "/data/imagenet"\n\n[suites.mine]\nlike = "shapes"\ndata = "images"\n'
 LAYOUT = 'source = "ours"\nroots = ["model."]\nnetworks = { main = "trunk." }\nheads = ["head."]\n'
 
 
