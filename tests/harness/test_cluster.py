@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from lewel_bench.files import Lock
-from lewel_bench.terminal import escaped
 from lewel_bench.harness import cluster, runs, status
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import MachineSettings, Site
@@ -20,6 +19,7 @@ from lewel_bench.results.record import NAME
 from lewel_bench.slurm import attempt, control, inside, ledger, queue, retry, sweep
 from lewel_bench.slurm.plan import Batch
 from lewel_bench.slurm.sweep import Pass, Sweep
+from lewel_bench.terminal import escaped
 from tests.harness.test_cost import jobs_of
 
 

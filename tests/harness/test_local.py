@@ -72,7 +72,11 @@ def test_ranks_that_end_without_a_word_have_failed(
 @pytest.mark.parametrize(
     ("said", "code", "expected"),
     [
-        (RuntimeError("Connection closed by peer"), 137, "2 processes was ended by SIGKILL, as the kernel"),
+        (
+            RuntimeError("Connection closed by peer"),
+            137,
+            "2 processes was ended by SIGKILL, as the kernel",
+        ),
         (ValueError("broken image"), 137, "broken image"),
         (RuntimeError("it went wrong"), 1, ": RuntimeError: it went wrong"),
         (None, 143, "2 processes was ended by SIGTERM;"),

@@ -39,7 +39,7 @@ def test_nohup_is_respected() -> None:
 def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled ssh blocks what a run says; its handler must not write into the same stream."""
     ours, theirs = os.pipe()
-    stream = open(theirs, "w")
+    stream = os.fdopen(theirs, "w")
     stream.reconfigure(line_buffering=True)
     monkeypatch.setattr(sys, "stderr", stream)
     signals.listen()
