@@ -82,6 +82,7 @@ def differences(record: Record, before: Record | None, wanted: Wanted) -> tuple[
     `before` is the record of its backbone: of a pre-training, or of an imported checkpoint."""
     return (
         *_data(record, wanted.protocol_data, {"train": "trained", "report": "tested"}),
+        *_labelled(record, wanted),
         *_protocol(record.spec.get("protocol", {}), wanted.protocol),
         *_backbone(before, wanted),
     )
@@ -100,6 +101,12 @@ def _data(record: Record, name: str, verbs: Mapping[str, str]) -> Iterator[str]:
             yield f"{verb} on images that its record does not describe"
         elif differs := published()[name].differs(data.whole, SPLITS[role]):
             yield f"{verb} on {described(data)}, {differs}"
+
+
+def _labelled(record: Record, wanted: Wanted) -> Iterator[str]:
+    # the id of a data set that has the published lists; a folder of one's own has none
+    if "fraction" in wanted.protocol and record.spec.get("data") != wanted.protocol_data:
+        yield "its labelled images were drawn here: they are not those of the published list"
 
 
 def described(data: Data) -> str:

@@ -295,7 +295,7 @@ def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
 
 def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
     """Mark the best of each column and block, where there are two to choose from; values that are
-    printed alike are equally good."""
+    printed alike are equally good. Incomparable ones are left out where others are not."""
     for column in table.columns:
         if column.best == "none":
             continue
@@ -303,7 +303,10 @@ def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
             ids = [(row.id, column.id) for row in table.rows if row.block == block]
             here = {id: entries[id] for id in ids if id in entries}
             published = {id: one.published for id, one in here.items()}
-            measured = {id: one.mean for id, one in here.items()}
+            # what was measured on other data beats nothing that was measured as the paper's
+            known = {id: one for id, one in here.items() if one.mean is not None}
+            rivals = {id: one for id, one in known.items() if not one.incomparable} or known
+            measured = {id: one.mean for id, one in rivals.items()}
             for id in _best(published, column):
                 entries[id] = replace(entries[id], best_published=True)
             for id in _best(measured, column):

@@ -152,6 +152,17 @@ def test_images_that_a_record_does_not_describe_are_no_evidence() -> None:
     assert found[1] == "tested on images that its record does not describe" and len(found) == 2
 
 
+def test_a_labelled_subset_of_ones_own_is_not_the_published_one() -> None:
+    semi = plan.of_protocol(PROTOCOLS["semi_1pct"], NOWHERE)["protocol"]
+    wanted = Wanted(RECIPE, "imagenet", semi, "imagenet")
+    listed, drawn = (
+        made("final", {"protocol": semi, "data": id}) for id in ("imagenet", "folder-0123456789ab")
+    )
+    assert differences(listed, pretrained(), wanted) == ()
+    (found,) = differences(drawn, pretrained(), wanted)
+    assert found.startswith("its labelled images were drawn here")
+
+
 def test_another_recipe_backbone_or_pre_training_data() -> None:
     found = differences(evaluated(), pretrained(epochs=6, batch=64), WANTED)
     assert found == ("the recipe has epochs 6 (paper: 200), batch 64 (paper: 256)",)

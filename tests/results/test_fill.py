@@ -211,6 +211,23 @@ def test_the_best_of_a_column_is_marked_on_both_sides() -> None:
     assert best(found, "200:top5") == ({"lewel_b"}, set())
 
 
+def test_what_was_measured_on_other_data_is_not_the_best() -> None:
+    values = {"byol": 72.0, "lewel_b": 72.5, "moco_v2": 95.0}
+
+    def marked(*odd: str) -> set[str]:
+        slots = {
+            (row, "200:top1"): [
+                Slot(row, 0, "done", incomparable=("tested on 40 images",) if row in odd else ())
+            ]
+            for row in values
+        }
+        records = {row: SimpleNamespace(metrics={"top1": value}) for row, value in values.items()}
+        return best(fill(load("1"), slots, records, "paper", True), "200:top1")[1]
+
+    assert marked("moco_v2") == {"lewel_b"}
+    assert marked() == marked(*values) == {"moco_v2"}
+
+
 def test_the_best_is_that_of_its_block() -> None:
     values = {(row.id, "box_ap"): float(i) for i, row in enumerate(load("4").rows)}
     assert best(filled("4", values), "box_ap") == (
