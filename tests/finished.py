@@ -10,6 +10,7 @@ from lewel_bench.harness.datasets import Datasets
 from lewel_bench.harness.plan import Job
 from lewel_bench.harness.site import Site
 from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.suite import Suite
 from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
@@ -35,9 +36,9 @@ def imagenet() -> dict[str, Data]:
     }
 
 
-def board(root: Path) -> Board:
-    """The tables of the shapes suite with what is under `root`."""
-    return Board(root, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
+def board(root: Path, suite: Suite = SHAPES) -> Board:
+    """The tables of a suite with what is under `root`."""
+    return Board(root, suite, Datasets(Site(), root, suite, needed=False))
 
 
 def finish(
@@ -46,13 +47,14 @@ def finish(
     protocol: str,
     seed: int = 0,
     *,
+    suite: Suite = SHAPES,
     before: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> str:
     """Records of a pre-training (with the fields `before`) and of its evaluation, whose fields are
     given; the latter's key."""
-    datasets = Datasets(Site(), root, SHAPES, needed=False)
-    first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, SHAPES, datasets)
+    datasets = Datasets(Site(), root, suite, needed=False)
+    first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, suite, datasets)
     left = {"file": "backbone.safetensors", "sha256": "0" * 64}
     _commit(root, first, **{"metrics": {"loss": 1.0}, "checkpoint": left, **(before or {})})
     _commit(root, last, **{"upstream": (first.key,), **fields})

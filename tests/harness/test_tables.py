@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import board, finish, imagenet
 
 from lewel_bench.harness import cli, plan, suites
 from lewel_bench.harness.datasets import Datasets
@@ -80,6 +81,23 @@ def test_table_9_is_what_the_records_of_pre_trainings_say(lab: Lab) -> None:
     baseline = lab.cells("moco_v2")
     assert baseline["seconds"].best and "overhead" not in baseline
     assert headline(lab.board().filled("9")).startswith("Measured: generated scenes, ResNet-18")
+
+
+def test_pre_trainings_as_the_papers_have_verdicts(tmp_path: Path) -> None:
+    """Read from disk, with the paper's data, recipe and protocol; and with other data before."""
+    for seed, top1 in enumerate((67.48, 67.5, 67.52)):
+        for name in ("moco_v2_200ep", "lewel_m_200ep"):
+            data = imagenet() if name == "moco_v2_200ep" else {}
+            finish(
+                tmp_path, name, "linear_lars", seed, suite=suites.PAPER, data=imagenet(),
+                metrics={"top1": top1}, before={"data": data},
+            )  # fmt: skip
+    filled = board(tmp_path, suites.PAPER).filled("1")
+    found = filled.entries["moco_v2", "200:top1"]
+    assert (found.verdict, found.incomparable, found.n) == ("reproduced", (), 3)
+    other = filled.entries["lewel_m", "200:top1"]
+    assert (other.verdict, other.delta) == ("not comparable", None)
+    assert other.incomparable == ("pre-trained on images that its record does not describe",)
 
 
 def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None:
