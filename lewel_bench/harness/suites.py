@@ -12,13 +12,13 @@ PAPER = Suite(
     comparable=True,
 )
 
-# Momentum as in MoCo's CIFAR-10 notebook, MoCo v2's temperature too; no blur on small images; a
-# queue that a run of a few epochs fills. A run has a few hundred steps, not 10^5: the target of
-# BYOL follows faster, and all rates are higher. Two things let all features of BYOL and LEWEL_B
-# become alike: gains and biases, which LARS does not adapt, at so high a rate (they have Barlow
-# Twins' share of it), and a target whose batch-norm statistics are old (so it follows fast).
-# Smaller batches make twice the steps; their rate is that of the suite's batch, so for an image it
-# is twice what `lr` says.
+# No blur on small images, and a queue that a run of a few epochs fills. A run has a few hundred
+# steps, not 10^5, so targets follow faster and learning rates are higher. The learning rate and
+# temperature of MoCo v2 and LEWEL_M, and the target and learning rate of BYOL and LEWEL_B, were
+# searched together: results/suite_searches.toml. LARS does not adapt gains and biases; at these
+# rates they need Barlow Twins' share (`excluded_lr`), or all features become alike. Averaged
+# batch-norm statistics (EMAN) lag behind in so few steps, with the same result: targets use those
+# of their batch. Batches of 32 make twice the steps; `lr` is for the suite's batch of 64.
 _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
@@ -30,7 +30,8 @@ _BYOL_SCALE = {
     "args.hidden": 256,
     "batch": 32,
     "bn_group": 32,
-    "ema.start": 0.9,
+    "ema.start": 0.99,
+    "ema.buffers": False,
     "optimizer.excluded_lr": 0.024,
     "schedule.warmup_epochs": 2,
 }
@@ -111,8 +112,8 @@ _COCO = {"weight_decays": [1e-4]}
 SHAPES = Suite(
     name="shapes",
     label="the CPU-sized twin: generated scenes, ResNet-18 of width 16, 64 px, 12 epochs for 200",
-    source="scaled by hand; momentum, no blur and MoCo v2's temperature as in "
-    "facebookresearch/moco's CIFAR-10 notebook",
+    source="scaled by hand; momentum and no blur as in facebookresearch/moco's CIFAR-10 notebook; "
+    "MoCo v2 with LEWEL_M, and BYOL with LEWEL_B, were searched: results/suite_searches.toml",
     data={
         "imagenet": "shapes",
         "imagenet100": "shapes",
@@ -125,16 +126,16 @@ SHAPES = Suite(
     epochs=0.06,
     batch=64,
     lr={
-        "moco_v2": 12,
+        "moco_v2": 8,
         "moco_v2_bn_head": 4,
         "lewel_m": 4,
-        "byol": 2.2,
-        "lewel_b": 2.2,
+        "byol": 0.55,
+        "lewel_b": 0.55,
         "instdisc": 4,
-        "pcl": 12,
+        "pcl": 8,
         "pcl_v1": 12,
-        "densecl": 12,
-        "resim": 12,
+        "densecl": 8,
+        "resim": 8,
         "pixpro": 5,
         "simclr": 16,
         "simsiam": 8,
@@ -144,8 +145,7 @@ SHAPES = Suite(
         "moco_v2_p": 4,
     },
     recipes={
-        "moco_v2": {**_MOCO_SCALE, "args.tau": 0.1},
-        "moco_v2_bn_head": _MOCO_SCALE,  # as LEWEL_M, whose control it is
+        "moco_v2": _MOCO_SCALE,
         "lewel_m": _MOCO_SCALE,
         "byol": {**_BYOL_SCALE, "args.dim": _DIM},
         "lewel_b": {**_BYOL_SCALE, "args.d": _DIM},
@@ -169,16 +169,17 @@ SHAPES = Suite(
         "supervised": {"augment": NO_BLUR},
         # at a lower temperature the memory of 2,592 images draws all embeddings together
         "instdisc": {"args.m": 256, "args.tau": 0.5},
-        "pcl": {**_MOCO_SCALE, **_PCL_SCALE, "args.tau": 0.1},
+        "pcl": {**_MOCO_SCALE, **_PCL_SCALE},
         "pcl_v1": {"args.queue": 1024, "ema.start": 0.99, **_PCL_SCALE},
-        "densecl": {**_MOCO_SCALE, "args.tau": 0.1},
-        "resim": {**_MOCO_SCALE, "args.tau": 0.1, "args.fpn": 64},
-        "pixpro": {**_BYOL_SCALE, "args.dim": _DIM},
+        "densecl": _MOCO_SCALE,
+        "resim": {**_MOCO_SCALE, "args.fpn": 64},
+        "pixpro": {**_BYOL_SCALE, "args.dim": _DIM, "ema.start": 0.9},
     },
     remarks={
+        "1": "In this suite the targets of BYOL and LEWEL_B normalise with the statistics of their "
+        "batch, not with averaged ones (EMAN), which lag behind in so few steps.",
         "6": "Heads of this suite have 128 hidden units (the paper's 2048): embeddings of d = 256 "
-        "and 512 lie in a space of 129 dimensions. Extra p has LEWEL_M's temperature and rate; the "
-        "other rows of MoCo v2 have half the temperature and 1.5 times the rate.",
+        "and 512 lie in a space of 129 dimensions.",
         "7": "In this suite d is half of what the rows say.",
     },
     protocols={
@@ -230,7 +231,8 @@ CIFAR10 = Suite(
     image_size=32,
     precision="fp32",
     batch=512,
-    lr={"simsiam": 0.6},
+    # the rate of MoCo v2 for LEWEL_M, whose paper doubles it
+    lr={"simsiam": 0.6, "lewel_m": 0.5, "moco_v2_bn_head": 0.5, "moco_v2_p": 0.5},
     recipes={
         "moco_v2": _CIFAR_MOCO,
         "lewel_m": _CIFAR_MOCO,

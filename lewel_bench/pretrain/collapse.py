@@ -11,9 +11,9 @@ UNTRAINED = "untrained_"  # before the name of what the monitor measured before 
 
 # Collapsed is below this share of the untrained network's effective rank. On 1,000 photographs of
 # clothes (ten classes, the recipes of the CPU-sized twins, 6 epochs) MoCo v2, LEWEL_M and SimSiam
-# have 0.5 to 0.6 of it; BYOL and LEWEL_B, whose kNN accuracy falls below the untrained network's,
-# have 0.09 and 0.11. On the generated scenes LEWEL_B learns (kNN 33 to 39 %, untrained 18 %) with
-# 0.16 to 0.3.
+# have 0.5 to 0.6 of it. BYOL and LEWEL_B whose targets averaged their batch-norm statistics had
+# 0.09 and 0.11, and a kNN accuracy below the untrained network's; on the generated scenes that
+# LEWEL_B learned (kNN 33 to 39 %, untrained 18 %) with 0.16 to 0.3.
 SHARE = 0.15
 
 
