@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import finished
 import numpy as np
 import pytest
-from finished import board, finish
+from finished import SHAPES, board, finish
 
 from lewel_bench.harness.claims import PREDICTIONS
 from lewel_bench.harness.cli import main
@@ -28,12 +27,12 @@ def write_predictions(folder: Path, right: int) -> None:
 def test_what_else_two_methods_differ_in_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlike = finished.SHAPES.model_copy(update={"lr": {**finished.SHAPES.lr, "moco_v2": 12}})
-    monkeypatch.setattr(finished, "SHAPES", unlike)
+    unlike = SHAPES.model_copy(update={"lr": {**SHAPES.lr, "moco_v2": 12}})
     monkeypatch.setitem(SUITES, "shapes", unlike)
     for seed in range(3):
         for recipe, value in (("lewel_m_100ep", 60.1), ("moco_v2_100ep", 58.0)):
-            finish(tmp_path, recipe, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
+            metrics = {"top1": value, "top5": 90.0}
+            finish(tmp_path, recipe, "linear_lars", seed, suite=unlike, metrics=metrics)
     claims(tmp_path, "linear:lewel_m")
     out = " ".join(capsys.readouterr().out.split())
     assert "; besides the method they differ in optimizer.lr (0.06, 0.09); paper +1.6" in out
