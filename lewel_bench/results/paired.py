@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,11 @@ def _load(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
         if not zipfile.is_zipfile(raw):
             raise ValueError(f"{path} is no .npz file")
         with zipfile.ZipFile(raw) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
+        # Python unpacks other members in one piece, whatever size they state
+        if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in entries):
+            raise ValueError(f"{path} has members that are neither stored nor deflated")
+        unpacked = sum(entry.file_size for entry in entries)
         if unpacked > LARGEST:
             raise ValueError(f"{path} unpacks to more than {LARGEST >> 20} MiB")
         raw.seek(0)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -417,3 +418,7 @@ def test_predictions_that_unpack_to_much_more(
     assert path.stat().st_size < 1 << 14
     said = paired.interval(path, path, "top1")
     assert isinstance(said, str) and "unpacks to more than 1 MiB" in said
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("files.npy", bytes(1 << 20))
+    said = paired.interval(path, path, "top1")
+    assert isinstance(said, str) and "neither stored nor deflated" in said
