@@ -237,6 +237,8 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         ("= 8192", "= 8 * 1024", "its default 8 * 1024 is no plain number"),
         ("dim: Positive", "dim: list", "its type list is none of bool, int"),
         ("dim: Positive", "dim: [int]", "argument dim of VICReg: its type is none of a setting"),
+        ("dim: Positive", "dim: ().__class__", "its type ().__class__ is none of bool, int"),
+        ("dim: Positive", "dim: int.__subclasses__()", "is none of bool, int"),
         ("dim: Positive = 8192", "dim: Positive = -1", "argument dim of VICReg: Input should be"),
         ("Rate = 1.0,\n", "Rate = 1.0,\n        **more,\n", "takes **more, which hides what a"),
         ('method="VICReg"', 'method="VicReg"', "(it has VICReg)"),

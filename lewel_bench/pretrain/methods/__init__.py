@@ -48,6 +48,10 @@ LATER: dict[str, dict[str, Any]] = {
 
 GIVEN = ("ema", "seed", "images", "classes")  # what a constructor may ask for beside its arguments
 
+_OF_A_TYPE = (
+    *(ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Subscript, ast.Tuple, ast.List),
+    *(ast.BinOp, ast.BitOr, ast.UnaryOp, ast.USub),
+)
 _TYPES = {
     **{one.__name__: one for one in (bool, int, float, str)},
     "Positive": Positive,
@@ -262,7 +266,11 @@ def _argument(method: str, name: str, annotation: ast.expr, default: ast.expr) -
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         text = annotation.value  # a type in quotes
     try:
-        known = eval(text, {"__builtins__": {}, **_TYPES})
+        tree = ast.parse(text.strip(), mode="eval")
+        # no attribute and no call: a file that came with a run root must not be run by a look at it
+        if not all(isinstance(node, _OF_A_TYPE) for node in ast.walk(tree)):
+            raise TypeError(text)
+        known = eval(compile(tree, "<type>", "eval"), {"__builtins__": {}, **_TYPES})
     except (NameError, AttributeError, TypeError, SyntaxError):
         names = ", ".join(_TYPES)
         raise ValueError(f"{where}: its type {text} is none of {names}") from None
