@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from command_line import ENVIRONMENT, Bench, command, environment, write_images
 
 # before anything imports torch
 os.environ.update(ENVIRONMENT)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's choice would hold for what the tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:

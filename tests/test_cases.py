@@ -460,6 +460,7 @@ def in_a_shell(script: str, tmp_path: Path) -> str:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lewel_bench.harness.cli "$@"\n')
     program.chmod(0o755)
     variables = environment(PATH=f"{program.parent}:{os.environ['PATH']}")
+    variables.pop("COLUMNS", None)  # set under xdist: it would hide the terminal's width
     done = subprocess.run(
         ["bash", CASES / script],
         cwd=tmp_path, env=variables, capture_output=True, text=True, check=True,

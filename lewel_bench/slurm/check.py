@@ -45,6 +45,7 @@ def possible(cluster: Cluster, kinds: Collection[str]) -> None:
             f"controller's MaxJobCount {jobs}: sbatch would hang"
         )
     nodes = queue.nodes()
+    kinds = [kind for kind in cluster.kinds if kind in kinds]  # in one order
     found = {kind: wrong for kind in kinds if (wrong := misfit(cluster.kinds[kind], nodes))}
     for kind in kinds:
         if kind not in found and (wrong := _refused(cluster, kind)):

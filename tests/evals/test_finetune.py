@@ -311,6 +311,9 @@ def test_splits_are_checked():
         def unmeasurable(self):
             return "no object counts" if self == [2] else None
 
+        def untrainable(self):
+            return None
+
     class Other(Some):
         classes = ("a", "b")
 

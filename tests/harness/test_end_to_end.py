@@ -304,7 +304,7 @@ def test_tables_explain_and_status(finished: tuple[Path, list[str]]) -> None:
         assert cell["delta"] is None and cell["published"]
         tested = "tested on 18 images of 3 classes (tiny, fingerprint "
         assert any(why.startswith(tested) for why in cell["incomparable"])
-        assert cell["where"] == ["tiny, ResNet-18 of width 8"]
+        assert cell["where"] == ["tiny (18 images), ResNet-18 of width 8"]
 
         done = _in(cwd, "explain", f"table{number}:{row}:{column}", *where, "--format", "json")
         assert done.returncode == 0, done.stderr
