@@ -16,9 +16,9 @@ PAPER = Suite(
 # steps, not 10^5, so targets follow faster and learning rates are higher. The learning rate and
 # temperature of MoCo v2 and LEWEL_M, and the target and learning rate of BYOL and LEWEL_B, were
 # searched together: results/suite_searches.toml. LARS does not adapt gains and biases; at these
-# rates they need Barlow Twins' share (`excluded_lr`), or all features become alike. Averaged
-# batch-norm statistics (EMAN) lag behind in so few steps, with the same result: targets use those
-# of their batch. Batches of 32 make twice the steps; `lr` is for the suite's batch of 64.
+# rates they need Barlow Twins' share (`excluded_lr`), or all features become alike. Targets
+# that follow this slowly collapsed sooner with averaged batch-norm statistics (EMAN) than with
+# those of their batch. Batches of 32 make twice the steps; `lr` is for the suite's batch of 64.
 _MOCO_SCALE = {
     "augment": NO_BLUR,
     "args.queue": 1024,
@@ -177,7 +177,7 @@ SHAPES = Suite(
     },
     remarks={
         "1": "In this suite the targets of BYOL and LEWEL_B normalise with the statistics of their "
-        "batch, not with averaged ones (EMAN), which lag behind in so few steps.",
+        "batch, not with averaged ones (EMAN).",
         "6": "Heads of this suite have 128 hidden units (the paper's 2048): embeddings of d = 256 "
         "and 512 lie in a space of 129 dimensions.",
         "7": "In this suite d is half of what the rows say.",
