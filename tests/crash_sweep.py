@@ -258,13 +258,14 @@ def names(root: Path) -> set[str]:
 
 
 def waste(root: Path) -> list[Any]:
-    from lewel_bench.harness import gc, status
+    from lewel_bench.harness import status
+    from lewel_bench.harness.verbs import gc
 
     return gc.waste(root, status.survey(root))
 
 
 def clear(root: Path) -> None:
-    from lewel_bench.harness import gc
+    from lewel_bench.harness.verbs import gc
 
     gc.clear(waste(root))
 

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.harness import plan, suites
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Job
-from lewel_bench.harness.site import Site
+from lewel_bench.harness.board.board import Board
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Job
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.harness.status import SPEC
-from lewel_bench.harness.suite import Suite
-from lewel_bench.harness.tables import Board
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.comparable import Split, published

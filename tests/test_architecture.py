@@ -87,8 +87,13 @@ def test_quick_commands_import_neither_torch_nor_numpy(
 
 def test_checking_data_does_not_import_torch() -> None:
     """So that a login node submits at once."""
-    modules = ("harness.material", "harness.splits", "harness.cluster", "pretrain.shapes")
-    checks = ("evals.detection.check", "evals.segmentation.check", "evals.segmentation.data")
+    modules = ("harness.plan.data_check", "harness.plan.splits", "harness.cluster")
+    checks = (
+        "evals.detection.check",
+        "evals.segmentation.check",
+        "evals.segmentation.data",
+        "pretrain.shapes",
+    )
     names = ", ".join(f"lewel_bench.{name}" for name in (*modules, *checks))
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,7 +27,7 @@ from command_line import environment, write_images
 from finished import finish
 from safetensors.torch import save
 
-from lewel_bench.harness import bundle, imports, material, tables  # noqa: F401 - before a fork
+from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.cli import main
 from lewel_bench.pretrain.backbone import build
 from lewel_bench.pretrain.recipe import Backbone

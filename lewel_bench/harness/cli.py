@@ -13,9 +13,9 @@ from lewel_bench.files import described, follow_group
 from lewel_bench.harness import options
 
 if TYPE_CHECKING:
-    from lewel_bench.harness.shares import Share
+    from lewel_bench.harness.board.board import Board
+    from lewel_bench.harness.progress import Share
     from lewel_bench.harness.status import JobState
-    from lewel_bench.harness.tables import Board
     from lewel_bench.results.store import Store
 
 MISTAKE = 2  # exit code of what a user can mend
@@ -51,8 +51,9 @@ class Context:
     """What the options --root, --suite, --data and --set come to."""
 
     def __init__(self, arguments: argparse.Namespace, *, needed: bool = False) -> None:
-        from lewel_bench.harness import own, site, suites
-        from lewel_bench.harness.datasets import Datasets
+        from lewel_bench.harness.plan import plugins as own
+        from lewel_bench.harness.plan import site, suites
+        from lewel_bench.harness.plan.datasets import Datasets
 
         self.site = site.load()
         root = getattr(arguments, "root", None)
@@ -72,28 +73,28 @@ class Context:
 
     def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:
         """What --refit, --lrs and --engine mean for these protocols."""
-        from lewel_bench.harness import plan
+        from lewel_bench.harness.plan import plan
 
         return plan.choices(protocols, refit=self.refit, lrs=self.lrs, engines=self.engines)
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:
     """`lewel-bench run`."""
-    from lewel_bench.harness.runs import run
+    from lewel_bench.harness.verbs.run import run
 
     return run(Context(arguments, needed=True), arguments)
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
     """`lewel-bench eval`."""
-    from lewel_bench.harness.imports import run
+    from lewel_bench.harness.verbs.eval import run
 
     return run(Context(arguments, needed=True), arguments)
 
 
 def show_table(arguments: argparse.Namespace) -> int:
     """`lewel-bench table`."""
-    from lewel_bench.harness import cells
+    from lewel_bench.harness.plan import cells
     from lewel_bench.results import render
     from lewel_bench.value import unknown
 
@@ -108,7 +109,7 @@ def show_table(arguments: argparse.Namespace) -> int:
     filled = [board.filled(name) for name in names]
     _warn(board.store)
     if arguments.missing:
-        from lewel_bench.harness.lacking import show
+        from lewel_bench.harness.board.missing import show
 
         show(board, filled, arguments.format)
         return 0
@@ -124,7 +125,7 @@ def show_table(arguments: argparse.Namespace) -> int:
 
 def _board(context: Context) -> "Board":
     from lewel_bench.evals.protocols import PROTOCOLS
-    from lewel_bench.harness.tables import Board
+    from lewel_bench.harness.board.board import Board
 
     settings = [*context.settings, *context.choices(PROTOCOLS)]
     return Board(context.root, context.suite, context.datasets, settings, context.beside)
@@ -132,7 +133,7 @@ def _board(context: Context) -> "Board":
 
 def explain_cell(arguments: argparse.Namespace) -> int:
     """`lewel-bench explain`."""
-    from lewel_bench.harness.explain import explained, show
+    from lewel_bench.harness.verbs.explain import explained, show
     from lewel_bench.value import json_text
 
     context = Context(arguments)
@@ -148,7 +149,7 @@ def explain_cell(arguments: argparse.Namespace) -> int:
 
 def judge_claims(arguments: argparse.Namespace) -> int:
     """`lewel-bench claims`; the exit code says whether all are supported."""
-    from lewel_bench.harness.claims import judged
+    from lewel_bench.harness.verbs.claims import judged
     from lewel_bench.results import judge
     from lewel_bench.results.judged import as_json, lacking, markdown, text
     from lewel_bench.value import unknown
@@ -168,7 +169,7 @@ def judge_claims(arguments: argparse.Namespace) -> int:
 
 def draw_figure(arguments: argparse.Namespace) -> int:
     """`lewel-bench figure`."""
-    from lewel_bench.harness.figures import make
+    from lewel_bench.harness.verbs.figure import make
 
     context = Context(arguments)
 
@@ -183,7 +184,7 @@ def draw_figure(arguments: argparse.Namespace) -> int:
 
 def write_report(arguments: argparse.Namespace) -> int:
     """`lewel-bench report`."""
-    from lewel_bench.harness.reports import write
+    from lewel_bench.harness.verbs.report import write
 
     board = _board(Context(arguments))
     write(board, Path(arguments.out), force=arguments.force)
@@ -194,8 +195,8 @@ def write_report(arguments: argparse.Namespace) -> int:
 
 def write_bundle(arguments: argparse.Namespace) -> int:
     """`lewel-bench bundle`."""
-    from lewel_bench.harness import bundle
-    from lewel_bench.harness.gc import size
+    from lewel_bench.harness.bundles import bundle
+    from lewel_bench.harness.verbs.gc import size
 
     path = Path(arguments.file)
     if arguments.verify:
@@ -217,8 +218,8 @@ def write_bundle(arguments: argparse.Namespace) -> int:
 
 def merge_bundle(arguments: argparse.Namespace) -> int:
     """`lewel-bench merge`."""
-    from lewel_bench.harness import bundle
-    from lewel_bench.harness.merge import differences, merge
+    from lewel_bench.harness.bundles import bundle
+    from lewel_bench.harness.verbs.merge import differences, merge
     from lewel_bench.results.store import Store
 
     root = Context(arguments).root
@@ -239,7 +240,7 @@ def merge_bundle(arguments: argparse.Namespace) -> int:
 
 def export_backbone(arguments: argparse.Namespace) -> int:
     """`lewel-bench export`."""
-    from lewel_bench.harness import exports
+    from lewel_bench.harness.verbs import export as exports
 
     for path in exports.write(arguments, Context(arguments)):
         print(path)
@@ -248,7 +249,7 @@ def export_backbone(arguments: argparse.Namespace) -> int:
 
 def show_status(arguments: argparse.Namespace) -> int:
     """`lewel-bench status`."""
-    from lewel_bench.harness.shares import shares
+    from lewel_bench.harness.progress import shares
     from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
     from lewel_bench.value import unknown
@@ -314,7 +315,7 @@ def _share(one: "Share") -> tuple[str, ...]:
 def _states(
     context: Context, store: Any, cluster: str | None = None, notes: list[str] | None = None
 ) -> "dict[str, JobState]":
-    from lewel_bench.harness.cost import Estimator
+    from lewel_bench.harness.cost.estimate import Estimator
     from lewel_bench.harness.status import survey
 
     states = survey(context.root, store, Estimator(store.records, context.root))
@@ -345,7 +346,8 @@ def retry_jobs(arguments: argparse.Namespace) -> int:
 
 def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
     """The keys that a command line names, one by one or by what they have in common."""
-    from lewel_bench.harness import cluster, extras
+    from lewel_bench.harness import cluster
+    from lewel_bench.harness.board import extra_rows as extras
     from lewel_bench.harness.status import ORDER
     from lewel_bench.results.store import Store
     from lewel_bench.value import unknown
@@ -373,7 +375,8 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
 
 def show_logs(arguments: argparse.Namespace) -> int:
     """`lewel-bench logs`."""
-    from lewel_bench.harness import cluster, extras
+    from lewel_bench.harness import cluster
+    from lewel_bench.harness.board import extra_rows as extras
     from lewel_bench.results.store import Store
 
     context = Context(arguments)
@@ -384,7 +387,7 @@ def show_logs(arguments: argparse.Namespace) -> int:
 
 def collect_garbage(arguments: argparse.Namespace) -> int:
     """`lewel-bench gc`."""
-    from lewel_bench.harness import gc
+    from lewel_bench.harness.verbs import gc
     from lewel_bench.results.store import Store
 
     context = Context(arguments)
@@ -402,7 +405,7 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
 
 def show_list(arguments: argparse.Namespace) -> int:
     """`lewel-bench ls`."""
-    from lewel_bench.harness import listing
+    from lewel_bench.harness.verbs import ls as listing
 
     context = Context(arguments)
     columns, rows = listing.listing(arguments.what, context.site, context.root)
@@ -417,21 +420,21 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 def make_data(arguments: argparse.Namespace) -> int:
     """`lewel-bench data make`."""
-    from lewel_bench.harness import material
+    from lewel_bench.harness.plan import data_check as material
 
     return material.make(arguments.what, Context(arguments))
 
 
 def check_data(arguments: argparse.Namespace) -> int:
     """`lewel-bench data check`."""
-    from lewel_bench.harness import material
+    from lewel_bench.harness.plan import data_check as material
 
     return material.check(arguments, Context(arguments, needed=True))
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """`lewel-bench doctor`."""
-    from lewel_bench.harness.doctor import doctor
+    from lewel_bench.harness.verbs.doctor import doctor
 
     return doctor(Context(arguments, needed=True), arguments.cluster)
 
@@ -473,7 +476,7 @@ def _role(text: str) -> tuple[str, Path]:
 
 
 def _warn(store: "Store") -> None:
-    from lewel_bench.harness.merge import differences
+    from lewel_bench.harness.verbs.merge import differences
 
     if not store.root.is_dir():
         print(f"note: there is no run root {store.root} yet", file=sys.stderr)

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from lewel_bench import terminal
 from lewel_bench.evals.protocol import Semi
 from lewel_bench.files import is_held, open_regular
-from lewel_bench.harness import cells, own, status
-from lewel_bench.harness.extras import Extra, extended
-from lewel_bench.harness.plan import Job
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness import status
+from lewel_bench.harness.board.extra_rows import Extra, extended
+from lewel_bench.harness.plan import cells
+from lewel_bench.harness.plan import plugins as own
+from lewel_bench.harness.plan.plan import Job
+from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, MARKS, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
@@ -117,7 +119,8 @@ def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
 
 
 def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
-    command = ("-m", "lewel_bench.harness.cell", "{folder}", settings.model_dump_json())
+    entry = "lewel_bench.harness.jobs.cluster_entry"
+    command = ("-m", entry, "{folder}", settings.model_dump_json())
     wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
     return Sweep(root, on, command, wake, record=NAME, marks=MARKS, busy=partial(_here, root))
 

@@ -22,15 +22,15 @@ from lewel_bench.files import (
     read_regular,
     write_atomically,
 )
-from lewel_bench.harness.foreign import is_job
+from lewel_bench.harness.bundles.foreign import is_job
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
 from lewel_bench.slurm import attempt, files
 
 if TYPE_CHECKING:
-    from lewel_bench.harness.cost import Estimator
-    from lewel_bench.harness.plan import Job
+    from lewel_bench.harness.cost.estimate import Estimator
+    from lewel_bench.harness.plan.plan import Job
 
 SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
 CRASH = "crash-*.log"  # of each process, where a signal of a native library ended it
@@ -131,7 +131,7 @@ def holds(path: Path, code: str) -> bool:
 
 def read_spec(folder: Path) -> "Job":
     """The job of a folder; a method of the user's own is the file there, wherever the folder is."""
-    from lewel_bench.harness.plan import Job
+    from lewel_bench.harness.plan.plan import Job
 
     job = Job.model_validate_json(read_regular(folder / SPEC, LARGEST_JSON))
     if job.recipe and job.recipe.own and (folder / METHOD).exists():

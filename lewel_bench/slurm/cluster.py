@@ -47,8 +47,9 @@ RESERVED = {
 }
 
 
-# Fields of a profile that end up in a shell or name a program: harness/site.py takes them only from
-# the user's own configuration. `submitit` may hold any parameter of the submission script.
+# Fields of a profile that end up in a shell or name a program: harness/plan/site.py takes
+# them only from the user's own configuration. `submitit` may hold any parameter of the submission
+# script.
 SHELL_FIELDS = frozenset({"python", "container", "scratch", "setup", "submitit"})
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from command_line import environment
 
-from lewel_bench.harness import cell, plan, suites
-from lewel_bench.harness.cells import Selection
-from lewel_bench.harness.plan import Dataset
-from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.jobs import cluster_entry as cell
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.plan import Dataset
+from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
 from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel
 from tests.harness.test_cost import jobs_of
@@ -30,7 +31,13 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
     write_spec(job, tmp_path)
     settings = MachineSettings(device=device).model_dump_json()
     done = subprocess.run(
-        [sys.executable, "-m", "lewel_bench.harness.cell", str(tmp_path / job.key), settings],
+        [
+            sys.executable,
+            "-m",
+            cell.__name__,
+            str(tmp_path / job.key),
+            settings,
+        ],
         env=environment(SLURM_GPUS_ON_NODE=granted, SLURMD_NODENAME="n7", CUDA_VISIBLE_DEVICES=""),
         capture_output=True,
         text=True,

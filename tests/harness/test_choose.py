@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.harness.choose import choose
+from lewel_bench.harness.jobs.choose import choose
 from lewel_bench.results.record import Record, key
 
 PROTOCOL = Semi(

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from lewel_bench.files import Lock
-from lewel_bench.harness import cluster, runs, status
-from lewel_bench.harness.plan import Job
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness import cluster, status
+from lewel_bench.harness.plan.plan import Job
+from lewel_bench.harness.plan.site import MachineSettings, Site
+from lewel_bench.harness.verbs import run as runs
 from lewel_bench.results.record import NAME
 from lewel_bench.slurm import attempt, control, inside, ledger, queue, retry, sweep
 from lewel_bench.slurm.plan import Batch

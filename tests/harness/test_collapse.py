@@ -7,12 +7,12 @@ import pytest
 from command_line import write_images
 from finished import finish
 
-from lewel_bench.harness import job as jobs
-from lewel_bench.harness import plan, suites
-from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness.jobs import job as jobs
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.status import EVENTS
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.report import never, silent

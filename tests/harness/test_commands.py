@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import Bench, command, environment
 
-from lewel_bench.harness import plan, suites
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.plan import Dataset
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.plan import Dataset
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Data, Record
@@ -126,7 +126,7 @@ def _many_records(root: Path, count: int) -> None:
     made = seed = 0
 
     def dataset(name: str, role: str) -> Dataset:
-        from lewel_bench.harness.datasets import shapes_id
+        from lewel_bench.harness.plan.datasets import shapes_id
 
         return Dataset(name=name, id=shapes_id(), root="")
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from lewel_bench.harness import companions
-from lewel_bench.harness.site import MachineSettings
+from lewel_bench.harness.jobs import workers as companions
+from lewel_bench.harness.plan.site import MachineSettings
 
 
 def test_one_that_cannot_start_is_named(

@@ -10,14 +10,16 @@ import pytest
 from command_line import write_images
 from finished import SHAPES, board, finish
 
-from lewel_bench.harness import budget, local, plan, probe, suites
-from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.cost import Cost, Estimator, duration, total, wall
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Dataset, Job
-from lewel_bench.harness.probe import steps_of
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness.cost import budget, probe
+from lewel_bench.harness.cost.estimate import Cost, Estimator, duration, total, wall
+from lewel_bench.harness.cost.probe import steps_of
+from lewel_bench.harness.jobs import local
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Dataset, Job
+from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain import recipe as recipes
 from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store

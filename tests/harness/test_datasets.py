@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from command_line import write_images
 
-from lewel_bench.harness import datasets, suites
-from lewel_bench.harness.datasets import Datasets, MissingData
-from lewel_bench.harness.site import Site
+from lewel_bench.harness.plan import datasets, suites
+from lewel_bench.harness.plan.datasets import Datasets, MissingData
+from lewel_bench.harness.plan.site import Site
 
 PAPER = suites.SUITES["paper"]
 

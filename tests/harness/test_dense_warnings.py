@@ -9,7 +9,7 @@ import pytest
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import transfer
+from lewel_bench.harness.jobs import dense as transfer
 
 
 def test_the_record_says_over_how_many_classes_miou_is_the_mean(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.harness import doctor
 from lewel_bench.harness.cli import main
+from lewel_bench.harness.verbs import doctor
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_package_that_is_missing(said, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (
         code == 2
         and line.startswith("problem")
-        and f"pip install {Path(doctor.__file__).parents[2]}" in line
+        and f"pip install {Path(doctor.__file__).parents[3]}" in line
     )
 
 

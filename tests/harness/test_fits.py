@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from command_line import write_images
 
-from lewel_bench.harness import fits, plan, runs, suites
-from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.fits import Place
-from lewel_bench.harness.site import Site
+from lewel_bench.harness.plan import fits, plan, suites
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.fits import Place
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.verbs import run as runs
 from lewel_bench.pretrain import methods, shapes
 from lewel_bench.pretrain.recipe import shares
 from lewel_bench.pretrain.recipes import RECIPES

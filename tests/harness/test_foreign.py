@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from finished import SHAPES, finish
 
-from lewel_bench.harness import foreign, plan
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.site import Site
+from lewel_bench.harness.bundles import foreign
+from lewel_bench.harness.plan import plan
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.record import Record

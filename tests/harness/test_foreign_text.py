@@ -9,7 +9,7 @@ import pytest
 from finished import board, finish
 
 from lewel_bench import terminal
-from lewel_bench.harness import card
+from lewel_bench.harness import model_card as card
 from lewel_bench.harness.cli import main
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.page import escape

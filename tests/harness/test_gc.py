@@ -10,8 +10,8 @@ from command_line import Bench
 
 from lewel_bench import files
 from lewel_bench.files import Lock
-from lewel_bench.harness import gc
 from lewel_bench.harness.status import LOCK, SPEC, JobState, queue, queued, survey
+from lewel_bench.harness.verbs import gc
 
 HELD = ("checkpoint-00000010-abc.pt", "backbone.safetensors", "events.jsonl", "predictions.npz")
 

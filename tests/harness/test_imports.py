@@ -12,13 +12,16 @@ from command_line import command, environment, write_images
 from finished import SHAPES, START, imagenet
 
 from lewel_bench.evals.proof import Proof
-from lewel_bench.harness import bundle, extras, merge, plan, suites
+from lewel_bench.harness.board import extra_rows as extras
+from lewel_bench.harness.board.board import Board
+from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.explain import explained
-from lewel_bench.harness.site import Site
-from lewel_bench.harness.suite import Suite
-from lewel_bench.harness.tables import Board
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.plan.suite import Suite
+from lewel_bench.harness.verbs import merge
+from lewel_bench.harness.verbs.explain import explained
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record

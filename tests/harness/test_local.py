@@ -9,10 +9,12 @@ import pytest
 from command_line import write_images
 from finished import SHAPES
 
-from lewel_bench.harness import local, log, plan, ranks, signals, status
-from lewel_bench.harness.cells import Selection
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness import status
+from lewel_bench.harness.jobs import local, log, ranks, signals
+from lewel_bench.harness.plan import plan
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.pretrain.report import Stopped, silent
 from lewel_bench.results.record import NAME

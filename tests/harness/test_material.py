@@ -10,13 +10,15 @@ import pytest
 from annotated import make_voc
 from command_line import write_images
 
-from lewel_bench.harness import fits, job, material, plan, splits
-from lewel_bench.harness.cells import Selection
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Dataset
-from lewel_bench.harness.site import Site
-from lewel_bench.harness.suites import PAPER, SHAPES
+from lewel_bench.harness.jobs import job
+from lewel_bench.harness.plan import data_check as material
+from lewel_bench.harness.plan import fits, plan, splits
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Dataset
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.plan.suites import PAPER, SHAPES
 from tests.evals.segmentation.making import devkit
 
 

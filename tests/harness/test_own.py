@@ -14,13 +14,17 @@ from command_line import write_images
 from finished import finish
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import alike, cluster, extras, own, plan, status, suites
-from lewel_bench.harness import job as jobs
-from lewel_bench.harness.cells import Selection
+from lewel_bench.harness import cluster, status
+from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Job
-from lewel_bench.harness.site import MachineSettings, Site
+from lewel_bench.harness.cost import classes as alike
+from lewel_bench.harness.jobs import job as jobs
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan import plugins as own
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Job
+from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.recipe import change

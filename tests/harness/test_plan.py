@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import cells, plan, suites
-from lewel_bench.harness.cells import Selection
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.plan import Dataset, Job
-from lewel_bench.harness.site import OwnSuite, Site
-from lewel_bench.harness.tables import Board
+from lewel_bench.harness.board.board import Board
+from lewel_bench.harness.plan import cells, plan, suites
+from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Dataset, Job
+from lewel_bench.harness.plan.site import OwnSuite, Site
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES

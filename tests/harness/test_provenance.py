@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.harness.provenance import processor
+from lewel_bench.harness.jobs.provenance import processor
 
 
 @pytest.mark.parametrize(

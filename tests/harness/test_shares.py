@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lewel_bench.harness import cluster, status
-from lewel_bench.harness.shares import Share, shares
+from lewel_bench.harness.progress import Share, shares
 from lewel_bench.harness.status import JobState, Progress
 
 

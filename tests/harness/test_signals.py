@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lewel_bench.harness import signals
+from lewel_bench.harness.jobs import signals
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import Bench
 
-from lewel_bench.harness import site
 from lewel_bench.harness.cli import main
+from lewel_bench.harness.plan import site
 from lewel_bench.slurm.cluster import SHELL_FIELDS, Cluster, Resources
 
 ME, OTHER, ROOT = 1000, 1001, 0

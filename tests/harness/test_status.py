@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from finished import SHAPES, finish
 
-from lewel_bench.harness import log, plan, status
-from lewel_bench.harness.cost import Estimator
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.site import Site
+from lewel_bench.harness import status
+from lewel_bench.harness.cost.estimate import Estimator
+from lewel_bench.harness.jobs import log
+from lewel_bench.harness.plan import plan
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import lewel_bench
-from lewel_bench.harness.suites import SUITES
+from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES

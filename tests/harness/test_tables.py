@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from finished import board, finish, imagenet
 
-from lewel_bench.harness import cli, plan, suites
-from lewel_bench.harness.datasets import Datasets
-from lewel_bench.harness.explain import explained, show
-from lewel_bench.harness.reports import gather
-from lewel_bench.harness.site import Site
-from lewel_bench.harness.tables import Board, setting, written
+from lewel_bench.harness import cli
+from lewel_bench.harness.board.board import Board, setting, written
+from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.verbs.explain import explained, show
+from lewel_bench.harness.verbs.report import gather
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.behind import behind

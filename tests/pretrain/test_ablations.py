@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import Features, close, views
 
-from lewel_bench.harness.plan import scale_recipe
-from lewel_bench.harness.suites import SUITES
+from lewel_bench.harness.plan.plan import scale_recipe
+from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.ablations import ABLATIONS
 from lewel_bench.pretrain.methods.lewel_m import LewelM

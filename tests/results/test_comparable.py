@@ -10,7 +10,7 @@ from making import record
 from lewel_bench.evals.detection import voc
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness import plan
+from lewel_bench.harness.plan import plan
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.comparable import (

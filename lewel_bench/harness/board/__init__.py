@@ -1,0 +1,1 @@
+"""A table with its measured values: cells, extra rows, missing cells."""

@@ -1,0 +1,461 @@
+"""A table of the paper with what is on disk: which records fill which cell, and what is missing."""
+
+import json
+import shlex
+from collections import ChainMap
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.evals.protocol import Protocol, Semi
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.board import extra_rows as extras
+from lewel_bench.harness.plan import cells, plan
+from lewel_bench.harness.plan.datasets import Datasets
+from lewel_bench.harness.plan.plan import Job
+from lewel_bench.harness.plan.suite import Suite
+from lewel_bench.harness.status import JobState, survey
+from lewel_bench.pretrain import collapse
+from lewel_bench.pretrain.recipe import Recipe
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results import claim, comparable, cost, fill, record, table
+from lewel_bench.results.comparable import Wanted
+from lewel_bench.results.fill import Filled, Measured, Slot
+from lewel_bench.results.store import Store
+from lewel_bench.results.table import Column, Row
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a pre-training cost, as a table reads it."""
+
+    metrics: Mapping[str, float]
+
+
+class Board:
+    """The records under a root as the tables of one suite see them."""
+
+    def __init__(
+        self,
+        root: Path,
+        suite: Suite,
+        datasets: Datasets,
+        settings: Sequence[tuple[str, Any]] = (),
+        beside: Sequence[str] = (),
+    ) -> None:
+        self.root, self.suite, self.datasets, self.settings = root, suite, datasets, settings
+        self.store = Store(root)
+        self.states = survey(root, self.store)
+        # rows beside the paper's, by name
+        several = [extras.standing(self.store, suite, e) for e in extras.find(self.store, beside)]
+        self.extras = {one.name: one for one in several}
+        # a cell shows every seed that was ever planned, and asks for seed 0 at least
+        self.seeds = sorted({0, *(state.seed for state in self.states.values())})
+        self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed
+        self.refusals: dict[str, str] = {}  # by recipe, why it cannot have the settings
+        self.scaled: dict[str, Protocol] = {}
+        self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
+        self.pretrain_keys: dict[tuple[str, int], str] = {}
+        self.final_keys: dict[tuple[str, str, int, int], str] = {}
+        self.firsts: dict[tuple[str, int], Job] = {}  # pre-trainings, by recipe and seed
+        self.found: dict[tuple[str, str], list[Slot]] = {}  # by recipe and protocol
+        self.spent: dict[str, Spent] = {}  # by the key of a pre-training
+        # what a table reads: of a pre-training its cost, else the record
+        self.measured: Mapping[str, Measured] = ChainMap(
+            self.spent,  # type: ignore[arg-type]
+            self.store.records,  # type: ignore[arg-type]
+        )
+
+    def filled(self, table_id: str) -> Filled:
+        """Table `table_id` with its measured values, as `fill`."""
+        return self.fill(self.quoted(table_id))
+
+    def quoted(self, table_id: str) -> table.Table:
+        """Table `table_id` as the paper has it, with the rows that are to stand beside."""
+
+        def evaluated(extra: extras.Extra, protocol: str) -> bool:
+            return any(
+                self.final_key(extra.name, protocol, seed) in self.states for seed in self.seeds
+            )
+
+        return extras.extended(table.load(table_id), list(self.extras.values()), evaluated)
+
+    def cell(self, text: str) -> tuple[table.Table, Row, Column]:
+        """A cell such as "table1:lewel_m:200:top1". Raises ValueError for what there is not."""
+        try:
+            table_id, row_id, column_id = table.parse_cell(text, self.quoted)
+        except ValueError as error:
+            known = extras.beside(self.store)
+            if beside := [n for n in text.split(":") if n in known and n not in self.extras]:
+                raise ValueError(f"{error}. That row is there --with {beside[0]}") from None
+            raise
+        quoted = self.quoted(table_id)
+        return quoted, quoted.row(row_id), quoted.column(column_id)
+
+    def recipe_name(self, row: Row, column: Column) -> str | None:
+        """The recipe that fills a cell, or the extra whose row it is; None where nothing can."""
+        family = row.family(column)
+        return family if family in self.extras else cells.recipe_name(row, column)
+
+    def fill(self, quoted: table.Table) -> Filled:
+        """A table with its measured values; with settings, those of the rows that can have them.
+        Raises ValueError for settings that no recipe can have."""
+        slots: dict[tuple[str, str], list[Slot]] = {}
+        refused: dict[tuple[str, str], str] = {}
+        for row, column in quoted.cells():
+            if name := self.recipe_name(row, column):
+                if why := self._refused(name):
+                    refused[row.id, column.id] = _cannot(row.family(column) or name, why)
+                elif why := self.other_length(name, column):
+                    refused[row.id, column.id] = why
+                else:
+                    slots[row.id, column.id] = self.slots(row, column)
+        suite, engines = self.suite, self._engines(quoted)
+        if remark := suite.remarks.get(quoted.id):
+            quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
+        evaluated = (
+            slot
+            for (_, column), several in slots.items()
+            if quoted.column(column).eval != table.PRETRAIN
+            for slot in several
+            if slot.where
+        )
+        filled = fill.fill(
+            quoted,
+            slots,
+            self.measured,
+            suite.name,
+            suite.comparable or any(not slot.incomparable for slot in evaluated),
+            engines,
+            refused,
+            self.store.others,
+        )
+        remarks = (*quoted.remarks, *self._comparisons(filled))
+        return replace(filled, table=quoted.model_copy(update={"remarks": remarks}))
+
+    def _comparisons(self, filled: Filled) -> list[str]:
+        """In what else the methods differ that the paper compares in a table, where both are
+        measured."""
+        said: dict[str, None] = {}
+        for one in claim.load():
+            for c in one.comparisons() if one.table == filled.table.id else ():
+                if c.over and c.is_measured(filled) and (text := self.besides(c)):
+                    said[f"{c.of.label} and {c.over.label}: {text}."] = None
+        return list(said)
+
+    def besides(self, compared: claim.Comparison) -> str:
+        """In what two rows differ besides the method in a column, as this suite scales them."""
+        assert compared.over is not None
+        rows = (compared.of, compared.over)
+        names = [self.recipe_name(row, compared.column) for row in rows]
+        recipes = [RECIPES[name] for name in names if name in RECIPES]
+        if len(recipes) < 2:
+            return ""
+        scaled = [plan.scale_recipe(one, self.suite, self.settings) for one in recipes]
+        of, over, *paper = (_identity(one) for one in (*scaled, *recipes))
+        return comparable.besides_method(of, over, tuple(paper))
+
+    def other_length(self, name: str, column: Column) -> str:
+        """Why a recipe is not of its column's length: --set may change its epochs. Empty where it
+        is, and for what does not depend on it, as the seconds of an epoch."""
+        if column.eval == table.PRETRAIN or self._is_imported(name):
+            return ""
+        asked = dict(self.settings).get("epochs")
+        if asked is None or asked == (usual := self.suite.recipe(RECIPES[name]).epochs):
+            return ""
+        return f"--set epochs={asked}: {name} has {usual} epochs in suite {self.suite.name}"
+
+    def _engines(self, quoted: table.Table) -> dict[str, str]:
+        names = dict.fromkeys(
+            row.protocols[column.eval]
+            for row, column in quoted.cells()
+            if column.eval in row.protocols
+        )
+        scaled = {name: self._protocol(name) for name in names}
+        return {name: one.engine for name, one in scaled.items() if isinstance(one, plan.Dense)}
+
+    def _refused(self, recipe: str) -> str:
+        """Why a recipe cannot have the settings: another method may lack what they name. Empty
+        where it can; raises ValueError where no recipe can."""
+        if self._is_imported(recipe):
+            odd = [name for name, _ in self.settings if name.split(".")[0] not in PROTOCOLS]
+            return f"{', '.join(odd)} is of a pre-training, and it was imported" if odd else ""
+        if recipe not in self.refusals:
+            self.refusals[recipe] = self._refusal(recipe)
+        if all(self.refusals.values()):
+            self.refusals |= {name: self._refusal(name) for name in RECIPES}
+            if all(self.refusals.values()):
+                # a value that a method cannot have says more than a name that others lack
+                raise ValueError(min(self.refusals.values(), key=lambda s: s.startswith("unknown")))
+        return self.refusals[recipe]
+
+    def _refusal(self, recipe: str) -> str:
+        try:
+            self._recipe(recipe)
+        except ValueError as error:
+            if not self.settings:
+                raise
+            return str(error)
+        return ""
+
+    def slots(self, row: Row, column: Column) -> list[Slot]:
+        """One slot a seed and trial: those of seed 0, and any other whose cell was planned."""
+        name = self.recipe_name(row, column)
+        assert name is not None
+        if column.eval == table.PRETRAIN:
+            return self._costs(row, column, name)
+        protocol = row.protocols[column.eval]
+        if (name, protocol) not in self.found:
+            self.found[name, protocol] = self._finals(name, protocol)
+        return self.found[name, protocol]
+
+    def _finals(self, name: str, protocol: str) -> list[Slot]:
+        slots = []
+        how = setting(self._protocol(protocol))
+        wanted = self._wanted(name, protocol)
+        for seed in self.seeds:
+            for trial in range(self._trials(protocol)):
+                key = self.final_key(name, protocol, seed, trial)
+                if self._done(key):
+                    slots.append(self._measured(key, seed, trial, how, wanted))
+                elif seed == 0 or key in self.states:
+                    slots.append(self._slot(self.jobs(name, [protocol], seed), seed, key))
+        return slots
+
+    def _measured(self, key: str, seed: int, trial: int, how: str, wanted: Wanted) -> Slot:
+        """The slot of a finished evaluation, with what sets it apart from the paper's."""
+        result = self.store.records[key]
+        before = self.store.records.get(str(result.spec.get("upstream")))
+        return Slot(
+            key,
+            seed,
+            "done",
+            trial=trial,
+            setting=how,
+            where=comparable.measured_on(result, before, wanted.protocol_data),
+            incomparable=comparable.differences(result, before, wanted),
+            caveats=tuple(filter(None, [collapse.note_among(result.warnings)])),
+        )
+
+    def _wanted(self, name: str, protocol: str) -> Wanted:
+        """What the paper measured the cell of a recipe, or of an extra that stands for one, by."""
+        asked = PROTOCOLS[protocol]
+        nowhere = plan.Dataset(name="", id="", root="")
+        recipe = RECIPES.get(self.extras[name].recipe if name in self.extras else name)
+        return Wanted(
+            recipe=_identity(recipe) if recipe else None,
+            recipe_data=recipe.data if recipe else "",
+            protocol=plan.of_protocol(asked, nowhere)["protocol"],
+            protocol_data=f"voc_{asked.runner}" if asked.data == "voc" else asked.data,
+        )
+
+    def _costs(self, row: Row, column: Column, name: str) -> list[Slot]:
+        """The slots of what a pre-training cost; of its overhead those that have a baseline."""
+        slots = []
+        for seed in self.seeds:
+            slot = self._pretrained(name, seed)
+            if slot is None:
+                continue
+            if slot.state == "done" and column.metric == table.OVERHEAD:
+                slot = self._beside_baseline(row, column, slot)
+            elif slot.state == "done" and column.metric not in self.spent[slot.key].metrics:
+                slot = replace(slot, state="missing", reason=f"its record has no {column.metric}")
+            slots.append(slot)
+        return slots
+
+    def _pretrained(self, name: str, seed: int) -> Slot | None:
+        key = self._pretrain_key(name, seed)
+        if self._done(key):
+            result = self.store.records[key]
+            if key not in self.spent:
+                self.spent[key] = Spent(cost.cost(result))
+            recipe = RECIPES[name]
+            return Slot(
+                key,
+                seed,
+                "done",
+                setting=cost.machine(result),
+                where=comparable.measured_on(result, result, recipe.data),
+                incomparable=()
+                if recipe.own
+                else comparable.cost_differences(result, _identity(recipe), recipe.data),
+            )
+        if seed and key not in self.states:
+            return None
+        return self._slot([self._first(name, seed)], seed, key)
+
+    def _beside_baseline(self, row: Row, column: Column, slot: Slot) -> Slot:
+        """`slot` with its overhead over the same seed of the row's baseline, or what is missing."""
+        name = cells.baseline_name(row, column)
+        assert name is not None
+        if why := self._refused(name):
+            return replace(slot, state="missing", reason=_cannot(f"{name}, the baseline,", why))
+        key = self._pretrain_key(name, slot.seed)
+        if not self._done(key):
+            other = self._slot([self._first(name, slot.seed)], slot.seed, key)
+            reason = f"{name}, the baseline: {other.reason}".rstrip(": ")
+            needs = (f"pretrain {key} {other.state} ({name})",)
+            return replace(other, key=slot.key, reason=reason, needs=needs)
+        ours, theirs = self.store.records[slot.key], self.store.records[key]
+        found = cost.overhead(ours, theirs)
+        if not found:
+            return replace(
+                slot,
+                state="missing",
+                reason=f"not side by side with {name}: measured on {cost.machine(ours)} "
+                f"and on {cost.machine(theirs)}",
+            )
+        self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **found})
+        return replace(slot, baseline=key)
+
+    def _done(self, key: str) -> bool:
+        return key in self.store.records and self._state(key).state == "done"
+
+    def _trials(self, protocol: str) -> int:
+        return plan.trials(self._protocol(protocol))
+
+    def _protocol(self, name: str) -> Protocol:
+        if name not in self.scaled:
+            self.scaled[name] = plan.scale_protocol(name, self.suite, self.settings)
+        return self.scaled[name]
+
+    def final_key(self, recipe: str, protocol: str, seed: int, trial: int = 0) -> str:
+        """The key of the job that fills a cell; empty where its pre-training was never planned.
+
+        As `plan.chain` has it, without making the jobs: a table asks for thousands.
+        """
+        upstream = self._pretrain_key(recipe, seed)
+        if seed and upstream not in self.states:
+            return ""
+        known = (recipe, protocol, seed, trial)
+        if known not in self.final_keys:
+            if (protocol, trial) not in self.protocols:
+                scaled = self._protocol(protocol)
+                data = self.datasets(scaled.data, scaled.runner)
+                self.protocols[protocol, trial] = plan.of_protocol(scaled, data, trial=trial)
+            own = self.protocols[protocol, trial]
+            what = {"kind": "final", "seed": seed, "upstream": upstream, **own}
+            self.final_keys[known] = record.key(what)
+        return self.final_keys[known]
+
+    def _is_imported(self, recipe: str) -> bool:
+        return recipe in self.extras and bool(self.extras[recipe].key)
+
+    def _pretrain_key(self, recipe: str, seed: int) -> str:
+        if self._is_imported(recipe):
+            return self.extras[recipe].key
+        if (recipe, seed) not in self.pretrain_keys:
+            self.pretrain_keys[recipe, seed] = self._recipe(recipe)(seed)
+        return self.pretrain_keys[recipe, seed]
+
+    def _recipe(self, name: str) -> Callable[[int], str]:
+        if name not in self.recipes:
+            scaled = plan.scale_recipe(RECIPES[name], self.suite, self.settings)
+            what = plan.of_recipe(scaled, self.datasets(scaled.data, "pretrain"))
+            self.recipes[name] = record.key_by_seed({"kind": "pretrain", **what})
+        return self.recipes[name]
+
+    def jobs(self, recipe: str, protocols: Sequence[str], seed: int) -> list[Job]:
+        """The pre-training of a recipe, if it is one, and what evaluates it by some protocols."""
+        first = [] if self._is_imported(recipe) else [self._first(recipe, seed)]
+        upstream = plan.Upstream(self._pretrain_key(recipe, seed), recipe, seed)
+        scaled = map(self._protocol, protocols)
+        after = (plan.evaluation(one, upstream, self.suite, self.datasets) for one in scaled)
+        return [*first, *(job for several in after for job in several)]
+
+    def _first(self, recipe: str, seed: int) -> Job:
+        if (recipe, seed) not in self.firsts:
+            self.firsts[recipe, seed] = plan.pretraining(
+                RECIPES[recipe], seed, self.suite, self.datasets, self.settings
+            )
+        return self.firsts[recipe, seed]
+
+    def _slot(self, jobs: list[Job], seed: int, key: str) -> Slot:
+        wanted = next(job for job in jobs if job.key == key)
+        state = self._state(key)
+        before = (job for job in jobs if job.kind != "final" and job.key != key)
+        needs = [(job, self._state(job.key)) for job in before]
+        waiting = [(job, s) for job, s in needs if s.state != "done"]
+        reason = state.reason
+        for job, need in waiting:
+            # what a missing cell waits for says more than that it is missing
+            if state.state == "missing" and need.state in ("failed", "running", "queued"):
+                state, reason = need, f"{job.name}: {need.reason}".rstrip(": ")
+                break
+        return Slot(
+            key=key,
+            seed=seed,
+            trial=wanted.trial,
+            state=state.state,  # type: ignore[arg-type]
+            reason=reason if state.state != "done" else "",
+            command=self.command(wanted, seed),
+            needs=tuple(f"{job.kind} {job.key} {s.state} ({job.name})" for job, s in waiting),
+        )
+
+    def _state(self, key: str) -> JobState:
+        return self.states.get(key) or JobState(key, "", "", 0, "", "missing")
+
+    def command(self, job: Job, seed: int) -> str:
+        """The command that computes a job and what it needs."""
+        return self.command_of([job.recipe_name], [job.protocol.name] if job.protocol else [], seed)
+
+    def command_of(self, recipes: Sequence[str], protocols: Sequence[str], seed: int = 0) -> str:
+        """The command that pre-trains recipes and evaluates them by protocols, or an extra."""
+        imported = self._is_imported(recipes[0])
+        verb, option = ("eval", "--name") if imported else ("run", "--method")
+        words = ["lewel-bench", verb, "--suite", self.suite.name, option, ",".join(recipes)]
+        words += ["--evals", ",".join(protocols) or "none"]
+        words += ["--seeds", f"{seed},"] if seed else []
+        words += ["--replace-corrupt"] if self.store.bad else []
+        return shlex.join([*words, *self._given(protocols)])
+
+    def options(self) -> list[str]:
+        """The options by which another command sees the same board."""
+        beside = ["--with", ",".join(self.extras)] if self.extras else []
+        return ["--suite", self.suite.name, *beside, *self._given(PROTOCOLS)]
+
+    def _given(self, protocols: Container[str]) -> list[str]:
+        """Data, settings (of these protocols and of recipes) and root, as options."""
+        words = []
+        for role, path in self.datasets.own.items():
+            words += ["--data", f"{role}={path}" if role else str(path)]
+        for name, value in self.settings:
+            first = name.split(".")[0]
+            if first not in PROTOCOLS or first in protocols:
+                words += ["--set", f"{name}={written(value)}"]
+        return [*words, "--root", str(self.root)]
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """All that determines a recipe's result but its data."""
+    identity: dict[str, Any] = plan.of_recipe(recipe, plan.Dataset(name="", id="", root=""))
+    return dict(identity["recipe"])
+
+
+def _cannot(what: str, why: str) -> str:
+    return f"{what} cannot have the settings: {why}"
+
+
+def written(value: Any) -> str:
+    """The value of a setting as --set reads it: a bare word where that is no JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
+
+
+def setting(protocol: Protocol) -> str:
+    """How a protocol measures, in words: its name, engine and selection rule."""
+    how = [protocol.name]
+    if isinstance(protocol, plan.Dense):
+        how.append(f"engine {protocol.engine}")
+    if protocol.runner == "knn":
+        return ", ".join(how)
+    several = len(protocol.grid()) > 1
+    how.append(f"chosen on {protocol.held_out} held-out images" if several else "one rate")
+    if not isinstance(protocol, Semi) and protocol.refit:
+        how.append("trained again on all images")
+    return ", ".join(how)

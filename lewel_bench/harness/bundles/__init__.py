@@ -1,0 +1,1 @@
+"""Records of other labs: bundles and what may be taken from them."""

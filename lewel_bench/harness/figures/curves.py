@@ -1,0 +1,100 @@
+"""Runs over time, as a chart: what their logs say."""
+
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lewel_bench.files import read_regular
+from lewel_bench.harness.board.board import Board
+from lewel_bench.harness.status import EVENTS, events_of
+from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
+from lewel_bench.results.record import Record
+from lewel_bench.value import unknown
+
+Curve = tuple[str, str]  # its name, and what its places are: "epoch" or "step"
+
+# the order of the panels; what else a log has follows
+CURVES = (
+    "loss", "knn_top1", "effective_rank", "train_loss", "feature_std", "map_entropy",
+    "aligned_gap_cosine",
+)  # fmt: skip
+PLACES = ("step", "steps", "epoch", "epochs")
+NO_CURVE = (*PLACES, "time", "seed", "images_per_s", "data_wait", "lr", "factor")
+
+
+def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None) -> Chart:
+    """What the logs of runs say over time, one panel a quantity, or `only` some. Raises ValueError
+    for an unknown key, Unmeasured where no log has a number."""
+    found: dict[Curve, list[Series]] = {}
+    for key in dict.fromkeys(keys):
+        if key not in board.states:
+            raise ValueError(unknown("key", key, board.states))
+        state = board.states[key]
+        record = board.store.records.get(key)
+        for curve, candidate, points in logged(board.root / key / EVENTS):
+            label = f"{state.name}, seed {state.seed} ({key})"
+            label += "" if candidate is None else f", {_candidate(record, candidate)}"
+            x, y = zip(*points, strict=True)
+            found.setdefault(curve, []).append(Series(label, x, y))
+    found = {curve: series for curve, series in found.items() if only is None or curve[0] in only}
+    if not found:
+        names = ", ".join(f"{key} ({board.states[key].state})" for key in keys)
+        raise Unmeasured(
+            f"nothing over time is logged for {names}. A run writes it: see lewel-bench status for "
+            "the runs that have started, and table N --missing for the commands of the others"
+        )
+    order = [*CURVES, *sorted({name for name, _ in found} - {*CURVES})]
+    return Chart(
+        title=f"Over time: {', '.join(dict.fromkeys(board.states[key].name for key in keys))}",
+        panels=tuple(
+            Panel("", axis, words(name), tuple(found[name, axis]))
+            for name in order
+            for axis in ("epoch", "step")
+            if (name, axis) in found
+        ),
+    )
+
+
+def _candidate(record: Record | None, number: int) -> str:
+    """What one of several candidates is called: by its rate once the record has it."""
+    grid = record.outcome.get("grid") if record else None
+    row = grid[number] if isinstance(grid, list) and number < len(grid) else None
+    lr = row.get("lr") if isinstance(row, dict) else None
+    return f"lr {lr:g}" if is_number(lr) else f"candidate {number + 1}"
+
+
+def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]]]]:
+    """What an events.jsonl says over time: quantities, which of several candidates (None: there is
+    one) and (place, value) in order. A place is an epoch, or a step where no epoch was logged.
+
+    What an interrupted run did again counts as it came out the last time.
+    """
+    found: dict[tuple[Curve, int | None], list[tuple[float, float]]] = {}
+    for event in _events(path):
+        if event.get("event") not in ("step", "epoch", "monitor", "evaluated"):
+            continue
+        axis = "epoch" if "epoch" in event else "step"
+        if not is_number(event.get(axis)):
+            continue
+        split = f"{event['split']} " if "split" in event else ""
+        for name, value in event.items():
+            several = isinstance(value, list) and len(value) > 1
+            for i, one in enumerate(value if isinstance(value, list) else [value]):
+                if name in NO_CURVE or not is_number(one):
+                    continue
+                points = found.setdefault(((split + name, axis), i if several else None), [])
+                while points and points[-1][0] >= event[axis]:
+                    points.pop()
+                points.append((event[axis], one))
+    return [(curve, candidate, points) for (curve, candidate), points in found.items()]
+
+
+LARGEST_EVENTS = 2**28  # bytes that are read of one events.jsonl
+
+
+def _events(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        lines = read_regular(path, LARGEST_EVENTS).decode(errors="replace").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        return
+    yield from events_of(lines)

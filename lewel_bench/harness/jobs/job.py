@@ -1,0 +1,363 @@
+"""What runs inside a job: read its spec, compute, write its record last.
+
+`python -m lewel_bench.harness.jobs.job FOLDER` runs the job of a folder, alone or under torchrun.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Thread
+from traceback import walk_tb
+from typing import Any
+
+import torch
+
+from lewel_bench import terminal
+from lewel_bench.evals import features, knn, linear, semi
+from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.outcome import Outcome
+from lewel_bench.evals.protocol import Semi
+from lewel_bench.files import Lock, follow_group, naming
+from lewel_bench.harness import view
+from lewel_bench.harness.bundles import bundle
+from lewel_bench.harness.jobs import dense as transfer
+from lewel_bench.harness.jobs import signals
+from lewel_bench.harness.jobs.choose import choose
+from lewel_bench.harness.jobs.log import Log, clear_failure, crashes, write_failure
+from lewel_bench.harness.jobs.provenance import environment, provenance
+from lewel_bench.harness.plan import fits, splits
+from lewel_bench.harness.plan.plan import Dataset, Dense, Job, Searched
+from lewel_bench.harness.plan.site import Engines, MachineSettings
+from lewel_bench.harness.status import FAILURE, WORK, read_spec
+from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
+from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.folder import Images
+from lewel_bench.pretrain.parts import kmeans
+from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.subset import holdout
+from lewel_bench.results import record
+from lewel_bench.results.record import Checkpoint, Contents, Data, Record
+from lewel_bench.slurm import attempt
+
+MONITORS = 5  # kNN accuracies in the course of a pre-training
+LOOK_S = 10.0  # for others to end a look at whether a lock is held
+GRACE_S = 5.0  # for a rank to end by itself after another has failed
+BANK, QUERIES = 50, 20  # images a class for these
+
+
+def run(
+    job: Job,
+    root: Path,
+    settings: MachineSettings,
+    report: Report,
+    stop: Stop,
+    fence: Callable[[], None] = lambda: None,
+) -> Record:
+    """Compute a job and commit its record; goes on from its checkpoints.
+
+    The caller holds the lock of the job's folder. Raises Stopped after saving, and whatever the
+    computation raises, after writing it to `failure.json`; `fence` raises Fenced where another
+    process has taken over.
+    """
+    folder = root / job.key
+    log = Log(folder, report)
+    started = datetime.now(UTC)
+    log("start", kind=job.kind, name=job.name, seed=job.seed)
+    try:
+        if distributed.world() == 1:
+            clear_failure(folder)
+        with naming(folder), crashes(folder):
+            made = _compute(job, root, settings, log, stop)
+    except Stopped as stopped:
+        log("stopped", message=str(stopped))
+        raise
+    except attempt.Fenced:
+        raise  # what is in the folder is another process's now
+    except Exception as error:
+        _name_line(job, error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            error.add_note(fits.memory_advice(job, distributed.world(), settings.micro_batch))
+        write_failure(folder, error)
+        log("failed", message=str(error))
+        raise
+    result = Record(
+        key=job.key,
+        kind=job.kind,
+        name=job.name,
+        spec=job.identity(),
+        seed=job.seed,
+        upstream=tuple(dict.fromkeys(filter(None, (job.upstream, *job.needs)))),
+        metrics=made.outcome.metrics,
+        outcome={
+            **{k: v for k, v in asdict(made.outcome).items() if k not in ("metrics", "warnings")},
+            **_attempts(folder),
+        },
+        warnings=tuple(made.outcome.warnings),
+        data=made.data,
+        **provenance(),
+        environment={**environment(settings), **_library(job)},
+        started=started,
+        finished=datetime.now(UTC),
+        seconds=made.seconds,
+        peak_memory=made.memory,
+        checkpoint=made.checkpoint,
+    )
+    if distributed.rank() != 0:
+        return result
+    log.close()
+    fence()
+    written = record.commit(folder, result)
+    for used in (folder, folder / "refit"):
+        checkpoint.clear(used)
+    transfer.clear(folder)
+    for warning in made.outcome.warnings:
+        log("warning", message=warning)
+    log("done", **made.outcome.metrics)
+    return written
+
+
+def _name_line(job: Job, error: Exception) -> None:
+    """Note on an error the line of the user's own method that it came through."""
+    if job.recipe and job.recipe.own:
+        name = methods.own_name(job.recipe.own)
+        frames = [at for at in walk_tb(error.__traceback__) if at[0].f_globals["__name__"] == name]
+        if frames:
+            frame, line = frames[-1]
+            error.add_note(f"{frame.f_code.co_filename}, line {line}")
+
+
+def _library(job: Job) -> dict[str, str]:
+    """What PCL's clusters are made with: another library finds others."""
+    return {"kmeans": kmeans.library()} if job.recipe and job.recipe.method == "pcl" else {}
+
+
+def _attempts(folder: Path) -> dict[str, Any]:
+    """Every start of this job on a cluster, and what it cost."""
+    return {"attempts": found} if (found := attempt.summary(folder)) else {}
+
+
+class Made:
+    """What a computation leaves for its record."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        data: dict[str, Data],
+        seconds: float,
+        checkpoint: Checkpoint | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.outcome, self.data, self.seconds = outcome, data, seconds
+        self.checkpoint, self.memory = checkpoint, memory
+
+
+def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop: Stop) -> Made:
+    on = machine(settings)
+    if job.kind == "pretrain":
+        return _pretrain(job, root / job.key, on, log, stop)
+    if job.reads_records:
+        assert isinstance(job.protocol, Searched)
+        records = [record.read(root / key / record.NAME) for key in job.needs]
+        return Made(choose(job.protocol, records), dict(records[0].data), 0.0)
+    return _evaluate(job, root, on, settings.engines, log, stop)
+
+
+def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> Made:
+    assert job.recipe is not None
+    images = splits.read(job.data, "train")
+    peak = memory.watch(on.device)
+    trained = train.run(
+        job.recipe,
+        seed=job.seed,
+        images=images,
+        folder=folder,
+        machine=on,
+        report=log,
+        stop=stop,
+        monitor=_monitor(job, images, on),
+        monitor_every=max(1, job.recipe.epochs // MONITORS),
+    )
+    digest = checkpoint.sha256(trained.backbone) if distributed.rank() == 0 else "0" * 64
+    note = collapse.collapse_note(trained.metrics, job.recipe.backbone)
+    return Made(
+        Outcome(metrics=trained.metrics, warnings=[note] if note else []),
+        {"train": _described(job.data, images, splits.contents(images))},
+        trained.seconds,
+        Checkpoint(file=trained.backbone.name, sha256=digest),
+        peak(),
+    )
+
+
+def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
+    """kNN accuracy and effective rank on a few images a class: a view of the training, not numbers
+    of any table.
+
+    Of the untrained network (epoch 0) the batch-norm statistics are those of the images, as they
+    are of any network that was trained: with its initial ones every layer would add to the mean
+    that all features share.
+    """
+    assert job.recipe is not None
+    size = job.recipe.image_size
+    resize = size * 8 // 7
+    classes = len(images.classes)
+    bank = _few(images, BANK * classes)
+    queries = _few(splits.read(job.data, "val"), QUERIES * classes)
+
+    def look(net: ResNet, epoch: int) -> dict[str, float]:
+        if epoch == 0:
+            net = features.calibrated(net, bank, size=size, resize=resize, machine=on)
+        known, asked = (
+            features.extract(net, part, size=size, resize=resize, machine=on)
+            for part in (bank, queries)
+        )
+        return {
+            "knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"],
+            collapse.RANK: features.effective_rank(known[0], asked[0]),
+        }
+
+    return look
+
+
+def _few(images: Images, count: int) -> Images:
+    if len(images) <= count:
+        return images
+    return images.take(holdout(images, count, splits.SEED)[1])
+
+
+def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, stop: Stop) -> Made:
+    assert job.protocol is not None and job.upstream is not None
+    upstream = record.read(root / job.upstream / record.NAME)
+    assert upstream.checkpoint is not None
+    backbone = root / job.upstream / upstream.checkpoint.file
+    if not backbone.exists():
+        raise ValueError(bundle.gone(backbone))
+    if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
+        raise ValueError(
+            f"{backbone} is not the file that its record names (its hash differs): remove "
+            f"{backbone.parent} to make it again"
+        )
+    found = splits.of(job)
+    clock = Clock()
+    arguments: dict[str, Any] = {
+        "backbone": backbone,
+        "splits": found,
+        "seed": job.seed,
+        "folder": root / job.key,
+        "machine": on,
+        "report": clock.heard(log),
+        "stop": stop,
+    }
+    if isinstance(job.protocol, Dense):
+        del arguments["seed"]  # its own, by trial
+        python = getattr(engines, job.protocol.engine, None)
+        outcome = transfer.run(job, root, python=python, **arguments)
+    elif isinstance(job.protocol, Semi):
+        assert job.lr is not None
+        outcome = semi.run(job.protocol, lr=job.lr, **arguments)
+    elif job.protocol.runner == "knn":
+        outcome = knn.run(job.protocol, **arguments)
+    else:
+        outcome = linear.run(job.protocol, **arguments)
+    note = collapse.note_among(upstream.warnings)
+    if note and note not in outcome.warnings:
+        outcome.warnings.append(note)
+    whole = splits.wholes(job, found)
+    data = {
+        role: _described(job.data, part, whole[role])
+        for role in ("train", "select", "report")
+        if (part := getattr(found, role)) is not None
+    }
+    return Made(
+        outcome,
+        data,
+        clock.seconds(),
+        Checkpoint(file=f"../{job.upstream}/{backbone.name}", sha256=upstream.checkpoint.sha256),
+    )
+
+
+def _described(data: Dataset, part: Any, whole: Contents) -> Data:
+    # only rank 0 writes a record, and a fingerprint asks for the size of every file
+    digest = splits.fingerprint(part) if distributed.rank() == 0 else ""
+    left_out = dict(part.left_out) if isinstance(part, Images) else {}
+    return Data(
+        name=data.name, fingerprint=digest, images=len(part), left_out=left_out, whole=whole
+    )
+
+
+class NoDevice(ValueError):
+    """The device asked for does not work on this machine."""
+
+
+def device(settings: MachineSettings) -> str:
+    """The device asked for, else CUDA where there is one. Raises NoDevice if it is not there."""
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise NoDevice(f"device {name}: no CUDA device works here; use --device cpu")
+    number = int(name.partition(":")[2] or 0)
+    if name != "cpu" and number >= torch.cuda.device_count():
+        raise NoDevice(f"device {name}: only {torch.cuda.device_count()} CUDA devices are here")
+    return name
+
+
+def machine(settings: MachineSettings) -> Machine:
+    """Where this process computes. Raises as `device` does."""
+    name = device(settings)
+    if name.startswith("cuda"):
+        if name == "cuda":
+            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        try:
+            torch.cuda.set_device(name)
+        except RuntimeError as error:
+            raise NoDevice(f"device {name}: {str(error).splitlines()[0]}") from None
+        torch.backends.cudnn.benchmark = True
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # where the cores compute, a loader on one of them stalls them all
+    spare = cores - 1 if name != "cpu" else cores // 4
+    workers = settings.workers if settings.workers is not None else min(8, spare)
+    return Machine(
+        device=torch.device(name),
+        workers=workers,
+        micro_batch=settings.micro_batch,
+        compile=settings.compile,
+        save_every_s=settings.save_every_s,
+    )
+
+
+def main() -> int:
+    """Run the job of a folder under torchrun; the parent holds the lock."""
+    terminal.prepare()
+    folder = Path(sys.argv[1])
+    follow_group(folder.parent)
+    settings = MachineSettings.model_validate_json(sys.argv[2])
+    signals.listen()
+    distributed.start(machine(settings).device)
+    job = read_spec(folder)
+    alone = Lock(folder / WORK, LOOK_S) if distributed.rank() == 0 else nullcontext()
+    Thread(target=_end_with_others, args=(folder,), daemon=True).start()
+    with alone, suppress(Stopped):
+        try:
+            run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
+        except (ValueError, OSError):
+            return 1  # the parent reads why in the folder; torchrun ends the other ranks
+    return 0
+
+
+def _end_with_others(folder: Path) -> None:
+    """End this process soon after a rank has said why the job failed: in a collective, which waits
+    for that rank, Python sees no signal."""
+    while not (folder / FAILURE).exists():
+        time.sleep(1)
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Whether jobs fit their data, their processes and their device: what would end a job at its start
+is refused before anything runs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from lewel_bench.evals.protocol import Knn, Linear, Semi, batch_of, bn_group_of, check_held_out
+from lewel_bench.harness.plan.datasets import shapes_id
+from lewel_bench.harness.plan.plan import Dataset, Dense, Job
+from lewel_bench.pretrain import methods
+from lewel_bench.pretrain.recipe import Recipe, shares
+from lewel_bench.pretrain.shapes_revision import KINDS, Counts
+
+
+class Place(NamedTuple):
+    """What a job runs on: how many processes, on a CPU or not, and the images of a forward pass."""
+
+    processes: int
+    cpu: bool
+    micro_batch: int | None = None
+
+
+def check_machine(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
+    """Raise ValueError naming the first job that cannot be shared by its processes or run on its
+    device, and the setting to change; no data are read."""
+    for job in _each_kind(jobs):
+        with _named(job):
+            if job.recipe:
+                _recipe(job.recipe, place(job))
+            elif isinstance(job.protocol, Dense):
+                _dense(job.protocol, place(job))
+
+
+def check_data(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
+    """Raise ValueError naming the first job that asks for more than its data have, and the setting
+    to change. Generated images that are not made yet are judged by their known numbers."""
+    for job in _each_kind(jobs):
+        with _named(job):
+            if job.recipe:
+                _enough(job, job.recipe)
+            else:
+                _evaluation(job, place(job))
+
+
+def _each_kind(jobs: Sequence[Job]) -> list[Job]:
+    """One job of each kind that computes: seeds and candidates ask for the same images."""
+    kinds = {(j.data.root, j.recipe_name, j.kind, j.protocol and j.protocol.name): j for j in jobs}
+    return [job for job in kinds.values() if not job.reads_records]
+
+
+@contextmanager
+def _named(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{job.name}: {error}") from None
+
+
+def _recipe(recipe: Recipe, place: Place) -> None:
+    local, micro = shares(recipe, place.processes, place.micro_batch)
+    if recipe.method in methods.JOINT and not recipe.own and micro < local:
+        raise ValueError(
+            f"micro-batch {micro}: {recipe.method} compares all images of a batch with each other "
+            f"and needs the {local} images of a process in one forward pass: use more processes, "
+            "or a smaller batch"
+        )
+
+
+def _enough(job: Job, recipe: Recipe) -> None:
+    count, clusters = _training_images(job), 0
+    if count < recipe.batch:
+        smaller = max(1, count // 4)
+        fix = f"--set batch={smaller}"
+        if recipe.bn_group and smaller % recipe.bn_group:
+            fix += f" --set bn_group={smaller}"
+        raise ValueError(
+            f"batch {recipe.batch} is more than the {count} training images of {job.data.name}: "
+            f"set a smaller batch, such as {fix}"
+        )
+    if recipe.method == "pcl":
+        clusters = max(map(int, methods.settings(recipe)["clusters"].split(",")))
+    if count < clusters:
+        raise ValueError(
+            f"{clusters} clusters are more than the {count} training images of {job.data.name}: "
+            f"set fewer, such as --set args.clusters={max(1, count // 20)}"
+        )
+
+
+def _dense(protocol: Dense, place: Place) -> None:
+    if place.cpu and place.processes > 1:
+        raise ValueError(
+            f"{place.processes} processes on a CPU: batch norm over the images of several "
+            "processes needs CUDA devices; use one process"
+        )
+    if place.cpu and protocol.engine != "native" and protocol.precision != "fp32":
+        raise ValueError(
+            f"precision {protocol.precision}: {protocol.engine} has mixed precision on CUDA only: "
+            f"--set {protocol.name}.precision=fp32"
+        )
+    if protocol.batch % place.processes:
+        raise ValueError(
+            f"a batch of {protocol.batch} cannot be shared by {place.processes} processes: use a "
+            "number of processes that divides it"
+        )
+
+
+def _evaluation(job: Job, place: Place) -> None:
+    trained = _trained_images(job)
+    if isinstance(job.protocol, Linear | Semi):
+        batch = batch_of(job.protocol, trained, place.processes)
+        if isinstance(job.protocol, Semi):
+            bn_group_of(job.protocol, batch, place.processes, place.micro_batch)
+
+
+def _training_images(job: Job) -> int:
+    if not is_at_hand(job.data):
+        return Counts().training(job.data.layout, "")
+    from lewel_bench.harness.plan import splits
+
+    return len(splits.read(job.data, "train"))
+
+
+def _trained_images(job: Job) -> int:
+    """How many images an evaluation trains on. Raises ValueError where its splits cannot be made
+    or cannot be learnt from."""
+    protocol = job.protocol
+    assert protocol is not None
+    if is_at_hand(job.data):
+        from lewel_bench.harness.plan import splits
+
+        found = splits.of(job)
+        found.check()
+        return len(found.train)
+    counts = Counts()
+    count = counts.training(job.data.layout, protocol.runner)
+    if isinstance(protocol, Knn) or (isinstance(protocol, Dense) and job.kind == "final"):
+        return count
+    most = count - (1 if isinstance(protocol, Dense) else KINDS)
+    check_held_out(protocol, count, most)
+    if isinstance(protocol, Semi):
+        return KINDS * max(1, round(protocol.fraction * counts.train))
+    return count - protocol.held_out
+
+
+def is_at_hand(data: Dataset) -> bool:
+    """Whether the images can be read; generated ones may not be made yet."""
+    return data.id != shapes_id() or Path(data.root).exists()
+
+
+def half_micro_batch(job: Job, processes: int, micro_batch: int | None, times: int = 1) -> int:
+    """Half (a quarter, …) of the images of a forward pass of `job`. Raises ValueError saying why
+    the result would be another, and what helps where memory is short."""
+    from lewel_bench.evals.features import FORWARD
+
+    of = job.recipe or job.protocol
+    batch = getattr(of, "batch", FORWARD)
+    most = batch // processes
+    if isinstance(job.protocol, Linear | Knn):
+        most = min(most, FORWARD)  # of a frozen backbone, whatever the batch
+    whole = min(micro_batch or most, most)
+    micro = max(1, whole >> times)
+    reason = ""
+    if isinstance(job.protocol, Dense) or (job.recipe and job.recipe.method in methods.JOINT):
+        reason = f"the {whole} images of a process are needed in one forward pass"
+    elif job.recipe or isinstance(job.protocol, Semi):
+        group = getattr(of, "bn_group", None) or batch
+        if micro % group or most % micro:
+            reason = f"batch norm takes its statistics over {group} images in one forward pass"
+    if whole == 1:
+        reason = "a forward pass has one image already"
+    if reason:
+        raise ValueError(
+            f"half the micro-batch of {whole} is not possible: {reason}. More processes than "
+            f"{processes} share a batch into smaller parts; else take GPUs with more memory"
+        )
+    return micro
+
+
+def memory_advice(job: Job, processes: int, micro_batch: int | None) -> str:
+    """What helps a job that ran out of memory."""
+    try:
+        smaller = half_micro_batch(job, processes, micro_batch)
+    except ValueError as error:
+        return str(error)
+    return f"--micro-batch {smaller} takes less memory and gives the same result"

@@ -1,0 +1,251 @@
+"""`lewel-bench eval`: a checkpoint that somebody else trained becomes a backbone under the run
+root, read and proved before any job is queued; its evaluations are jobs like all others."""
+
+import argparse
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lewel_bench.files import replacing, write_atomically
+from lewel_bench.harness.board import extra_rows as extras
+from lewel_bench.harness.plan import cells, plan
+from lewel_bench.harness.plan import plugins as own
+from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.verbs import run as runs
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.results import checkpoints, record
+from lewel_bench.results.record import Checkpoint, Record
+from lewel_bench.results.store import Store
+from lewel_bench.slurm import files
+from lewel_bench.value import unknown
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.checkpoints.reading import Reading
+    from lewel_bench.harness.cli import Context
+
+FILE = "backbone.safetensors"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+
+
+def run(context: "Context", arguments: argparse.Namespace) -> int:
+    """Read, prove, then evaluate what has no record yet; the exit code. Raises ValueError before
+    anything is written for a file that cannot be read, and for one that the proof speaks against
+    unless --force was given."""
+    name, store = arguments.name, Store(context.root)
+    label = _label(arguments, store)
+    protocols = _protocols(context, arguments, label["as"])
+    settings = [*context.settings, *context.choices(protocols)]
+    key, reading = _identity(arguments, store, name)
+    seeds = runs.seeds(arguments.seeds)
+    jobs = plan.of_checkpoint(
+        key, name, protocols, seeds, context.suite, context.datasets, settings
+    )
+    runs.note_unused(context)
+    if reading and label["as"]:
+        _same_architecture(context, reading, label["as"])
+    if key not in store.records and reading:
+        _bring(context, arguments, key, reading, label)
+    elif not arguments.dry_run:
+        if reading and not (context.root / key / FILE).exists():
+            _restored(context.root / key, reading, store.records[key])
+        _labelled(context.root / key, label)
+    return runs.work(context, arguments, jobs)
+
+
+def _label(arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
+    """What the checkpoint is called and stands for: no part of its identity."""
+    name, recipe, epochs = arguments.name, arguments.stands_for, arguments.epochs
+    if not NAME.fullmatch(name) or name in FAMILIES or name in RECIPES:
+        raise ValueError(
+            f"--name {name}: give letters, digits, dots and dashes, and no name of a recipe or a "
+            "method: moco-official"
+        )
+    if recipe and recipe not in RECIPES:
+        raise ValueError(unknown("recipe", recipe, RECIPES))
+    known = extras.imported(store).get(name)
+    public = next((one for one in checkpoints.load() if one.name == name), None)
+    if not recipe and known:
+        recipe, epochs = known.recipe, epochs or known.epochs
+    elif not recipe and public and public.recipe:
+        recipe = public.recipe
+        print(f"{name} is listed as {public.label} ({public.project}): --as {recipe}")
+    if not epochs and not recipe and public:
+        epochs = public.epochs
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: must be a whole number of at least 1")
+    if recipe and epochs and epochs != RECIPES[recipe].epochs:
+        raise ValueError(f"--epochs {epochs}: {recipe} has {RECIPES[recipe].epochs}")
+    if known:  # by whose key it may be asked for where another has its name
+        name = str(extras.labels(store, known.key).get("name") or name)
+    return {"name": name, "as": recipe or "", "epochs": epochs}
+
+
+def _protocols(context: "Context", arguments: argparse.Namespace, recipe: str) -> list[str]:
+    asked = runs.split([arguments.evals]) if arguments.evals else ()
+    own.of_protocols(asked)
+    return cells.evaluations(recipe, asked, context.suite)
+
+
+def _identity(
+    arguments: argparse.Namespace, store: Store, name: str
+) -> "tuple[str, Reading | None]":
+    """The key of a checkpoint, and what was read; nothing is read where it was imported before and
+    its file is not given or gone."""
+    known = extras.imported(store)
+    path = Path(arguments.checkpoint).expanduser() if arguments.checkpoint else None
+    if path is None or (not path.exists() and name in known):
+        if name not in known:
+            raise ValueError(
+                f"{unknown('imported checkpoint', name, known)}. To import one: --checkpoint FILE"
+            )
+        if path is not None:
+            print(f"{path} is gone: going on with what was imported as {name}", file=sys.stderr)
+        return known[name].key, None
+    from lewel_bench.evals.checkpoints import reading
+
+    found = reading.read(path, arguments.format, arguments.network)
+    _say(found, name)
+    key = record.key(_spec(found))
+    for other in known.values():
+        if other.name == name and other.key != key:
+            raise ValueError(
+                f"--name {name} is another checkpoint's here (record {other.key}): choose another"
+            )
+        if other.name != name and other.key == key:
+            raise ValueError(f"these weights are here as {other.name}: --name {other.name}")
+    return key, found
+
+
+def _spec(found: "Reading") -> dict[str, Any]:
+    """All that determines a number of these weights."""
+    return {
+        "kind": "import",
+        "tensors": found.tensors,
+        "network": found.network,
+        "backbone": found.spec.model_dump(),
+    }
+
+
+def _say(found: "Reading", name: str) -> None:
+    others = [one for one in found.networks if one != found.network]
+    more = f" (it also holds {', '.join(others)}: --network)" if others else ""
+    print(
+        f"{name}: {found.format}, network {found.network}{more}: {found.spec.arch}, stem "
+        f"{found.spec.stem}, width {found.spec.width}; {found.same + found.renamed} names matched, "
+        f"{found.renamed} of them renamed, {found.aside} of heads left aside; weights sha256 "
+        f"{found.tensors[:12]}"
+    )
+    if not found.pixels.usual:
+        mean = ", its mean taken off by the network" if found.pixels.other_mean else ""
+        print(f"  trained on {found.pixels}: put into its first convolution{mean}")
+    if found.guessed:
+        print(f"  {found.guessed}")
+
+
+def _bring(
+    context: "Context",
+    arguments: argparse.Namespace,
+    key: str,
+    found: "Reading",
+    label: dict[str, Any],
+) -> None:
+    """Prove a checkpoint and put it under the run root, its record last."""
+    from lewel_bench.evals.proof import prove
+    from lewel_bench.harness.jobs.provenance import environment, provenance
+    from lewel_bench.pretrain import checkpoint
+
+    settings, folder = runs.machine(arguments, context.site), context.root / key
+    if arguments.dry_run:
+        print("  --dry-run: not proved, nothing written")
+        return
+    runs.writable(context.root)
+    started = datetime.now(UTC)
+    try:
+        proof = prove(found.state, found.spec)
+    except ValueError as error:
+        raise ValueError(f"{arguments.checkpoint}: {error}") from None
+    _shown(proof.found)
+    if proof.warnings and not arguments.force:
+        listed = "\n".join(f"  {one}" for one in proof.warnings)
+        raise ValueError(
+            f"{arguments.checkpoint}: this does not look like a trained network, or was read "
+            f"wrongly:\n{listed}\nNothing was queued; --force evaluates it all the same"
+        )
+    for warning in proof.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_backbone(folder / FILE, found.state, checkpoint.header_of(found.spec))
+    _labelled(folder, label)
+    finished = datetime.now(UTC)
+    made = Record(
+        key=key,
+        kind="import",
+        name=label["name"],
+        spec=_spec(found),
+        seed=0,
+        metrics={},
+        outcome={
+            "format": found.format,
+            "networks": list(found.networks),
+            "file": Path(arguments.checkpoint).name,
+            "file_sha256": found.file_sha256,
+            "pixels": found.pixels.model_dump(),
+            "names": {"same": found.same, "renamed": found.renamed, "aside": found.aside},
+            "guessed": found.guessed,
+            "proof": proof.found,
+        },
+        warnings=proof.warnings,
+        **provenance(),
+        environment=environment(settings),
+        started=started,
+        finished=finished,
+        seconds=round((finished - started).total_seconds(), 3),
+        checkpoint=Checkpoint(file=FILE, sha256=checkpoint.sha256(folder / FILE)),
+    )
+    record.commit(folder, made)
+
+
+def _same_architecture(context: "Context", found: "Reading", name: str) -> None:
+    """Raise ValueError where a checkpoint cannot stand for a recipe: published values beside
+    another network's would mean nothing."""
+    if not extras.alike(found.spec, name, context.suite):
+        one, other = (
+            f"{spec.arch}, stem {spec.stem}, width {spec.width}"
+            for spec in (found.spec, RECIPES[name].backbone)
+        )
+        raise ValueError(f"--as {name}: the checkpoint is a {one}, the recipe's backbone a {other}")
+
+
+def _restored(folder: Path, found: "Reading", made: Record) -> None:
+    """Write a backbone again that came without its weights, as in a bundle."""
+    from lewel_bench.pretrain import checkpoint
+
+    assert made.checkpoint is not None
+    with replacing(folder / FILE) as beside:
+        checkpoint.write_backbone(beside, found.state, checkpoint.header_of(found.spec))
+        if checkpoint.sha256(beside) != made.checkpoint.sha256:
+            raise ValueError(
+                f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
+                f"weights: remove {folder} to import it anew"
+            )
+
+
+def _shown(found: dict[str, Any]) -> None:
+    norms, features, knn = found["batch_norm"], found["features"], found["knn"]
+    print(
+        f"  batch norm: means up to {norms['largest_mean']:.3g}, variances "
+        f"{norms['smallest_variance']:.3g} to {norms['largest_variance']:.3g}; features of "
+        f"{features['images']:.0f} images: length {features['norm']:.3g}, spread "
+        f"{features['spread']:.2f} of it; kNN on generated scenes {knn['top1']:.1f}, random "
+        f"weights {knn['random_top1']:.1f}"
+    )
+
+
+def _labelled(folder: Path, label: dict[str, Any]) -> None:
+    """Write what a checkpoint is called, where that is new."""
+    content = {"kind": "import", "seed": 0, **label}
+    if files.read(folder / SPEC) != content:
+        write_atomically(folder / SPEC, json.dumps(content, indent=1))

@@ -1,0 +1,195 @@
+"""`lewel-bench ls`: what there is, as rows."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+from lewel_bench.evals.dense import Detection, Segmentation
+from lewel_bench.evals.protocol import Linear, Protocol, Semi
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.plan import cells, suites
+from lewel_bench.harness.plan.plugins import (
+    METHODS_GROUP,
+    PROTOCOLS_GROUP,
+    is_ours,
+    offered,
+    origin,
+)
+from lewel_bench.harness.plan.site import Site
+from lewel_bench.harness.status import survey
+from lewel_bench.pretrain.methods import METHODS
+from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.results import checkpoints, claim, conflicts, table
+from lewel_bench.results.store import Store
+from lewel_bench.value import unknown
+
+Listing = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
+
+
+def listing(what: str, site: Site, root: Path) -> Listing:
+    """Columns and rows of one list. Raises ValueError naming the nearest list."""
+    lists: dict[str, Callable[[], Listing]] = {
+        "methods": _methods,
+        "recipes": _recipes,
+        "protocols": _protocols,
+        "tables": _tables,
+        "claims": _claims,
+        "suites": lambda: _suites(site),
+        "checkpoints": _checkpoints,
+        "conflicts": _conflicts,
+        "runs": lambda: _runs(root),
+    }
+    if what not in lists:
+        raise ValueError(unknown("list", what, list(lists)))
+    return lists[what]()
+
+
+def _methods() -> Listing:
+    rows = []
+    for name, summary in METHODS.items():
+        families = [f for f, names in FAMILIES.items() if RECIPES[names[0]].method == name]
+        rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
+    own = {(r.method, r.own.file): r for r in RECIPES.values() if r.own}
+    for (name, _), recipe in own.items():
+        rows.append((name, origin(recipe), family(recipe.name)))
+    for point in offered(METHODS_GROUP):
+        rows.append((point.name, _offer(point, is_ours(point.name)), point.name))
+    return ("method", "what it is", "recipes (families)"), rows
+
+
+def _offer(point: EntryPoint, ours: bool) -> str:
+    """What is said of what a distribution offers, without loading it."""
+    taken = ", not used: the name is one of ours" if ours else ""
+    return f"offered by {point.dist.name if point.dist else point.value}{taken}"
+
+
+def _recipes() -> Listing:
+    rows = []
+    for r in RECIPES.values():
+        norm = f"{r.bn_group} images" if r.bn_group else "whole batch"
+        rate = f"{r.optimizer.name} {r.optimizer.lr:g}"
+        source = "; ".join(filter(None, (r.source, origin(r))))
+        rows.append((r.name, r.label, r.data, str(r.epochs), str(r.batch), rate, norm, source))
+    return (
+        "recipe",
+        "label",
+        "data",
+        "epochs",
+        "batch",
+        "optimizer, lr",
+        "BN over",
+        "source",
+    ), rows
+
+
+def _protocols() -> Listing:
+    rows = []
+    for p in PROTOCOLS.values():
+        setting, grid = _setting(p)
+        held = "–" if p.runner == "knn" else f"{p.held_out} held-out training images"
+        rows.append((p.name, p.label, setting, grid, held, p.source))
+    for point in offered(PROTOCOLS_GROUP):
+        rows.append((point.name, "–", "–", "–", "–", _offer(point, point.name in PROTOCOLS)))
+    return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
+
+
+def _setting(p: Protocol) -> tuple[str, str]:
+    """What is done, and over which rates."""
+    if isinstance(p, Linear):
+        setting, grid = f"{p.optimizer}, batch {p.batch}, {p.epochs} epochs", f"lr {_rates(p.lrs)}"
+    elif isinstance(p, Semi):
+        setting = f"{p.fraction:.0%} of the labels, batch {p.batch}, {p.epochs} epochs"
+        grid = f"backbone {_rates(p.backbone_lrs)}; head {_rates(p.head_lrs)}"
+    elif isinstance(p, Detection):
+        task = "boxes and masks" if p.masks else "boxes"
+        setting = f"{task}, batch {p.batch}, {p.steps} steps, warm-up {p.warmup}, "
+        setting += f"edge {min(p.min_sizes)} to {max(p.min_sizes)}, PreciseBN {p.precise_bn}, "
+        setting += f"tenfold lower at {' and '.join(map(str, p.milestones))}, norms not decayed"
+        setting += f", {p.trials} trials" if p.trials > 1 else ""
+        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
+    elif isinstance(p, Segmentation):
+        setting = f"scale {p.scale[0]}x{p.scale[1]} times {p.ratios[0]:g} to {p.ratios[1]:g}, "
+        setting += f"crop {p.crop}, batch {p.batch}, {p.steps} steps, poly {p.power:g} to "
+        setting += f"{p.min_lr:g}"
+        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
+    else:
+        setting, grid = f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}", "–"
+    return setting, grid
+
+
+def _rates(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _tables() -> Listing:
+    rows = []
+    for name in table.TABLES:
+        one = table.load(name)
+        cells = len(list(one.cells()))
+        rows.append((name, one.title, f"{cells} cells can be measured", one.source))
+    return ("table", "title", "cells", "source"), rows
+
+
+def _claims() -> Listing:
+    rows = []
+    for one in claim.load():
+        how = f"{claim.HOLDS[one.holds]}: {claim.floors(one)}"
+        cells = str(len(list(one.comparisons())))
+        source, flaw = claim.noise_sources(one), one.flaw or "–"
+        rows.append((one.id, one.says, one.where, cells, how, source, flaw))
+    columns = ("claim", "the paper", "where", "comparisons", "holds where", "noise floor from")
+    return (*columns, "its own tables"), rows
+
+
+def _suites(site: Site) -> Listing:
+    names = [*suites.SUITES, *site.suites]
+    found = [suites.get(name, site) for name in names]
+    return ("suite", "scale", "source"), [(s.name, s.label, s.source) for s in found]
+
+
+def _conflicts() -> Listing:
+    rows = []
+    for one in conflicts.load():
+        sides = [f"{name}: {side}" for name, side in {**one.recipes, **one.protocols}.items()]
+        rows.append(
+            (one.id, one.paper, f"{one.code} [{one.where}]", one.default, one.why, "; ".join(sides))
+        )
+    return ("conflict", "the paper", "the code", "default here", "why", "by name"), rows
+
+
+def _checkpoints() -> Listing:
+    rows = []
+    for one in checkpoints.load():
+        reported = ", ".join(f"{what} {value:g}" for what, value in one.reported.items())
+        epochs = str(one.epochs) if one.epochs else "not stated"
+        stands = (one.recipe or "–", fills(one.recipe) or "–")
+        file = one.file or "behind the link"
+        said = (one.licence, one.note, one.url, one.source)
+        rows.append((one.name, one.label, epochs, file, reported, *stands, *said))
+    return (
+        *("checkpoint", "method", "epochs", "file", "its authors report", "--as", "fills cells of"),
+        *("licence", "note", "from", "source"),
+    ), rows
+
+
+def fills(recipe: str) -> str:
+    """The tables that have cells of a recipe, with how many."""
+    found = Counter(
+        quoted.id
+        for quoted in map(table.load, table.TABLES)
+        for row, column in quoted.cells()
+        if column.eval != table.PRETRAIN and cells.recipe_name(row, column) == recipe
+    )
+    return ", ".join(f"Table {id} ({count})" for id, count in found.items())
+
+
+def _runs(root: Path) -> Listing:
+    store = Store(root)
+    rows = []
+    for state in survey(root, store).values():
+        record = store.records.get(state.key)
+        metrics = record.metrics if record else {}
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        rows.append((state.key, state.kind, state.name, str(state.seed), state.state, shown))
+    return ("key", "kind", "name", "seed", "state", "metrics"), rows
