@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import lewel_bench
 from lewel_bench import __version__
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import COMMAND
@@ -51,9 +52,9 @@ def processor(info: Path) -> str:
 @cache
 def provenance() -> dict[str, Any]:
     """Commit, whether it was changed, version, and the command line."""
-    here = Path(__file__).parent
+    package = Path(lewel_bench.__file__).parent
     command = os.environ.get(COMMAND) or shlex.join(["lewel-bench", *sys.argv[1:]])
-    copied = here.parent.parent / SNAPSHOT  # the code that a cluster's jobs run is no checkout
+    copied = package.parent / SNAPSHOT  # the code that a cluster's jobs run is no checkout
     if copied.exists():
         origin = json.loads(copied.read_text())
         return {
@@ -66,7 +67,7 @@ def provenance() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+                ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
             )
         except (OSError, subprocess.CalledProcessError):
             return ""  # installed from a wheel: the version stands for the commit
