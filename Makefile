@@ -1,8 +1,8 @@
-# make demo: install, then the main job on the generated shapes suite, and its tables
-# make test: install, then the tests, two at once; those of the cluster are skipped
-# make golden: write the tables that tests/results expects again; then read the difference
-# make crash-sweep: kill runs and fill their disks at 100 file changes; minutes
-# make test-slurm: the tests on a private SLURM, which needs Debian's slurmctld slurmd slurm-client
+# make demo: install, run LEWEL_M and MoCo v2 on the generated shapes suite, print their tables
+# make test: install, lint, run the tests in two processes, except those that need SLURM
+# make golden: regenerate the tables that tests/results compares with; then review the difference
+# make crash-sweep: kill runs and fill their disks at 100 file changes (takes minutes)
+# make test-slurm: run the tests on a private SLURM (Debian: slurmctld slurmd slurm-client munge)
 PYTHON ?= python3
 VENV ?= .venv
 BENCH = $(VENV)/bin/lewel-bench
