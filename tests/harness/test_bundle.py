@@ -49,8 +49,8 @@ def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:
         n for n in made.files if n.endswith((".pt", ".safetensors"))
     ]
     assert bundle.verify(made.path) == made
-    found = merge.merge(bundle.verify(made.path), tmp_path / "ours")
-    assert sorted(found.new) == made.keys and not (found.there or found.other or found.held)
+    merged = merge.merge(bundle.verify(made.path), tmp_path / "ours")
+    assert sorted(merged.new) == made.keys and not (merged.there or merged.other or merged.held)
     assert shown(root) == shown(tmp_path / "ours")
     again = bundle.write(tmp_path / "ours", tmp_path / "b.zip")
     assert again.path.read_bytes() == made.path.read_bytes()
@@ -62,7 +62,7 @@ def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:
 def test_weights_that_are_asked_for_and_not_there_are_named(tmp_path: Path) -> None:
     root = lab(tmp_path / "root")
     store = Store(root)
-    bare, full = sorted(key for key, one in store.records.items() if one.kind == "pretrain")
+    bare, full = sorted(key for key, record in store.records.items() if record.kind == "pretrain")
     (root / full / "backbone.safetensors").write_bytes(b"weights")
     made = bundle.write(root, tmp_path / "a.zip", weights=True)
     assert made.left_out == (f"the weights of {bare}: they are not under {root}",)
@@ -72,11 +72,11 @@ def test_weights_that_are_asked_for_and_not_there_are_named(tmp_path: Path) -> N
 
 def test_a_name_that_a_disk_does_not_take_is_refused(tmp_path: Path) -> None:
     root = lab(tmp_path / "root")
-    key = next(k for k, one in Store(root).records.items() if one.kind == "final")
+    key = next(k for k, record in Store(root).records.items() if record.kind == "final")
     for name in ("x" * 230, "\udcff"):  # too long, and no UTF-8
         (root / key / "predictions" / f"{name}.png").write_bytes(b"mask")
     made = bundle.write(root, tmp_path / "a.zip")
-    assert sum("its name cannot stand in one" in one for one in made.left_out) == 2
+    assert sum("its name cannot stand in one" in note for note in made.left_out) == 2
 
 
 @pytest.mark.parametrize("name", ["none.zip", "folder"])
@@ -93,7 +93,7 @@ def test_a_check_takes_no_option_of_writing(
 ) -> None:
     words = ["bundle", str(tmp_path / "a.zip"), "--verify"]
     assert main([*words, "--weights", "--root", str(tmp_path)]) == 2
-    assert "only reads" in (said := capsys.readouterr().err) and "--weights, --root" in said
+    assert "only reads" in (output := capsys.readouterr().err) and "--weights, --root" in output
 
 
 def test_no_byte_changes_unseen(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ KEY = "0123456789ab"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("../evil.json", r"'\.\./evil\.json' is no file of a run"),
         (f"{KEY}/../../evil", "is no file of a run"),
@@ -161,8 +161,8 @@ KEY = "0123456789ab"
         (f"{KEY}/predictions/a\x7f.png", "is no file of a run"),
     ],
 )
-def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         bundle.verify(evil(tmp_path / "evil.zip", {name: b"x"}))
     assert main(["merge", str(tmp_path / "evil.zip"), "--root", str(tmp_path / "root")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["evil.zip"]
@@ -178,7 +178,7 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "evil.zip"
     whole = {f"{key}/record.json": text}
     assert bundle.verify(evil(out, whole)).keys == [key]
-    for entries, options, said in (
+    for entries, options, message in (
         (whole, {"mode": 0o120777}, "is a link"),
         ({f"{KEY}/record.json": text}, {}, f"is the record of {key}"),
         ({f"{key}/spec.json": b"{}"}, {}, "has no record.json"),
@@ -188,7 +188,7 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
         (whole, {f"{key}/spec.json": {"size": 1, "sha256": ""}}, "spec.json' is not in the bundle"),
         (whole, {f"{key}/record.json": {"size": 9, "sha256": ""}}, "record.json has changed"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             bundle.verify(evil(out, entries, **options))
     bomb = {**whole, f"{key}/events.jsonl": b"0" * 50_000_000}
     small = {f"{key}/events.jsonl": {"size": 10, "sha256": "0" * 64}}
@@ -209,7 +209,7 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("A.png", "a.png"), "are one file on many disks"),
         (("caf\u00e9.png", "cafe\u0301.png"), "are one file on many disks"),
@@ -217,18 +217,18 @@ def test_what_is_no_bundle_of_ours_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_clash_on_another_disk(
-    tmp_path: Path, names: tuple[str, str], said: str
+    tmp_path: Path, names: tuple[str, str], message: str
 ) -> None:
     root = lab(tmp_path / "root")
-    key = next(k for k, one in Store(root).records.items() if one.kind == "final")
+    key = next(k for k, record in Store(root).records.items() if record.kind == "final")
     text = (root / key / "record.json").read_bytes()
     entries = {f"{key}/predictions/{name}": b"x" for name in names} | {f"{key}/record.json": text}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         bundle.verify(evil(tmp_path / "evil.zip", entries))
     for name in names:
         (root / key / "predictions" / name).write_bytes(b"x")
     made = bundle.write(root, tmp_path / "a.zip")
-    assert sum("on many disks" in one for one in made.left_out) == 1
+    assert sum("on many disks" in note for note in made.left_out) == 1
     bundle.verify(made.path)
 
 
@@ -284,8 +284,10 @@ def test_no_pipe_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (root / ".methods").mkdir()
     for words, code in (("status", 0), ("ls runs", 0), ("table 1 --suite shapes", 0)):
         assert main([*words.split(), "--root", str(root)]) == code
-    said = capsys.readouterr()
-    assert f"{'1' * 12}/record.json: cannot be read: is not a regular file" in said.out + said.err
+    output = capsys.readouterr()
+    assert (
+        f"{'1' * 12}/record.json: cannot be read: is not a regular file" in output.out + output.err
+    )
     assert main(["bundle", "--verify", str(tmp_path / "pipe.zip")]) == 2
     os.mkfifo(root / ".methods" / "mine_200ep.json")
     assert main(["status", "--root", str(root)]) == 2
@@ -295,11 +297,11 @@ def test_no_pipe_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_another_number_is_kept_beside_ours_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs, ours = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
-    before = {p: p.read_bytes() for p in ours.rglob("*") if p.is_file()}
+    theirs, local = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
+    before = {p: p.read_bytes() for p in local.rglob("*") if p.is_file()}
     made = bundle.write(theirs, tmp_path / "a.zip")
-    entries = {name: board(ours).filled(name).entries for name in TABLES}
-    words = ["--root", str(ours)]
+    entries = {name: board(local).filled(name).entries for name in TABLES}
+    words = ["--root", str(local)]
     for _ in range(2):
         assert main(["merge", str(made.path), *words]) == 0
         out = capsys.readouterr().out
@@ -307,34 +309,36 @@ def test_another_number_is_kept_beside_ours_and_shown(
         assert out.count("top1 71.5 there, 70 here") == 1
         assert {p: p.read_bytes() for p in before} == before
         for name, were in entries.items():
-            for id, one in board(ours).filled(name).entries.items():
-                assert replace(one, elsewhere=()) == were[id]
-        assert len(list((ours / MERGED).glob("*/*/record.json"))) == 2
+            for id, entry in board(local).filled(name).entries.items():
+                assert replace(entry, elsewhere=()) == were[id]
+        assert len(list((local / MERGED).glob("*/*/record.json"))) == 2
     another = f"has another number in the merged bundle {made.digest[:12]}"
     assert main(["table", "1", "--suite", "shapes", "--format", "csv", *words]) == 0
     assert f"{another}: top1 71.5 there" in capsys.readouterr().err
-    pretrain = next(key for key, one in Store(ours).records.items() if one.kind == "pretrain")
+    pretrain = next(
+        key for key, record in Store(local).records.items() if record.kind == "pretrain"
+    )
     drawn = ["--out", str(tmp_path / "a.svg"), *words]
     assert main(["figure", "curves", pretrain, *drawn]) == 2  # nothing is logged
     assert f"{another}: top1 71.5 there" in capsys.readouterr().err
-    found = explained(board(ours), "table1:lewel_m:200:top1")
-    (other,) = found["seeds"][0]["elsewhere"]
+    details = explained(board(local), "table1:lewel_m:200:top1")
+    (other,) = details["seeds"][0]["elsewhere"]
     assert other["metrics"] == {"top1": 71.5, "top5": 90.0}
     assert other["bundle"] == made.digest[:12] and (Path(other["folder"]) / "record.json").is_file()
-    first, second = (one["key"] for one in found["seeds"])
+    first, second = (seed["key"] for seed in details["seeds"])
     told = f"71.5 there, 70 here ({first}); 72.5 there, 71 here ({second})"
     told = f"the merged bundle {made.digest[:12]} has another top1: {told}"
-    for text in shown(ours).values():
+    for text in shown(local).values():
         assert told in text and "another top5" not in text  # that is the same
     assert main(["report", str(tmp_path / "r.html"), "--suite", "shapes", *words]) == 0
     (data,) = re.findall(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text())
     assert json.loads(data)["cells"]["table1:lewel_m:200:top1"]["elsewhere"] == [told]
     for seed in range(2):
-        finish(ours, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 60.0 + seed})
+        finish(local, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 60.0 + seed})
     capsys.readouterr()
     main(["claims", "linear:baselines", "--format", "json", "--suite", "shapes", *words])
     assert told in capsys.readouterr().out
-    assert sorted(Store(ours).others) == sorted({one["key"] for one in found["seeds"]})
+    assert sorted(Store(local).others) == sorted({seed["key"] for seed in details["seeds"]})
 
 
 def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
@@ -348,7 +352,7 @@ def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "why"),
+    ("local", "why"),
     [
         ({"metrics": {"loss": 2.0}}, "is another here"),
         ({"checkpoint": {"file": "backbone.safetensors", "sha256": "b" * 64}}, "is another here"),
@@ -361,7 +365,7 @@ def test_a_number_of_another_network_fills_no_table(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    ours: Any,
+    local: Any,
     why: str,
 ) -> None:
     """Their evaluation is new here, but ours of its pre-training is another network."""
@@ -370,19 +374,19 @@ def test_a_number_of_another_network_fills_no_table(
     key = finish(tmp_path / "theirs", *cell, metrics=metrics)
     made = bundle.write(tmp_path / "theirs", tmp_path / "a.zip")
     (first,) = Store(tmp_path / "theirs").records[key].upstream
-    finish(here, *cell, before=ours if isinstance(ours, dict) else {}, metrics=metrics)
+    finish(here, *cell, before=local if isinstance(local, dict) else {}, metrics=metrics)
     shutil.rmtree(here / key)
-    if ours == "running":
+    if local == "running":
         (here / first / "record.json").unlink()
         monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == first)
-    elif ours == "corrupt":
+    elif local == "corrupt":
         (here / first / "record.json").write_text("{")
     assert main(["merge", str(made.path), "--root", str(here)]) == ("not come" in why)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (key in Store(here).records) == (not why)
     assert bool(list((here / MERGED).glob(f"*/{key}/record.json"))) == ("another" in why)
-    assert not why or f"it rests on {first}, which {why}" in said.err
-    assert (", as are 1 of another network" in said.out) == ("another" in why)
+    assert not why or f"it rests on {first}, which {why}" in output.err
+    assert (", as are 1 of another network" in output.out) == ("another" in why)
     entry = board(here).filled("1").entries["lewel_m", "200:top1"]
     assert entry.mean == (None if why else 70.0)
 
@@ -404,8 +408,8 @@ def test_an_evaluation_whose_network_did_not_come_but_is_here(tmp_path: Path, sa
     path.write_text(json.dumps(content))
     (theirs / first / "record.json").write_text("{")
     shutil.rmtree(here / key)
-    found = merge.merge(bundle.write(theirs, tmp_path / "a.zip"), here)
-    assert (found.new == [key]) == same and (key in found.apart) != same
+    merged = merge.merge(bundle.write(theirs, tmp_path / "a.zip"), here)
+    assert (merged.new == [key]) == same and (key in merged.apart) != same
     left_out = bundle.write(here, tmp_path / "b.zip").left_out
     assert left_out == () if same else "1 records of merged bundles" in left_out[0]
 
@@ -413,45 +417,45 @@ def test_an_evaluation_whose_network_did_not_come_but_is_here(tmp_path: Path, sa
 def test_a_corrupt_record_of_a_merged_bundle_stops_nothing_and_is_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs, ours = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
+    theirs, local = lab(tmp_path / "theirs", 71.5), lab(tmp_path / "ours", 70.0)
     made = bundle.write(theirs, tmp_path / "a.zip")
-    merge.merge(made, ours)
-    whole = {p: p.read_bytes() for p in (ours / MERGED).rglob("*") if p.is_file()}
-    merge.merge(made, ours)
-    assert {p: p.read_bytes() for p in (ours / MERGED).rglob("*") if p.is_file()} == whole
+    merge.merge(made, local)
+    whole = {p: p.read_bytes() for p in (local / MERGED).rglob("*") if p.is_file()}
+    merge.merge(made, local)
+    assert {p: p.read_bytes() for p in (local / MERGED).rglob("*") if p.is_file()} == whole
     bad, good = sorted(path for path in whole if path.name == "record.json")
     bad.write_text("{")
-    words = ["--suite", "shapes", "--root", str(ours)]
+    words = ["--suite", "shapes", "--root", str(local)]
     assert main(["table", "1", "--format", "csv", *words]) == 0
-    said = capsys.readouterr().err
-    assert f"corrupt record {bad}: half-written" in said and "merge its bundle again" in said
-    assert f"{good.parent.name} (" in said  # the other one is still shown
+    output = capsys.readouterr().err
+    assert f"corrupt record {bad}: half-written" in output and "merge its bundle again" in output
+    assert f"{good.parent.name} (" in output  # the other one is still shown
     assert main(["report", str(tmp_path / "r.html"), *words]) == 0
     assert "Corrupt record of a merged bundle" in (tmp_path / "r.html").read_text()
-    merge.merge(made, ours)
-    assert bad.read_bytes() == whole[bad] and not Store(ours).bad_others
+    merge.merge(made, local)
+    assert bad.read_bytes() == whole[bad] and not Store(local).bad_others
 
 
 def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
-    ours = lab(tmp_path / "ours", 1.0)
+    local = lab(tmp_path / "ours", 1.0)
     key = next(k for k in made.keys if f"{k}/events.jsonl" in made.files)
-    (ours / key / "record.json").unlink()
-    (ours / key / "events.jsonl").write_text("half")
-    found = merge.merge(made, ours)
-    assert found.new == [key] and len(found.other) == 1
-    assert (ours / key / "events.jsonl.before-merge").read_text() == "half"
-    assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
+    (local / key / "record.json").unlink()
+    (local / key / "events.jsonl").write_text("half")
+    merged = merge.merge(made, local)
+    assert merged.new == [key] and len(merged.other) == 1
+    assert (local / key / "events.jsonl.before-merge").read_text() == "half"
+    assert Store(local).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
 
 
 def test_a_merge_that_was_killed_keeps_what_was_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
-    ours = tmp_path / "ours"
+    local = tmp_path / "ours"
     key = next(k for k in made.keys if f"{k}/events.jsonl" in made.files)
-    (ours / key).mkdir(parents=True)
-    (ours / key / "events.jsonl").write_text("half")
+    (local / key).mkdir(parents=True)
+    (local / key / "events.jsonl").write_text("half")
     commit = record.commit
 
     def killed(folder: Path, made: Record) -> None:
@@ -461,16 +465,16 @@ def test_a_merge_that_was_killed_keeps_what_was_ours(
 
     with monkeypatch.context() as other, pytest.raises(KeyboardInterrupt):
         other.setattr(record, "commit", killed)
-        merge.merge(made, ours)
-    assert not (ours / key / "record.json").exists()
-    merge.merge(made, ours)
-    assert (ours / key / "events.jsonl.before-merge").read_text() == "half"
-    assert Store(ours).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
+        merge.merge(made, local)
+    assert not (local / key / "record.json").exists()
+    merge.merge(made, local)
+    assert (local / key / "events.jsonl.before-merge").read_text() == "half"
+    assert Store(local).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
     # the record is lost, our job begins again, and the bundle is merged once more
-    (ours / key / "record.json").unlink()
-    (ours / key / "events.jsonl").write_text("second")
-    merge.merge(made, ours)
-    kept = {one.name: one.read_text() for one in (ours / key).glob("*.before-merge")}
+    (local / key / "record.json").unlink()
+    (local / key / "events.jsonl").write_text("second")
+    merge.merge(made, local)
+    kept = {path.name: path.read_text() for path in (local / key).glob("*.before-merge")}
     assert kept == {
         "events.jsonl.before-merge": "half",
         "events.jsonl.2.before-merge": "second",
@@ -481,16 +485,18 @@ def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = bundle.write(lab(tmp_path / "theirs"), tmp_path / "a.zip")
-    ours = tmp_path / "ours"
-    bad, busy = (k for k, one in Store(tmp_path / "theirs").records.items() if one.kind == "final")
-    (ours / bad).mkdir(parents=True)
-    (ours / bad / "record.json").write_text("{")
+    local = tmp_path / "ours"
+    bad, busy = (
+        k for k, record in Store(tmp_path / "theirs").records.items() if record.kind == "final"
+    )
+    (local / bad).mkdir(parents=True)
+    (local / bad / "record.json").write_text("{")
     monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == busy)
-    assert main(["merge", str(made.path), "--root", str(ours)]) == 1
-    said = capsys.readouterr()
-    assert f"{bad} was left out: ours is corrupt" in said.err
-    assert f"{busy} was left out: it is being computed here" in said.err
-    assert "2 records came" in said.out and (ours / bad / "record.json").read_text() == "{"
+    assert main(["merge", str(made.path), "--root", str(local)]) == 1
+    output = capsys.readouterr()
+    assert f"{bad} was left out: ours is corrupt" in output.err
+    assert f"{busy} was left out: it is being computed here" in output.err
+    assert "2 records came" in output.out and (local / bad / "record.json").read_text() == "{"
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,12 +527,12 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "root", tmp_path / "a.zip"
-    for words, said in (
+    for words, message in (
         (["bundle", str(out), "--root", str(root)], "there is no record under"),
         (["bundle", str(out), "--verify"], "No such file"),
         (["merge", str(out), "--root", str(root)], "No such file"),
     ):
-        assert main(words) == 2 and said in capsys.readouterr().err
+        assert main(words) == 2 and message in capsys.readouterr().err
     lab(root)
     assert main(["bundle", str(out), "--root", str(root)]) == 0
     assert main(["bundle", str(out), "--verify"]) == 0

@@ -75,11 +75,11 @@ def test_half_the_micro_batch_is_half_of_what_was_used(
 
 
 @pytest.mark.parametrize(
-    ("processes", "code", "said"),
+    ("processes", "code", "expected"),
     [(1, EXIT["oom"], "--micro-batch 32 takes less"), (8, 1, "statistics over 32 images")],
 )
 def test_out_of_memory_is_said_with_what_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, code: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, code: int, expected: str
 ) -> None:
     """Half the micro-batch of 8 processes was refused at the retry, which hid what had happened."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
@@ -95,7 +95,7 @@ def test_out_of_memory_is_said_with_what_helps(
     settings = MachineSettings(device="cpu")
     assert cell._compute(tmp_path / job.key, settings, Channel()) == code
     message = json.loads((tmp_path / job.key / FAILURE).read_text())["message"]
-    assert message.startswith("OutOfMemoryError: CUDA out of memory.") and said in message
+    assert message.startswith("OutOfMemoryError: CUDA out of memory.") and expected in message
 
 
 def _on(processes: int, job: plan.Job, world: int, *more: object) -> int:

@@ -28,27 +28,27 @@ def _candidate(lr: float, select: float | None, report: float, seen: float) -> R
 
 
 def test_the_select_split_decides_and_the_report_split_does_not() -> None:
-    found = choose(
+    outcome = choose(
         PROTOCOL,
         [_candidate(0.1, 50, 80, 81), _candidate(0.2, 60, 70, 75), _candidate(0.3, 55, 75, 90)],
     )
-    assert found.chosen == {"backbone_lr": 0.2, "head_lr": 1.0}
-    assert found.metrics["top1"] == 70
-    assert found.paper_rule["top1"] == 90 and found.paper_rule["backbone_lr"] == 0.3
-    assert found.selection_gap["top1"] == 20
-    assert len(found.grid) == 3 and not found.warnings
+    assert outcome.chosen == {"backbone_lr": 0.2, "head_lr": 1.0}
+    assert outcome.metrics["top1"] == 70
+    assert outcome.paper_rule["top1"] == 90 and outcome.paper_rule["backbone_lr"] == 0.3
+    assert outcome.selection_gap["top1"] == 20
+    assert len(outcome.grid) == 3 and not outcome.warnings
 
 
 def test_best_at_the_edge_warns() -> None:
-    found = choose(PROTOCOL, [_candidate(lr, 40 + lr, 50, 50) for lr in (0.1, 0.2, 0.3)])
-    assert any("backbone lr 0.3 is the largest" in w for w in found.warnings)
+    outcome = choose(PROTOCOL, [_candidate(lr, 40 + lr, 50, 50) for lr in (0.1, 0.2, 0.3)])
+    assert any("backbone lr 0.3 is the largest" in w for w in outcome.warnings)
 
 
 def test_a_diverged_candidate_loses_and_is_named() -> None:
-    found = choose(PROTOCOL, [_candidate(0.1, 30, 40, 41), _candidate(0.2, None, 0, 99)])
-    assert found.chosen["backbone_lr"] == 0.1
-    assert "diverged at 0.2" in found.warnings
-    assert len(found.grid) == 2
+    outcome = choose(PROTOCOL, [_candidate(0.1, 30, 40, 41), _candidate(0.2, None, 0, 99)])
+    assert outcome.chosen["backbone_lr"] == 0.1
+    assert "diverged at 0.2" in outcome.warnings
+    assert len(outcome.grid) == 2
 
 
 @pytest.mark.parametrize("score", [float("nan"), None], ids=str)

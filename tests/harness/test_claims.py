@@ -69,11 +69,18 @@ def test_records_decide_and_the_exit_code_says_so(
     assert claims(tmp_path) == 1
     capsys.readouterr()
     assert claims(tmp_path, "--format", "json") == 1
-    found = {one["id"]: one for one in json.loads(capsys.readouterr().out)["claims"]}
-    assert found["linear:lewel_b"]["judgement"] == "contradicted"
-    (one,) = found["linear:lewel_m"]["comparisons"]
-    assert one["of"] == "table1:lewel_m:100:top1" and len(one["keys"]) == 6 and one["n"] == 3
-    assert found["coco:lewel_m"]["paper"] == "contradicted" and found["coco:lewel_m"]["flaw"]
+    claims_by_id = {claim["id"]: claim for claim in json.loads(capsys.readouterr().out)["claims"]}
+    assert claims_by_id["linear:lewel_b"]["judgement"] == "contradicted"
+    (comparison,) = claims_by_id["linear:lewel_m"]["comparisons"]
+    assert (
+        comparison["of"] == "table1:lewel_m:100:top1"
+        and len(comparison["keys"]) == 6
+        and comparison["n"] == 3
+    )
+    assert (
+        claims_by_id["coco:lewel_m"]["paper"] == "contradicted"
+        and claims_by_id["coco:lewel_m"]["flaw"]
+    )
     assert claims(tmp_path, "linear:lewel_m", "--format", "md") == 0
     assert (
         r"| supported | LEWEL\_M over MoCov2\*, 100 ep top-1 | supported: +2.1"
@@ -107,7 +114,7 @@ def test_one_that_only_chooses_is_read_where_its_candidate_is(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["linear:lewelm"], "unknown claim 'linear:lewelm'. Did you mean 'linear:lewel_m'?"),
         (["--format", "jsn"], "unknown format 'jsn'. Did you mean 'json'?"),
@@ -115,7 +122,7 @@ def test_one_that_only_chooses_is_read_where_its_candidate_is(
     ],
 )
 def test_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert claims(tmp_path, *words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -29,10 +29,10 @@ def test_a_planning_job_has_patience(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     outcomes: list[Exception | Pass] = []
 
     def advance(work: Sweep, cells: object, *, attended: bool) -> Pass:
-        found = outcomes.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     monkeypatch.setattr(sweep, "advance", advance)
     monkeypatch.setattr(cluster, "PAUSES_S", (0.0, 0.0, 0.0))
@@ -119,16 +119,16 @@ def test_cancel_tells_what_it_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-D is a no; a job whose sbatch has not answered is not ended."""
-    held = {key: control.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
-    monkeypatch.setattr(control, "survey", lambda root: held)
+    live = {key: control.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
+    monkeypatch.setattr(control, "survey", lambda root: live)
     monkeypatch.setattr(control, "cancel", lambda root, keys: {"7": ["a"]})
     monkeypatch.setattr(sys, "stdin", StringIO(""))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert cluster.cancel(tmp_path, ["a", "b"], sure=False) == 1
     assert "not cancelled: 2 jobs" in capsys.readouterr().out
     assert cluster.cancel(tmp_path, ["a", "b"], sure=True) == 0
-    said = capsys.readouterr().out
-    assert "cancelled 1 tasks that held 1 jobs\n1 jobs have ended, or" in said
+    output = capsys.readouterr().out
+    assert "cancelled 1 tasks that held 1 jobs\n1 jobs have ended, or" in output
 
 
 def test_a_spec_of_somebody_else_is_no_job(tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     status.write_spec(job, tmp_path)
     books = ledger.Ledger(tmp_path)
     books.belongs("mine", queue.Limits("here", 1001, 10000))
-    one = books.intend(kind="pretrain", tasks=((job.key,),))
-    books.submitted(one.uid, "7")
+    intent = books.intend(kind="pretrain", tasks=((job.key,),))
+    books.submitted(intent.uid, "7")
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("here", 1001, 10000))
-    monkeypatch.setattr(queue, "tasks", lambda users=(): [queue.Task("7", one.name, "RUNNING")])
+    monkeypatch.setattr(queue, "tasks", lambda users=(): [queue.Task("7", intent.name, "RUNNING")])
     monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
     return job
 
@@ -208,8 +208,8 @@ def test_status_on_another_cluster_knows_nothing(
     assert cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key].state == "running"
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
-    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-    assert found.state == "queued" and "SLURM cannot be asked" in found.reason
+    state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert state.state == "queued" and "SLURM cannot be asked" in state.reason
     assert "were submitted to the cluster 'here'" in capsys.readouterr().err
 
 
@@ -223,9 +223,9 @@ def test_status_says_what_the_next_run_tries_again(
         (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
         tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
         attempt.end(folder, tried, outcome, "CUDA out of memory")
-        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-        assert found.state == state and "CUDA out of memory" in found.reason
-        assert ("the next run tries again" in found.reason) == (outcome == "oom")
+        live_job = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert live_job.state == state and "CUDA out of memory" in live_job.reason
+        assert ("the next run tries again" in live_job.reason) == (outcome == "oom")
 
 
 def test_a_failure_here_after_the_clusters_attempt_is_shown(
@@ -240,8 +240,8 @@ def test_a_failure_here_after_the_clusters_attempt_is_shown(
     failure.write_text('{"message": "no such folder"}')
     for later_s, state in ((10, "missing"), (100, "failed")):
         os.utime(failure, (tried.started + later_s,) * 2)
-        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-        assert found.state == state and found.reason.startswith("no such folder")
+        live_job = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert live_job.state == state and live_job.reason.startswith("no such folder")
 
 
 def test_what_ran_out_of_memory_and_was_cancelled_then(
@@ -257,24 +257,24 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     retried = books.intend(kind="pretrain", tasks=((submitted.key,),))
     books.submitted(retried.uid, "8")
     books.ended(ledger.Entry(retried, "8", ended={0: "CANCELLED"}))
-    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-    assert (found.state, found.reason) == ("missing", "cancelled; run again to go on")
+    state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert (state.state, state.reason) == ("missing", "cancelled; run again to go on")
 
 
 def test_status_warns_of_allocations_that_are_too_short(submitted: Job, tmp_path: Path) -> None:
     """It said "73 min left" of a job that the time limit let make a few steps each time."""
     folder = tmp_path / submitted.key
     for n in range(3):
-        found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-        assert "allocations" not in found.reason
+        state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+        assert "allocations" not in state.reason
         tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
         late = dataclasses.replace(tried, ready=tried.started + 60)
         attempt.end(folder, late, "stopped", retry.TIME_LIMIT)
         (folder / f"checkpoint-{n:08d}-x.pt").touch()
-    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-    assert found.state == "running"
-    assert "the last 3 allocations spent more time starting (about 60 s)" in found.reason
-    assert found.reason.endswith("after 5 it is given up")
+    state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert state.state == "running"
+    assert "the last 3 allocations spent more time starting (about 60 s)" in state.reason
+    assert state.reason.endswith("after 5 it is given up")
 
 
 def test_a_full_disk_is_not_called_an_interruption(
@@ -287,13 +287,13 @@ def test_a_full_disk_is_not_called_an_interruption(
     (entry,) = ledger.Ledger(tmp_path).entries()
     tried = attempt.begin(folder, entry.submission.uid, 0, 1, 0, status.MARKS)
     attempt.end(folder, tried, "disk full", "no space left on the file system of x")
-    found = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
-    assert found.state == "missing"
-    assert found.reason.startswith("disk full, no space left on the file system of x")
+    state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
+    assert state.state == "missing"
+    assert state.reason.startswith("disk full, no space left on the file system of x")
 
 
 @pytest.mark.parametrize(
-    ("ended", "said"),
+    ("ended", "message"),
     [
         ({0: "CANCELLED"}, "; the last planning job, 8, ended as CANCELLED: run the same command"),
         ({}, "planning job 8 is queued (Dependency): it submits what becomes ready"),
@@ -304,7 +304,7 @@ def test_status_says_whether_something_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     ended: dict[int, str],
-    said: str,
+    message: str,
 ) -> None:
     """A sweep whose planning job somebody cancelled was shown as one that had just begun."""
     books = ledger.Ledger(tmp_path)
@@ -315,16 +315,16 @@ def test_status_says_whether_something_goes_on(
     books.ended(ledger.Entry(wake, "8", ended=ended))
     notes: list[str] = []
     cluster.live(tmp_path, status.survey(tmp_path), None, notes)
-    assert said in notes[-1]
+    assert message in notes[-1]
 
 
 def test_a_planning_job_keeps_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The site file may be edited while a sweep goes on."""
     mine = cluster.cluster.parse("mine", {"defaults": {"partition": "then"}}, "the site file")
-    one = ledger.Ledger(tmp_path).intend(
+    intent = ledger.Ledger(tmp_path).intend(
         kind="light", tasks=((),), wakes="tag", profile=mine.model_dump(mode="json")
     )
-    monkeypatch.setenv(inside.WAKE, str(ledger.Ledger(tmp_path).intent(one.uid)))
+    monkeypatch.setenv(inside.WAKE, str(ledger.Ledger(tmp_path).intent(intent.uid)))
     site = Site(clusters={"renamed": {}})
     assert cluster.profile(site, "mine") == mine
     with pytest.raises(ValueError, match="unknown cluster 'other'"):

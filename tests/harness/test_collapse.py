@@ -67,10 +67,10 @@ def test_tables_and_claims_mark_a_number_of_a_collapsed_network(
     note = "collapsed: effective rank 2.4 of 128, untrained 30.6"
     for seed in (0, 1):
         finish(tmp_path, "byol_100ep", "linear_sgd", seed, metrics={"top1": 50.0 + seed})
-        said = {"warnings": (note,)} if seed else {}
+        outcome = {"warnings": (note,)} if seed else {}
         finish(
             tmp_path, "lewel_b_100ep", "linear_sgd", seed,
-            metrics={"top1": 40.5 + seed}, before=said, **said,
+            metrics={"top1": 40.5 + seed}, before=outcome, **outcome,
         )  # fmt: skip
     at = ["--suite", "shapes", "--root", str(tmp_path)]
     assert main(["table", "1", *at]) == 0

@@ -166,16 +166,21 @@ def test_a_run_root_that_is_not_there_is_named(
 ) -> None:
     """A misspelt --root looks like one where nothing is measured yet."""
     for words in (["table", "5", "--format", "csv"], ["explain", "table1:lewel_m:200:top1"]):
-        for root, said in ((tmp_path, ""), (tmp_path / "no", f"no run root {tmp_path / 'no'} yet")):
+        for root, message in (
+            (tmp_path, ""),
+            (tmp_path / "no", f"no run root {tmp_path / 'no'} yet"),
+        ):
             assert main([*words, "--root", str(root)]) == 0
-            assert (error := capsys.readouterr().err).count("\n") == bool(said) and said in error
+            assert (error := capsys.readouterr().err).count("\n") == bool(
+                message
+            ) and message in error
 
 
 def test_a_list_in_a_pipe_has_a_line_a_row(bench: Bench) -> None:
     done = bench("ls", "conflicts")
-    found = bench("ls", "conflicts", "--format", "json")
+    result = bench("ls", "conflicts", "--format", "json")
     lines = done.stdout.splitlines()
-    assert len(lines) == 1 + len(json.loads(found.stdout))
+    assert len(lines) == 1 + len(json.loads(result.stdout))
     assert {line[lines[0].index("the paper") - 1] for line in lines} == {" "}
 
 

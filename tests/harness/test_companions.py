@@ -13,13 +13,13 @@ def test_one_that_cannot_start_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["lewel-bench", "run", "--method", "lewelb"])
-    said, until = "", time.monotonic() + 120
+    output, until = "", time.monotonic() + 120
     with companions.companions(MachineSettings(jobs=2, threads=1)):
-        while not said and time.monotonic() < until:
+        while not output and time.monotonic() < until:
             time.sleep(0.1)
-            said = capsys.readouterr().err
-    assert said.startswith("one of the processes of --jobs could not start: lewel-bench: unknown")
-    assert "Did you mean 'lewel_b'" in said and "The others go on" in said
+            output = capsys.readouterr().err
+    assert output.startswith("one of the processes of --jobs could not start: lewel-bench: unknown")
+    assert "Did you mean 'lewel_b'" in output and "The others go on" in output
 
 
 def test_one_that_ends_with_the_run_is_not(

@@ -110,13 +110,13 @@ def test_of_an_interrupted_job_what_is_left_is_estimated(tmp_path: Path) -> None
     (tmp_path / pretrain.key).mkdir()
     events = [{"event": "step", "time": s, "step": s, "steps": 100} for s in (1, 60)]
     log = tmp_path / pretrain.key / "events.jsonl"
-    log.write_text("".join(json.dumps(one) + "\n" for one in events))
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
     estimator = Estimator(Store(tmp_path).records, tmp_path)
     assert estimator.cost(pretrain).basis == "1 like it here"  # it has nothing to go on from
     (log.parent / "checkpoint-00000060-0123456789abcdef.pt").touch()
-    found = estimator.cost(pretrain)
-    assert found.hours == pytest.approx(0.4 / 60)
-    assert found.basis == "1 like it here, 60% of it done"
+    cost = estimator.cost(pretrain)
+    assert cost.hours == pytest.approx(0.4 / 60)
+    assert cost.basis == "1 like it here, 60% of it done"
     assert total([pretrain, final], estimator).hours == pytest.approx(1.4 / 60)
     assert estimator.cost_of(pretrain.model_dump(mode="json")).hours == pytest.approx(1 / 60)
     finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
@@ -174,7 +174,7 @@ def test_what_costs_otherwise_is_told_apart(tmp_path: Path) -> None:
     estimator = Estimator(Store(tmp_path).records, tmp_path)
 
     def bases(methods: str, **settings: object) -> list[str]:
-        return [estimator.cost(one).basis for one in jobs_of(tmp_path, methods, **settings)]
+        return [estimator.cost(job).basis for job in jobs_of(tmp_path, methods, **settings)]
 
     assert bases("moco_v2_200ep") == bases("moco_v2_100ep") == ["1 like it here"] * 2
     assert bases("moco_v2_symmetric_200ep") == ["1 of its method here", "1 like it here"]
@@ -194,9 +194,9 @@ def test_records_of_as_many_threads_are_gone_by(tmp_path: Path) -> None:
         key = finish(tmp_path, "moco_v2_200ep", "linear_lars", seed, metrics={"top1": 1.0})
         edit(tmp_path / key, 360.0 if threads == "1" else 180.0, threads=threads)
     records, final = Store(tmp_path).records, jobs_of(tmp_path, "moco_v2_200ep")[1]
-    found = [Estimator(records, tmp_path, threads).cost(final) for threads in (1, 2, 8)]
-    assert [one.hours for one in found] == pytest.approx([0.1, 0.05, 0.1])
-    assert [one.basis for one in found] == [f"{n} like it here" for n in (2, 1, 3)]
+    costs = [Estimator(records, tmp_path, threads).cost(final) for threads in (1, 2, 8)]
+    assert [cost.hours for cost in costs] == pytest.approx([0.1, 0.05, 0.1])
+    assert [cost.basis for cost in costs] == [f"{n} like it here" for n in (2, 1, 3)]
 
 
 def test_half_of_a_sweep_predicts_the_other(tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_a_total_in_words(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, "moco_v2_200ep", "linear_lars,semi_1pct")
     estimator = Estimator({})
     estimator.learn(jobs[0], 3600.0, 50)
-    found = total(jobs, estimator, 2)
-    assert found.jobs == len(jobs) and found.hours == 1 and found.unknown == 5
-    assert str(found).startswith(
+    summary = total(jobs, estimator, 2)
+    assert summary.jobs == len(jobs) and summary.hours == 1 and summary.unknown == 5
+    assert str(summary).startswith(
         "7 jobs: 1 device-hours, and 5 jobs of unknown cost; at least 60 min with 2"
     )
     assert str(total(jobs, Estimator({}), 2)).startswith("7 jobs, 6 of unknown cost; ")
@@ -285,8 +285,10 @@ def test_a_budget_takes_short_schedules_and_shared_pre_trainings_first(tmp_path:
     estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
 
     def taken(hours: float) -> list[tuple[str, str]]:
-        found = budget.affordable(jobs, estimator, hours)
-        return [(j.recipe_name[8:], j.protocol.name if j.protocol else "pretrain") for j in found]
+        selected = budget.affordable(jobs, estimator, hours)
+        return [
+            (j.recipe_name[8:], j.protocol.name if j.protocol else "pretrain") for j in selected
+        ]
 
     short = [("100ep", "pretrain"), ("100ep", "linear_lars"), ("100ep", "knn")]
     assert taken(2.5) == [short[0], short[2]]  # the cheaper cell
@@ -307,12 +309,14 @@ def test_a_budget_takes_a_first_seed_and_what_more_cells_share_before_the_rest(
     estimator = known(jobs, moco_v2_100ep=2, lewel_m_100ep=2, linear_lars=1, knn=1)
     names = "moco_v2_100ep", "lewel_m_100ep"
     for first, second in (names, names[::-1]):
-        gone = next(j for j in jobs if (j.recipe_name, j.seed) == (second, 0) and j.protocol)
-        todo = [job for job in jobs if job is not gone]  # two cells of the one, one of the other
+        finished = next(j for j in jobs if (j.recipe_name, j.seed) == (second, 0) and j.protocol)
+        todo = [
+            job for job in jobs if job is not finished
+        ]  # two cells of the one, one of the other
 
         def taken(hours: float, todo: list[Job] = todo) -> list[tuple[str, int]]:
-            found = budget.affordable(todo, estimator, hours)
-            return [(job.recipe_name, job.seed) for job in found if job.recipe]
+            selected = budget.affordable(todo, estimator, hours)
+            return [(job.recipe_name, job.seed) for job in selected if job.recipe]
 
         assert taken(3) == taken(5) == [(first, 0)]
         assert sorted(taken(7)) == sorted([(first, 0), (second, 0)])
@@ -323,8 +327,8 @@ def test_a_finished_pre_training_is_free(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, "moco_v2_100ep,moco_v2_400ep", "linear,knn")
     estimator = known(jobs, moco_v2_400ep=8, moco_v2_100ep=2, linear_lars=1, knn=0.5)
     todo = [job for job in jobs if job.recipe_name != "moco_v2_400ep" or job.protocol]
-    found = budget.affordable(todo, estimator, 1.5)
-    assert {(job.recipe_name, job.kind) for job in found} == {("moco_v2_400ep", "final")}
+    selected = budget.affordable(todo, estimator, 1.5)
+    assert {(job.recipe_name, job.kind) for job in selected} == {("moco_v2_400ep", "final")}
 
 
 def test_the_same_command_goes_on_with_the_same_cells(tmp_path: Path) -> None:
@@ -361,10 +365,10 @@ def test_missing_cells_say_what_they_cost(
     assert "costs 0.025 device-hours (1 like it here)" in cell  # half a minute and a minute
     assert "all of these cells: " in out.splitlines()[-1]
     assert main([*words, "--format", "json"]) == 0
-    found = {one["cell"]: one for one in json.loads(capsys.readouterr().out)}
-    one = found["table1:lewel_m:100:top1"]
-    assert one["jobs"] == 2 and one["device_hours"] == pytest.approx(0.025)
-    assert one["estimated_from"] == ["1 like it here"] and not one["unknown_jobs"]
+    cells = {row["cell"]: row for row in json.loads(capsys.readouterr().out)}
+    top1 = cells["table1:lewel_m:100:top1"]
+    assert top1["jobs"] == 2 and top1["device_hours"] == pytest.approx(0.025)
+    assert top1["estimated_from"] == ["1 like it here"] and not top1["unknown_jobs"]
     assert board(tmp_path).filled("1").entries["lewel_m", "200:top1"].state == "done"
 
 
@@ -387,9 +391,9 @@ def test_a_probe_times_jobs_and_keeps_nothing(
         "--set", "semi_10pct.batch=4", "--root", root,
     ]  # fmt: skip
     assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
-    said = capsys.readouterr()
-    assert "probe 1 of 3: moco_v2_200ep" in said.err and "probe of a whole job here" in said.out
-    assert "unknown" not in said.out
+    output = capsys.readouterr()
+    assert "probe 1 of 3: moco_v2_200ep" in output.err and "probe of a whole job here" in output.out
+    assert "unknown" not in output.out
     assert not [path for path in root.iterdir() if path.name != "data"]
     assert not Store(root).records
     assert main([*map(str, words), "--dry-run", "--probe", "1"]) == 2
@@ -405,8 +409,8 @@ def test_a_probe_times_jobs_and_keeps_nothing(
     with monkeypatch.context() as other:
         other.setattr(probe, "_seconds", broken)
         assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
-    said = capsys.readouterr()
-    assert "no probe of moco_v2_200ep: TypeError: a mistake" in said.err
-    assert "7 jobs, 6 of unknown cost; " in said.out
+    output = capsys.readouterr()
+    assert "no probe of moco_v2_200ep: TypeError: a mistake" in output.err
+    assert "7 jobs, 6 of unknown cost; " in output.out
     assert main([*map(str, words), "--dry-run", "--budget", "5h"]) == 2
     assert "add --probe 50" in capsys.readouterr().err

@@ -46,14 +46,14 @@ def test_class_list_of_imagenet100_is_the_published_one(tmp_path: Path) -> None:
 def test_a_folder_is_known_by_its_files_and_not_by_its_place(tmp_path: Path) -> None:
     first = write_images(tmp_path / "a" / "pictures")
     second = write_images(tmp_path / "b" / "photos")
-    found = [
+    errors = [
         Datasets(Site(), tmp_path / "runs", PAPER, {"": root})("imagenet", "linear")
         for root in (first, second)
     ]
-    assert found[0].id == found[1].id and found[0].id.startswith("folder-")
+    assert errors[0].id == errors[1].id and errors[0].id.startswith("folder-")
     (second / "val" / "class0" / "000.jpg").unlink()
     changed = Datasets(Site(), tmp_path / "runs", PAPER, {"": second})("imagenet", "linear")
-    assert changed.id != found[0].id
+    assert changed.id != errors[0].id
 
 
 def test_a_fingerprint_is_kept_where_it_can_be(tmp_path: Path, monkeypatch) -> None:
@@ -104,8 +104,8 @@ def test_a_link_or_pipe_beside_class_folders_does_not_stop_a_run(tmp_path: Path)
     write_images(tmp_path / "images")
     (tmp_path / "images" / "list.txt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "images" / "pipe.json")
-    found = Datasets(Site(), tmp_path, PAPER, {"": tmp_path / "images"})("imagenet", "")
-    assert found.id.startswith("folder-")
+    dataset = Datasets(Site(), tmp_path, PAPER, {"": tmp_path / "images"})("imagenet", "")
+    assert dataset.id.startswith("folder-")
 
 
 def _voc(folder: Path) -> Path:

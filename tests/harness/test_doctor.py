@@ -12,7 +12,7 @@ from lewel_bench.harness.verbs import doctor
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """What it says of `what`, and its exit code; without the engines, which take seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "_engines", lambda context: [])
@@ -26,7 +26,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return ask
 
 
-def test_a_package_that_is_missing(said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing(run_doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version
 
     def without(name: str) -> str:
@@ -35,7 +35,7 @@ def test_a_package_that_is_missing(said, monkeypatch: pytest.MonkeyPatch) -> Non
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", without)
-    line, code = said("simplejpeg")
+    line, code = run_doctor("simplejpeg")
     assert (
         code == 2
         and line.startswith("problem")
@@ -43,17 +43,19 @@ def test_a_package_that_is_missing(said, monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_a_torch_that_does_not_import(said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_does_not_import(run_doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    line, code = said("torch + torchvision")
+    line, code = run_doctor("torch + torchvision")
     assert code == 2 and line.startswith("problem") and "pip install --upgrade" in line
 
 
-def test_the_site_file_and_the_disk(said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_site_file_and_the_disk(
+    run_doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 2**30))
     (tmp_path / "lewel-bench.toml").write_text('[machine]\ndevice = "cuda"\n')
-    line, code = said("site file: device")
+    line, code = run_doctor("site file: device")
     assert code == 2 and line.startswith("problem") and "use --device cpu" in line
-    assert said("run root")[0].endswith("--root takes another place")
-    assert said("data cifar10")[0].endswith("not configured")
+    assert run_doctor("run root")[0].endswith("--root takes another place")
+    assert run_doctor("data cifar10")[0].endswith("not configured")

@@ -72,15 +72,15 @@ def arguments(images: Path, method: str, evals: tuple[str, ...], **more: Any) ->
 
 def records(root: Path) -> dict[str, dict[str, Any]]:
     """The records under a root, by name of the job."""
-    found = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
-    return {f"{one['name']}/{one['key']}": one for one in found}
+    loaded = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
+    return {f"{file['name']}/{file['key']}": file for file in loaded}
 
 
 def results(root: Path) -> dict[str, Any]:
     """What must not depend on how a run went: metrics, outcomes and hashes of checkpoints."""
     return {
-        name: (one["metrics"], one["outcome"], one["checkpoint"])
-        for name, one in records(root).items()
+        name: (record["metrics"], record["outcome"], record["checkpoint"])
+        for name, record in records(root).items()
     }
 
 
@@ -118,7 +118,7 @@ def stop_at(process: subprocess.Popen[str], root: Path, kind: str, step: int, ho
 @pytest.fixture(scope="module")
 def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of every method, computed without interruption."""
-    found = {}
+    loaded = {}
     for method in METHODS | OTHERS if SLOW else METHODS:
         cwd = tmp_path_factory.mktemp(method)
         evals = ("linear_lars",) if method == "lewel_m" else ()
@@ -127,9 +127,9 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             cwd=cwd, env=environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        found[method] = results(cwd / "runs")
-        assert found[method]
-    return found
+        loaded[method] = results(cwd / "runs")
+        assert loaded[method]
+    return loaded
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_jobs_at_once_give_the_same_numbers(
     process = start(tmp_path, [*words, "--seeds", "2", "--jobs", "2"])
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
-    found = results(tmp_path / "runs")
-    assert undisturbed["lewel_m"].items() <= found.items() and len(found) == 4
-    commands = {one["command"] for one in records(tmp_path / "runs").values()}
+    results_by_name = results(tmp_path / "runs")
+    assert undisturbed["lewel_m"].items() <= results_by_name.items() and len(results_by_name) == 4
+    commands = {record["command"] for record in records(tmp_path / "runs").values()}
     assert len(commands) == 1 and commands.pop().endswith("--jobs 2")
-    assert {one["environment"]["threads"] for one in records(tmp_path / "runs").values()} == {
+    assert {record["environment"]["threads"] for record in records(tmp_path / "runs").values()} == {
         str(max(1, len(os.sched_getaffinity(0)) // 2))
     }
 
@@ -431,10 +431,10 @@ def test_two_processes_under_torchrun(
         assert list((tmp_path / "runs").glob("*/checkpoint-*"))
     done = bench(*words)
     assert done.returncode == 0, out + err + done.stderr
-    (one,) = records(tmp_path / "runs").values()
-    assert one["environment"]["processes"] == "2"
+    (record,) = records(tmp_path / "runs").values()
+    assert record["environment"]["processes"] == "2"
     (alone,) = undisturbed["moco_v2"].values()
-    assert one["metrics"]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-3)
+    assert record["metrics"]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-3)
 
 
 def test_mistake_in_two_processes_is_told_as_in_one(

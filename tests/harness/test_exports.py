@@ -51,8 +51,8 @@ def test_a_card_says_what_the_file_is(made: tuple[Path, str], tmp_path: Path) ->
     out = tmp_path / "lewel.safetensors"
     assert export(root, "lewel_m_200ep", out, "--to", "safetensors", "--licence", "MIT") == 0
     state, _ = checkpoint.read_backbone(root / key / "backbone.safetensors")
-    there = load_file(out)
-    assert state.keys() == there.keys() and all(torch.equal(state[k], there[k]) for k in state)
+    loaded = load_file(out)
+    assert state.keys() == loaded.keys() and all(torch.equal(state[k], loaded[k]) for k in state)
     card = (tmp_path / "lewel.safetensors.md").read_text()
     assert card.startswith('---\nlicense: "MIT"\n')
     assert f"sha256 of this file: {checkpoint.sha256(out)}" in card
@@ -87,7 +87,7 @@ def test_nothing_is_replaced_unless_asked(made: tuple[Path, str], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("run", "name", "to", "said"),
+    ("run", "name", "to", "message"),
     [
         ("moco_v2_200ep", "a.safetensors", "safetensors", "2 runs are named moco_v2_200ep: choose"),
         ("lewel_m_20ep", "a.safetensors", "safetensors", "Did you mean 'lewel_m_200ep'?"),
@@ -104,11 +104,11 @@ def test_a_mistake_is_one_line(
     run: str,
     name: str,
     to: str,
-    said: str,
+    message: str,
 ) -> None:
     assert export(made[0], run, tmp_path / name, "--to", to) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -23,8 +23,8 @@ LINEAR = "linear_lars_in100"
 
 
 def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
-    found = {"lewel_m_beta030_in100_240ep": (60.0, 62.0, 70.0), "lewel_m_in100_240ep": (71.0,)}
-    for name, values in found.items():
+    accuracies = {"lewel_m_beta030_in100_240ep": (60.0, 62.0, 70.0), "lewel_m_in100_240ep": (71.0,)}
+    for name, values in accuracies.items():
         for seed, value in enumerate(values):
             finish(tmp_path, name, LINEAR, seed, metrics={"top1": value})
     chart, command = ablation(board(tmp_path), "3a")
@@ -87,8 +87,8 @@ def test_a_search_shows_its_grid_its_choice_and_what_is_gone(tmp_path: Path) -> 
     finish(tmp_path, "lewel_m_200ep", "linear_lars", metrics=metrics, outcome=outcome)
     chart = search(board(tmp_path), "table1:lewel_m:200:top1")
     (panel,) = chart.panels
-    held, reported, star = panel.series
-    assert (held.x, held.y) == ((0.1, 0.2, 0.4), (50.0, 54.0, 55.0))
+    held_out, reported, star = panel.series
+    assert (held_out.x, held_out.y) == ((0.1, 0.2, 0.4), (50.0, 54.0, 55.0))
     assert (reported.x, reported.y) == ((0.1, 0.2, 0.4), (51.0, 54.5, 53.5))
     assert (star.kind, star.x, star.y) == ("star", (0.4,), (55.0,))
     assert panel.scale == "log" and panel.ticks == (0.1, 0.2, 0.4, 1.6)
@@ -112,7 +112,7 @@ def test_two_rates_give_a_line_for_each_of_the_lesser(tmp_path: Path) -> None:
     outcome = {"chosen": {"backbone_lr": 0.3, "head_lr": 2.0}, "grid": grid}
     finish(tmp_path, "lewel_m_200ep", "semi_1pct", metrics={"top1": 40.3}, outcome=outcome)
     (panel,) = search(board(tmp_path), "table2:lewel_m:200:1pct:top1").panels
-    assert [one.label for one in panel.series] == [
+    assert [series.label for series in panel.series] == [
         "held-out images, head lr 1",
         "held-out images, head lr 2",
         "reported images, head lr 1",
@@ -177,8 +177,8 @@ def test_a_log_is_read_as_the_run_went_and_what_was_done_again_counts_once(tmp_p
         {"event": "monitor", "epoch": 3, "step": 30, "knn_top1": 50.0, "good": True},
         torn='{"event": "step", "step": 39, "lo',
     )
-    found = {curve: points for curve, candidate, points in logged(path) if candidate is None}
-    assert found == {
+    curves = {curve: points for curve, candidate, points in logged(path) if candidate is None}
+    assert curves == {
         ("loss", "epoch"): [(0.5, 4.0), (1.2, 3.0), (1.8, 2.0), (3.0, 1.0)],
         ("knn_top1", "epoch"): [(1, 30.0), (3, 50.0)],
     }
@@ -203,8 +203,11 @@ def test_curves_of_candidates_and_of_runs(tmp_path: Path) -> None:
     losses = {"event": "epoch", "epoch": 1, "epochs": 2, "factor": 1.0, "train_loss": [2.0, None]}
     _log(tmp_path / key / "events.jsonl", losses, {**losses, "epoch": 2, "train_loss": [1.5, 3.0]})
     (panel,) = curves(board(tmp_path), [key, key]).panels
-    assert [(one.x, one.y) for one in panel.series] == [((1, 2), (2.0, 1.5)), ((2,), (3.0,))]
-    assert [one.label[-8:] for one in panel.series] == [", lr 0.1", ", lr 0.4"]
+    assert [(series.x, series.y) for series in panel.series] == [
+        ((1, 2), (2.0, 1.5)),
+        ((2,), (3.0,)),
+    ]
+    assert [series.label[-8:] for series in panel.series] == [", lr 0.1", ", lr 0.4"]
     first = next(k for k in board(tmp_path).states if k != key)
     with pytest.raises(ValueError, match=r"nothing over time is logged for .*done"):
         curves(board(tmp_path), [first])
@@ -252,13 +255,13 @@ def test_figure_5_without_weights_says_what_helps(
     if not done:
         (tmp_path / key / "record.json").unlink()
     assert main(["figure", "5", key, "--images", str(tmp_path), "--root", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.endswith(
+    output = capsys.readouterr().err
+    assert output.endswith(
         "with its --data and --set: lewel-bench run --suite shapes --method lewel_b_200ep "
         f"--evals none --seeds 2, --root {tmp_path}\n"
     )
-    assert ("ask for one with --weights; to pre-train it again remove" in said) == done
-    assert ("has no weights yet" in said) != done
+    assert ("ask for one with --weights; to pre-train it again remove" in output) == done
+    assert ("has no weights yet" in output) != done
 
 
 def test_figure_5_of_a_run_of_any_images(
@@ -267,7 +270,7 @@ def test_figure_5_of_a_run_of_any_images(
     """Of a finished run, the same bytes twice; then what cannot be drawn is said."""
     data = write_images(tmp_path / "data")
     settings = "image_size=32 batch=16 bn_group=16 epochs=1 args.queue=64 args.d=16 args.hidden=16"
-    sets = [word for one in settings.split() for word in ("--set", one)]
+    sets = [word for setting in settings.split() for word in ("--set", setting)]
     run = bench(
         "run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200", "--evals", "none",
         "--data", data, *sets,
@@ -282,9 +285,9 @@ def test_figure_5_of_a_run_of_any_images(
         """In this process: each of its own would import torch again."""
         root = ("--root", tmp_path / "runs", "--out", out)
         code = main(["figure", "5", *map(str, (*arguments, *root))])
-        said = capsys.readouterr()
-        assert (code, said.out) == ((2, "") if said.err else (0, f"{out}\n"))
-        return said.err
+        output = capsys.readouterr()
+        assert (code, output.out) == ((2, "") if output.err else (0, f"{out}\n"))
+        return output.err
 
     wanted = (folder, "--images", data / "val", "--count", "2")
     assert draw(*wanted, "--channels", "3,15") == ""

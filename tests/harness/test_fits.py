@@ -50,13 +50,13 @@ REFUSED_UNMADE = [
 
 def refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str], root: Path) -> str:
     """The one line that a dry run, which writes nothing, and a run both end with."""
-    said = []
+    messages = []
     for more in (("--dry-run",), ()):
         assert main([*RUN, *words, "--root", str(root), *more]) == 2
-        said.append(capsys.readouterr().err.strip().splitlines()[-1])
+        messages.append(capsys.readouterr().err.strip().splitlines()[-1])
         assert bool(more) <= (not root.exists())
-    assert said[0] == said[1] and not list(root.glob("*/spec.json"))
-    return said[0]
+    assert messages[0] == messages[1] and not list(root.glob("*/spec.json"))
+    return messages[0]
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSED)
@@ -64,8 +64,8 @@ def test_folders_that_are_too_small(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     images = write_images(tmp_path / "images")
-    said = refused((*words, "--data", str(images)), capsys, tmp_path / "runs")
-    assert message in said
+    refusal = refused((*words, "--data", str(images)), capsys, tmp_path / "runs")
+    assert message in refusal
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSED_UNMADE)
@@ -81,8 +81,8 @@ def test_segmentation_of_one_class(capsys: pytest.CaptureFixture[str], tmp_path:
     (root / "VOC2012" / "labels.txt").write_text("background\n")
     words = ("--evals", SEG, "--data", f"voc={root}", "--set", f"{SEG}.held_out=2")
     assert main([*RUN, *words, "--dry-run", "--root", str(tmp_path / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert "segmentation needs at least two classes, and there is one: background" in said
+    output = capsys.readouterr().err
+    assert "segmentation needs at least two classes, and there is one: background" in output
 
 
 def test_a_root_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,10 +59,10 @@ def test_no_control_character_reaches_the_terminal(
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "400")
     assert main([*words, "--root", str(root)]) == 0
-    said = capsys.readouterr()
-    assert not unseen(said.out) and not unseen(said.err)
+    output = capsys.readouterr()
+    assert not unseen(output.out) and not unseen(output.err)
     if words[0] != "table":
-        assert "owned" in "".join(said.out.split())
+        assert "owned" in "".join(output.out.split())
 
 
 def test_an_error_is_escaped_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_watch_may_clear_the_screen(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_model_card(root: Path) -> None:
     store = Store(root)
-    (run,) = [one for one in store.records.values() if one.kind == "pretrain"]
+    (run,) = [record for record in store.records.values() if record.kind == "pretrain"]
     text = card.card(
         store, run, Backbone(), file="a`b.pth", sha256="0" * 64, format="timm", licence="<b>x</b>"
     )

@@ -28,8 +28,8 @@ def job(root: Path, key: str) -> Path:
 
 def left(root: Path, state: str) -> set[str]:
     folder = job(root, "a" * 12)
-    found = gc.waste(root, {"a" * 12: JobState("a" * 12, "pretrain", "", 0, "", state)})
-    assert gc.clear(found) == 10 * len(found) == sum(one.size for one in found)
+    waste = gc.waste(root, {"a" * 12: JobState("a" * 12, "pretrain", "", 0, "", state)})
+    assert gc.clear(waste) == 10 * len(waste) == sum(file.size for file in waste)
     return {path.name for path in folder.iterdir()} - {SPEC}
 
 
@@ -62,7 +62,7 @@ def test_a_job_that_a_process_works_on_is_left(tmp_path: Path) -> None:
     folder = job(tmp_path, "a" * 12)
     with Lock(folder / LOCK):
         assert gc.waste(tmp_path, survey(tmp_path)) == []
-    assert [one.path.name[0] for one in gc.waste(tmp_path, survey(tmp_path))] == ["."]
+    assert [file.path.name[0] for file in gc.waste(tmp_path, survey(tmp_path))] == ["."]
 
 
 def test_a_write_that_may_go_on_is_left(tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_what_a_killed_process_left_is_found_at_once(tmp_path: Path, name: str) 
         path = tmp_path / f"{name}.{files.NODE}.{process}.0123abcd.tmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
-    found = gc.waste(tmp_path, survey(tmp_path))
-    assert [str(one.path) for one in found] == [
+    waste = gc.waste(tmp_path, survey(tmp_path))
+    assert [str(cost.path) for cost in waste] == [
         f"{tmp_path}/{name}.{files.NODE}.{dead.pid}.0123abcd.tmp"
     ]
-    assert gc.clear(found) == 4 and gc.waste(tmp_path, survey(tmp_path)) == []
+    assert gc.clear(waste) == 4 and gc.waste(tmp_path, survey(tmp_path)) == []
 
 
 def test_generated_images_that_were_being_made_go(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_generated_images_that_were_being_made_go(tmp_path: Path) -> None:
     (half / "1.jpg").write_text("12345")
     with Lock(tmp_path / "data" / ".shapes.lock"):
         assert gc.waste(tmp_path, survey(tmp_path)) == []
-    (found,) = gc.waste(tmp_path, survey(tmp_path))
-    assert found.path == half.parent and found.size == 5
-    assert gc.clear([found]) == 5 and not half.parent.exists()
+    (waste,) = gc.waste(tmp_path, survey(tmp_path))
+    assert waste.path == half.parent and waste.size == 5
+    assert gc.clear([waste]) == 5 and not half.parent.exists()
 
 
 def test_marks_of_a_killed_run_go_with_the_next_look(tmp_path: Path) -> None:

@@ -54,12 +54,12 @@ def evaluate(root: Path, *arguments: object) -> int:
 
 
 def imported_keys(root: Path) -> list[str]:
-    return [one.key for one in Store(root).records.values() if one.kind == "import"]
+    return [record.key for record in Store(root).records.values() if record.kind == "import"]
 
 
 def imported(root: Path) -> Record:
-    (found,) = (one for one in Store(root).records.values() if one.kind == "import")
-    return found
+    (record,) = (record for record in Store(root).records.values() if record.kind == "import")
+    return record
 
 
 def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
     assert made.checkpoint.sha256 == checkpoint.sha256(file)
     state, header = checkpoint.read_backbone(file)
     assert header == {"arch": "resnet18", "stem": "imagenet", "width": "8"}
-    ours = layouts.state(1)
-    assert all(torch.equal(state[key], value) for key, value in ours.items())
+    own = layouts.state(1)
+    assert all(torch.equal(state[key], value) for key, value in own.items())
     (extra,) = extras.find(Store(root), ["mine"])
     assert (extra.recipe, extra.epochs, extra.key) == ("moco_v2_200ep", 200, made.key)
 
@@ -157,8 +157,8 @@ def test_another_architecture_stands_for_no_recipe(
 ) -> None:
     given = ["--checkpoint", moco(tmp_path / "a.pth"), "--name", "mine", "--as", "moco_v2_200ep"]
     assert evaluate(tmp_path / "runs", *given, "--suite", "paper") == 2
-    said = capsys.readouterr().err
-    assert "--as moco_v2_200ep: the checkpoint is a resnet18" in said and "a resnet50" in said
+    output = capsys.readouterr().err
+    assert "--as moco_v2_200ep: the checkpoint is a resnet18" in output and "a resnet50" in output
     assert not imported_keys(tmp_path / "runs")
 
 
@@ -207,8 +207,8 @@ def test_proof_comes_before_any_job(
     doubt = Proof(FOUND, ("kNN on 240 generated scenes: top-1 9.0",))
     monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: doubt)
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--evals", "knn") == 2
-    said = capsys.readouterr().err
-    assert "top-1 9.0\nNothing was queued; --force" in said and not list(root.glob("*/*.json"))
+    output = capsys.readouterr().err
+    assert "top-1 9.0\nNothing was queued; --force" in output and not list(root.glob("*/*.json"))
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--force") == 0
     assert imported(root).warnings == doubt.warnings
 
@@ -242,13 +242,13 @@ def test_mistakes(
 
 def test_names_are_unique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "runs"
-    one, two = moco(tmp_path / "one.pth"), moco(tmp_path / "two.pth", 5)
+    first, two = moco(tmp_path / "one.pth"), moco(tmp_path / "two.pth", 5)
     assert evaluate(root, "--name", "one") == 2
     assert "To import one: --checkpoint FILE" in capsys.readouterr().err
-    assert evaluate(root, "--checkpoint", one, "--name", "one") == 0
+    assert evaluate(root, "--checkpoint", first, "--name", "one") == 0
     assert evaluate(root, "--checkpoint", two, "--name", "one") == 2
     assert "is another checkpoint's here" in capsys.readouterr().err
-    assert evaluate(root, "--checkpoint", one, "--name", "two") == 2
+    assert evaluate(root, "--checkpoint", first, "--name", "two") == 2
     assert "these weights are here as one" in capsys.readouterr().err
     assert evaluate(root, "--name", "onw") == 2
     assert "Did you mean 'one'" in capsys.readouterr().err
@@ -257,26 +257,26 @@ def test_names_are_unique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_name_that_two_share_after_a_merge_is_neithers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for seed, root in enumerate((ours, theirs)):
+    local, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for seed, root in enumerate((local, theirs)):
         assert evaluate(root, "--checkpoint", moco(tmp_path / "a.pth", seed), "--name", "mine") == 0
         evaluated(root, SHAPES, "mine", "linear_lars", [50.0 + seed])
-    own = imported(ours).key
-    merge.merge(bundle.write(theirs, tmp_path / "a.zip"), ours)
-    assert len(imported_keys(ours)) == 2
-    words = ["table", "1", "--suite", "shapes", "--root", str(ours), "--with"]
+    own = imported(local).key
+    merge.merge(bundle.write(theirs, tmp_path / "a.zip"), local)
+    assert len(imported_keys(local)) == 2
+    words = ["table", "1", "--suite", "shapes", "--root", str(local), "--with"]
     assert main([*words, "mine"]) == 2
     assert "Did you mean 'mine-" in capsys.readouterr().err
-    filled = board(ours, SHAPES, f"mine-{own[:6]}").filled("1")
+    filled = board(local, SHAPES, f"mine-{own[:6]}").filled("1")
     row = next(row for row in filled.table.rows if "imported" in row.label)
     means = {e.mean for (id, _), e in filled.entries.items() if id == row.id and e.mean is not None}
     assert means == {50.0, 65.0}
     # going on with one leaves both their names
-    names = set(extras.imported(Store(ours)))
-    assert evaluate(ours, "--name", f"mine-{own[:6]}") == 0
-    assert set(extras.imported(Store(ours))) == names and len(names) == 2
+    names = set(extras.imported(Store(local)))
+    assert evaluate(local, "--name", f"mine-{own[:6]}") == 0
+    assert set(extras.imported(Store(local))) == names and len(names) == 2
     # the file alone does not say which name it goes by
-    assert evaluate(ours, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
+    assert evaluate(local, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
     assert "these weights are here as mine-" in capsys.readouterr().err
 
 
@@ -285,7 +285,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     given = ("--checkpoint", path, "--name", "mine", "--evals", "linear,knn", "--dry-run")
     assert evaluate(root, *given) == 0
     assert "linear_lars of mine" in capsys.readouterr().out
-    assert not [found for found in root.rglob("*") if found.is_file()]
+    assert not [path for path in root.rglob("*") if path.is_file()]
 
 
 def evaluated(
@@ -339,8 +339,8 @@ def test_row_beside_the_papers(
     assert ("mine", "100:top1") not in filled.entries
     # the paper's own row stays empty
     assert filled.entries["moco_v2", "200:top1"].n == 0
-    found = explained(board(root, PAPER, "mine"), "table1:mine:200:top1")
-    assert json.dumps(found).count('"random_top1": 20.0')
+    details = explained(board(root, PAPER, "mine"), "table1:mine:200:top1")
+    assert json.dumps(details).count('"random_top1": 20.0')
     assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
     assert "imported, weights" in capsys.readouterr().out
     # another network than the recipe's has nothing published beside it

@@ -72,7 +72,7 @@ def test_ranks_that_end_without_a_word_have_failed(
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "expected"),
+    ("error", "code", "expected"),
     [
         (
             RuntimeError("Connection closed by peer"),
@@ -86,14 +86,14 @@ def test_ranks_that_end_without_a_word_have_failed(
 )
 def test_what_ended_one_rank_is_said_not_what_the_others_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    said: Exception | None, code: int, expected: str,
+    error: Exception | None, code: int, expected: str,
 ) -> None:  # fmt: skip
     runner = _runner(tmp_path, processes=2)
     (job,) = runner.pending
 
     def watched(command: list[str], environment: dict[str, str]) -> int:
-        if said:
-            log.write_failure(tmp_path / job.key, said)
+        if error:
+            log.write_failure(tmp_path / job.key, error)
         return code
 
     monkeypatch.setattr(local, "_watched", watched)

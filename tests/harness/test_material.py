@@ -37,12 +37,12 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
         shutil.rmtree(sets / "Segmentation")
     arguments = argparse.Namespace(format="text", full=False, all=False)
     code = material._check_annotations(root, "voc", arguments)
-    said = capsys.readouterr()
-    assert f"{root} (voc, {tasks}): " in said.out
+    output = capsys.readouterr()
+    assert f"{root} (voc, {tasks}): " in output.out
     if lists == "Segmentation":  # sound, though nothing in it is for detection
-        assert (code, said.err) == (0, "")
+        assert (code, output.err) == (0, "")
     else:
-        assert code == 2 and ("Annotations" if lists else "no VOC data set") in said.err
+        assert code == 2 and ("Annotations" if lists else "no VOC data set") in output.err
 
 
 def test_what_is_configured_as_imagenet_must_be_imagenet(
@@ -55,10 +55,12 @@ def test_what_is_configured_as_imagenet_must_be_imagenet(
     for what in ("imagenet", str(root)):
         capsys.readouterr()
         assert check(Path(what)) == 2
-        said = capsys.readouterr()
-        assert "train has 48 images of 3 classes, not ImageNet-1K's 1,281,167 of 1,000" in said.err
-        assert "val has 18 images of 3 classes, not ImageNet-1K's 50,000 of 1,000" in said.err
-        assert f"--data {root}" in said.err and "sound" not in said.out
+        output = capsys.readouterr()
+        assert (
+            "train has 48 images of 3 classes, not ImageNet-1K's 1,281,167 of 1,000" in output.err
+        )
+        assert "val has 18 images of 3 classes, not ImageNet-1K's 50,000 of 1,000" in output.err
+        assert f"--data {root}" in output.err and "sound" not in output.out
     # and a run refuses it, but not as data of one's own
     mine = Datasets(Site(), tmp_path, PAPER, {"": root})("imagenet", "")
     named = Dataset(name="imagenet", id="imagenet", root=str(root))
@@ -119,16 +121,16 @@ def test_a_kind_of_problem_is_one_line_and_all_lists_every_place(
     many_broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(many_broken) == 2
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("problem: 5 times: is empty: replace the file")
     assert all(f"empty{n}.jpg" in lines[0] for n in range(3)) and "empty3.jpg" not in lines[0]
     assert "text.jpg: is no readable image (unknown format)" in lines[1]
-    assert f"{many_broken}: 6 problems\n--all lists every place\n" in said.out
+    assert f"{many_broken}: 6 problems\n--all lists every place\n" in output.out
     assert check(many_broken, "--all") == 2
-    said = capsys.readouterr()
-    assert len(said.err.splitlines()) == 6 and "--all" not in said.out
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 6 and "--all" not in output.out
 
 
 def test_what_run_refuses_is_grouped_too(many_broken: Path, tmp_path: Path) -> None:
@@ -158,8 +160,8 @@ def test_files_left_out_are_named_by_run_and_in_the_record(
     images = splits.read(data, "train")
     whole = splits.contents(images)
     assert (whole.images, whole.classes, whole.per_class) == (48, 3, (16, 16))
-    found = job._described(data, images.take(np.arange(5)), whole)
-    assert (found.left_out, found.images, found.whole) == ({".heic": 1}, 5, whole)
+    description = job._described(data, images.take(np.arange(5)), whole)
+    assert (description.left_out, description.images, description.whole) == ({".heic": 1}, 5, whole)
     assert job._described(data, splits.read(data, "val"), whole).left_out == {}
 
 
@@ -170,7 +172,7 @@ def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> 
     def check(*settings: tuple[str, object]) -> None:
         selection = Selection(methods=("pcl_200ep",), evals=("none",), settings=settings)
         (planned,) = plan.plan(selection, SHAPES, datasets)
-        fits.check_data([planned], lambda one: fits.Place(1, True))
+        fits.check_data([planned], lambda job: fits.Place(1, True))
 
     with pytest.raises(ValueError, match=r"batch 64 is more than the 48 .* --set batch=12"):
         check()

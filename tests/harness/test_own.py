@@ -139,7 +139,7 @@ def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("loss", "a Tensor"),
         ("loss, None", "(Tensor, NoneType)"),
@@ -147,11 +147,11 @@ def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
         ("loss.detach(), {}", "a detached loss"),
     ],
 )
-def test_what_forward_must_return_is_said(tmp_path: Path, given: str, said: str) -> None:
+def test_what_forward_must_return_is_said(tmp_path: Path, given: str, message: str) -> None:
     returned = 'return loss, {"feature_std": feature_std(y1)}'
     job = pretraining(tmp_path, added(tmp_path, returned, f"return {given}"))
     settings = MachineSettings(device="cpu", workers=0)
-    with pytest.raises(ValueError, match=re.escape(f"VICReg.forward returned {said}: it must")):
+    with pytest.raises(ValueError, match=re.escape(f"VICReg.forward returned {message}: it must")):
         jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
 
 
@@ -213,7 +213,7 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("class VICReg(Method):", "class VICReg(Method:", "line 20: invalid syntax"),
         (
@@ -252,19 +252,19 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
 ) -> None:
     file = tmp_path / "my_method.py"
     file.write_text(EXAMPLE.read_text().replace(old, new))
     words = ["run", "--suite", "shapes", "--method", f"{file}:recipe", "--root"]
     assert main([*words, str(tmp_path / "runs"), "--dry-run"]) == 2
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*/record.json"))
 
 
 def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
+    for words, message in (
         ([f"{EXAMPLE}"], "name a recipe in it"),
         ([f"{tmp_path}/none.py:recipe"], "there is no file"),
         ([f"{EXAMPLE}:recipe", "--set", "args.dmi=3"], "Did you mean 'dim'?"),
@@ -273,7 +273,7 @@ def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         command = ["run", "--suite", "shapes", "--root", str(tmp_path), "--dry-run", "--method"]
         assert main([*command, *words]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / own.FOLDER).exists()  # a dry run leaves nothing
     (tmp_path / own.FOLDER).mkdir()
     (tmp_path / own.FOLDER / "vicreg_100ep.json").write_text("{")
@@ -306,12 +306,12 @@ def test_its_row_stands_below_the_papers(
     cell = f"table1:{name}:100:top1"
     assert main(["explain", cell, *more, "--with", name]) == 0
     capsys.readouterr()
-    for command, said in (
+    for command, message in (
         (["explain", cell], f"That row is there --with {name}"),
         ([*words, "--with", "vicrge_100ep"], "Did you mean 'vicreg_100ep'"),
     ):
         assert main([*command, *([] if "--with" in command else more)]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_length_that_no_column_has_is_said(
@@ -321,9 +321,9 @@ def test_a_length_that_no_column_has_is_said(
     longer = {"name": "vicreg_300ep", "epochs": 300}
     RECIPES["vicreg_300ep"] = change(RECIPES["vicreg_100ep"], longer)
     rows = extras.find(Store(tmp_path), ["vicreg_300ep"])
-    one = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
-    assert one.rows == table.load("1").rows
-    assert "vicreg_300ep is pre-trained for 300 epochs: no column" in one.remarks[-1]
+    table_1 = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
+    assert table_1.rows == table.load("1").rows
+    assert "vicreg_300ep is pre-trained for 300 epochs: no column" in table_1.remarks[-1]
 
 
 def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     states = status.survey(store.root, store)
     cell = f"table1:{name}:100:top1"
-    found = cluster.named(states, cell, extras.beside(store))
-    assert sorted(found) == sorted([key, *store.records[key].upstream])
+    keys = cluster.named(states, cell, extras.beside(store))
+    assert sorted(keys) == sorted([key, *store.records[key].upstream])
     with pytest.raises(ValueError, match="nothing that fills table1:lewel_m:200:top1"):
         cluster.named(states, "table1:lewel_m:200:top1", extras.beside(store))
     assert main(["logs", cell, "--root", str(store.root)]) == 2
@@ -411,7 +411,7 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("ours", "family", "args", "said"),
+    ("method", "family", "args", "message"),
     [
         ("LewelB", "lewel_b", {"args.h": 3}, "argument h of Mine: 3 must divide d 256"),
         ("MoCoV2", "moco_v2", {"args.queue": 8}, "argument queue of Mine: 8 is smaller"),
@@ -420,20 +420,20 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
     ],
 )
 def test_a_class_with_arguments_of_ours_has_their_rules(
-    tmp_path: Path, ours: str, family: str, args: dict[str, Any], said: str
+    tmp_path: Path, method: str, family: str, args: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "sub.py"
     file.write_text(
-        f"from lewel_bench.pretrain.methods.{family} import {ours}\n"
+        f"from lewel_bench.pretrain.methods.{family} import {method}\n"
         "from lewel_bench.pretrain.recipe import change\n"
         "from lewel_bench.pretrain.recipes import RECIPES\n"
-        f"class Mine({ours}):\n    pass\n"
+        f"class Mine({method}):\n    pass\n"
         "fields = {'name': 'mine_200ep', 'method': 'Mine'}\n"
         f"recipe = change(RECIPES['{family}_200ep'], fields)\n"
     )
     (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
     methods.check(RECIPES[name])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         methods.check(change(RECIPES[name], args))
 
 
@@ -484,10 +484,10 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
     assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
     assert RECIPES["vicreg_100ep"].identity() not in seen and seen[0] != seen[1]
-    for more, said in (
+    for more, message in (
         (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
         (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),
         (["--method", "vicreg", "--evals", "linear_lang"], "unknown evaluation 'linear_lang'"),
     ):
         assert main([*words, *more]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

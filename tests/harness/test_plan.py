@@ -124,10 +124,10 @@ def _judged(suite: str, *tables: str) -> dict[str, tuple[str, ...]]:
 def test_a_table_is_run_as_far_as_the_suite_has_a_scale() -> None:
     here = set(suites.SUITES["cifar10"].protocols)
     for number in ("1", "2", "5", "6", "7"):
-        paper, ours = _judged("paper", number), _judged("cifar10", number)
-        for recipe, names in ours.items():
+        paper, scaled = _judged("paper", number), _judged("cifar10", number)
+        for recipe, names in scaled.items():
             assert names == tuple(name for name in paper[recipe] if name in here)
-        assert set(ours) == {recipe for recipe, names in paper.items() if set(names) & here}
+        assert set(scaled) == {recipe for recipe, names in paper.items() if set(names) & here}
     assert set(_judged("cifar10", "9")) == set(_judged("paper", "9"))  # its costs have no scale
     assert _judged("shapes", *table.TABLES) == _judged("paper", *table.TABLES)
     assert _judged("paper", "all") == _judged("paper", *table.TABLES)
@@ -216,9 +216,9 @@ def test_a_candidate_does_not_depend_on_the_rest_of_the_grid() -> None:
 
 
 def test_one_run_serves_two_tables() -> None:
-    one = {j.key for j in _plan(tables=("1",)) if j.kind == "pretrain"}
+    keys = {j.key for j in _plan(tables=("1",)) if j.kind == "pretrain"}
     both = [j.key for j in _plan(tables=("1", "2")) if j.kind == "pretrain"]
-    assert len(both) == len(set(both)) and one <= set(both)
+    assert len(both) == len(set(both)) and keys <= set(both)
 
 
 def test_a_job_survives_its_spec_file() -> None:
@@ -300,6 +300,6 @@ def test_change_names_the_nearest_field() -> None:
 
 
 def test_conflicts_name_recipes_and_protocols_that_exist() -> None:
-    for one in conflicts.load():
-        assert set(one.recipes) <= set(FAMILIES), one.id
-        assert set(one.protocols) <= set(PROTOCOLS), one.id
+    for conflict in conflicts.load():
+        assert set(conflict.recipes) <= set(FAMILIES), conflict.id
+        assert set(conflict.protocols) <= set(PROTOCOLS), conflict.id

@@ -26,5 +26,5 @@ def test_two_kinds_of_processor_are_told_apart(
     path = tmp_path / "cpuinfo"
     if info is not None:
         path.write_text(info)
-    found = processor(path)
-    assert found == (expected or platform.processor() or platform.machine())
+    model = processor(path)
+    assert model == (expected or platform.processor() or platform.machine())

@@ -131,15 +131,19 @@ def test_nothing_from_outside_is_markup_or_runs(root: Path, file: Path) -> None:
     digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
     assert policy == f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
     data = json.loads(page.scripts[0])
-    assert EVIL in {one.get("command") for one in data["records"].values()}  # as it was written
+    assert EVIL in {
+        record.get("command") for record in data["records"].values()
+    }  # as it was written
     links = {attrs["href"] for tag, attrs in page.found if tag == "a"}
-    assert {one for one in links if one and one[0] != "#"} == {"https://arxiv.org/abs/2203.14898"}
+    assert {link for link in links if link and link[0] != "#"} == {
+        "https://arxiv.org/abs/2203.14898"
+    }
     of = gather(board(root), file.parent)
     filled = of.tables[0]
     scale = replace(of, scale=EVIL, suite=EVIL, options=EVIL, problems=[EVIL])
     quoted = filled.table.model_copy(update={"title": EVIL, "caption": EVIL, "remarks": (EVIL,)})
-    for one in (scale, replace(of, tables=[replace(filled, table=quoted, suite=EVIL)])):
-        text = report(replace(one, figures=()))
+    for material in (scale, replace(of, tables=[replace(filled, table=quoted, suite=EVIL)])):
+        text = report(replace(material, figures=()))
         assert len(Reader(text).scripts) == 2 and "<img" not in text
 
 
@@ -203,7 +207,7 @@ def column(page: Page, place: int) -> list[tuple[str | None, str | None]]:
     """What is measured and published in a column of Table 1, as it stands."""
     rows = "[...document.querySelectorAll('#table1 tbody tr')]"
     told = "(d => [d.value ?? null, d.paper ?? null])"
-    return [tuple(one) for one in page.run(f"{rows}.map(r => {told}(r.cells[{place}].dataset))")]
+    return [tuple(row) for row in page.run(f"{rows}.map(r => {told}(r.cells[{place}].dataset))")]
 
 
 def ordered(cells: list[tuple[str | None, str | None]], sign: int) -> list[Any]:
@@ -239,9 +243,9 @@ def test_a_browser_sorts_filters_and_opens_what_is_behind_a_number(page: Page, f
     assert page.run("document.querySelector('dialog').open")
     page.run("document.querySelectorAll('dialog summary')[1].click()")
     page.run("new Promise(done => setTimeout(done, 100))")
-    said = page.run("document.querySelector('dialog').innerText")
-    assert "72.00 ± 2.00 %; 3 of 3 seeds" in said and "seed 2" in said
-    assert EVIL.replace("\u2028", "") in said.replace("\u2028", "")
+    output = page.run("document.querySelector('dialog').innerText")
+    assert "72.00 ± 2.00 %; 3 of 3 seeds" in output and "seed 2" in output
+    assert EVIL.replace("\u2028", "") in output.replace("\u2028", "")
     links = page.run("[...document.querySelectorAll('dialog a')].map(a => a.href)")
     for link in links:
         target = Path(link.removeprefix("file://").replace("%20", " ").replace("%26", "&"))

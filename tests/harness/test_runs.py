@@ -26,7 +26,7 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--budget", "5days"), "--budget '5days': write device-hours"),
         (("--probe", "1"), "a pace needs two steps at least"),
@@ -36,12 +36,12 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
     ],
 )
 def test_what_is_refused_leaves_a_corrupt_record_where_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     path = tmp_path / finish(tmp_path, "lewel_m_200ep", "linear_lars") / "record.json"
     path.write_text("{")
     assert main([*RUN, "--root", str(tmp_path), "--replace-corrupt", *words]) == 2
-    assert said in capsys.readouterr().err and path.read_text() == "{"
+    assert message in capsys.readouterr().err and path.read_text() == "{"
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_networks_that_a_bundle_left_out_are_named_before_anything_starts(
     key = finish(tmp_path, "lewel_m_200ep", "linear_lars")
     (tmp_path / key / "record.json").unlink()
     assert main([*RUN, "--root", str(tmp_path), "--dry-run"]) == 0
-    said = capsys.readouterr().err
-    assert "note: 1 job cannot run: " in said and "ask for one with --weights" in said
+    output = capsys.readouterr().err
+    assert "note: 1 job cannot run: " in output and "ask for one with --weights" in output
     searched = [*RUN[:-1], "semi_1pct", "--root", str(tmp_path), "--dry-run"]
     assert main(searched) == 0
     assert "note: 4 jobs cannot run: " in capsys.readouterr().err  # their choice reads records
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--data", "linear="), "--data linear= is empty"),
         (("--device", "cuda:9"), "device cuda:9: "),
@@ -88,12 +88,12 @@ def test_networks_that_a_bundle_left_out_are_named_before_anything_starts(
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     data = write_images(tmp_path / "images")
     command = [*RUN[:-1], "none", "--data", f"pretrain={data}", "--set", "bn_group=64"]
     assert main([*command, "--root", str(tmp_path / "runs"), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 

@@ -11,8 +11,8 @@ from lewel_bench.harness.progress import Share, shares
 from lewel_bench.harness.status import JobState, Progress
 
 
-def events(folder: Path, *found: dict[str, Any]) -> Path:
-    (folder / status.EVENTS).write_text("".join(json.dumps(one) + "\n" for one in found))
+def events(folder: Path, *entries: dict[str, Any]) -> Path:
+    (folder / status.EVENTS).write_text("".join(json.dumps(event) + "\n" for event in entries))
     return folder
 
 
@@ -60,7 +60,7 @@ def test_shares_of_methods_and_tables() -> None:
     ]
     methods, tables = shares(jobs)
     assert methods == [Share("lewel_m_200ep", "shapes", 1, 3, 2, 3, 1)]
-    of = {one.name: one for one in tables}
+    of = {share.name: share for share in tables}
     assert of["table 1"] == Share("table 1", "shapes", 1, 2, 2, 3, 0)
     assert of["table 2"] == Share("table 2", "shapes", 1, 2, 2, 0, 1)
 

@@ -14,19 +14,19 @@ from lewel_bench.harness.jobs import signals
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {one: signal.getsignal(one) for one in signals.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     monkeypatch.setattr(signals, "_received", [])
     yield
-    for one, handler in before.items():
-        signal.signal(one, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("one", signals.SIGNALS)
-def test_a_signal_asks_to_stop(one: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_asks_to_stop(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     signals.listen()
-    signal.raise_signal(one)
-    assert signals.asked_to_stop() and signals.received() == one
-    assert f"{one.name}: saving, then stopping" in capfd.readouterr().err
+    signal.raise_signal(number)
+    assert signals.asked_to_stop() and signals.received() == number
+    assert f"{number.name}: saving, then stopping" in capfd.readouterr().err
 
 
 def test_nohup_is_respected() -> None:
@@ -38,7 +38,7 @@ def test_nohup_is_respected() -> None:
 
 def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled ssh blocks what a run says; its handler must not write into the same stream."""
-    ours, theirs = os.pipe()
+    read_end, theirs = os.pipe()
     stream = os.fdopen(theirs, "w")
     stream.reconfigure(line_buffering=True)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -48,7 +48,7 @@ def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.Monk
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
-        while os.read(ours, 2**16):
+        while os.read(read_end, 2**16):
             pass
 
     reader = threading.Thread(target=stall)
@@ -58,5 +58,5 @@ def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.Monk
     finally:
         stream.close()
         reader.join()
-        os.close(ours)
+        os.close(read_end)
     assert signals.received() == signal.SIGTERM

@@ -45,16 +45,21 @@ RUN = [
 def test_programs_and_shell_lines_only_from_the_users_own_file(
     content: str, named: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = tmp_path / "clone" / FILE
-    found.write_text(content)
+    site_file = tmp_path / "clone" / FILE
+    site_file.write_text(content)
     with pytest.raises(ValueError) as refused:
         site.load()
-    for words in (str(found), named, str(home / FILE), f"export LEWEL_BENCH_CONFIG={found}"):
+    for words in (
+        str(site_file),
+        named,
+        str(home / FILE),
+        f"export LEWEL_BENCH_CONFIG={site_file}",
+    ):
         assert words in str(refused.value)
-    monkeypatch.setenv("LEWEL_BENCH_CONFIG", str(found))
-    assert site.load().path == found
+    monkeypatch.setenv("LEWEL_BENCH_CONFIG", str(site_file))
+    assert site.load().path == site_file
     monkeypatch.delenv("LEWEL_BENCH_CONFIG")
-    found.rename(home / FILE)
+    site_file.rename(home / FILE)
     assert site.load().path == home / FILE
 
 
@@ -131,8 +136,8 @@ def test_a_file_of_another_user_or_that_others_can_write_is_refused(
     monkeypatch.setattr(site, "_is_private", lambda gid, uid: gid == uid == ROOT)
     # a user's group is the one shared by all
     status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, owner and 100, 0, 0, 0, 0))
-    said = site._unsafe(status, Path("/x/lewel-bench.toml"))
-    assert (said is None) == (refused is None) and (refused or "") in (said or "")
+    message = site._unsafe(status, Path("/x/lewel-bench.toml"))
+    assert (message is None) == (refused is None) and (refused or "") in (message or "")
 
 
 def test_a_group_is_private_by_its_name_and_members(monkeypatch: pytest.MonkeyPatch) -> None:

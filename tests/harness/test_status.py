@@ -74,8 +74,10 @@ def test_a_file_that_is_nested_too_deeply_is_damaged(tmp_path: Path, name: str) 
     last = finish(tmp_path, "moco_v2_200ep", "linear_lars", metrics={"top1": 1.0})
     (tmp_path / last / "record.json").unlink()
     (tmp_path / last / name).write_text("[" * 100_000)
-    found = states(tmp_path)
-    assert (last in found) == (name != "spec.json") and len(found) == 1 + (last in found)
+    states_by_key = states(tmp_path)
+    assert (last in states_by_key) == (name != "spec.json") and len(states_by_key) == 1 + (
+        last in states_by_key
+    )
 
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
@@ -90,11 +92,11 @@ def test_a_job_that_a_native_library_ends_has_failed(tmp_path: Path, how: str) -
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.Signals[how]
-    found = states(tmp_path)[key]
-    assert found.state == "failed"
-    assert found.reason == (f"its process was ended by {how}: see {tmp_path / key / 'crash-0.log'}")
+    state = states(tmp_path)[key]
+    assert state.state == "failed"
+    assert state.reason == (f"its process was ended by {how}: see {tmp_path / key / 'crash-0.log'}")
     assert "test_status.py" in (tmp_path / key / "crash-0.log").read_text()
-    assert str(log.failure(tmp_path / key)) == found.reason
+    assert str(log.failure(tmp_path / key)) == state.reason
     assert log.failure(tmp_path / key, time.time() + 1) is None
     with log.crashes(tmp_path / key):  # the next attempt, killed or not
         assert states(tmp_path)[key].state == "missing"
@@ -106,8 +108,8 @@ def test_an_event_after_one_that_a_kill_cut_is_whole(tmp_path: Path) -> None:
         log.Log(tmp_path, silent)("step", step=1, steps=2)
         with open(tmp_path / "events.jsonl", "a") as file:
             file.write('{"event": "st')
-    found = [event["event"] for event in status.tail(tmp_path / "events.jsonl")]
-    assert found == ["step", "step"]
+    events = [event["event"] for event in status.tail(tmp_path / "events.jsonl")]
+    assert events == ["step", "step"]
 
 
 def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> None:
@@ -118,9 +120,9 @@ def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> Non
         {"step": 2, "steps": None, "time": 1},
     )
     log = tmp_path / "events.jsonl"
-    log.write_text("".join(json.dumps(one) + "\n" for one in odd))
+    log.write_text("".join(json.dumps(event) + "\n" for event in odd))
     assert status.progress(tmp_path) is None
     with open(log, "a") as file:
         file.write(json.dumps({"step": 20, "steps": 2, "time": 1}) + "\n")
-    found = status.progress(tmp_path)
-    assert found and found.share == 1
+    progress = status.progress(tmp_path)
+    assert progress and progress.share == 1

@@ -32,19 +32,19 @@ def test_the_suite_has_what_the_search_chose(search: dict[str, Any]) -> None:
     suite = SUITES[search["suite"]]
     for name in search["recipes"]:
         recipe = suite.recipe(RECIPES[name])
-        found = {dotted: _setting(recipe, dotted) for dotted in search["chosen"]}
-        assert found == search["chosen"], name
+        values = {dotted: _setting(recipe, dotted) for dotted in search["chosen"]}
+        assert values == search["chosen"], name
 
 
 def _accuracy(search: dict[str, Any], settings: dict[str, Any]) -> float | None:
     """Mean over the recipes of the accuracy on the scenes; None where one was not run."""
-    found = {
+    values = {
         trial["recipe"]: trial["linear"]
         for trial in search["trials"]
         if trial["settings"] == settings and trial["images"] == "scenes"
     }
-    complete = found.keys() == set(search["recipes"])
-    return statistics.fmean(found.values()) if complete else None
+    complete = values.keys() == set(search["recipes"])
+    return statistics.fmean(values.values()) if complete else None
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search["recipes"][0])
@@ -58,7 +58,7 @@ def test_the_choice_follows_from_the_trials(search: dict[str, Any]) -> None:
             continue
         tried.append(settings)
         same = [other for other in search["trials"] if other["settings"] == settings]
-        shares = [one["rank"] / one["untrained_rank"] for one in same if "rank" in one]
+        shares = [trial["rank"] / trial["untrained_rank"] for trial in same if "rank" in trial]
         if accuracy > best[0] and all(share >= collapse.SHARE for share in shares):
             best = (accuracy, settings)
     assert len(tried) > 2 and best[1] == search["chosen"]

@@ -56,7 +56,7 @@ class Lab:
 
     def cells(self, row: str) -> dict[str, Entry]:
         entries = self.board().filled("9").entries
-        return {column: one for (name, column), one in entries.items() if name == row}
+        return {column: entry for (name, column), entry in entries.items() if name == row}
 
 
 @pytest.fixture
@@ -69,16 +69,16 @@ def test_table_9_is_what_the_records_of_pre_trainings_say(lab: Lab) -> None:
     for seed, seconds in ((0, 66.0), (1, 72.0)):
         lab.pretrained("moco_v2_amp_100ep", seed)
         lab.pretrained("lewel_m_100ep", seed, seconds=seconds, peak_memory=2**32)
-    found = lab.cells("lewel_m")
+    cells = lab.cells("lewel_m")
     assert RECIPES["lewel_m_100ep"].epochs * SHAPES.epochs == 6
-    assert (found["seconds"].mean, found["seconds"].n) == (pytest.approx(11.5), 2)
-    assert found["hours"].mean == pytest.approx(69 * 8 / 3600)
-    assert (found["memory"].mean, found["memory"].std) == (4.0, 0.0)
-    assert found["overhead"].mean == pytest.approx(15) and found["overhead"].n == 2
-    assert found["seconds"].setting == "8 x Tesla V100, 5 threads, fp32"
-    assert {one.state for one in found.values()} == {"done", "missing"}  # top-1 is not there
-    assert found["overhead"].verdict == "nothing published"
-    assert found["seconds"].verdict == "not comparable"
+    assert (cells["seconds"].mean, cells["seconds"].n) == (pytest.approx(11.5), 2)
+    assert cells["hours"].mean == pytest.approx(69 * 8 / 3600)
+    assert (cells["memory"].mean, cells["memory"].std) == (4.0, 0.0)
+    assert cells["overhead"].mean == pytest.approx(15) and cells["overhead"].n == 2
+    assert cells["seconds"].setting == "8 x Tesla V100, 5 threads, fp32"
+    assert {file.state for file in cells.values()} == {"done", "missing"}  # top-1 is not there
+    assert cells["overhead"].verdict == "nothing published"
+    assert cells["seconds"].verdict == "not comparable"
     baseline = lab.cells("moco_v2")
     assert baseline["seconds"].best and "overhead" not in baseline
     assert headline(lab.board().filled("9")).startswith("Measured: generated scenes, ResNet-18")
@@ -94,8 +94,8 @@ def test_pre_trainings_as_the_papers_have_verdicts(tmp_path: Path) -> None:
                 metrics={"top1": top1}, before={"data": data},
             )  # fmt: skip
     filled = board(tmp_path, suites.PAPER).filled("1")
-    found = filled.entries["moco_v2", "200:top1"]
-    assert (found.verdict, found.incomparable, found.n) == ("reproduced", (), 3)
+    entry = filled.entries["moco_v2", "200:top1"]
+    assert (entry.verdict, entry.incomparable, entry.n) == ("reproduced", (), 3)
     other = filled.entries["lewel_m", "200:top1"]
     assert (other.verdict, other.delta) == ("not comparable", None)
     assert other.incomparable == ("pre-trained on images that its record does not describe",)
@@ -125,7 +125,7 @@ def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None
         board = Board(root, SHAPES, datasets, settings)
         entries = board.filled("1").entries
         cells = {column: e for (row, column), e in entries.items() if row == "moco_v2"}
-        assert {column for column, one in cells.items() if one.mean is not None} == filled
+        assert {column for column, entry in cells.items() if entry.mean is not None} == filled
         left = [e.reasons for column, e in cells.items() if column not in filled]
         usual = {"100:top1": 6, "200:top1": 12}
         assert any(f"--set epochs={epochs}: moco_v2" in text for why in left for text in why)
@@ -137,18 +137,18 @@ def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None
 def test_times_are_those_of_any_length(lab: Lab) -> None:
     lab.settings = [("epochs", 2), ("schedule.warmup_epochs", 0)]
     lab.pretrained("moco_v2_amp_100ep")
-    found = lab.cells("moco_v2")
-    assert found["seconds"].mean == 30.0
-    assert (found["top1"].state, found["top1"].mean) == (None, None)
-    assert "moco_v2_amp_100ep has 6 epochs" in found["top1"].reasons[0]
+    cells = lab.cells("moco_v2")
+    assert cells["seconds"].mean == 30.0
+    assert (cells["top1"].state, cells["top1"].mean) == (None, None)
+    assert "moco_v2_amp_100ep has 6 epochs" in cells["top1"].reasons[0]
 
 
 def test_an_overhead_waits_for_its_baseline(lab: Lab) -> None:
     lab.pretrained("lewel_m_100ep")
-    found = lab.cells("lewel_m")
-    assert found["seconds"].state == "done"
-    assert (found["overhead"].state, found["overhead"].mean) == ("missing", None)
-    (slot,) = found["overhead"].slots
+    cells = lab.cells("lewel_m")
+    assert cells["seconds"].state == "done"
+    assert (cells["overhead"].state, cells["overhead"].mean) == ("missing", None)
+    (slot,) = cells["overhead"].slots
     assert "moco_v2_amp_100ep, the baseline" in slot.reason
     assert "--method moco_v2_amp_100ep --evals none" in slot.command
 
@@ -176,18 +176,18 @@ def test_times_of_two_machines_are_neither_compared_nor_averaged(lab: Lab) -> No
 
 def test_a_record_from_before_memory_was_measured_lacks_only_that(lab: Lab) -> None:
     lab.pretrained("byol_100ep", peak_memory=None)
-    found = lab.cells("byol")
-    assert found["seconds"].mean == pytest.approx(10) and found["hours"].state == "done"
-    assert found["memory"].state == "missing"
-    assert found["memory"].reasons == ("its record has no peak_memory",)
+    cells = lab.cells("byol")
+    assert cells["seconds"].mean == pytest.approx(10) and cells["hours"].state == "done"
+    assert cells["memory"].state == "missing"
+    assert cells["memory"].reasons == ("its record has no peak_memory",)
 
 
 def test_explain_goes_from_a_cost_to_its_record(lab: Lab) -> None:
     key = lab.pretrained("byol_100ep")
-    found = explained(lab.board(), "table9:byol:seconds")
-    (seed,) = found["seeds"]
+    details = explained(lab.board(), "table9:byol:seconds")
+    (seed,) = details["seeds"]
     assert (seed["key"], seed["value"]) == (key, pytest.approx(10))
-    assert found["setting"] == "8 x Tesla V100, 5 threads, fp32"
+    assert details["setting"] == "8 x Tesla V100, 5 threads, fp32"
     with pytest.raises(ValueError, match="BYOL is a baseline"):
         explained(lab.board(), "table9:byol:overhead")
 
@@ -198,9 +198,9 @@ def test_an_overhead_is_explained_by_both_of_its_runs(lab: Lab) -> None:
     key = lab.pretrained("lewel_m_100ep", seconds=66.0)
     (seed,) = explained(lab.board(), "table9:lewel_m:overhead")["seeds"]
     assert (seed["key"], seed["baseline"]["key"]) == (key, base)
-    ours, theirs = (one["cost"]["seconds_per_epoch"] for one in (seed, seed["baseline"]))
-    assert (ours, theirs) == (11.0, 10.0)
-    assert seed["value"] == pytest.approx(100 * (ours / theirs - 1))
+    own, theirs = (side["cost"]["seconds_per_epoch"] for side in (seed, seed["baseline"]))
+    assert (own, theirs) == (11.0, 10.0)
+    assert seed["value"] == pytest.approx(100 * (own / theirs - 1))
     assert seed["baseline"]["measured_on"] == seed["measured_on"]
     report = gather(lab.board(), lab.root)
     data = behind(report.tables, report.records, report.logs, "", "")
@@ -221,15 +221,15 @@ def test_every_cell_of_every_table_can_be_filled(id: str, suite: str, tmp_path: 
     scale = suites.SUITES[suite]
     datasets = Datasets(Site(), tmp_path, scale, needed=False)
     filled = Board(tmp_path, scale, datasets).filled(id)
-    assert {cell for cell, one in filled.entries.items() if one.state} == {
+    assert {cell for cell, entry in filled.entries.items() if entry.state} == {
         (row.id, column.id) for row, column in load(id).cells()
     }
     if suite == "cifar10":  # it has no scale for detection and segmentation
         return
     jobs = plan.plan(plan.Selection(tables=(id,)), scale, datasets)
     keys = {job.key for job in jobs}
-    for one in filled.entries.values():
-        for slot in one.slots:
+    for entry in filled.entries.values():
+        for slot in entry.slots:
             assert slot.key in keys and slot.command and slot.state == "missing"
 
 
@@ -244,7 +244,7 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
         "Known: dim, keep, m, tau",
     )
     filled = lab.board().filled("1")
-    assert not any(":instdisc:" in one.cell for one in missing(filled))
+    assert not any(":instdisc:" in cell.cell for cell in missing(filled))
     for form in ("md", "html", "json", "csv"):
         assert "cannot have the settings" in render([filled], form)
     lab.settings = [("args.d", 16)]
@@ -255,7 +255,7 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
         "Did you mean 'dim'? Known: bias, dim, hidden",
     )
     lab.settings = [("args.queue", 512)]
-    assert not any(one.slots for one in lab.board().filled("7").entries.values())
+    assert not any(entry.slots for entry in lab.board().filled("7").entries.values())
     lab.settings = [("args.headz", 1)]
     with pytest.raises(ValueError, match="headz"):
         lab.board().filled("7")

@@ -45,24 +45,24 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(verb: str, images: Path, dense: Path, protocol: str, **more: Any) -> list[str]:
     """`run` (or what shows it) of LEWEL_M and one dense protocol at the tiny scale."""
-    found = ["--suite", "shapes", "--data", str(images)]
-    found += ["--data", f"voc={dense / 'VOCdevkit'}", "--data", f"coco={dense / 'coco'}"]
+    words = ["--suite", "shapes", "--data", str(images)]
+    words += ["--data", f"voc={dense / 'VOCdevkit'}", "--data", f"coco={dense / 'coco'}"]
     for name, value in BACKBONE.items():
-        found += ["--set", f"{name}={json.dumps(value)}"]
+        words += ["--set", f"{name}={json.dumps(value)}"]
     for name, value in {**PROTOCOLS[protocol], **more}.items():
-        found += ["--set", f"{protocol}.{name}={json.dumps(value)}"]
+        words += ["--set", f"{protocol}.{name}={json.dumps(value)}"]
     if verb == "run":
-        found += ["--method", "lewel_m", "--epochs", "200", "--evals", protocol, "--workers", "0"]
-    return [*verb.split(), *found]
+        words += ["--method", "lewel_m", "--epochs", "200", "--evals", protocol, "--workers", "0"]
+    return [*verb.split(), *words]
 
 
 def records(root: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
-    return {one["name"]: one for one in found}
+    loaded = [json.loads(path.read_text()) for path in root.glob("*/record.json")]
+    return {file["name"]: file for file in loaded}
 
 
 def results(root: Path) -> dict[str, Any]:
-    return {name: (one["metrics"], one["outcome"]) for name, one in records(root).items()}
+    return {name: (record["metrics"], record["outcome"]) for name, record in records(root).items()}
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     length = ("--set", "epochs=12")  # those of 200 in this suite: a cell is of one length
     done = bench(*words("run", images, dense, protocol, **more), *length)
     assert done.returncode == 0, done.stderr
-    found = records(tmp_path / "runs")
-    (gone,) = [one for name, one in found.items() if "lr 1e+12" in name]
-    assert gone["metrics"] == {} and gone["outcome"]["extra"]["diverged_at_step"] >= 1
-    final = found[f"{protocol} of lewel_m_200ep"]
+    by_name = records(tmp_path / "runs")
+    (diverged,) = [file for name, file in by_name.items() if "lr 1e+12" in name]
+    assert diverged["metrics"] == {} and diverged["outcome"]["extra"]["diverged_at_step"] >= 1
+    final = by_name[f"{protocol} of lewel_m_200ep"]
     assert final["outcome"]["chosen"]["lr"] == 0.02
     assert "diverged at step" in " ".join(final["warnings"])
     assert len(final["outcome"]["grid"]) == 2 and final["outcome"]["paper_rule"]["lr"] == 0.02
@@ -90,8 +90,8 @@ def test_a_search_with_a_diverging_candidate_fills_its_cell(
     assert (cell["n"], cell["engine"], cell["protocol"]) == (1, "native", protocol)
     assert cell["trial_std"] is not None and len(cell["keys"]) == 2
     metric = {"ap50": "box_ap50", "miou": "miou"}[column]
-    trials = [final, found[f"{protocol} of lewel_m_200ep, trial 1"]]
-    assert cell["mean"] == pytest.approx(sum(one["metrics"][metric] for one in trials) / 2)
+    trials = [final, by_name[f"{protocol} of lewel_m_200ep, trial 1"]]
+    assert cell["mean"] == pytest.approx(sum(trial["metrics"][metric] for trial in trials) / 2)
     again = bench(*words("run", images, dense, protocol, **more), *length)
     assert "nothing to do" in again.stdout
 
