@@ -1,0 +1,51 @@
+"""Keys change on purpose only: a golden list over all recipes, protocols and suites.
+
+A key is a hash of everything that determines a number, so a changed key leaves every finished
+record behind. LEWEL_BENCH_REGOLD=1 rewrites the list; the commit that does so says why.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.plan import plan
+from lewel_bench.harness.plan.plan import Dataset
+from lewel_bench.harness.plan.suites import SUITES
+from lewel_bench.pretrain.recipes import RECIPES
+
+GOLDEN = Path(__file__).parent / "golden" / "keys.json"
+UPSTREAM = plan.Upstream("0" * 12, "any_100ep", 1)
+
+
+def dataset(name: str, purpose: str) -> Dataset:
+    return Dataset(name=name, id=f"{name} for {purpose}", root="")
+
+
+def keys() -> dict[str, dict[str, dict[str, str]]]:
+    """By suite: the key of each pre-training, and those of all jobs of each evaluation, which
+    follow from its pre-training's key and from nothing else of the recipe."""
+    return {
+        name: {
+            "pretrain": {
+                r.name: plan.pretraining(r, 0, suite, dataset).key for r in RECIPES.values()
+            },
+            "evals": {
+                p: " ".join(job.key for job in plan.evaluations(UPSTREAM, [p], suite, dataset))
+                for p in PROTOCOLS
+            },
+        }
+        for name, suite in SUITES.items()
+    }
+
+
+def test_keys_are_those_of_the_golden_list() -> None:
+    actual = keys()
+    if os.environ.get("LEWEL_BENCH_REGOLD"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(actual, indent=0) + "\n")
+    expected = json.loads(GOLDEN.read_text())
+    for suite, kinds in expected.items():
+        for kind, known in kinds.items():
+            assert actual[suite][kind] == known, f"{kind} in suite {suite}"
+    assert actual == expected
