@@ -37,22 +37,12 @@ class VICReg(Method):
         self.weights = invariance, variance, covariance
         self.online = Encoder(f, deep((f.channels, dim, dim, dim), norm, init="torch"))
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None  # nothing is shared by micro-batches
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         (z1, y1), (z2, _) = (self.online(x) for x in views)  # (B, d), (B, D)
         z1, z2 = join(z1.float()), join(z2.float())  # (G, d)
         terms = (z1 - z2).square().mean(), spread(z1) + spread(z2), repeated(z1) + repeated(z2)
         loss = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
         return loss, {"feature_std": feature_std(y1)}
-
-    def after_step(self, keys: None, step: int, steps: int) -> None:
-        pass  # no momentum network
 
 
 def spread(z: Tensor) -> Tensor:

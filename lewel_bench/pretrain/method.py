@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ class TrainingSet(Protocol):
 
 
 class Method(nn.Module, ABC):
-    """What a method must answer; `projector` and the last two have a default, which does nothing.
+    """A pre-training method. Only `forward` is required; the rest has a default.
 
     A class is made with `(backbone, norm, *, ...)`; of `ema`, `seed`, `images` and `classes` (of
     the training set) it gets those that it names, and its recipe's arguments. Everything that
@@ -69,24 +69,6 @@ class Method(nn.Module, ABC):
     # batch is never split into micro-batches.
     joint: bool = False
 
-    @property
-    @abstractmethod
-    def backbone(self) -> ResNet:
-        """The trained network f_θ: what is evaluated."""
-
-    @property
-    def projector(self) -> nn.Module | None:
-        """The head that can be read at every position of f's features (..., D), as LEWEL does to
-        make its maps; it is kept beside the backbone. None where there is no such head.
-
-        A method that assigns a module of this name has one.
-        """
-        return self._modules.get("projector")
-
-    @abstractmethod
-    def keys(self, views: Views, step: int) -> Any:
-        """Without gradient, what the losses of step `step` (0-based) share; None where nothing."""
-
     @abstractmethod
     def forward(self, views: Views, keys: Any, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over `views`, and detached scalars that show how the training goes.
@@ -94,9 +76,30 @@ class Method(nn.Module, ABC):
         `views` are the images `rows` (start and stop given) of this process's batch.
         """
 
-    @abstractmethod
-    def after_step(self, keys: Any, step: int, steps: int) -> None:
-        """Update what no gradient updates, after optimizer step `step` (0-based) of `steps`."""
+    @property
+    def backbone(self) -> ResNet:
+        """The trained network f_θ, which is evaluated: that of the encoder `online` by default."""
+        online = self._modules.get("online")
+        if online is None or "backbone" not in online._modules:
+            raise ValueError(
+                f"{type(self).__name__} has no backbone: assign an encoder with one to "
+                "self.online, or define the property backbone"
+            )
+        return cast(ResNet, online.backbone)
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The head that can be read at every position of f's features (..., D), as LEWEL does to
+        make its maps; it is stored with the backbone. None where there is no such head.
+
+        A method that assigns a module of this name has one.
+        """
+        return self._modules.get("projector")
+
+    def keys(self, views: Views, step: int) -> Any:
+        """Without gradient, what the losses of step `step` (0-based) share. Default: None, images
+        are compared with themselves only."""
+        return None
 
     def before_epoch(self, epoch: int, images: TrainingSet) -> None:
         """Prepare epoch `epoch` (0-based), before its first step and once only.
@@ -106,6 +109,9 @@ class Method(nn.Module, ABC):
 
     def after_backward(self, keys: Any) -> None:
         """Change gradients before the optimizer reads them."""
+
+    def after_step(self, keys: Any, step: int, steps: int) -> None:
+        """Update what no gradient updates, after optimizer step `step` (0-based) of `steps`."""
 
 
 def answer(method: Method, found: object) -> tuple[Tensor, dict[str, Tensor]]:

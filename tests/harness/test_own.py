@@ -129,12 +129,12 @@ def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> Non
 
 
 def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
-    job = pretraining(tmp_path, added(tmp_path, "return None  # nothing", "return views.none  #"))
+    job = pretraining(tmp_path, added(tmp_path, "for x in views)", "for x in views.none)"))
     settings = MachineSettings(device="cpu", workers=0)
     with pytest.raises(AttributeError):
         jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
     failure = json.loads((tmp_path / "runs" / job.key / status.FAILURE).read_text())
-    line = next(n for n, s in enumerate(EXAMPLE.read_text().splitlines(), 1) if "# nothing" in s)
+    line = next(n for n, s in enumerate(EXAMPLE.read_text().splitlines(), 1) if "in views)" in s)
     assert failure["message"].endswith(f"my_method.py, line {line})") and not failure["mistake"]
 
 
@@ -223,7 +223,7 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         ),
         ('method="VICReg"', 'method="VicReg"', "VicReg is no class made from lewel_bench's Method"),
         ("(Method):", ":", "VICReg is no class made from"),
-        ("    def after_step", "    def after_steps", "does not define after_step"),
+        ("    def forward", "    def forwards", "VICReg does not define forward"),
         ("vicreg_100ep", "vicreg", "name it by its family and its epochs, as my_method_100ep"),
         ("vicreg_100ep", "vicreg_200ep", "name it by its family and its epochs"),
         ("vicreg_100ep", "moco_v2_100ep", "the paper's recipes have a family moco_v2"),

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch import nn
 
 from lewel_bench.pretrain import methods
-from lewel_bench.pretrain.method import Views
+from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.methods import TOGETHER
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
 from lewel_bench.pretrain.parts.momentum import Momentum
@@ -357,3 +357,14 @@ def test_weights_depend_on_the_seed_alone():
     states = [methods.build(recipe, seed).state_dict() for seed in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states[:2]), strict=True))
     assert not torch.equal(states[0]["queue.keys"], states[2]["queue.keys"])
+
+
+def test_a_method_without_an_encoder_is_told_what_to_assign():
+    class Bare(Method):
+        def forward(self, views, keys, rows):
+            return torch.zeros(()), {}
+
+    bare = Bare()
+    assert bare.keys((), 0) is None and bare.projector is None
+    with pytest.raises(ValueError, match="Bare has no backbone: assign an encoder with one to"):
+        bare.backbone  # noqa: B018

@@ -43,22 +43,12 @@ class BarlowTwins(Method):
         g = deep((f.channels, hidden, hidden, dim), norm, last="plain", init="torch")
         self.online = Encoder(f, g)
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         x1, x2 = views
         z1, y1 = self.online(x1)  # (B, d), (B, D)
         z2, _ = self.online(x2)
         loss = redundancy(join(full(z1)), join(full(z2)), self.lam)
         return loss, {"feature_std": feature_std(y1)}
-
-    def after_step(self, keys: None, step: int, steps: int) -> None:
-        pass
 
 
 def redundancy(z1: Tensor, z2: Tensor, lam: float) -> Tensor:

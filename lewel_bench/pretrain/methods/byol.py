@@ -49,15 +49,8 @@ class BYOL(Method):
         self.q = mlp(dim, hidden, dim, norm, bias=biases, init="haiku" if bias else "normal")
 
     @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    @property
     def projector(self) -> nn.Module:
         return self.online.g
-
-    def keys(self, views: Views, step: int) -> None:
-        return None  # images are compared with themselves only
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         x1, x2 = views

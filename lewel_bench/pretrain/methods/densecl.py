@@ -71,10 +71,6 @@ class DenseCL(Method):
         self.queue = Queue(queue, dim)
         self.queue_dense = Queue(queue, dim)
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
     def keys(self, views: Views, step: int) -> Keys:
         def encode(x: Tensor) -> tuple[Tensor, ...]:
             k, t, F = self.target(x)

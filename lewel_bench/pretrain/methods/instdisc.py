@@ -64,10 +64,6 @@ class InstDisc(Method):
         self.register_buffer("V", (2 * torch.rand(images, dim) - 1) * (3 / dim) ** 0.5)
         self.register_buffer("log_Z", torch.zeros(()))
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
     @torch.no_grad()
     def keys(self, views: Views, step: int) -> Keys:
         N, (B, c) = len(self.V), (len(views.index), self.V.shape[1])

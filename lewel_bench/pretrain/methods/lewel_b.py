@@ -52,15 +52,8 @@ class LewelB(Method):
         self.s = mlp(c, hidden, c, norm)
 
     @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    @property
     def projector(self) -> nn.Module | None:
         return self.online.projector
-
-    def keys(self, views: Views, step: int) -> None:
-        return None  # images are compared with themselves only
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         x1, x2 = views

@@ -76,10 +76,6 @@ class LewelM(Method):
         )
 
     @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    @property
     def projector(self) -> nn.Module | None:
         return self.online.projector
 

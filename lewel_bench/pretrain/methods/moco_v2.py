@@ -60,10 +60,6 @@ class MoCoV2(Method):
         self.queue = Queue(queue, dim)
 
     @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    @property
     def projector(self) -> nn.Module:
         return self.online.g
 

@@ -98,10 +98,6 @@ class PCL(Method):
         )
 
     @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    @property
     def clusterings(self) -> list[Prototypes]:
         return cast(list[Prototypes], list(self.prototypes))
 

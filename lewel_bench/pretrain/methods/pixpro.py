@@ -76,13 +76,6 @@ class PixPro(Method):
         self.transform = nn.Linear(dim, dim)  # g of Eq. 3: one layer
         self.q = _head(dim, hidden, dim, norm) if alpha > 0 else None
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None  # images are compared with themselves only
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         (x1, x2), (box1, box2) = views, corners(views)
         o1, o2 = self.online(x1), self.online(x2)

@@ -97,10 +97,6 @@ class ReSim(Method):
         self.target = Momentum(self.online, ema)
         self.queue = Queue(queue, dim)
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
     def keys(self, views: Views, step: int) -> Keys:
         def encode(x: Tensor) -> tuple[Tensor, ...]:
             z, _, maps = self.target(x)

@@ -46,20 +46,10 @@ class SimCLR(Method):
         widths = (f.channels, *(hidden,) * (layers - 1), dim)
         self.online = Encoder(f, deep(widths, norm, last="gain", init="normal"))
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         z, y = self.online(torch.cat([*views]))  # (2B, d), (2B, D): one batch norm for both views
         z1, z2 = (join(part) for part in unit(z).chunk(2))  # (G, d)
         return nt_xent(z1, z2, own(z1, rows), self.tau), {"feature_std": feature_std(y)}
-
-    def after_step(self, keys: None, step: int, steps: int) -> None:
-        pass
 
 
 def nt_xent(z1: Tensor, z2: Tensor, own: slice, tau: float) -> Tensor:

@@ -39,13 +39,6 @@ class SimSiam(Method):
         self.online = Encoder(f, g)
         self.h = mlp(dim, hidden, dim, norm, bias=(False, True), init="torch")
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None  # images are compared with themselves only
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         x1, x2 = views
         z1, y1 = self.online(x1)  # (B, d), (B, D)
@@ -54,9 +47,6 @@ class SimSiam(Method):
         loss = D(p1, z2) / 2 + D(p2, z1) / 2
         # Section 4.1: 1 for outputs spread over the sphere, 0 when they have collapsed
         return loss, {"feature_std": feature_std(y1), "output_std": feature_std(z1)}
-
-    def after_step(self, keys: None, step: int, steps: int) -> None:
-        pass
 
 
 def D(p: Tensor, z: Tensor) -> Tensor:

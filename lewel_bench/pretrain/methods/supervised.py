@@ -26,19 +26,9 @@ class Supervised(Method):
         f = backbone()
         self.online = Encoder(f, nn.Linear(f.channels, classes))
 
-    @property
-    def backbone(self) -> ResNet:
-        return self.online.backbone
-
-    def keys(self, views: Views, step: int) -> None:
-        return None
-
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         (x,) = views
         logits, y = self.online(x)  # (B, classes), (B, D)
         loss = cross_entropy(full(logits), views.labels)
         right = (logits.detach().argmax(1) == views.labels).float().mean()
         return loss, {"feature_std": feature_std(y), "train_top1": 100 * right}
-
-    def after_step(self, keys: None, step: int, steps: int) -> None:
-        pass
