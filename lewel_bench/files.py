@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import pwd
 import re
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -35,6 +36,9 @@ BEFORE = re.compile(r"\..+\.\d+(\.[0-9a-f]{8})?")  # as earlier versions named t
 ABANDONED_S = 3600.0  # no write takes so long: whose writer cannot be asked is dead after it
 POLL_S = 0.05
 LARGEST_JSON = 2**26  # bytes that are read of a record, a spec and the like
+# in the folder of a job: why its last attempt failed; its attempts on a cluster
+FAILURE, ATTEMPTS = "failure.json", "attempts"
+SNAPSHOT = "snapshot.json"  # beside a copy of this package: the commit that it was copied from
 
 
 @contextmanager
@@ -84,6 +88,50 @@ def create(path: Path, text: str) -> bool:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace `path` by JSON, as `replacing` does, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content))
+
+
+def create_json(path: Path, content: Any) -> bool:
+    """Write JSON unless the file exists, as `create` does; whether this writer was the first."""
+    return create(path, json.dumps(content))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where the file is missing or holds anything else."""
+    try:
+        content = json.loads(read_regular(path, LARGEST_JSON))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def last_lines(path: Path, size: int = 8192) -> list[str]:
+    """The lines in the last `size` bytes of a file, the first perhaps cut; empty where it cannot be
+    read."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, os.path.getsize(path) - size))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def newest_match(folder: Path, patterns: str) -> str:
+    """The file with the highest number that matches, as a path from `folder`; empty without any.
+    `patterns` are separated by blanks; files of a later pattern come after those of an earlier."""
+    for pattern in reversed(patterns.split()):
+        if matches := [str(path.relative_to(folder)) for path in folder.glob(pattern)]:
+            return max(matches, key=_by_number)
+    return ""
+
+
+def _by_number(name: str) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _link(beside: Path, path: Path) -> bool:
@@ -194,6 +242,10 @@ def check_folder(folder: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+class ClaimLost(Exception):
+    """Another process has taken over the job; this one must not write any more."""
 
 
 class Held(Exception):

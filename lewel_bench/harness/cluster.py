@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from lewel_bench import terminal
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.files import is_held, open_regular
+from lewel_bench.files import FAILURE, is_held, open_regular, read_json
 from lewel_bench.harness import status
 from lewel_bench.harness.board.extra_rows import Extra, extended
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND, FAILURE, LOCK, MARKS, JobState, write_spec
+from lewel_bench.harness.status import COMMAND, LOCK, MARKS, JobState, write_spec
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import (
@@ -32,7 +32,6 @@ from lewel_bench.slurm import (
     cluster,
     control,
     executor,
-    files,
     inside,
     ledger,
     queue,
@@ -56,7 +55,7 @@ def profile(site: Site, name: str) -> Cluster:
     """The profile `name` of the site file or of the examples; for a planning job as it was when a
     person started the sweep, whatever the site file says since. Raises ValueError."""
     if woken := os.environ.get(inside.WAKE):
-        kept = (files.read(Path(woken)) or {}).get("profile")
+        kept = (read_json(Path(woken)) or {}).get("profile")
         if kept and kept["name"] == name:
             return Cluster.model_validate(kept)
     return cluster.load(name, site.clusters, str(site.path or ""))

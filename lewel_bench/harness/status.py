@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lewel_bench.files import (
+    ATTEMPTS,
+    FAILURE,
     LARGEST_JSON,
     NODE,
     Held,
     Lock,
     is_held,
-    open_regular,
+    last_lines,
+    read_json,
     read_regular,
     write_atomically,
 )
@@ -26,13 +29,12 @@ from lewel_bench.harness.bundles.foreign import is_job
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
-from lewel_bench.slurm import attempt, files
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cost.estimate import Estimator
     from lewel_bench.harness.plan.plan import Job
 
-SPEC, FAILURE, EVENTS = "spec.json", "failure.json", "events.jsonl"
+SPEC, EVENTS = "spec.json", "events.jsonl"
 CRASH = "crash-*.log"  # of each process, where a signal of a native library ended it
 CRASHES = {  # by faulthandler's names
     "Segmentation fault": "SIGSEGV",
@@ -162,7 +164,7 @@ def survey(
         if costs and record is not None:
             spent = _spent(record)
         elif costs:
-            spent = attempt.device_hours(folder) if attempt.ATTEMPTS in held else None
+            spent = _lost_hours(folder) if ATTEMPTS in held else None
             hours = costs.cost_of(spec).hours if "data" in spec else None
         states[key] = JobState(
             key,
@@ -189,6 +191,13 @@ def _spent(record: Record) -> float:
     return float(sum(one["seconds"] * one["processes"] for one in attempts)) / 3600
 
 
+def _lost_hours(folder: Path) -> float:
+    """The device-hours of all attempts on a cluster at a job without a record."""
+    from lewel_bench.slurm import attempt
+
+    return attempt.device_hours(folder)
+
+
 def _state(
     folder: Path,
     held: Collection[str],
@@ -209,7 +218,7 @@ def _state(
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
         return "stale", spec["stale"]
-    if FAILURE in held and (failure := files.read(folder / FAILURE)):
+    if FAILURE in held and (failure := read_json(folder / FAILURE)):
         return "failed", str(failure.get("message", "no reason was written"))
     if any(fnmatch(name, CRASH) for name in held) and (reason := crash(folder)):
         return "failed", reason
@@ -255,13 +264,7 @@ def _tells(event: Mapping[str, Any]) -> bool:
 
 def tail(path: Path, size: int = 8192) -> list[dict[str, Any]]:
     """The last whole events of an events.jsonl; a half-written last line is left out."""
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.path.getsize(path) - size))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-    return list(events_of(lines))
+    return list(events_of(last_lines(path, size)))
 
 
 def events_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -328,7 +331,7 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Coll
     for name in names:
         if len(name) != 12:
             continue
-        spec = files.read(root / name / SPEC)
+        spec = read_json(root / name / SPEC)
         if spec is not None and not is_job(spec):
             spec = None  # somebody else's, or damaged
         record = store.records.get(name)

@@ -9,7 +9,6 @@ again elsewhere. The copy that lost its claim stops and never commits.
 
 import json
 import os
-import re
 import secrets
 import socket
 import time
@@ -19,15 +18,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.files import FULL
-from lewel_bench.slurm import files
+from lewel_bench.files import (
+    ATTEMPTS,
+    FULL,
+    ClaimLost,
+    create_json,
+    newest_match,
+    read_json,
+    write_json,
+)
 
-CLAIM, ATTEMPTS = "claim.json", "attempts"
+CLAIM = "claim.json"
 VARIABLE = "LEWEL_BENCH_CLAIM"  # FOLDER:ATTEMPT, for the process that computes
-
-
-class Fenced(Exception):
-    """Another attempt has taken over; this one must not write any more."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
         processes=processes,
         halvings=halvings,
         started=now,
-        mark=mark(folder, marks),
+        mark=newest_match(folder, marks),
         seen=now,
     )
-    files.create(_path(folder, attempt.name), asdict(attempt))
-    files.replace(folder / CLAIM, {"attempt": attempt.name})
+    create_json(_path(folder, attempt.name), asdict(attempt))
+    write_json(folder / CLAIM, {"attempt": attempt.name})
     return attempt
 
 
@@ -102,14 +104,14 @@ def end(folder: Path, attempt: Attempt, outcome: str, message: str = "") -> None
 def has_begun(folder: Path, attempt: Attempt) -> Attempt:
     """Write down that the first step of an attempt is done."""
     begun = replace(attempt, ready=time.time())
-    files.replace(_path(folder, attempt.name), asdict(begun))
+    write_json(_path(folder, attempt.name), asdict(begun))
     return begun
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file; on a full disk in its place, which takes no room."""
     try:
-        files.replace(path, content)
+        write_json(path, content)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -126,7 +128,7 @@ def beat(folder: Path, attempt: Attempt) -> None:
 def holds(folder: Path, name: str) -> bool:
     """Whether an attempt still has the claim; a claim that cannot be read three times is lost."""
     for _ in range(3):
-        claim = files.read(folder / CLAIM)
+        claim = read_json(folder / CLAIM)
         if claim is not None:
             return claim.get("attempt") == name
         time.sleep(0.1)
@@ -134,11 +136,11 @@ def holds(folder: Path, name: str) -> bool:
 
 
 def check() -> None:
-    """Raise Fenced when this process computes for an attempt that lost its claim; outside of a
+    """Raise ClaimLost when this process computes for an attempt that lost its claim; outside of a
     cluster's job there is nothing to lose. To be called before every commit."""
     where, _, name = os.environ.get(VARIABLE, "").rpartition(":")
     if where and not holds(Path(where), name):
-        raise Fenced(f"another attempt at {Path(where).name} has taken over")
+        raise ClaimLost(f"another attempt at {Path(where).name} has taken over")
 
 
 def history(folder: Path) -> list[Attempt]:
@@ -150,7 +152,7 @@ def history(folder: Path) -> list[Attempt]:
     found = []
     for name in names:
         path = folder / ATTEMPTS / name
-        content = files.read(path)
+        content = read_json(path)
         if content is None:
             continue
         fields = {k: v for k, v in content.items() if k in Attempt.__dataclass_fields__}
@@ -165,23 +167,10 @@ def forgive(folder: Path) -> None:
     """Let a cell be tried anew whatever happened before."""
     now = time.time()
     name = f"{time.time_ns()}-retry-{secrets.token_hex(3)}"
-    files.create(
+    create_json(
         _path(folder, name),
         asdict(Attempt(name, "", 0, "", 0, "", 0, 0, now, "", "retry", "", now)),
     )
-
-
-def mark(folder: Path, marks: str) -> str:
-    """The newest file that shows progress, from `folder`; empty when there is none. `marks` are
-    patterns with blanks between them, a later one's files come after those of one before."""
-    for pattern in reversed(marks.split()):
-        if found := [str(path.relative_to(folder)) for path in folder.glob(pattern)]:
-            return max(found, key=_by_number)
-    return ""
-
-
-def _by_number(name: str) -> list[int | str]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def summary(folder: Path) -> list[Mapping[str, Any]]:

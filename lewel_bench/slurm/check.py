@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.slurm import executor, files, queue, snapshot
+from lewel_bench.files import create_json, read_json
+from lewel_bench.slurm import executor, queue, snapshot
 from lewel_bench.slurm.cluster import Cluster, Resources
 from lewel_bench.slurm.ledger import PREFIX, Ledger, Submission
 from lewel_bench.slurm.queue import Nodes, Unreachable
@@ -214,7 +215,7 @@ def _from_a_node(
         "paths": [str(path) for path in data],
         "commands": OF_A_PLANNER if cluster.wake else OF_A_JOB,
     }
-    files.create(folder / f"{uid}.asked.json", asked)
+    create_json(folder / f"{uid}.asked.json", asked)
     code = str(snapshot.take(executor.package(), books.folder / "code"))
     submission = Submission(uid, "light", ((),), code=code, requeue=False)
     try:
@@ -249,7 +250,7 @@ def _answer(path: Path, id: str, timeout_s: float) -> tuple[dict[str, Any] | Non
     """What the job wrote, or why there is nothing."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        if (found := files.read(path)) is not None:
+        if (found := read_json(path)) is not None:
             return found, ""
         try:
             task = next((task for task in queue.tasks() if task.id == id), None)
@@ -257,7 +258,7 @@ def _answer(path: Path, id: str, timeout_s: float) -> tuple[dict[str, Any] | Non
             return None, str(error)
         if task is None or not task.lives:
             time.sleep(1)  # a shared file system may be late
-            return files.read(path), "ended"
+            return read_json(path), "ended"
         if task.stuck:
             return None, task.stuck + _end(id)
         time.sleep(0.5)

@@ -47,12 +47,6 @@ RESERVED = {
 }
 
 
-# Fields of a profile that end up in a shell or name a program: harness/plan/site.py takes
-# them only from the user's own configuration. `submitit` may hold any parameter of the submission
-# script.
-SHELL_FIELDS = frozenset({"python", "container", "scratch", "setup", "submitit"})
-
-
 class Resources(Value):
     """What one job of a kind asks for. `tasks_per_node` is the number of processes on a node, one
     per GPU where there are GPUs."""

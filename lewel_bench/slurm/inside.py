@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lewel_bench.slurm import attempt, files, retry
+from lewel_bench.files import FAILURE, create_json, newest_match, read_json
+from lewel_bench.slurm import attempt, retry
 from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.ledger import Ledger, Submission
 from lewel_bench.slurm.retry import DONE, ERROR, FENCED, FULL, IO, KILLED, NAN, OOM, STOPPED
@@ -37,7 +38,6 @@ WAKE = "LEWEL_BENCH_WAKE"
 CHANNEL = "LEWEL_BENCH_CHANNEL"
 READY, NEXT = b"r", b"n"  # what it says there: the first step is done; the cell is done
 HALVINGS = "LEWEL_BENCH_HALVINGS"  # how often the micro-batch is to be halved
-FAILURE = "failure.json"
 UNEXPLAINED = "see its log"  # in the message of an attempt that left none
 POLL_S, CLAIM_S, BEAT_S = 0.05, 1.0, 15.0
 PART_S = 30.0  # how long a process has to end once its pack is done
@@ -121,7 +121,7 @@ class Watch:
         if self.world > 1 and outcome not in (DONE, STOPPED, FENCED):
             outcome, message = self._blame(folder, outcome, message)
         if mine:
-            if attempt.mark(folder, self.submission.marks) != mine.mark:
+            if newest_match(folder, self.submission.marks) != mine.mark:
                 self.progress = True
             with suppress(OSError):  # a full disk must not hide what happened
                 attempt.end(folder, mine, outcome, message)
@@ -217,7 +217,7 @@ class Watch:
             return said, retry.TIME_LIMIT if self._limited() else ""
         if said == FENCED:
             return said, ""
-        failure = files.read(folder / FAILURE) if _since(folder / FAILURE, began) else None
+        failure = read_json(folder / FAILURE) if _since(folder / FAILURE, began) else None
         if failure is None and said == FULL:
             return said, f"no space left on the file system of {folder}, or over quota"
         return said, str((failure or {}).get("message", f"exit code {code}; {UNEXPLAINED}"))
@@ -236,8 +236,8 @@ class Watch:
         if self.rank == 0 and outcome == ERROR:
             time.sleep(1)  # a rank that was killed is seen at once, its peers raise a little later
         with suppress(OSError):
-            files.create(note, {"outcome": outcome, "message": f"rank {self.rank}: {message}"})
-        first = files.read(note) or {}
+            create_json(note, {"outcome": outcome, "message": f"rank {self.rank}: {message}"})
+        first = read_json(note) or {}
         return str(first.get("outcome", outcome)), str(first.get("message", message))
 
     def _environment(self, folder: Path, mine: Attempt | None) -> Mapping[str, str]:
@@ -383,4 +383,4 @@ def probe(root: str, uid: str) -> None:
         "missing": [path for path in asked["paths"] if not Path(path).exists()],
         "lacks": [name for name in asked["commands"] if shutil.which(name) is None],
     }
-    files.create(folder / f"{uid}.answer.json", found)
+    create_json(folder / f"{uid}.answer.json", found)

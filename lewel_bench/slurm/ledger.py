@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.files import Held, Lock
-from lewel_bench.slurm import files
+from lewel_bench.files import Held, Lock, create_json, read_json, write_json
 from lewel_bench.slurm.queue import Limits, Task
 
 FOLDER = ".slurm"
@@ -120,12 +119,12 @@ class Ledger:
     def belongs(self, profile: str, limits: Limits) -> None:
         """Note the cluster on first use. Raises Foreign as `check` does."""
         self.check(limits)
-        files.create(self._cluster, {"profile": profile, "cluster": limits.cluster})
+        create_json(self._cluster, {"profile": profile, "cluster": limits.cluster})
 
     def check(self, limits: Limits) -> None:
         """Raise Foreign when the jobs here are another cluster's, or nobody knows whose, or another
         user's whom SLURM does not show to this one."""
-        there = files.read(self._cluster)
+        there = read_json(self._cluster)
         if there is None and self._cluster.exists():
             raise Foreign(f"{self._cluster} is damaged: remove it if no job of this run root lives")
         if there is not None and there.get("cluster") != limits.cluster:
@@ -153,7 +152,7 @@ class Ledger:
             time=time.time(),
             **fields,
         )
-        files.create(self.intent(submission.uid), asdict(submission))
+        create_json(self.intent(submission.uid), asdict(submission))
         return submission
 
     def intent(self, uid: str) -> Path:
@@ -162,15 +161,15 @@ class Ledger:
 
     def submitted(self, uid: str, id: str | None) -> None:
         """Write down the job id; None when the submission never came to be."""
-        files.create(self._path(uid, "submitted"), {"id": id})
+        create_json(self._path(uid, "submitted"), {"id": id})
 
     def ended(self, entry: Entry) -> None:
         """Write down how tasks of a submission ended."""
-        files.replace(self._path(entry.submission.uid, "ended"), {"tasks": entry.ended})
+        write_json(self._path(entry.submission.uid, "ended"), {"tasks": entry.ended})
 
     def one(self, uid: str) -> Submission:
         """The submission `uid`. Raises ValueError when there is none."""
-        found = _submission(files.read(self._path(uid, "intent")))
+        found = _submission(read_json(self._path(uid, "intent")))
         if found is None:
             raise ValueError(f"{self._path(uid, 'intent')} is missing or damaged")
         return found
@@ -186,17 +185,17 @@ class Ledger:
         found = []
         for name in names:
             uid, _, what = name.partition(".")
-            content = files.read(self.submissions / name) if what == "intent.json" else None
+            content = read_json(self.submissions / name) if what == "intent.json" else None
             submission = _submission(content)
             if submission is None:
                 continue
             entry = Entry(submission)
             if f"{uid}.submitted.json" in there:
-                answer = files.read(self._path(uid, "submitted")) or {}
+                answer = read_json(self._path(uid, "submitted")) or {}
                 entry.id = answer.get("id")
                 entry.void = entry.id is None
             if f"{uid}.ended.json" in there:
-                ended = (files.read(self._path(uid, "ended")) or {}).get("tasks", {})
+                ended = (read_json(self._path(uid, "ended")) or {}).get("tasks", {})
                 entry.ended = {int(index): state for index, state in ended.items()}
             found.append(entry)
         return sorted(found, key=lambda entry: entry.submission.time)  # names: by the second

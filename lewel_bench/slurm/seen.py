@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lewel_bench.files import open_regular
+from lewel_bench.files import last_lines, newest_match
 from lewel_bench.slurm import attempt, executor, ledger, queue, retry
 from lewel_bench.slurm.attempt import Attempt
 from lewel_bench.slurm.inside import UNEXPLAINED
@@ -79,13 +79,7 @@ def failing_log(books: Ledger, entry: Entry, index: int) -> tuple[Path | None, s
 
 def last_line(path: Path, size: int = 8192) -> str:
     """The last line of a log that is not SLURM's own; empty where there is none."""
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.path.getsize(path) - size))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if line.strip()]
+    said = [line.strip() for line in last_lines(path, size) if line.strip()]
     own = [line for line in said if not line.startswith(("srun:", "slurmstepd:"))]
     return (own or said or [""])[-1][:300]
 
@@ -145,7 +139,7 @@ def _judge(
         for end in ends
     ]
     settled = {one.name for one in attempts if one.outcome and _settled(folder, one, ends)}
-    return retry.judge(attempts, seen, attempt.mark(folder, marks), max_attempts, settled)
+    return retry.judge(attempts, seen, newest_match(folder, marks), max_attempts, settled)
 
 
 def _settled(folder: Path, one: Attempt, ends: Sequence[End]) -> bool:

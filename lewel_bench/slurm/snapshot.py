@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.slurm import files
+from lewel_bench.files import SNAPSHOT, create_json
 
-NAME = "snapshot.json"
 KEPT = (".py", ".toml", ".json", ".txt")
 
 
@@ -20,7 +19,7 @@ def take(package: Path, into: Path) -> Path:
     The same code is copied once. Commit and uncommitted changes are written beside it. Code that is
     a snapshot already is used as it is.
     """
-    if (package.parent / NAME).exists():
+    if (package.parent / SNAPSHOT).exists():
         return package.parent
     paths = sorted(p for p in package.rglob("*") if p.suffix in KEPT and p.is_file())
     digest = hashlib.sha256()
@@ -28,7 +27,7 @@ def take(package: Path, into: Path) -> Path:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package)}\0{len(content)}\0".encode() + content)
     target = into / digest.hexdigest()[:12]
-    if (target / NAME).exists():
+    if (target / SNAPSHOT).exists():
         return target
     into.mkdir(parents=True, exist_ok=True)
     # not mkdtemp, which leaves out the group whatever the umask says
@@ -38,12 +37,12 @@ def take(package: Path, into: Path) -> Path:
         copy = beside / package.name / path.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    files.create(beside / NAME, origin(package))
+    create_json(beside / SNAPSHOT, origin(package))
     try:
         os.rename(beside, target)
     except OSError:  # another planner was first
         shutil.rmtree(beside)
-        if not (target / NAME).exists():
+        if not (target / SNAPSHOT).exists():
             raise
     return target
 

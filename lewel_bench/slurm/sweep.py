@@ -29,7 +29,7 @@ class Sweep:
     `command` follows the interpreter; `{folder}` in it becomes the folder of a cell. It writes
     `record` there when it is done and says with its exit code (inside.CODES) why it is not. `wake`
     follows the interpreter too: the command that makes the next pass. Files that match `marks` in a
-    cell's folder show progress, see `attempt.mark`. `package` is copied for the jobs to run.
+    cell's folder show progress, see `files.newest_match`. `package` is copied for the jobs to run.
     `busy` says which of some keys somebody computes, or is about to, outside of the cluster.
     """
 

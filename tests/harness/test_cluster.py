@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.files import Lock
+from lewel_bench.files import Lock, newest_match
 from lewel_bench.harness import cluster, status
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
@@ -102,7 +102,7 @@ def test_corrected_paths_reach_a_job_that_was_planned_before(tmp_path: Path) -> 
 
 def test_the_newest_mark(tmp_path: Path) -> None:
     """Those of mmengine have no leading zeros, those of a second training a folder of their own."""
-    assert attempt.mark(tmp_path, status.MARKS) == ""
+    assert newest_match(tmp_path, status.MARKS) == ""
     (tmp_path / "refit").mkdir()
     for name in (
         "checkpoint-00000009-ff.pt",
@@ -112,7 +112,7 @@ def test_the_newest_mark(tmp_path: Path) -> None:
         "iter_10000.pth",
     ):
         (tmp_path / name).touch()
-        assert attempt.mark(tmp_path, status.MARKS) == name
+        assert newest_match(tmp_path, status.MARKS) == name
 
 
 def test_cancel_tells_what_it_ended(

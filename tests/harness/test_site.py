@@ -9,7 +9,7 @@ from command_line import Bench
 
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import site
-from lewel_bench.slurm.cluster import SHELL_FIELDS, Cluster, Resources
+from lewel_bench.slurm.cluster import Cluster, Resources
 
 ME, OTHER, ROOT = 1000, 1001, 0
 FILE = "lewel-bench.toml"
@@ -99,7 +99,7 @@ def test_a_closed_folder_above_holds_no_site_file(
 
 
 def test_every_text_of_a_profile_is_known_to_be_safe_or_not() -> None:
-    """A new field that a shell reads belongs into SHELL_FIELDS; another is added here."""
+    """A new field that a shell reads belongs into site.SHELL_FIELDS; another is added here."""
     quoted = {"name", "kinds", "source", "partition", "account", "qos", "constraint"}
     texts = {
         field
@@ -108,7 +108,7 @@ def test_every_text_of_a_profile_is_known_to_be_safe_or_not() -> None:
         if info.annotation not in (int, float, bool)
     }
     numbers = {"tasks_per_node", "mem_gb"}
-    assert texts - numbers == quoted | SHELL_FIELDS
+    assert texts - numbers == quoted | site.SHELL_FIELDS
 
 
 @pytest.mark.parametrize(

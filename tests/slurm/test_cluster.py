@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import check, cluster, files, queue
+from lewel_bench.files import create_json
+from lewel_bench.slurm import check, cluster, queue
 from lewel_bench.slurm.cluster import EXAMPLES, KINDS
 from lewel_bench.slurm.ledger import Ledger, Submission
 from lewel_bench.slurm.queue import Nodes, Unreachable, _minutes
@@ -155,7 +156,7 @@ def test_doctor_looks_for_what_jobs_call(
         asked.extend(json.loads((folder / f"{one.uid}.asked.json").read_text())["commands"])
         lacks = [name for name in asked if name != "scontrol"]
         answer = {"node": "n", "python": "3", "missing": [], "lacks": lacks}
-        files.create(folder / f"{one.uid}.answer.json", answer)
+        create_json(folder / f"{one.uid}.answer.json", answer)
         return "7"
 
     monkeypatch.setattr(check.executor, "probe", probe)

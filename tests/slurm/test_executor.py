@@ -61,9 +61,9 @@ def test_queued_jobs_run_the_code_that_was_there(bench: Bench, tmp_path: Path) -
     shutil.copytree(executor.package(), package, ignore=shutil.ignore_patterns("__pycache__"))
     wanted = package / "slurm" / "wanted.py"
     wanted.write_text(
-        "import sys\nfrom pathlib import Path\nfrom lewel_bench.slurm import files\n"
+        "import sys\nfrom pathlib import Path\nfrom lewel_bench.files import create_json\n"
         "import lewel_bench.pretrain\n"
-        "files.create(Path(sys.argv[1]) / 'record.json', {'code': 'then'})\n"
+        "create_json(Path(sys.argv[1]) / 'record.json', {'code': 'then'})\n"
     )
     bench.cell("a")
     bench.sweep = replace(
@@ -103,7 +103,7 @@ def test_a_snapshot_says_where_it_is_from(tmp_path: Path) -> None:
     first = snapshot.take(package, tmp_path / "code")
     assert snapshot.take(package, tmp_path / "code") == first
     assert snapshot.take(first / "thing", tmp_path / "elsewhere") == first
-    found = json.loads((first / snapshot.NAME).read_text())
+    found = json.loads((first / snapshot.SNAPSHOT).read_text())
     assert found == {
         "commit": git("rev-parse", "HEAD").strip(), "dirty": False, "diff": "", "untracked": []
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_snapshot_says_where_it_is_from(tmp_path: Path) -> None:
     (package / "new.py").write_text("")
     second = snapshot.take(package, tmp_path / "code")
     assert second != first and (first / "thing" / "__init__.py").read_text() == "x = 1\n"
-    found = json.loads((second / snapshot.NAME).read_text())
+    found = json.loads((second / snapshot.SNAPSHOT).read_text())
     assert found["dirty"] and "+x = 2" in found["diff"] and found["untracked"] == ["new.py"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import attempt, control, files, inside
+from lewel_bench.slurm import attempt, control, inside
 from lewel_bench.slurm.ledger import Entry, Ledger
 
 WARNED = """
@@ -212,7 +212,7 @@ def test_a_full_disk_is_called_so(
 
         def begin_then_fill(*arguments: Any) -> attempt.Attempt:
             made = begin(*arguments)
-            patched.setattr(files, "replace", full)
+            patched.setattr(attempt, "write_json", full)
             return made
 
         patched.setattr(attempt, "begin", begin_then_fill)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.slurm import attempt, files, ledger, queue
+from lewel_bench import files
+from lewel_bench.slurm import attempt, ledger, queue
 from lewel_bench.slurm.queue import Task, Unreachable
 
 
@@ -93,20 +94,20 @@ def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_first_writer_wins_and_leaves_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.json"
-    assert files.create(path, {"n": 1}) and not files.create(path, {"n": 2})
-    assert files.read(path) == {"n": 1}
-    files.replace(path, {"n": 3})
-    assert files.read(path) == {"n": 3} and os.listdir(path.parent) == ["x.json"]
+    assert files.create_json(path, {"n": 1}) and not files.create_json(path, {"n": 2})
+    assert files.read_json(path) == {"n": 1}
+    files.write_json(path, {"n": 3})
+    assert files.read_json(path) == {"n": 3} and os.listdir(path.parent) == ["x.json"]
     for text in ("", "{", "[1]"):
         path.write_text(text)
-        assert files.read(path) is None
+        assert files.read_json(path) is None
 
 
 def test_one_of_many_processes_creates_a_file(tmp_path: Path) -> None:
-    code = "import sys; from lewel_bench.slurm import files; from pathlib import Path; "
-    code += "print(files.create(Path(sys.argv[1]), {}))"
+    code = "import sys; from lewel_bench.files import create_json; from pathlib import Path; "
+    code += "print(create_json(Path(sys.argv[1]), {}))"
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     started = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(5)
@@ -120,7 +121,7 @@ def test_the_last_to_start_has_the_claim(tmp_path: Path, monkeypatch: pytest.Mon
     attempt.check()
     (tmp_path / "checkpoint-00000001").touch()
     second = attempt.begin(tmp_path, "u", 0, 2, 1, "checkpoint-*")
-    with pytest.raises(attempt.Fenced):
+    with pytest.raises(files.ClaimLost):
         attempt.check()
     assert not attempt.holds(tmp_path, first.name) and attempt.holds(tmp_path, second.name)
     attempt.end(tmp_path, second, "oom", "no memory")
@@ -154,5 +155,5 @@ def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"x\.intent\.json is missing or damaged"):
             books.one("x")
     real = attempt.begin(tmp_path / "key", one.uid, 0, 1, 0, "*")
-    (tmp_path / "key" / attempt.ATTEMPTS / "0.json").write_text("{}")
+    (tmp_path / "key" / files.ATTEMPTS / "0.json").write_text("{}")
     assert [found.name for found in attempt.history(tmp_path / "key")] == [real.name]

@@ -15,8 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lewel_bench.files import FULL
-from lewel_bench.slurm import attempt, files
+from lewel_bench.files import FULL, ClaimLost, create_json, write_json
+from lewel_bench.slurm import attempt
 from lewel_bench.slurm.inside import EXIT
 
 stop: list[int] = []
@@ -49,14 +49,14 @@ def main() -> int:
             log.write(f"{state['tick']} {os.environ.get('SLURMD_NODENAME')} {os.getpid()}\n")
             log.flush()
             if stop or state["tick"] % spec.get("save_every", 10**9) == 0:
-                files.replace(folder / f"checkpoint-{state['tick']:08d}", state)
+                write_json(folder / f"checkpoint-{state['tick']:08d}", state)
             if stop:
                 return EXIT["stopped"]
     try:
         attempt.check()
-    except attempt.Fenced:
+    except ClaimLost:
         return EXIT["fenced"]
-    first = files.create(folder / "record.json", {"value": state["value"]})
+    first = create_json(folder / "record.json", {"value": state["value"]})
     with open(folder / "commits.log", "a") as log:
         log.write(f"{'first' if first else 'late'} {os.getpid()}\n")
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lewel_bench.files import read_json
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan.plugins import own_recipes
 from lewel_bench.harness.plan.suite import Suite
@@ -13,7 +14,6 @@ from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table
-from lewel_bench.slurm import files
 from lewel_bench.value import unknown
 
 UNKNOWN = "unknown"  # in a row's id, for the epochs of a pre-training
@@ -104,7 +104,7 @@ def standing(store: Store, suite: Suite, one: Extra) -> Extra:
 
 def labels(store: Store, key: str) -> dict[str, Any]:
     """What a checkpoint is called, which is no part of its identity and may change."""
-    return files.read(store.root / key / SPEC) or {}
+    return read_json(store.root / key / SPEC) or {}
 
 
 def extended(

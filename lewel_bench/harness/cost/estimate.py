@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lewel_bench.files import newest_match, read_json
 from lewel_bench.harness.cost.classes import Shape, shape, work
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.status import MARKS, SPEC, progress
@@ -19,7 +20,6 @@ from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
-from lewel_bench.slurm import attempt, files
 
 V100_GPUS = 8
 # Device-hours an epoch of ImageNet-1K with ResNet-50, and where that is from: facebookresearch/moco
@@ -110,7 +110,7 @@ class Estimator:
                 of = record.spec.get("recipe", record.spec)
                 self.backbones[key] = str(of.get("backbone"))
             elif self.root:
-                spec = files.read(self.root / key / SPEC) or {}
+                spec = read_json(self.root / key / SPEC) or {}
                 with suppress(KeyError, TypeError):
                     self.backbones[key] = str(spec["recipe"]["backbone"])
         return self.backbones[key]
@@ -126,7 +126,7 @@ class Estimator:
     def _done(self, job: Job) -> float:
         """What a job need not do again: nothing without a checkpoint that it goes on from."""
         folder = self.root / job.key if self.root else None
-        if folder is None or job.key in self.records or not attempt.mark(folder, MARKS):
+        if folder is None or job.key in self.records or not newest_match(folder, MARKS):
             return 0.0
         come = progress(folder)
         return come.share if come else 0.0

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lewel_bench import terminal
-from lewel_bench.files import FULL, Held, Lock, follow_group
+from lewel_bench.files import FULL, ClaimLost, Held, Lock, follow_group
 from lewel_bench.harness import view
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
@@ -74,7 +74,7 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
         jobs.run(job, folder.parent, _halved(settings, job), report, stop, attempt.check)
     except Stopped:
         return EXIT["stopped"]
-    except attempt.Fenced as lost:
+    except ClaimLost as lost:
         print(lost, file=sys.stderr)
         return EXIT["fenced"]
     except Diverged:

@@ -22,7 +22,7 @@ from lewel_bench.evals import features, knn, linear, semi
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.evals.protocol import Semi
-from lewel_bench.files import Lock, follow_group, naming
+from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
 from lewel_bench.harness import view
 from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.jobs import dense as transfer
@@ -33,7 +33,7 @@ from lewel_bench.harness.jobs.provenance import environment, provenance
 from lewel_bench.harness.plan import fits, splits
 from lewel_bench.harness.plan.plan import Dataset, Dense, Job, Searched
 from lewel_bench.harness.plan.site import Engines, MachineSettings
-from lewel_bench.harness.status import FAILURE, WORK, read_spec
+from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
@@ -43,7 +43,6 @@ from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Contents, Data, Record
-from lewel_bench.slurm import attempt
 
 MONITORS = 5  # kNN accuracies in the course of a pre-training
 LOOK_S = 10.0  # for others to end a look at whether a lock is held
@@ -57,13 +56,13 @@ def run(
     settings: MachineSettings,
     report: Report,
     stop: Stop,
-    fence: Callable[[], None] = lambda: None,
+    check_claim: Callable[[], None] = lambda: None,
 ) -> Record:
     """Compute a job and commit its record; goes on from its checkpoints.
 
     The caller holds the lock of the job's folder. Raises Stopped after saving, and whatever the
-    computation raises, after writing it to `failure.json`; `fence` raises Fenced where another
-    process has taken over.
+    computation raises, after writing it to `failure.json`; `check_claim` raises ClaimLost where
+    another process has taken over.
     """
     folder = root / job.key
     log = Log(folder, report)
@@ -77,8 +76,8 @@ def run(
     except Stopped as stopped:
         log("stopped", message=str(stopped))
         raise
-    except attempt.Fenced:
-        raise  # what is in the folder is another process's now
+    except ClaimLost:
+        raise  # the folder belongs to another process now
     except Exception as error:
         _name_line(job, error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -111,7 +110,7 @@ def run(
     if distributed.rank() != 0:
         return result
     log.close()
-    fence()
+    check_claim()
     written = record.commit(folder, result)
     for used in (folder, folder / "refit"):
         checkpoint.clear(used)
@@ -138,8 +137,12 @@ def _library(job: Job) -> dict[str, str]:
 
 
 def _attempts(folder: Path) -> dict[str, Any]:
-    """Every start of this job on a cluster, and what it cost."""
-    return {"attempts": found} if (found := attempt.summary(folder)) else {}
+    """Every start of this job on a cluster, and its cost."""
+    if not (folder / ATTEMPTS).exists():
+        return {}
+    from lewel_bench.slurm import attempt
+
+    return {"attempts": attempt.summary(folder)}
 
 
 class Made:

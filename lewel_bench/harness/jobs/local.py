@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from lewel_bench.files import Held, Lock, is_held
+from lewel_bench.files import FAILURE, Held, Lock, is_held
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.log import Failed, clear_failure, failure, said, write_failure
@@ -23,7 +23,6 @@ from lewel_bench.harness.status import (
     BEGAN,
     COMMAND,
     EVENTS,
-    FAILURE,
     LOCK,
     WORK,
     crash,

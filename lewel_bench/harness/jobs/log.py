@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.files import described, naming, write_atomically
-from lewel_bench.harness.status import CRASH, EVENTS, FAILURE, crash
+from lewel_bench.files import FAILURE, described, naming, read_json, write_atomically
+from lewel_bench.harness.status import CRASH, EVENTS, crash
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Report
-from lewel_bench.slurm import files
 
 
 class Log:
@@ -119,7 +118,7 @@ def failure(folder: Path, since: float = 0.0) -> Exception | None:
             return None
     except FileNotFoundError:
         return Failed(message) if (message := crash(folder, since)) else None
-    content = files.read(path)
+    content = read_json(path)
     if content is None:
         return None
     return (ValueError if content["mistake"] else Failed)(content["message"])

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from lewel_bench.slurm.cluster import SHELL_FIELDS
 from lewel_bench.value import LARGEST_TOML, Value, explain, parse_toml
 
 FILE = "lewel-bench.toml"
+# Fields of a cluster profile that reach a shell or name a program: only the user's own site file
+# may set them. `submitit` may hold any parameter of the submission script.
+SHELL_FIELDS = frozenset({"python", "container", "scratch", "setup", "submitit"})
 
 
 class OwnSuite(Value):

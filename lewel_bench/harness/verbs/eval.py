@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lewel_bench.files import replacing, write_atomically
+from lewel_bench.files import read_json, replacing, write_atomically
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.plan import cells, plan
 from lewel_bench.harness.plan import plugins as own
@@ -19,7 +19,6 @@ from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record
 from lewel_bench.results.store import Store
-from lewel_bench.slurm import files
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -247,5 +246,5 @@ def _shown(found: dict[str, Any]) -> None:
 def _labelled(folder: Path, label: dict[str, Any]) -> None:
     """Write what a checkpoint is called, where that is new."""
     content = {"kind": "import", "seed": 0, **label}
-    if files.read(folder / SPEC) != content:
+    if read_json(folder / SPEC) != content:
         write_atomically(folder / SPEC, json.dumps(content, indent=1))
