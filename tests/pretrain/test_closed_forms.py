@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lewel_bench.pretrain import methods, optim
 from lewel_bench.pretrain.norm import TokenNorm
-from lewel_bench.pretrain.parts import diagnostics, losses
+from lewel_bench.pretrain.parts import aligned, diagnostics, losses
 from lewel_bench.pretrain.parts.aligned import Aligned, AlignedEncoder, aggregate, alignment_maps
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
@@ -235,9 +235,9 @@ def test_info_nce_of_uniform_similarities():
     assert losses.info_nce(one, one, one.repeat(10, 1), 0.2).item() == pytest.approx(log(61))
     q, k = one.view(2, 3, 5), one.repeat(2, 1).view(4, 3, 5)
     rows = slice(1, 3)
-    everyone = losses.info_nce_other_images(q, k, rows, 0.2)
+    everyone = aligned.info_nce_other_images(q, k, rows, 0.2)
     assert everyone.item() == pytest.approx(log(1 + 3 * 3))
-    assert losses.info_nce_same_index(q, k, rows, 0.2).item() == pytest.approx(log(1 + 3))
+    assert aligned.info_nce_same_index(q, k, rows, 0.2).item() == pytest.approx(log(1 + 3))
 
 
 def reference_aligned(q, k, first, tau, other_images):
@@ -260,11 +260,11 @@ def reference_aligned(q, k, first, tau, other_images):
 @pytest.mark.parametrize("chunk", [2**27, 100])
 @pytest.mark.parametrize("other_images", [True, False])
 def test_aligned_info_nce_is_equation_4(monkeypatch, chunk, other_images):
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", chunk)
+    monkeypatch.setattr(aligned, "LOGITS_AT_ONCE", chunk)
     torch.manual_seed(0)
     raw = torch.randn(3, 4, 5, dtype=torch.double)
     k = losses.unit(torch.randn(6, 4, 5, dtype=torch.double))
-    function = losses.info_nce_other_images if other_images else losses.info_nce_same_index
+    function = aligned.info_nce_other_images if other_images else aligned.info_nce_same_index
     grads = []
     for loss in (
         lambda q: function(q, k, slice(2, 5), 0.2),

@@ -16,8 +16,7 @@ from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.methods import TOGETHER
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
-from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
 BATCH, IMAGES, CLASSES = 8, 20, 3

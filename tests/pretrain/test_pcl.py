@@ -14,9 +14,9 @@ from torch import nn
 
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Views
-from lewel_bench.pretrain.methods.pcl import proto_nce
 from lewel_bench.pretrain.parts.kmeans import concentration, kmeans
 from lewel_bench.pretrain.parts.losses import unit
+from lewel_bench.pretrain.parts.prototypes import proto_nce
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
 B, N, DIM = 4, 30, 8

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lewel_bench.pretrain.method import Views
-from lewel_bench.pretrain.methods.pixpro import PixPro, consistency, near, propagate
+from lewel_bench.pretrain.methods.pixpro import PixPro, consistency, propagate
 from lewel_bench.pretrain.norm import TokenNorm
-from lewel_bench.pretrain.parts.regions import corners
+from lewel_bench.pretrain.parts.regions import corners, near
 from lewel_bench.pretrain.recipe import Ema
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.double)

@@ -18,16 +18,16 @@ from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import rank
 from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.methods import Temperature, Weight
-from lewel_bench.pretrain.parts.aligned import AlignedEncoder, Noise, gaussian
-from lewel_bench.pretrain.parts.diagnostics import alignment, feature_std
-from lewel_bench.pretrain.parts.losses import (
-    info_nce,
+from lewel_bench.pretrain.parts.aligned import (
+    AlignedEncoder,
+    Noise,
+    gaussian,
     info_nce_other_images,
     info_nce_same_index,
-    unit,
 )
-from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.parts.diagnostics import alignment, feature_std
+from lewel_bench.pretrain.parts.losses import info_nce, unit
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
 from lewel_bench.pretrain.recipe import Ema, Positive
 
 

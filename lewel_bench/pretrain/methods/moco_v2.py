@@ -19,8 +19,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
 from lewel_bench.pretrain.recipe import Ema, Positive
 
 Keys = tuple[Tensor, ...]

@@ -14,48 +14,17 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
-from lewel_bench.pretrain.distributed import rank, total, wait
 from lewel_bench.pretrain.method import Method, TrainingSet, Views
 from lewel_bench.pretrain.methods import Counts, Size, Temperature
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
-from lewel_bench.pretrain.parts.kmeans import concentration, kmeans
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.parts.negatives import Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.prototypes import Prototypes, proto_nce
 from lewel_bench.pretrain.recipe import Ema, Positive
-
-
-class Prototypes(nn.Module):
-    """One clustering of the data set; buffers, as a run may be resumed within an epoch."""
-
-    C: Tensor
-    phi: Tensor
-    owner: Tensor
-
-    def __init__(self, k: int, dim: int, images: int) -> None:
-        super().__init__()
-        self.register_buffer("C", torch.zeros(k, dim))  # unit vectors
-        self.register_buffer("phi", torch.ones(k))
-        self.register_buffer("owner", torch.zeros(images, dtype=torch.long))  # (N,)
-
-    @torch.no_grad()
-    def fit(self, features: Tensor, tau: float, seed: int) -> None:
-        """Cluster `features` (N, c) anew, on rank 0 for all ranks."""
-        for buffer in (self.C, self.phi, self.owner):
-            buffer.zero_()
-        if rank() == 0:
-            found = kmeans(features.float().cpu().numpy(), len(self.C), seed)
-            self.C.copy_(unit(torch.from_numpy(found.centroids)))
-            self.phi.copy_(torch.from_numpy(concentration(found, tau)))
-            self.owner.copy_(torch.from_numpy(found.owner))
-        wait(patient=True)
-        for buffer in (self.C, self.phi, self.owner):
-            total(buffer)
 
 
 class PCL(Method):
@@ -144,18 +113,3 @@ class PCL(Method):
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(keys[0], step)
-
-
-def proto_nce(v: Tensor, C: Tensor, phi: Tensor, owner: Tensor, negatives: Tensor) -> Tensor:
-    """Mean of -log(exp(v·c_s/φ_s) / (exp(v·c_s/φ_s) + Σ_j exp(v·c_j/φ_j))), c_s = C[owner].
-
-    v (B, c), C (k, c), phi (k,), owner (B,); the sum is over the prototypes `negatives` (r,), but
-    never over an image's own.
-    """
-    with torch.autocast(v.device.type, enabled=False):
-        C, phi = C.to(v), phi.to(v)
-        positive = (v * C[owner]).sum(-1) / phi[owner]  # (B,)
-        logits = v @ C[negatives].T / phi[negatives]  # (B, r)
-        logits = logits.masked_fill(negatives == owner[:, None], -torch.inf)
-        logits = torch.cat([positive[:, None], logits], 1)
-        return cross_entropy(logits, torch.zeros_like(owner))

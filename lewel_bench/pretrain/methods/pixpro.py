@@ -20,7 +20,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import full, mse, unit
 from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.parts.regions import centres, corners
+from lewel_bench.pretrain.parts.regions import corners, near
 from lewel_bench.pretrain.recipe import Ema, Positive, Rate
 
 
@@ -95,18 +95,6 @@ class PixPro(Method):
 
     def after_step(self, keys: None, step: int, steps: int) -> None:
         self.target.update(self.online, step, steps)
-
-
-def near(box: Tensor, other: Tensor, shape: tuple[int, int], threshold: float) -> Tensor:
-    """Which pixels of two views are closer in the image than `threshold` diagonals of a cell of
-    the larger view: Eq. 1, (B, P, P) bool."""
-    h, w = shape
-    cell = box.new_tensor([w, h])
-    diagonal = torch.stack([((b[:, 2:] - b[:, :2]) / cell).norm(dim=1) for b in (box, other)])
-    # one minus the other: the quick way by products loses the digits that the threshold needs
-    exact = "donot_use_mm_for_euclid_dist"
-    distance = torch.cdist(centres(box, shape), centres(other, shape), compute_mode=exact)
-    return distance < threshold * diagonal.amax(0)[:, None, None]
 
 
 def propagate(x: Tensor, transformed: Tensor, gamma: float) -> Tensor:

@@ -21,7 +21,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.parts.negatives import own
+from lewel_bench.pretrain.parts.momentum import own
 from lewel_bench.pretrain.recipe import Positive
 
 

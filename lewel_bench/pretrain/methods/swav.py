@@ -23,7 +23,7 @@ from lewel_bench.pretrain.methods import Size, Temperature
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.parts.negatives import Queue, own
+from lewel_bench.pretrain.parts.momentum import Queue, own
 from lewel_bench.pretrain.recipe import Positive
 
 ASSIGN = 2  # views of full side, whose codes the others predict

@@ -13,12 +13,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softmax
+from torch.nn.functional import cross_entropy, softmax
+from torch.utils.checkpoint import checkpoint
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import unit
 
+LOGITS_AT_ONCE = 2**27  # 512 MiB in fp32
 Maps = Literal["coupled", "uncoupled", "random", "uniform", "none"]
 Noise = Callable[[Tensor], Tensor]  # heat-maps (B, P, d) of the shape of those given
 
@@ -128,3 +130,47 @@ def aggregate(W: Tensor, F: Tensor, h: int) -> Tensor:
     B, P, _ = F.shape
     W, F = W.view(B, P, h, -1), F.reshape(B, P, h, -1)
     return torch.einsum("bphn,bphc->bnhc", W, F).flatten(2)
+
+
+def info_nce_same_index(q: Tensor, k: Tensor, own: slice, tau: float) -> Tensor:
+    """InfoNCE of q (B, n, c), negatives: the same of the n embeddings in other images.
+
+    k (G, n, c); the images of q are k[own].
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        logits = torch.einsum("bnc,gnc->nbg", q, k) / tau  # (n, B, G)
+        target = torch.arange(own.start, own.stop, device=q.device).expand(len(logits), -1)
+        return cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+def info_nce_other_images(q: Tensor, k: Tensor, own: slice, tau: float) -> Tensor:
+    """InfoNCE of q (B, n, c), negatives: all (G-1)·n embeddings of other images.
+
+    k (G, n, c); the images of q are k[own]. Never holds more than LOGITS_AT_ONCE of the B·n·G·n
+    logits, however large the batch: several chunks are computed anew in the backward pass.
+    """
+    images, n, _ = q.shape
+    step = max(1, LOGITS_AT_ONCE // (n * len(k) * n))
+    total = q.new_zeros(())
+    with torch.autocast(q.device.type, enabled=False):
+        for first in range(0, images, step):
+            part = q[first : first + step]
+            args = (part, k, own.start + first, tau)
+            if step >= images:
+                return _other_images(*args) / (images * n)
+            total = total + checkpoint(
+                _other_images, *args, use_reentrant=False, preserve_rng_state=False
+            )
+    return total / (images * n)
+
+
+def _other_images(q: Tensor, k: Tensor, first: int, tau: float) -> Tensor:
+    images, n, _ = q.shape
+    q = q / tau
+    owner = torch.arange(first, first + images, device=q.device)
+    positive = (q * k[first : first + images]).sum(-1)  # (b, n)
+    logits = (q.flatten(0, 1) @ k.flatten(0, 1).T).view(images, n, len(k), n)
+    same_image = torch.arange(len(k), device=q.device) == owner[:, None]  # (b, G)
+    logits = logits.masked_fill(same_image[:, None, :, None], -torch.inf)
+    negative = logits.flatten(2).logsumexp(-1)  # (b, n)
+    return (torch.logaddexp(positive, negative) - positive).sum()

@@ -35,6 +35,18 @@ def centres(box: Tensor, shape: tuple[int, int]) -> Tensor:
     return corner + (end - corner) * inside
 
 
+def near(box: Tensor, other: Tensor, shape: tuple[int, int], threshold: float) -> Tensor:
+    """Which pixels of two views are closer in the image than `threshold` diagonals of a cell of
+    the larger view: Eq. 1, (B, P, P) bool."""
+    h, w = shape
+    cell = box.new_tensor([w, h])
+    diagonal = torch.stack([((b[:, 2:] - b[:, :2]) / cell).norm(dim=1) for b in (box, other)])
+    # one minus the other: the quick way by products loses the digits that the threshold needs
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(centres(box, shape), centres(other, shape), compute_mode=exact)
+    return distance < threshold * diagonal.amax(0)[:, None, None]
+
+
 def windows(size: int, stride: int, side: int) -> Tensor:
     """The square windows of `size` cells, `stride` cells apart, in a map of `side` cells: (n, 4).
 
