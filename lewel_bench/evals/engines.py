@@ -76,11 +76,11 @@ def survey(pythons: Mapping[str, str], ask: Ask | None = None) -> list[Finding]:
 
 def require(engine: str, pythons: Mapping[str, str], ask: Ask | None = None) -> Finding:
     """What is found of an engine that works. Raises ValueError in one line when it does not."""
-    found = find(engine, pythons, ask)
-    if not found.works:
-        said = f"engine {engine} does not work: {found.text}."
-        raise ValueError(f"{said} {_sentence(found.advice)}")
-    return found
+    finding = find(engine, pythons, ask)
+    if not finding.works:
+        message = f"engine {engine} does not work: {finding.text}."
+        raise ValueError(f"{message} {_sentence(finding.advice)}")
+    return finding
 
 
 def find(engine: str, pythons: Mapping[str, str], ask: Ask | None = None) -> Finding:
@@ -132,17 +132,17 @@ def _shadowed(engine: str, facts: Facts) -> tuple[str, str] | None:
                 f"{top} is from the distribution {shown}, not from {' or '.join(allowed)}",
                 f"pip uninstall {names[0]}, then {INSTALL[engine]}",
             )
-        found = facts["modules"].get(top)
-        if found and found["error"] is None and found["file"] is None:
+        module = facts["modules"].get(top)
+        if module and module["error"] is None and module["file"] is None:
             return (
-                f"not installed: the name {top} leads to the folder {found['folder']}, which has "
+                f"not installed: the name {top} leads to the folder {module['folder']}, which has "
                 "no code of that name",
                 INSTALL[engine],
             )
         home = facts["homes"].get(top)
-        if found and found["file"] and home and found["file"] != home:
+        if module and module["file"] and home and module["file"] != home:
             return (
-                f"the name {top} leads to {found['file']}, which hides the installed {home}",
+                f"the name {top} leads to {module['file']}, which hides the installed {home}",
                 "run in another folder, or remove that one from PYTHONPATH",
             )
     if engine == "mmseg":
@@ -182,10 +182,10 @@ def _pair(facts: Facts) -> tuple[str, str] | None:
 
 def _broken(engine: str, facts: Facts) -> tuple[str, str] | None:
     """A module that is missing or does not import."""
-    for name, found in facts["modules"].items():
-        if found["error"] is None:
+    for name, module in facts["modules"].items():
+        if module["error"] is None:
             continue
-        missing = found.get("missing")
+        missing = module.get("missing")
         if missing == engine == name:
             return f"{engine} is not installed", INSTALL[engine]
         if missing and name in MODULES["native"]:
@@ -193,11 +193,11 @@ def _broken(engine: str, facts: Facts) -> tuple[str, str] | None:
         own = set(OWNERS[engine])
         if name.split(".")[0] in own or missing in own:
             what = f"{missing} is missing" if missing else f"{name} does not import"
-            why = "" if missing else f" ({found['error']}, {found['file']})"
+            why = "" if missing else f" ({module['error']}, {module['file']})"
             return f"half installed: {what}{why}", INSTALL[engine]
         if missing:
             return f"half installed: {missing} is missing", INSTALL[engine]
-        return f"{name} does not import ({found['error']})", INSTALL[engine]
+        return f"{name} does not import ({module['error']})", INSTALL[engine]
     return None
 
 

@@ -49,8 +49,8 @@ def write(format: str, state: State, spec: Backbone) -> bytes:
 
 def unusual(spec: Backbone) -> str:
     """What torchvision has otherwise, and no file but ours tells its reader; in words."""
-    said = ", with the stride in its 1x1 convolutions" * (spec.stride == "1x1")
-    return said + (f", for pixels less {spec.mean}" if spec.mean else "")
+    text = ", with the stride in its 1x1 convolutions" * (spec.stride == "1x1")
+    return text + (f", for pixels less {spec.mean}" if spec.mean else "")
 
 
 def _pth(content: object) -> bytes:

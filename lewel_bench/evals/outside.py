@@ -78,7 +78,7 @@ def run(
 
 def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
     """Do the task of the file named in the arguments, with a protocol of `kind`; the exit code."""
-    said = os.fdopen(os.dup(1), "w", buffering=1)
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what others print is no message
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -87,7 +87,7 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
 
     def say(**message: Any) -> None:
         try:
-            print(json.dumps(message), file=said, flush=True)
+            print(json.dumps(message), file=channel, flush=True)
         except BrokenPipeError:
             asked.set()
 
@@ -101,7 +101,7 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
             torch.cuda.set_device(device)  # what an engine takes for "cuda"
         distributed.start(device)
         with _alone(arguments["folder"]):
-            found = work(protocol, **arguments, report=report, stop=asked.is_set)
+            outcome = work(protocol, **arguments, report=report, stop=asked.is_set)
     except Stopped as stopped:
         say(stopped=str(stopped))
         return ASKED
@@ -112,9 +112,9 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
         say(memory=str(error))
         raise
     if distributed.rank() == 0:
-        say(outcome=asdict(found))
+        say(outcome=asdict(outcome))
     else:
-        say(outcome={"metrics": found.metrics})
+        say(outcome={"metrics": outcome.metrics})
     return 0
 
 
@@ -124,9 +124,9 @@ def environment() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="lewel-bench-") as place:
         package = Path(lewel_bench.__file__).parent
         (Path(place) / package.name).symlink_to(package, target_is_directory=True)
-        ours = {"PYTHONPATH": place, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        own = {"PYTHONPATH": place, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         foreign = ("PYTHONHOME", "VIRTUAL_ENV")
-        yield {k: v for k, v in os.environ.items() if k not in foreign} | ours
+        yield {k: v for k, v in os.environ.items() if k not in foreign} | own
 
 
 def _write(folder: Path, mine: str, protocol: Value, arguments: Mapping[str, Any]) -> Path:

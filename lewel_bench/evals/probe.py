@@ -26,16 +26,16 @@ def facts(names: list[str]) -> dict[str, Any]:
     """
     modules: dict[str, Any] = {}
     for name in names:
-        modules[name] = one = _import(name)
-        if one["error"] is not None:
+        modules[name] = module = _import(name)
+        if module["error"] is not None:
             break
     tops = {name.split(".")[0] for name in names}
     owners: dict[str, list[list[str]]] = {}
     homes: dict[str, str] = {}
-    for top, found in importlib.metadata.packages_distributions().items():
+    for top, distributions in importlib.metadata.packages_distributions().items():
         if top in tops:
-            owners[top] = sorted([d, importlib.metadata.version(d)] for d in set(found))
-            homes.update(_home(top, found[0]))
+            owners[top] = sorted([d, importlib.metadata.version(d)] for d in set(distributions))
+            homes.update(_home(top, distributions[0]))
     return {
         "executable": sys.executable,
         "python": platform.python_version(),
@@ -71,10 +71,10 @@ def _import(name: str) -> dict[str, Any]:
 
 def _home(top: str, distribution: str) -> dict[str, str]:
     """Nothing for an editable installation, which lies where it pleases."""
-    found = importlib.metadata.distribution(distribution)
-    for file in found.files or []:
+    installed = importlib.metadata.distribution(distribution)
+    for file in installed.files or []:
         if str(file) == f"{top}/__init__.py":
-            return {top: os.path.realpath(str(found.locate_file(file)))}
+            return {top: os.path.realpath(str(installed.locate_file(file)))}
     return {}
 
 

@@ -56,13 +56,13 @@ def prove(state: Mapping[str, Tensor], spec: Backbone) -> Proof:
     statistics, warnings = _statistics(net)
     bank, queries = scenes(SIZES[spec.stem], 0, BANK), scenes(SIZES[spec.stem], 1, QUERIES)
     try:
-        ours, x = _right(net, bank, queries)
+        correct, x = _right(net, bank, queries)
     except ValueError as error:
         raise ValueError("; ".join([str(error), *warnings])) from None
     seen, more = _look(x[:: len(x) // LOOK])
-    neighbours, doubt = _compare(ours, _right(_random(spec, bank[0]), bank, queries)[0])
-    found = {"batch_norm": statistics, "features": seen, "knn": neighbours}
-    return Proof(found, (*warnings, *more, *doubt))
+    neighbours, doubt = _compare(correct, _right(_random(spec, bank[0]), bank, queries)[0])
+    measured = {"batch_norm": statistics, "features": seen, "knn": neighbours}
+    return Proof(measured, (*warnings, *more, *doubt))
 
 
 def scenes(size: int, split: int, count: int) -> tuple[Tensor, Tensor]:
@@ -83,56 +83,61 @@ def _statistics(net: ResNet) -> tuple[dict[str, float], list[str]]:
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     mean = torch.cat([m.running_mean for m in norms if m.running_mean is not None])
     var = torch.cat([m.running_var for m in norms if m.running_var is not None])
-    found = {
+    measured = {
         "largest_mean": float(mean.abs().max()),
         "smallest_variance": float(var.min()),
         "largest_variance": float(var.max()),
         "dead_channels": float((var < DEAD).float().mean()),
     }
-    said = []
+    warnings = []
     if bool((mean == 0).all()) and bool((var == 1).all()):
-        said.append(
+        warnings.append(
             "batch norm: every statistic is as at the start (mean 0, variance 1): these weights "
             "were never trained, or their statistics were not saved"
         )
     if bool((var < 0).any()):
-        said.append("batch norm: some variances are negative")
-    if (largest := max(found["largest_mean"], found["largest_variance"])) > LARGE:
-        said.append(f"batch norm: statistics up to {largest:.3g}")
-    if found["dead_channels"] > 0.1:
-        said.append(f"batch norm: {found['dead_channels']:.0%} of the channels never varied")
-    return found, said
+        warnings.append("batch norm: some variances are negative")
+    if (largest := max(measured["largest_mean"], measured["largest_variance"])) > LARGE:
+        warnings.append(f"batch norm: statistics up to {largest:.3g}")
+    if measured["dead_channels"] > 0.1:
+        warnings.append(f"batch norm: {measured['dead_channels']:.0%} of the channels never varied")
+    return measured, warnings
 
 
 def _look(x: Tensor) -> tuple[dict[str, float], list[str]]:
     """The length of features (N, D) and how much they vary from image to image."""
     length = x.norm(dim=1)
     spread = (x - x.mean(0)).norm(dim=1).mean() / length.mean().clamp_min(1e-30)
-    found = {
+    measured = {
         "images": float(len(x)),
         "norm": float(length.mean()),
         "spread": float(spread),
         "constant_dimensions": float((x.std(0) == 0).float().mean()),
     }
-    said = []
-    if not found["spread"] > ALIKE:
-        said.append(
+    warnings = []
+    if not measured["spread"] > ALIKE:
+        warnings.append(
             f"features of {len(x)} different images are alike: their spread is "
-            f"{found['spread']:.2g} of their length"
+            f"{measured['spread']:.2g} of their length"
         )
-    return found, said
+    return measured, warnings
 
 
-def _compare(ours: Tensor, random: Tensor) -> tuple[dict[str, float], list[str]]:
+def _compare(correct: Tensor, random: Tensor) -> tuple[dict[str, float], list[str]]:
     """kNN accuracy beside that of random weights; McNemar's test on the queries of both."""
-    better, worse = int((ours & ~random).sum()), int((random & ~ours).sum())
+    better, worse = int((correct & ~random).sum()), int((random & ~correct).sum())
     errors = (better - worse) / math.sqrt(max(1, better + worse))
-    top1, chance = (100 * float(one.float().mean()) for one in (ours, random))
-    found = {"queries": float(len(ours)), "top1": top1, "random_top1": chance, "errors": errors}
+    top1, chance = (100 * float(part.float().mean()) for part in (correct, random))
+    measured = {
+        "queries": float(len(correct)),
+        "top1": top1,
+        "random_top1": chance,
+        "errors": errors,
+    }
     if errors >= CLEAR:
-        return found, []
-    return found, [
-        f"kNN on {len(ours)} generated scenes: top-1 {top1:.1f}, and {chance:.1f} with random "
+        return measured, []
+    return measured, [
+        f"kNN on {len(correct)} generated scenes: top-1 {top1:.1f}, and {chance:.1f} with random "
         f"weights of the same architecture ({errors:+.1f} standard errors; a trained network has "
         f"at least {CLEAR})"
     ]

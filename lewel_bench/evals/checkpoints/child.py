@@ -96,7 +96,7 @@ def _reading_only(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _described(content: Content) -> dict[str, Any]:
     return {
-        "shapes": {name: one.shape for name, one in content.tensors.items()},
+        "shapes": {name: tensor.shape for name, tensor in content.tensors.items()},
         "tops": sorted(content.tops),
         "texts": dict(content.texts),
         "globals": sorted(content.globals),
@@ -111,14 +111,14 @@ def _written(content: Content, names: list[str], output: BinaryIO) -> dict[str, 
     views: dict[str, Any] = {}
     end = 0
     for name in names:
-        one = content.tensors[name]
-        if isinstance(one, Array):
-            size, place = len(one.data), first.setdefault(id(one), name)
-            views[name] = [place, one.dtype, one.shape, one.fortran]
+        tensor = content.tensors[name]
+        if isinstance(tensor, Array):
+            size, place = len(tensor.data), first.setdefault(id(tensor), name)
+            views[name] = [place, tensor.dtype, tensor.shape, tensor.fortran]
         else:
-            size = one.storage.count * one.storage.itemsize
-            place = first.setdefault(id(one.storage), name)
-            views[name] = [place, one.storage.dtype, one.shape, one.strides, one.offset]
+            size = tensor.storage.count * tensor.storage.itemsize
+            place = first.setdefault(id(tensor.storage), name)
+            views[name] = [place, tensor.storage.dtype, tensor.shape, tensor.strides, tensor.offset]
         if place not in header:
             header[place] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
             end += size
@@ -127,9 +127,9 @@ def _written(content: Content, names: list[str], output: BinaryIO) -> dict[str, 
     output.truncate()
     _put(output, struct.pack("<Q", len(text)) + text)
     for name, entry in header.items():
-        one = content.tensors[name]
+        tensor = content.tensors[name]
         try:
-            numbers = one.data if isinstance(one, Array) else content.numbers(one.storage)
+            numbers = tensor.data if isinstance(tensor, Array) else content.numbers(tensor.storage)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         if [len(numbers)] != entry["shape"]:
@@ -152,15 +152,19 @@ def _layout(path: Path) -> dict[str, Any]:
     """A layout of a user's as TOML has it, its patterns tried."""
     if (size := files.regular(path)) > TOML:
         raise ValueError(f"has {size:,} bytes: a layout has some hundred")
-    found = tomllib.loads(path.read_text(encoding="utf-8"))
-    rename = found.get("rename")
+    layout = tomllib.loads(path.read_text(encoding="utf-8"))
+    rename = layout.get("rename")
     for pair in rename if isinstance(rename, list) else ():
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair):
+        if (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(text, str) for text in pair)
+        ):
             try:
                 re.compile(pair[0]).sub(pair[1], "")
             except (re.error, IndexError):
                 break  # which the layout's type will say better
-    return found
+    return layout
 
 
 def _renamed(rename: list[list[str]], names: list[str]) -> list[str]:

@@ -73,12 +73,12 @@ def of_tree(tree: Any, globals_: Collection[str], source: Source) -> Content:
         raise ValueError(
             f"holds a {called.get(type(tree), type(tree).__name__)} instead of weights by name"
         )
-    found, texts = _flat(tree)
-    for one in found.values():
-        if isinstance(one, Strided):
-            source.check(one.storage)
+    tensors, texts = _flat(tree)
+    for tensor in tensors.values():
+        if isinstance(tensor, Strided):
+            source.check(tensor.storage)
     return Content(
-        tensors=found,
+        tensors=tensors,
         tops=frozenset(str(key) for key in tree),
         texts=usable(texts),
         globals=frozenset(globals_),
@@ -87,7 +87,7 @@ def of_tree(tree: Any, globals_: Collection[str], source: Source) -> Content:
 
 
 def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, str]]:
-    found: dict[str, Strided | Array] = {}
+    tensors: dict[str, Strided | Array] = {}
     texts: dict[str, str] = {}
     left = NAMED
     todo: list[tuple[str, Any, int]] = [("", tree, 0)]
@@ -100,17 +100,17 @@ def _flat(tree: dict[Any, Any]) -> tuple[dict[str, Strided | Array], dict[str, s
             inside = [(begin + _word(key), inner, depth + 1) for key, inner in value.items()]
             todo += reversed(inside)
         elif isinstance(value, Strided) or (isinstance(value, Array) and value.is_number):
-            if prefix in found:
+            if prefix in tensors:
                 raise ValueError(f"two tensors have the name {prefix[:80]}")
-            found[prefix] = value
+            tensors[prefix] = value
         elif isinstance(value, str) and depth == 1:
             texts[prefix] = value
         if left < 0 or depth > DEPTH or len(prefix) > LONGEST:
             raise ValueError(
                 "its dictionaries are too many, too deep or named too long for a checkpoint"
             )
-    nameable(found)
-    return found, texts
+    nameable(tensors)
+    return tensors, texts
 
 
 def _word(key: Any) -> str:

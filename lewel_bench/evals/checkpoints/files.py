@@ -72,12 +72,12 @@ def read(path: Path, allowed: Collection[str] = ()) -> Content:
 
 def regular(path: Path) -> int:
     """The size of a file. Raises ValueError for what is none, OSError for what is not there."""
-    found = os.stat(path)  # what a link leads to
-    if not stat.S_ISREG(found.st_mode):
+    status = os.stat(path)  # what a link leads to
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("is no regular file")
-    if found.st_size < LEAST:
-        raise ValueError(f"has {found.st_size} bytes: the download or the copy was cut off")
-    return found.st_size
+    if status.st_size < LEAST:
+        raise ValueError(f"has {status.st_size} bytes: the download or the copy was cut off")
+    return status.st_size
 
 
 def _sharded(path: Path, allowed: Collection[str]) -> Content:
@@ -86,7 +86,7 @@ def _sharded(path: Path, allowed: Collection[str]) -> Content:
         raise ValueError(f"an index of {size:,} bytes")
     index = json.loads(path.read_bytes(), object_pairs_hook=_once)
     shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(one, str) for one in shards.values()):
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError('an index without a "weight_map" from names to files')
     contents: dict[str, Content] = {}
     for name in sorted(set(shards.values())):
@@ -101,17 +101,17 @@ def _sharded(path: Path, allowed: Collection[str]) -> Content:
     tensors: dict[str, Strided | Array] = {}
     where: dict[int, Content] = {}  # by the identity of a storage: keys of two files may be equal
     for name, file in shards.items():
-        if (one := contents[file].tensors.get(name)) is None:
+        if (tensor := contents[file].tensors.get(name)) is None:
             raise ValueError(f"the tensor {name[:80]} is not in {file}, where its index has it")
-        tensors[name] = one
-        if isinstance(one, Strided):
-            where[id(one.storage)] = contents[file]
+        tensors[name] = tensor
+        if isinstance(tensor, Strided):
+            where[id(tensor.storage)] = contents[file]
     nameable(tensors)
     return Content(
         tensors=tensors,
         tops=frozenset(name.split(".")[0] for name in tensors),
-        texts={key: text for one in contents.values() for key, text in one.texts.items()},
-        globals=frozenset().union(*(one.globals for one in contents.values())),
+        texts={key: text for content in contents.values() for key, text in content.texts.items()},
+        globals=frozenset().union(*(content.globals for content in contents.values())),
         numbers=lambda storage: where[id(storage)].numbers(storage),
     )
 
@@ -126,7 +126,7 @@ def _safetensors(path: Path, head: bytes, size: int) -> Content:
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     texts = header.pop("__metadata__", {})
-    if not isinstance(texts, dict) or not all(isinstance(one, str) for one in texts.values()):
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("its metadata are no texts by name")
     nameable(header)
     tensors, places = {}, {}
@@ -150,10 +150,10 @@ def _safetensors(path: Path, head: bytes, size: int) -> Content:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("it has the same name twice")
-    return found
+    return entries
 
 
 def _entry(name: str, entry: Any) -> tuple[Strided, tuple[int, int]]:

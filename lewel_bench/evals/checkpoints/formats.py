@@ -57,8 +57,8 @@ class Format(Value):
             try:
                 re.compile(pattern).sub(becomes, "")
             except (re.error, IndexError) as error:
-                said = f"{pattern!r} to {becomes!r}"
-                raise ValueError(f"{said} is no regular expression: {error}") from None
+                rule = f"{pattern!r} to {becomes!r}"
+                raise ValueError(f"{rule} is no regular expression: {error}") from None
         return value
 
     def keys(self, names: Sequence[str]) -> list[str]:
@@ -403,4 +403,4 @@ FORMATS: dict[str, Format] = {
         update={"source": "huggingface/pytorch-image-models timm/models/resnet.py"}
     ),
 }
-ALLOWED = frozenset(name for one in FORMATS.values() for name in one.allows)
+ALLOWED = frozenset(name for layout in FORMATS.values() for name in layout.allows)

@@ -71,12 +71,12 @@ class Reader:
 
     def content(self, allowed: Collection[str] = ()) -> Content:
         """What the file holds; `allowed` are globals that may be in it, and are passed over."""
-        found = self._ask(self.path, read=str(self.path), allowed=sorted(allowed))
+        reply = self._ask(self.path, read=str(self.path), allowed=sorted(allowed))
         return Content(
-            shapes={name: tuple(shape) for name, shape in found["shapes"].items()},
-            tops=frozenset(found["tops"]),
-            texts=found["texts"],
-            globals=frozenset(found["globals"]),
+            shapes={name: tuple(shape) for name, shape in reply["shapes"].items()},
+            tops=frozenset(reply["tops"]),
+            texts=reply["texts"],
+            globals=frozenset(reply["globals"]),
             tensors=self._tensors,
         )
 
@@ -86,8 +86,8 @@ class Reader:
 
     def renamed(self, rename: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
         """The names after a layout's patterns, one after another."""
-        found: list[str] = self._ask(self.path, rename=list(rename), names=list(names))
-        return found
+        renamed: list[str] = self._ask(self.path, rename=list(rename), names=list(names))
+        return renamed
 
     def _tensors(self, names: Collection[str]) -> dict[str, Tensor]:
         views = self._ask(self.path, tensors=list(names))
@@ -98,8 +98,8 @@ class Reader:
             )
         try:
             with safe_open(f"/proc/self/fd/{self.output}", framework="pt") as file:
-                held = {place: file.get_tensor(place).clone() for place, *_ in views.values()}
-            return {name: _tensor(held[place], *view) for name, (place, *view) in views.items()}
+                storages = {place: file.get_tensor(place).clone() for place, *_ in views.values()}
+            return {name: _tensor(storages[place], *view) for name, (place, *view) in views.items()}
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{self.path}: its tensors cannot be read: {error}") from None
 
@@ -113,10 +113,10 @@ class Reader:
             answer = ""
         if not answer.endswith("\n"):
             raise ValueError(f"{about}: {self._ended()}")
-        found = json.loads(answer)
-        if "error" in found:
-            raise ValueError(f"{about}: {' '.join(printable(found['error']).split())}")
-        return found["reply"]
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise ValueError(f"{about}: {' '.join(printable(reply['error']).split())}")
+        return reply["reply"]
 
     def _ended(self) -> str:
         """Why there is no answer."""
@@ -137,7 +137,7 @@ def opened(path: Path) -> Iterator[Reader]:
     """The reader of a file; a folder stands for the index that lies in it. Raises ValueError naming
     what is no file."""
     parts = _parts(path)
-    size = sum(one.stat().st_size for one in parts)
+    size = sum(part.stat().st_size for part in parts)
     cpu = SECONDS + (size >> 28)
     with tempfile.TemporaryFile(prefix="lewel-bench-") as output:
         limits = {
@@ -169,10 +169,10 @@ def _parts(path: Path) -> list[Path]:
     """A file, or an index and the files that belong to it. Raises ValueError for what is none."""
     try:
         if path.is_dir():
-            found = sorted(path.glob(f"*{INDEX}"))
-            if len(found) != 1:
+            indexes = sorted(path.glob(f"*{INDEX}"))
+            if len(indexes) != 1:
                 raise ValueError(f"{path}: is a folder: give the file in it")
-            path = found[0]
+            path = indexes[0]
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{path}: is no regular file")
     except OSError as error:
@@ -180,7 +180,7 @@ def _parts(path: Path) -> list[Path]:
     if not path.name.endswith(INDEX):
         return [path]
     shards = path.parent.glob(f"{glob.escape(path.name.split('.')[0])}-*-of-*")
-    return [path, *sorted(one for one in shards if one.is_file())]
+    return [path, *sorted(shard for shard in shards if shard.is_file())]
 
 
 def _size(dtype: str, shape: Sequence[int], order: bool | Sequence[int], *_: int) -> int:

@@ -54,47 +54,49 @@ class Match:
 
     @property
     def sound(self) -> bool:
-        whole = all(one.sound for one in self.networks.values())
+        whole = all(network.sound for network in self.networks.values())
         return bool(self.networks) and whole and not (self.over or self.lacks)
 
     @property
     def faults(self) -> int:
         """How far it is from fitting, for the choice of what to show."""
-        several = self.networks.values()
-        wrong = sum(len(o.missing) + len(o.wrong) + len(o.over) + bool(o.unlike) for o in several)
-        placed = sum(len(one.keys) for one in several)
+        networks = self.networks.values()
+        wrong = sum(len(o.missing) + len(o.wrong) + len(o.over) + bool(o.unlike) for o in networks)
+        placed = sum(len(network.keys) for network in networks)
         return wrong + len(self.over) + bool(self.lacks) - placed
 
 
-def match(name: str, layout: Format, content: Content, rename: Rename = Format.keys) -> Match:
+def match_layout(
+    name: str, layout: Format, content: Content, rename: Rename = Format.keys
+) -> Match:
     """The file by a layout, with the root that fits best; `rename` applies the layout's patterns.
     Raises ValueError where two roots do."""
     plain = unwrapped(content.shapes)
-    found = [
+    matches = [
         _at(name, layout, root, plain, content, rename)
         for root in layout.roots
-        if any(one.startswith(root) for one in plain)
+        if any(key.startswith(root) for key in plain)
     ]
-    if not found:
+    if not matches:
         places = " or ".join(repr(root.rstrip(".")) for root in layout.roots)
         return Match(name, "", {}, [], [], f"it has no weights in {places}")
-    whole = [one.root.rstrip(".") for one in found if one.sound]
+    whole = [candidate.root.rstrip(".") for candidate in matches if candidate.sound]
     if len(whole) > 1:
-        several = " and at ".join(map(repr, whole))
-        raise ValueError(f"has a backbone at {several}: say which as roots in --format FILE.toml")
-    return min(found, key=lambda one: (not one.sound, one.faults))
+        roots = " and at ".join(map(repr, whole))
+        raise ValueError(f"has a backbone at {roots}: say which as roots in --format FILE.toml")
+    return min(matches, key=lambda candidate: (not candidate.sound, candidate.faults))
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Names without the parts that wrappers add, and the names in the file. Raises ValueError where
     two become one."""
-    found: dict[str, str] = {}
+    wrapped: dict[str, str] = {}
     for name in names:
         short = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if short in found:
-            raise ValueError(f"{name} and {found[short]} are the same but for their wrapper")
-        found[short] = name
-    return found
+        if short in wrapped:
+            raise ValueError(f"{name} and {wrapped[short]} are the same but for their wrapper")
+        wrapped[short] = name
+    return wrapped
 
 
 def _at(
@@ -109,23 +111,23 @@ def _at(
     heads: list[str] = []
     over: list[str] = []
     inside = {n.removeprefix(root): file for n, file in plain.items() if n.startswith(root)}
-    prefixes = sorted(layout.networks.items(), key=lambda one: -len(one[1]))
+    prefixes = sorted(layout.networks.items(), key=lambda pair: -len(pair[1]))
     within = sorted({s.removeprefix(p) for s in inside for _, p in prefixes if s.startswith(p)})
     keys = dict(zip(within, rename(layout, within), strict=True))
     for short, file in inside.items():
         for network, prefix in prefixes:
             key = keys[short.removeprefix(prefix)] if short.startswith(prefix) else ""
             if KEY.fullmatch(key):
-                one = networks.setdefault(network, Network())
-                if key in one.keys:
-                    one.over.append(file)  # two names for one tensor of the backbone
+                member = networks.setdefault(network, Network())
+                if key in member.keys:
+                    member.over.append(file)  # two names for one tensor of the backbone
                 else:
-                    one.keys[key] = file
+                    member.keys[key] = file
                 break
         else:
             (heads if short.startswith(layout.heads) else over).append(file)
-    for one in networks.values():
-        _judge(one, content.shapes, layout)
+    for member in networks.values():
+        _judge(member, content.shapes, layout)
     tops = {f"/{top}" for top in content.tops}
     needed = [n for n in layout.needs if n in tops or any(s.startswith(n) for s in inside)]
     lacks = "" if needed or not layout.needs else f"it has no {' or '.join(layout.needs)}"
@@ -135,20 +137,22 @@ def _at(
     return Match(name, root, {n: networks[n] for n in order}, heads, over, lacks)
 
 
-def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
+def _judge(network: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
     """Say what of `one` is no backbone of ours; the architecture is told from names and shapes."""
-    sizes = {key: shapes[file] for key, file in one.keys.items()}
+    sizes = {key: shapes[file] for key, file in network.keys.items()}
     stem = sizes.get("conv1.weight", ())
     if len(stem) != 4:
-        one.missing = [] if stem else ["conv1.weight"]
-        one.wrong = [f"conv1.weight {stem}"] if stem else []
+        network.missing = [] if stem else ["conv1.weight"]
+        network.wrong = [f"conv1.weight {stem}"] if stem else []
         return
     if stem[1] != 3 or stem[2] != stem[3] or stem[2] not in STEMS or not 0 < stem[0] <= WIDEST:
-        one.unlike = f"its first convolution is {stem}, not (width, 3, 7, 7) or (width, 3, 3, 3)"
+        network.unlike = (
+            f"its first convolution is {stem}, not (width, 3, 7, 7) or (width, 3, 3, 3)"
+        )
         return
     name = STEMS[stem[2]]
     if layout.stem and (layout.stem == "imagenet") != (name == "imagenet"):
-        one.unlike = f"its first convolution is {stem}, which no stem {layout.stem} has"
+        network.unlike = f"its first convolution is {stem}, which no stem {layout.stem} has"
         return
     name = layout.stem or name
     thick = any(".conv3." in key for key in sizes)
@@ -164,19 +168,21 @@ def _judge(one: Network, shapes: Mapping[str, Shape], layout: Format) -> None:
     without: tuple[str, ...] = () if counted else (COUNTER,)
     if layout.absorbed and not any(key.endswith(STATISTICS) for key in sizes):
         without += STATISTICS
-    one.spec = spec.model_copy(update={"mean": layout.pixels.other_mean})
+    network.spec = spec.model_copy(update={"mean": layout.pixels.other_mean})
     if spec.expansion > 1:
-        one.spec = one.spec.model_copy(update={"stride": layout.stride})
-    one.missing = [k for k in want if k not in sizes and not k.endswith(without)]
-    one.over += [one.keys[key] for key in sizes if key not in want]
-    one.wrong = [
-        f"{one.keys[key]} {sizes[key]}, not {want[key]}"
+        network.spec = network.spec.model_copy(update={"stride": layout.stride})
+    network.missing = [k for k in want if k not in sizes and not k.endswith(without)]
+    network.over += [network.keys[key] for key in sizes if key not in want]
+    network.wrong = [
+        f"{network.keys[key]} {sizes[key]}, not {want[key]}"
         for key in want
         if key in sizes and sizes[key] != want[key]
     ]
     blocks = _blocks(sizes)
-    if blocks != LAYERS[spec.arch][1] and len(one.over) + len(one.missing) > 20:
-        one.unlike = f"it has {blocks} blocks: ResNets of {', '.join(LAYERS)} are evaluated here"
+    if blocks != LAYERS[spec.arch][1] and len(network.over) + len(network.missing) > 20:
+        network.unlike = (
+            f"it has {blocks} blocks: ResNets of {', '.join(LAYERS)} are evaluated here"
+        )
 
 
 @cache
@@ -191,24 +197,24 @@ def _blocks(sizes: Mapping[str, Shape]) -> tuple[int, ...]:
     )
 
 
-def report(found: Match) -> str:
+def mismatch_report(match: Match) -> str:
     """Why a file does not fit a layout, in lines."""
-    lines = [f"  {found.lacks}"] if found.lacks else []
-    over = list(found.over)
-    for name, one in found.networks.items():
-        renamed = len(one.keys) - one.same(found.root)
-        what = f" as a {one.spec.arch} of width {one.spec.width}" if one.spec else ""
+    lines = [f"  {match.lacks}"] if match.lacks else []
+    over = list(match.over)
+    for name, network in match.networks.items():
+        renamed = len(network.keys) - network.same(match.root)
+        what = f" as a {network.spec.arch} of width {network.spec.width}" if network.spec else ""
         lines.append(
-            f"  network {name}{what}: {len(one.keys)} names matched, {renamed} of them renamed"
+            f"  network {name}{what}: {len(network.keys)} names matched, {renamed} of them renamed"
         )
-        lines += [f"    {one.unlike}"] if one.unlike else []
-        for word, names in (("missing", one.missing), ("wrong shape", one.wrong)):
+        lines += [f"    {network.unlike}"] if network.unlike else []
+        for word, names in (("missing", network.missing), ("wrong shape", network.wrong)):
             lines += [f"    {word}: {weights.listed(names)}"] if names else []
-        over += one.over
+        over += network.over
         lines += [
             f"    nearest to {key}: {near[0]}"
-            for key in one.missing[:3]
-            if (near := difflib.get_close_matches(key, [*found.over, *one.over], 1, 0.4))
+            for key in network.missing[:3]
+            if (near := difflib.get_close_matches(key, [*match.over, *network.over], 1, 0.4))
         ]
     lines += [f"  left over: {weights.listed(over)}"] if over else []
     return "\n".join(lines)

@@ -119,9 +119,9 @@ class _Machine:
 
     def above(self) -> list[Any]:
         start = self.marks.pop()
-        found = self.stack[start:]
+        values = self.stack[start:]
         del self.stack[start:]
-        return found
+        return values
 
     def named(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
@@ -146,7 +146,7 @@ class _Machine:
     def charge(self, values: Any) -> None:
         """What is made of `values` may be as large as they are, and they may be used again."""
         sized = (str, bytes, bytearray, list, tuple, dict)
-        self.copies -= sum(len(one) for one in values if isinstance(one, sized))
+        self.copies -= sum(len(value) for value in values if isinstance(value, sized))
         if self.copies < 0:
             raise Refused("its pickle copies the same content over and over")
 
@@ -181,15 +181,15 @@ class _Machine:
 
 
 def _persistent(machine: _Machine, _: Any) -> None:
-    found = machine.pop()
-    if not isinstance(found, tuple) or len(found) < 5 or found[0] != "storage":
+    arguments = machine.pop()
+    if not isinstance(arguments, tuple) or len(arguments) < 5 or arguments[0] != "storage":
         raise Refused("its pickle refers to something that is no storage of PyTorch")
-    if len(found) > 5 and found[5] is not None:
+    if len(arguments) > 5 and arguments[5] is not None:
         raise Refused("its pickle has views of storages, which PyTorch has not written since 0.4")
-    one = storage(found[1], found[2], found[4])
-    known = machine.storages.setdefault(one.key, one)
-    if (known.count, known.dtype) != (one.count, one.dtype):
-        raise Refused(f"the storage {one.key[:60]} has two sizes")
+    part = storage(arguments[1], arguments[2], arguments[4])
+    known = machine.storages.setdefault(part.key, part)
+    if (known.count, known.dtype) != (part.count, part.dtype):
+        raise Refused(f"the storage {part.key[:60]} has two sizes")
     machine.stack.append(known)
 
 

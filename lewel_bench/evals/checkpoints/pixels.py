@@ -27,7 +27,7 @@ class Pixels(Value):
     @property
     def other_mean(self) -> tuple[float, float, float] | None:
         """The mean where it is not ImageNet's."""
-        same = all(abs(one - ours) <= 1e-4 for one, ours in zip(self.mean, MEAN, strict=True))
+        same = all(abs(value - usual) <= 1e-4 for value, usual in zip(self.mean, MEAN, strict=True))
         return None if same else self.mean
 
     @property
@@ -44,5 +44,5 @@ def adapt(weight: Tensor, pixels: Pixels) -> Tensor:
     if pixels.usual:
         return weight
     turned = weight if pixels.order == "RGB" else weight.flip(1)
-    scale = [ours / theirs for ours, theirs in zip(STD, pixels.std, strict=True)]
+    scale = [std / theirs for std, theirs in zip(STD, pixels.std, strict=True)]
     return turned * weight.new_tensor(scale)[:, None, None]

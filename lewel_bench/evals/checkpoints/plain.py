@@ -170,7 +170,7 @@ def plain_key(key: Any, depth: int = 2) -> Any:
     if isinstance(key, str | int | float | bytes | Global | Inert) or key is None:
         return key
     if isinstance(key, tuple) and depth and len(key) < 64:
-        return tuple(plain_key(one, depth - 1) for one in key)
+        return tuple(plain_key(part, depth - 1) for part in key)
     raise Refused(f"its pickle has a {type(key).__name__} as the key of a dictionary")
 
 
@@ -185,8 +185,8 @@ def _whole(values: Any) -> tuple[int, ...]:
         not isinstance(values, tuple | list)
         or len(values) > DIMENSIONS
         or not all(
-            isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 1 << 60
-            for one in values
+            isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 60
+            for value in values
         )
     ):
         raise ValueError(f"a tensor's shape is broken: it is a {type(values).__name__}")
@@ -223,8 +223,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Str
 
 def dictionary(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     """Pairs or a dictionary as a dictionary with plain keys."""
-    several = pairs.items() if isinstance(pairs, dict) else pairs
-    return {plain_key(key): value for key, value in several}
+    entries = pairs.items() if isinstance(pairs, dict) else pairs
+    return {plain_key(key): value for key, value in entries}
 
 
 def _list(values: Any = (), *_: Any) -> list[Any]:
@@ -237,8 +237,8 @@ def _dtype(code: Any, *_: Any) -> Dtype:
     if isinstance(code, Global):
         code = {"numpy.float32": "f4", "numpy.float64": "f8", "numpy.int64": "i8"}[code.name]
     if not isinstance(code, str) or not re.fullmatch(PLAIN, code):
-        said = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
-        raise Refused(f"it holds an array of dtype {said}, which is no plain data")
+        shown = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
+        raise Refused(f"it holds an array of dtype {shown}, which is no plain data")
     return Dtype(code.strip("<>|="), ">" if code.startswith(">") else "<")
 
 

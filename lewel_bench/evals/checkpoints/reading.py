@@ -13,10 +13,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.checkpoints import limited, match
+from lewel_bench.evals.checkpoints import limited
 from lewel_bench.evals.checkpoints.formats import ALLOWED, FORMATS, Format
 from lewel_bench.evals.checkpoints.limited import Content, Reader
-from lewel_bench.evals.checkpoints.match import COUNTER, Match, Rename
+from lewel_bench.evals.checkpoints.match import (
+    COUNTER,
+    Match,
+    Rename,
+    match_layout,
+    mismatch_report,
+)
 from lewel_bench.evals.checkpoints.pixels import Pixels, adapt
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.backbone import LAYERS
@@ -68,7 +74,7 @@ def read(path: Path, format: str | None = None, network: str | None = None) -> R
 
 def _read(reader: Reader, format: str | None, network: str | None) -> Reading:
     path, layouts = reader.path, _layouts(format, reader)
-    allowed = {name for one in layouts.values() for name in one.allows} if format else ALLOWED
+    allowed = {name for layout in layouts.values() for name in layout.allows} if format else ALLOWED
     content = reader.content(allowed)
     if not content.shapes:
         raise ValueError(f"{path}: holds no tensors")
@@ -79,16 +85,16 @@ def _read(reader: Reader, format: str | None, network: str | None) -> Reading:
         return reader.renamed(layout.rename, names)
 
     try:
-        found = _recognised(layouts, content, renamed if own else Format.keys)
+        match = _recognised(layouts, content, renamed if own else Format.keys)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    layout = layouts[found.format]
-    if not found.sound:
-        raise ValueError(_refusal(path, found, layout, content, format))
+    layout = layouts[match.format]
+    if not match.sound:
+        raise ValueError(_refusal(path, match, layout, content, format))
     if foreign := content.globals - set(layout.allows):
-        raise ValueError(f"{path}: {min(foreign)} is no part of a file of {found.format}")
-    name = _network(path, found, layout, network)
-    taken = _taken(reader, content, found, layout, name)
+        raise ValueError(f"{path}: {min(foreign)} is no part of a file of {match.format}")
+    name = _network(path, match, layout, network)
+    taken = _taken(reader, content, match, layout, name)
     if unlike := _unlike(content, layout, taken.spec):
         raise ValueError(f"{path}: {unlike}")
     if own and taken.guessed:
@@ -96,8 +102,8 @@ def _read(reader: Reader, format: str | None, network: str | None) -> Reading:
             f'{path}: its first convolution is 3x3, as of two stems here: add stem = "cifar" '
             f'(stride 1) or stem = "small" (stride 2, the suites\' own) to {format}'
         )
-    if format is None and found.format == "detectron2":
-        taken = replace(taken, guessed=_stride(path, content, found, taken.spec))
+    if format is None and match.format == "detectron2":
+        taken = replace(taken, guessed=_stride(path, content, match, taken.spec))
     return taken
 
 
@@ -120,21 +126,21 @@ def _recognised(
     """The first layout that the whole file fits, else the one that it fits best."""
     nearest: Match | None = None
     for name, layout in layouts.items():
-        found = match.match(name, layout, content, rename)
-        if found.sound:
-            return found
-        if nearest is None or (found.faults, bool(found.lacks)) < (
+        candidate = match_layout(name, layout, content, rename)
+        if candidate.sound:
+            return candidate
+        if nearest is None or (candidate.faults, bool(candidate.lacks)) < (
             nearest.faults,
             bool(nearest.lacks),
         ):
-            nearest = found
+            nearest = candidate
     assert nearest is not None
     return nearest
 
 
-def _refusal(path: Path, found: Match, layout: Format, content: Content, format: str | None) -> str:
+def _refusal(path: Path, match: Match, layout: Format, content: Content, format: str | None) -> str:
     lines = [f"{path}: "]
-    if format is None and not any(len(one.keys) >= FEW for one in found.networks.values()):
+    if format is None and not any(len(network.keys) >= FEW for network in match.networks.values()):
         if any(part in name for name in content.shapes for part in TRANSFORMER):
             return (
                 f"{path}: holds a Vision Transformer. Only ResNets ({', '.join(LAYERS)}) are "
@@ -149,8 +155,8 @@ def _refusal(path: Path, found: Match, layout: Format, content: Content, format:
             "own: --format FILE.toml"
         )
     asked = "does not fit" if format else "is nearest to, but does not fit,"
-    lines[0] += f"{asked} the format {found.format} ({layout.source}):"
-    lines.append(match.report(found))
+    lines[0] += f"{asked} the format {match.format} ({layout.source}):"
+    lines.append(mismatch_report(match))
     if format and format in FORMATS:
         with suppress(ValueError):  # it has two backbones
             other = _recognised(FORMATS, content)
@@ -158,14 +164,14 @@ def _refusal(path: Path, found: Match, layout: Format, content: Content, format:
     return "\n".join(lines)
 
 
-def _network(path: Path, found: Match, layout: Format, asked: str | None) -> str:
+def _network(path: Path, match: Match, layout: Format, asked: str | None) -> str:
     if asked is None:
-        return next(iter(found.networks))
+        return next(iter(match.networks))
     if asked not in layout.networks:
-        raise ValueError(unknown(f"network of {found.format}", asked, layout.networks))
-    if asked not in found.networks:
-        here = ", ".join(found.networks)
-        near = difflib.get_close_matches(asked, found.networks, n=1)
+        raise ValueError(unknown(f"network of {match.format}", asked, layout.networks))
+    if asked not in match.networks:
+        here = ", ".join(match.networks)
+        near = difflib.get_close_matches(asked, match.networks, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{path}: it does not hold the network {asked}.{hint} It holds: {here}")
     return asked
@@ -181,10 +187,10 @@ def _unlike(content: Content, layout: Format, spec: Backbone) -> str:
     return ""
 
 
-def _stride(path: Path, content: Content, found: Match, spec: Backbone) -> str:
+def _stride(path: Path, content: Content, match: Match, spec: Backbone) -> str:
     """What is taken for granted of detectron2's file. Raises ValueError where that is too much."""
     author = content.texts.get("__author__", "")
-    deviation = f"{found.root}pixel_std"
+    deviation = f"{match.root}pixel_std"
     unit = deviation in content.shapes and bool(
         (content.tensors([deviation])[deviation] == 1).all()
     )
@@ -203,45 +209,45 @@ def _stride(path: Path, content: Content, found: Match, spec: Backbone) -> str:
     )
 
 
-def _taken(reader: Reader, content: Content, found: Match, layout: Format, name: str) -> Reading:
-    path, one = reader.path, found.networks[name]
-    assert one.spec is not None
+def _taken(reader: Reader, content: Content, match: Match, layout: Format, name: str) -> Reading:
+    path, network = reader.path, match.networks[name]
+    assert network.spec is not None
     state: dict[str, Tensor] = {}
-    shapes = weights.shapes(one.spec)
-    held = content.tensors([one.keys[key] for key in shapes if key in one.keys])
+    shapes = weights.shapes(network.spec)
+    tensors = content.tensors([network.keys[key] for key in shapes if key in network.keys])
     for key, shape in shapes.items():
-        if key not in one.keys:
-            state[key] = _without(key, one.spec)
+        if key not in network.keys:
+            state[key] = _without(key, network.spec)
             continue
         try:
-            state[key] = _weight(key, held[one.keys[key]], shape)
+            state[key] = _weight(key, tensors[network.keys[key]], shape)
         except ValueError as error:
-            raise ValueError(f"{path}: {one.keys[key]}: {error}") from None
+            raise ValueError(f"{path}: {network.keys[key]}: {error}") from None
     state["conv1.weight"] = adapt(state["conv1.weight"], layout.pixels)
     try:
-        spec, guessed = _told(one.spec, content, layout)
+        spec, guessed = _told(network.spec, content, layout)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    same = one.same(found.root)
+    same = network.same(match.root)
     return Reading(
         state=state,
         spec=spec,
-        format=found.format,
+        format=match.format,
         network=name,
-        networks=tuple(found.networks),
+        networks=tuple(match.networks),
         pixels=layout.pixels,
         file_sha256=_sha256(reader.parts),
         tensors=digest(state),
         same=same,
-        renamed=len(one.keys) - same,
-        aside=len(found.heads),
+        renamed=len(network.keys) - same,
+        aside=len(match.heads),
         guessed=guessed,
     )
 
 
 def _sha256(parts: Sequence[Path]) -> str:
     """Hex SHA-256 of a file, or of those of an index and its parts."""
-    hashes = [checkpoint.sha256(one) for one in parts]
+    hashes = [checkpoint.sha256(part) for part in parts]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -276,13 +282,13 @@ def _told(spec: Backbone, content: Content, layout: Format) -> tuple[Backbone, s
     text = content.texts.get("backbone", "")
     if text.startswith(("{", "[")):
         try:
-            said = Backbone.model_validate(json.loads(text))
+            header = Backbone.model_validate(json.loads(text))
         except ValidationError as error:
             raise ValueError(f'its header "backbone" is none of ours: {explain(error)}') from None
         except (ValueError, RecursionError):
             raise ValueError('its header "backbone" is broken JSON') from None
-        if weights.shapes(said) == weights.shapes(spec):
-            return said, ""
+        if weights.shapes(header) == weights.shapes(spec):
+            return header, ""
     if layout.stem:
         return spec, ""
     guess = (

@@ -25,7 +25,7 @@ def read(path: Path, size: int, allowed: Collection[str]) -> Content:
     """The content of an archive of `size` bytes. Raises ValueError, BadZipFile or OSError."""
     _directory(path, size)
     archive = zipfile.ZipFile(path)  # stays open, so that its list of members is read once
-    members = {one.filename: one for one in archive.infolist()}
+    members = {member.filename: member for member in archive.infolist()}
     if any(f"/{part}" in name for name in members for part in CODE):
         raise ValueError(SCRIPT)
     _members(archive.infolist(), size)
@@ -41,10 +41,10 @@ def read(path: Path, size: int, allowed: Collection[str]) -> Content:
         name = f"{folder}data/{storage.key}"
         if name not in members:
             raise ValueError(f"the storage {storage.key[:60]} is not in it")
-        held, wanted = members[name].file_size, storage.count * storage.itemsize
-        if held != wanted:
+        size, wanted = members[name].file_size, storage.count * storage.itemsize
+        if size != wanted:
             raise ValueError(
-                f"the storage {storage.key[:60]} has {held:,} bytes, but its tensors say {wanted:,}"
+                f"the storage {storage.key[:60]} has {size:,} bytes, but its tensors say {wanted:,}"
             )
 
     def get(storage: Storage) -> bytes:
@@ -73,22 +73,22 @@ def _directory(path: Path, size: int) -> None:
 
 
 def _members(members: list[zipfile.ZipInfo], size: int) -> None:
-    if len({one.filename for one in members}) < len(members):
+    if len({member.filename for member in members}) < len(members):
         raise ValueError("a zip archive with two members of one name")
-    for one in members:
-        parts = one.filename.replace("\\", "/").split("/")
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or ":" in parts[0]:
-            raise ValueError(f"a zip archive with the member {one.filename[:80]!r}")
-        if stat.S_ISLNK(one.external_attr >> 16):
-            raise ValueError(f"a zip archive with the link {one.filename[:80]!r}")
-        if one.flag_bits & 1:
-            raise ValueError(f"a zip archive with the encrypted member {one.filename[:80]!r}")
-        if one.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"a zip archive with the member {member.filename[:80]!r}")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"a zip archive with the link {member.filename[:80]!r}")
+        if member.flag_bits & 1:
+            raise ValueError(f"a zip archive with the encrypted member {member.filename[:80]!r}")
+        if member.compress_type != zipfile.ZIP_STORED:
             raise ValueError(
-                f"a zip archive with the compressed member {one.filename[:80]!r}: PyTorch "
+                f"a zip archive with the compressed member {member.filename[:80]!r}: PyTorch "
                 "compresses nothing"
             )
-    if sum(one.file_size for one in members) > size:
+    if sum(member.file_size for member in members) > size:
         raise ValueError(f"a zip archive whose members are larger than its {size:,} bytes")
 
 

@@ -62,9 +62,9 @@ def decode(deltas: Tensor, boxes: Tensor, weights: Weights) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def l1(found: Tensor, target: Tensor) -> Tensor:
+def l1(predicted: Tensor, target: Tensor) -> Tensor:
     """The loss of regressed boxes, summed: smooth L1 with beta 0."""
-    return (found - target).abs().sum()
+    return (predicted - target).abs().sum()
 
 
 def match(

@@ -35,8 +35,8 @@ def problems(root: Path, layout: Layout, full: bool = False) -> tuple[list[str],
 
     With `full` every image is decoded, else at least SAMPLE of each split.
     """
-    found = check(root, layout, full)
-    return found.problems, found.notes
+    report = check(root, layout, full)
+    return report.problems, report.notes
 
 
 def check(root: Path, layout: Layout, full: bool = False) -> Report:
@@ -109,8 +109,8 @@ def _voc_split(
     seen.update(dict.fromkeys(names, split))
     annotations = voc.parse_all(report.root, names)
     files = {
-        report.root / file: (str(found.path), found.height, found.width)
-        for file, found in zip(voc.image_files(report.root, names), annotations, strict=True)
+        report.root / file: (str(annotation.path), annotation.height, annotation.width)
+        for file, annotation in zip(voc.image_files(report.root, names), annotations, strict=True)
     }
     return annotations, files
 
@@ -130,28 +130,30 @@ def _alike(root: Path, classes: Iterable[str]) -> list[str]:
 
 def _coco(report: Report, full: bool) -> None:
     for split in ("train2017", "val2017"):
-        found = coco.parse(report.root, split)
-        report.problems += found.problems
-        report.notes += found.notes
-        report.images[split] = len(found.images)
+        annotations = coco.parse(report.root, split)
+        report.problems += annotations.problems
+        report.notes += annotations.notes
+        report.images[split] = len(annotations.images)
         report.objects[split] = sum(
-            not record.get("iscrowd") for records in found.objects.values() for record in records
+            not record.get("iscrowd")
+            for records in annotations.objects.values()
+            for record in records
         )
-        names = tuple(category["name"] for category in found.categories)
+        names = tuple(category["name"] for category in annotations.categories)
         if split == "train2017":
             report.classes = names
         elif names and report.classes and names != report.classes:
             other = sorted(set(names) ^ set(report.classes))
             which = f"first {other[0]!r}" if other else "in another order of their ids"
             reason = f"has other categories than the training split, {which}: give both the same"
-            report.problems.append(Problem(found.path, reason))
+            report.problems.append(Problem(annotations.path, reason))
         expected = {
             report.root / coco.image_file(split, image): (
-                f"{found.path}: image {image['id']}",
+                f"{annotations.path}: image {image['id']}",
                 image["height"],
                 image["width"],
             )
-            for image in found.images
+            for image in annotations.images
         }
         report.problems += _images(expected, full)
 
@@ -161,8 +163,8 @@ def _images(expected: dict[Path, _Expected], full: bool) -> list[str]:
     every = 1 if full else max(1, len(expected) // SAMPLE)
     decoded = set(list(expected)[::every])
 
-    def look(item: tuple[Path, _Expected]) -> str | None:
-        path, (where, height, width) = item
+    def look(entry: tuple[Path, _Expected]) -> str | None:
+        path, (where, height, width) = entry
         try:
             size = upright_size(path)
             if height and size != (height, width):
@@ -198,8 +200,8 @@ def _size_problem(
 ) -> Problem:
     """An image of `size` (height, width), that is annotated with another one."""
     if size == (width, height) and is_turned(path):
-        said = f"is shown as {size[1]}x{size[0]} px, but {where} says {width}x{height}"
-        return Problem(path, STORED, f"{STORED} (it {said})")
+        sizes = f"is shown as {size[1]}x{size[0]} px, but {where} says {width}x{height}"
+        return Problem(path, STORED, f"{STORED} (it {sizes})")
     advice = "correct the annotation or replace the image"
     return Problem(
         path,

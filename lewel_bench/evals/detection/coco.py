@@ -57,25 +57,27 @@ def parse(root: Path, split: str) -> Annotations:
     folder = Path(root) / "annotations"
     path = folder / f"instances_{split}.json"
     other = folder / f"instances_{split.removesuffix('2017')}.json"
-    found = Annotations(other if not path.exists() and other.exists() else path)
+    annotations = Annotations(other if not path.exists() and other.exists() else path)
     try:
-        content = _load(found.path)
+        content = _load(annotations.path)
         parts = [content[key] for key in ("images", "annotations", "categories")]
         if not all(isinstance(p, list) and all(isinstance(r, dict) for r in p) for p in parts):
             raise TypeError
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}; {LAYOUT}"
-        found.problems.append(Problem(found.path, reason))
+        annotations.problems.append(Problem(annotations.path, reason))
     except ValueError as error:
-        found.problems.append(Problem(found.path, f"no sound json ({error}): replace the file"))
+        annotations.problems.append(
+            Problem(annotations.path, f"no sound json ({error}): replace the file")
+        )
     except (KeyError, TypeError):
         reason = "is no COCO annotation file: expected lists 'images', 'annotations' and "
-        found.problems.append(Problem(found.path, f"{reason}'categories'"))
+        annotations.problems.append(Problem(annotations.path, f"{reason}'categories'"))
     else:
-        broken = _images(found, parts[0])
-        _categories(found, parts[2])
-        _objects(found, parts[1], broken)
-    return found
+        broken = _images(annotations, parts[0])
+        _categories(annotations, parts[2])
+        _objects(annotations, parts[1], broken)
+    return annotations
 
 
 def image_file(split: str, image: Record) -> str:
@@ -99,10 +101,10 @@ def _load(path: Path) -> Any:
         raise ValueError("lists or objects are nested too deep") from None
 
 
-def _images(found: Annotations, images: Sequence[Record]) -> set[int]:
+def _images(result: Annotations, images: Sequence[Record]) -> set[int]:
     """Collects the sound images; returns the ids of the others."""
     broken: set[int] = set()
-    for image in _unique(found, "images", images):
+    for image in _unique(result, "images", images):
         try:
             _check_size(image.get("height"), image.get("width"))
             name = image.get("file_name")
@@ -115,16 +117,16 @@ def _images(found: Annotations, images: Sequence[Record]) -> set[int]:
                 )
         except ValueError as error:
             broken.add(image["id"])
-            found.problems.append(Problem(f"{found.path}: image {image['id']}", *error.args))
+            result.problems.append(Problem(f"{result.path}: image {image['id']}", *error.args))
         else:
-            found.images.append(image)
-    found.images.sort(key=lambda image: int(image["id"]))
-    for name in _doubled([image["file_name"] for image in found.images]):
+            result.images.append(image)
+    result.images.sort(key=lambda image: int(image["id"]))
+    for name in _doubled([image["file_name"] for image in result.images]):
         kind = "several images have the same file name: list each file once"
         detail = f"several images have the file name {name!r}: list each file once"
-        found.problems.append(Problem(found.path, kind, detail))
+        result.problems.append(Problem(result.path, kind, detail))
     if not images:
-        found.problems.append(Problem(found.path, "lists no images"))
+        result.problems.append(Problem(result.path, "lists no images"))
     return broken
 
 
@@ -145,33 +147,33 @@ def _check_size(height: Any, width: Any) -> None:
         raise ValueError(kind, f"has {given}: at most {MAX_PIXELS:,} pixels are allowed")
 
 
-def _categories(found: Annotations, categories: Sequence[Record]) -> None:
-    for category in _unique(found, "categories", categories):
+def _categories(result: Annotations, categories: Sequence[Record]) -> None:
+    for category in _unique(result, "categories", categories):
         name = category.get("name")
         if isinstance(name, str) and _is_name(name):
-            found.categories.append(category)
+            result.categories.append(category)
         else:
-            found.problems.append(
-                Problem(f"{found.path}: category {category['id']}", "has no name")
+            result.problems.append(
+                Problem(f"{result.path}: category {category['id']}", "has no name")
             )
-    found.categories.sort(key=lambda category: int(category["id"]))
-    for name in _doubled([category["name"] for category in found.categories]):
+    result.categories.sort(key=lambda category: int(category["id"]))
+    for name in _doubled([category["name"] for category in result.categories]):
         reason = f"several categories are named {name!r}: give each its own name"
-        found.problems.append(Problem(found.path, reason))
+        result.problems.append(Problem(result.path, reason))
     if not categories:
-        found.problems.append(Problem(found.path, "lists no categories"))
+        result.problems.append(Problem(result.path, "lists no categories"))
 
 
-def _objects(found: Annotations, annotations: Sequence[Record], broken: set[int]) -> None:
-    sizes = {image["id"]: (image["height"], image["width"]) for image in found.images}
-    known = {category["id"] for category in found.categories}
-    found.objects = {number: [] for number in sizes}
+def _objects(result: Annotations, annotations: Sequence[Record], broken: set[int]) -> None:
+    sizes = {image["id"]: (image["height"], image["width"]) for image in result.images}
+    known = {category["id"] for category in result.categories}
+    result.objects = {number: [] for number in sizes}
     strangers: list[int] = []
     boxes = _BoxForm()
     outside: list[str] = []
-    for annotation in _unique(found, "annotations", annotations):
+    for annotation in _unique(result, "annotations", annotations):
         image: Any = annotation.get("image_id")
-        where = f"{found.path}: object {annotation['id']} of image {shown(image)}"
+        where = f"{result.path}: object {annotation['id']} of image {shown(image)}"
         try:
             _check_number("image_id", image)
             if image in broken:
@@ -184,21 +186,21 @@ def _objects(found: Annotations, annotations: Sequence[Record], broken: set[int]
             shape, notes = _shape(annotation, size)
             boxes.see(annotation, shape)
         except ValueError as error:
-            found.problems.append(Problem(where, *error.args))
+            result.problems.append(Problem(where, *error.args))
             continue
         try:
             _check_box(annotation["bbox"], *size)
         except ValueError as error:
             outside.append(Problem(where, *error.args))
             continue
-        found.notes += [Problem(where, *note) for note in notes]
-        found.objects[int(image)].append({**annotation, "segmentation": shape})
+        result.notes += [Problem(where, *note) for note in notes]
+        result.objects[int(image)].append({**annotation, "segmentation": shape})
     form = boxes.problem()
-    found.problems += [Problem(found.path, form)] if form else outside
+    result.problems += [Problem(result.path, form)] if form else outside
     if strangers:
         reason = "objects belong to images that are not listed, first object"
-        found.notes.append(
-            Problem(found.path, f"{len(strangers)} {reason} {strangers[0]}: left out")
+        result.notes.append(
+            Problem(result.path, f"{len(strangers)} {reason} {strangers[0]}: left out")
         )
 
 
@@ -420,7 +422,7 @@ def _text_counts(rle: Record) -> Record:
     return {"size": [int(side) for side in rle["size"]], "counts": text}
 
 
-def _unique(found: Annotations, what: str, records: Iterable[Record]) -> list[Record]:
+def _unique(result: Annotations, what: str, records: Iterable[Record]) -> list[Record]:
     """The records whose id is a whole number that none before them has."""
     seen: set[int] = set()
     kept = []
@@ -430,11 +432,11 @@ def _unique(found: Annotations, what: str, records: Iterable[Record]) -> list[Re
             rule = f"whole numbers from 0 to {MAX_ID} are allowed"
             detail = f"an entry of {what!r} has the id {shown(number)}: {rule}"
             kind = f"entries of {what!r} have an id that is no whole number: {rule}"
-            found.problems.append(Problem(found.path, kind, detail))
+            result.problems.append(Problem(result.path, kind, detail))
         elif number in seen:
             kind = f"several entries of {what!r} have the same id: give each its own"
             detail = f"several entries of {what!r} have the id {number}: give each its own"
-            found.problems.append(Problem(found.path, kind, detail))
+            result.problems.append(Problem(result.path, kind, detail))
         else:
             seen.add(number)
             kept.append(record)

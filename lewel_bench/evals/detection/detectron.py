@@ -230,10 +230,10 @@ def run(
         device=machine.device.type,
         mask_format="bitmask" if splits.train.has_run_lengths() else "polygon",
     )
-    found: Outcome = detectron_train.run(
+    outcome: Outcome = detectron_train.run(
         protocol, values, spec, report=report, stop=stop, **arguments
     )
-    return found
+    return outcome
 
 
 def _engine() -> ModuleType:

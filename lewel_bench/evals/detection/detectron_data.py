@@ -137,11 +137,11 @@ class _Examples:
     def __call__(self, drawn: list[Draw]) -> list[Record]:
         before = np.random.get_state()
         try:
-            return [self._one(*draw) for draw in drawn]
+            return [self._example(*draw) for draw in drawn]
         finally:
             np.random.set_state(before)
 
-    def _one(self, place: int, index: int) -> Record:
+    def _example(self, place: int, index: int) -> Record:
         # detectron2's augmentations draw from NumPy's global generator
         np.random.seed(np.random.SeedSequence([self.seed, place]).generate_state(4))
         return self.mapper(self.records[index])
@@ -162,12 +162,17 @@ def _record(scenes: Scenes, scene: Scene, coco: bool) -> Record:
     for box, label, crowd, polygons, rle in zip(
         boxes.tolist(), o.labels.tolist(), o.crowd.tolist(), o.polygons, o.rles, strict=True
     ):
-        one: Record = {"bbox": box, "bbox_mode": mode, "category_id": label, "iscrowd": int(crowd)}
+        record: Record = {
+            "bbox": box,
+            "bbox_mode": mode,
+            "category_id": label,
+            "iscrowd": int(crowd),
+        }
         if polygons:
-            one["segmentation"] = [p.tolist() for p in polygons]
+            record["segmentation"] = [p.tolist() for p in polygons]
         elif rle is not None and not crowd:
-            one["segmentation"] = rle
-        annotations.append(one)
+            record["segmentation"] = rle
+        annotations.append(record)
     return {
         "file_name": str(scenes.root / scene.file),
         "image_id": scene.id,
@@ -183,15 +188,15 @@ def _xml(scene: Scene, classes: Sequence[str]) -> bytes:
     root = ET.Element("annotation")
     o = scene.objects
     for box, label, difficult in zip(o.boxes, o.labels.tolist(), o.difficult, strict=True):
-        one = ET.SubElement(root, "object")
+        element = ET.SubElement(root, "object")
         for tag, text in (
             ("name", classes[label]),
             ("pose", "Unspecified"),
             ("truncated", "0"),
             ("difficult", str(int(difficult))),
         ):
-            ET.SubElement(one, tag).text = text
-        corners = ET.SubElement(one, "bndbox")
+            ET.SubElement(element, tag).text = text
+        corners = ET.SubElement(element, "bndbox")
         ones = box + np.array([1, 1, 0, 0])
         for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), ones.tolist(), strict=True):
             ET.SubElement(corners, tag).text = str(round(value))

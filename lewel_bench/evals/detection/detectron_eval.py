@@ -38,8 +38,8 @@ def evaluate(
     ground truth nan.
     """
     evaluator = _Evaluator(name, protocol, file)
-    found = inference_on_dataset(model, _Watched(TestImages(cfg, name), at), evaluator)
-    both: tuple[Metrics, dict[str, Any]] = comm.all_gather(found)[0]
+    result = inference_on_dataset(model, _Watched(TestImages(cfg, name), at), evaluator)
+    both: tuple[Metrics, dict[str, Any]] = comm.all_gather(result)[0]
     return both
 
 
@@ -81,10 +81,10 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
     def process(self, inputs: Any, outputs: Any) -> None:
         self.judge.process(inputs, outputs)
         for image, output in zip(inputs, outputs, strict=True):
-            found = output["instances"]
-            self.count += len(found)
+            instances = output["instances"]
+            self.count += len(instances)
             if self.file is not None:
-                self.kept += instances_to_coco_json(found.to("cpu"), image["image_id"])
+                self.kept += instances_to_coco_json(instances.to("cpu"), image["image_id"])
 
     def evaluate(self) -> tuple[Metrics, dict[str, Any]]:
         """On rank 0 the metrics and the APs of classes."""
@@ -102,9 +102,9 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
         metrics, classes = {}, {}
         for kind, prefix in list(KINDS.items())[: 1 + self.masks]:
             of_kind = results.get(kind, {})
-            for theirs, ours in METRICS.items():
+            for theirs, metric in METRICS.items():
                 value = float(of_kind.get(theirs, math.nan)) if count else 0.0
-                metrics[f"{prefix}_{ours}"] = value if self.counted else math.nan
+                metrics[f"{prefix}_{metric}"] = value if self.counted else math.nan
             named = {k.removeprefix("AP-"): float(v) for k, v in of_kind.items() if "AP-" in k}
             if named:
                 classes[f"{prefix}_ap"] = named

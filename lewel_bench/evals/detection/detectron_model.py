@@ -25,7 +25,7 @@ def config(values: dict[str, Any], **others: Any) -> CfgNode:
     cfg = get_cfg()
     cfg.MODEL.RESNETS.STEM = "imagenet"  # the one key of ours
     every = values | {key.replace("__", "."): value for key, value in others.items()}
-    cfg.merge_from_list([part for item in every.items() for part in item])
+    cfg.merge_from_list([part for pair in every.items() for part in pair])
     return cfg
 
 

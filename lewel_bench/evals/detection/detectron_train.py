@@ -83,10 +83,10 @@ def run(
                 write_atomically(folder / "config.yaml", cfg.dump())
             trainer = _Trainer(cfg, protocol, names, at, rivals)
             trainer.begin(backbone, spec)
-            found = _outcome(trainer, protocol, candidate, roles)
+            outcome = _outcome(trainer, protocol, candidate, roles)
             if rank() == 0:
                 shutil.rmtree(folder / "truth")
-            return found
+            return outcome
         finally:
             for name in names.values():
                 data.forget(name)
@@ -108,12 +108,12 @@ def _outcome(
         return finetune.ended(protocol, candidate, extra, pruned=str(pruned))
     if trainer.watch.seen:
         extra["half"] = trainer.watch.seen
-    found = {role: trainer.measure(role) for role in roles}
-    metrics, beside = found["report"]
-    if "select" in found:
-        extra["select"] = found["select"][0]
+    measured = {role: trainer.measure(role) for role in roles}
+    metrics, details = measured["report"]
+    if "select" in measured:
+        extra["select"] = measured["select"][0]
     chosen = finetune.chosen(candidate)
-    return Outcome(metrics=metrics, chosen=chosen, extra=extra | beside)
+    return Outcome(metrics=metrics, chosen=chosen, extra=extra | details)
 
 
 class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without types
@@ -143,8 +143,8 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
 
     def build_hooks(self) -> list[Any]:
         """detectron2's, without its checkpoints (neither atomic nor complete) and evaluation."""
-        ours = (hooks.PeriodicCheckpointer, hooks.EvalHook)
-        kept = [h for h in super().build_hooks() if h is not None and not isinstance(h, ours)]
+        replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        kept = [h for h in super().build_hooks() if h is not None and not isinstance(h, replaced)]
         writers = [h for h in kept if isinstance(h, hooks.PeriodicWriter)]
         return [*(h for h in kept if h not in writers), self.watch, *writers]
 
@@ -191,11 +191,11 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
     def measure(self, role: str) -> tuple[dict[str, float], dict[str, Any]]:
         """The metrics of a split, and what goes with them; the same on every rank."""
         file = self.at.folder / "predictions.json" if role == "report" else None
-        metrics, beside = evaluate(
+        metrics, details = evaluate(
             self.cfg, self.model, self.names[role], self.protocol, self.at, file
         )
         self.at.report("evaluated", step=self.max_iter, split=role, **metrics)
-        return metrics, beside
+        return metrics, details
 
     def save(self, step: int) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
@@ -225,18 +225,18 @@ def _quiet(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    before = [(one.level, one.propagate) for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.INFO)
-        one.propagate = False
-        one.addHandler(handler)
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for one, (level, propagate) in zip(loggers, before, strict=True):
-            one.removeHandler(handler)
-            one.setLevel(level)
-            one.propagate = propagate
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
         handler.close()

@@ -121,8 +121,8 @@ class _Training:
     def __init__(self, scenes: Scenes, protocol: Detection, seed: int) -> None:
         self.scenes, self.protocol, self.seed = _Packed(scenes), protocol, seed
 
-    def __call__(self, item: _Place) -> _Parts:
-        epoch, place = item
+    def __call__(self, draw: _Place) -> _Parts:
+        epoch, place = draw
         rng = np.random.Generator(stream(self.seed, epoch, _VIEWS, place))
         scene = self.scenes[place]
         return _parts(training_view(self.scenes.root, scene, self.protocol, rng))

@@ -36,14 +36,14 @@ def as_predictions(
     `labels` (D,) from 0, and `masks` (D, H, W) at the size of its file."""
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] -= corners[:, :2]  # in double precision, so that voc_ap finds the corners again
-    found: list[Prediction] = [
+    predictions: list[Prediction] = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
         for bbox, score, label in zip(
             corners.tolist(), np.asarray(scores).tolist(), np.asarray(labels).tolist(), strict=True
         )
     ]
     if masks is not None:
-        for prediction, mask in zip(found, masks, strict=True):
+        for prediction, mask in zip(predictions, masks, strict=True):
             rle = masks_of.encode(np.asfortranarray(mask, dtype=np.uint8))
             counts = rle["counts"]
             text = counts.decode() if isinstance(counts, bytes) else counts
@@ -51,7 +51,7 @@ def as_predictions(
                 "size": [int(side) for side in rle["size"]],
                 "counts": text,
             }
-    return found
+    return predictions
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -63,19 +63,19 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 def read_predictions(path: Path) -> list[Prediction]:
     """The predictions in a file of COCO's result format. Raises ValueError naming it."""
     try:
-        found = json.loads(Path(path).read_bytes())
+        predictions = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: no sound json ({error})") from None
     needed = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(found, list) or not all(
-        isinstance(p, dict) and needed <= set(p) for p in found
+    if not isinstance(predictions, list) or not all(
+        isinstance(p, dict) and needed <= set(p) for p in predictions
     ):
         raise ValueError(
             f"{path}: is no result file of COCO's: expected a list of {', '.join(sorted(needed))}"
         )
-    return found
+    return predictions
 
 
 def coco_ap(truth: Scenes, predictions: Sequence[Prediction], masks: bool) -> Metrics:
@@ -152,8 +152,8 @@ def _coco_precision(ground: dict[str, Any], given: list[Prediction], what: str) 
     class has no ground truth."""
     classes = [record["id"] for record in ground["categories"]]
     if not given:
-        there = {r["category_id"] for r in ground["annotations"] if not r["iscrowd"]}
-        column = np.array([0.0 if number in there else -1.0 for number in classes])
+        present = {r["category_id"] for r in ground["annotations"] if not r["iscrowd"]}
+        column = np.array([0.0 if number in present else -1.0 for number in classes])
         return np.broadcast_to(column, (len(THRESHOLDS), 101, len(classes)))
     quiet = {"print_function": _silent}
     dataset = COCO(ground, **quiet)

@@ -87,10 +87,10 @@ class Detector(nn.Module):
 
     def load_backbone(self, path: Path) -> None:
         """Take the backbone's weights from a file. Raises ValueError when it holds another one."""
-        state, held = checkpoint.read_network(path)
+        state, spec = checkpoint.read_network(path)
         try:
-            if held != self.spec:
-                raise ValueError(f"it is {held!r}, not {self.spec!r}")
+            if spec != self.spec:
+                raise ValueError(f"it is {spec!r}, not {self.spec!r}")
             self.backbone.load_state_dict(state)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold the detector's backbone: {error}") from None
@@ -120,11 +120,11 @@ class Detector(nn.Module):
         levels = self._levels(pixels)
         proposals, _ = self.rpn(levels, resized, None)
         logits, deltas = self.box(self._features(levels, proposals, BOX_SIDE))
-        found = roi.detections(logits, deltas, proposals, resized)
-        probs = self._mask_probs(levels, found) if self.protocol.masks else None
+        detected = roi.detections(logits, deltas, proposals, resized)
+        probs = self._mask_probs(levels, detected) if self.protocol.masks else None
         return [
             _on_original(*of_image, probs[i] if probs else None, resized[i], sizes[i])
-            for i, of_image in enumerate(found)
+            for i, of_image in enumerate(detected)
         ]
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
@@ -181,9 +181,9 @@ class Detector(nn.Module):
         return mask_ops.mask_loss(logits, labels, drawn.to(logits.device))
 
     def _mask_probs(
-        self, levels: Sequence[Tensor], found: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self, levels: Sequence[Tensor], detected: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> Sequence[Tensor]:
-        boxes, labels = [f[0] for f in found], torch.cat([f[2] for f in found])
+        boxes, labels = [f[0] for f in detected], torch.cat([f[2] for f in detected])
         logits = self.mask(self._features(levels, boxes, MASK_SIDE))
         return torch.split(mask_ops.probabilities(logits, labels), [len(b) for b in boxes])
 

@@ -70,8 +70,8 @@ def _iou(a: Floats, b: Floats) -> Floats:
     sides = np.maximum(high - low + 1, 0)
     inner = sides[:, 0] * sides[:, 1]
     areas = [(x[:, 2] - x[:, 0] + 1) * (x[:, 3] - x[:, 1] + 1) for x in (a, b)]
-    found: Floats = inner / (areas[0] + areas[1] - inner)
-    return found
+    iou: Floats = inner / (areas[0] + areas[1] - inner)
+    return iou
 
 
 def _area(recall: Floats, precision: Floats, eleven_points: bool) -> float:

@@ -21,7 +21,7 @@ def measure(model: nn.Module, forward: Callable[[Batch], Any], batches: Iterable
     batch. A layer that no batch reaches keeps its statistics.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-    found = {m: _Population() for m in norms}
+    populations = {m: _Population() for m in norms}
     counts: dict[_BatchNorm, int] = {}  # this rank's values a channel in the present batch
     device = next(model.parameters()).device
 
@@ -41,13 +41,13 @@ def measure(model: nn.Module, forward: Callable[[Batch], Any], batches: Iterable
             # on several ranks the norms are SyncBatchNorm's, whose statistics are of all values
             for m, n in zip(norms, distributed.total(own).tolist(), strict=True):
                 if n:
-                    found[m].add(m.get_buffer("running_mean"), m.get_buffer("running_var"), n)
+                    populations[m].add(m.get_buffer("running_mean"), m.get_buffer("running_var"), n)
     finally:
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
         for hook in hooks:
             hook.remove()
-    for m, seen in found.items():
+    for m, seen in populations.items():
         if seen.count:
             m.get_buffer("running_mean").copy_(seen.mean)
             m.get_buffer("running_var").copy_(seen.square - seen.mean.square())

@@ -49,8 +49,8 @@ def sample(
 ) -> Regions:
     """`count` regions of each image, drawn from its proposals and its true `boxes`, `labels`."""
     drawn, named, owned, targets = [], [], [], []
-    for found, truth, label in zip(proposals, boxes, labels, strict=True):
-        candidates = torch.cat([found, truth])
+    for proposed, truth, label in zip(proposals, boxes, labels, strict=True):
+        candidates = torch.cat([proposed, truth])
         owner, hit = match(iou(truth, candidates), OBJECT, OBJECT)
         kind = torch.full_like(owner, classes)
         if len(truth):

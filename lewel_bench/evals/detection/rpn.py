@@ -91,11 +91,11 @@ class RPN(nn.Module):
         """Both sums over the sampled anchors, divided by how many should have been sampled."""
         flat = torch.cat(list(anchors))  # (R, 4)
         with torch.no_grad():
-            found = [self._label(flat, of_image) for of_image in objects]
-            labels = torch.stack([label for label, _ in found])  # (B, R)
+            labelled = [self._label(flat, of_image) for of_image in objects]
+            labels = torch.stack([label for label, _ in labelled])  # (B, R)
             positive = labels == 1
             at = positive.nonzero()
-            owner = torch.stack([own for _, own in found])[at[:, 0], at[:, 1]]
+            owner = torch.stack([own for _, own in labelled])[at[:, 0], at[:, 1]]
             first = torch.tensor([0, *(len(o) for o in objects[:-1])]).cumsum(0)
             target = torch.cat(list(objects))[owner + first.to(at.device)[at[:, 0]]]
             regress = encode(flat[at[:, 1]], target, WEIGHTS)

@@ -142,22 +142,22 @@ class _Detection:
         if role == "report" and rank() == 0:
             metrics.write_predictions(self.at.folder / "predictions.json", predictions)
         if self.protocol.metric == "coco":
-            found = metrics.coco_ap(scenes, predictions, self.protocol.masks)
+            result = metrics.coco_ap(scenes, predictions, self.protocol.masks)
         else:
-            found = metrics.voc_ap(scenes, predictions, self.protocol.metric == "voc07")
+            result = metrics.voc_ap(scenes, predictions, self.protocol.metric == "voc07")
         per_class = {
             metric: {name: None if isnan(ap) else ap for name, ap in of_class.items()}
-            for metric, of_class in found["per_class"].items()
+            for metric, of_class in result["per_class"].items()
         }  # JSON has no NaN
-        return {**found, "per_class": per_class}
+        return {**result, "per_class": per_class}
 
     def _detect(self, scenes: Scenes, indices: Sequence[int]) -> list[Prediction]:
         """Of one image after another, as padding would change the numbers."""
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         workers = self.at.machine.workers
         for example in loader.test_batches(scenes, self.protocol, workers, indices):
             (of_image,) = self.model.detect([example.image], [example.size])
-            found += metrics.as_predictions(
+            predictions += metrics.as_predictions(
                 example.id,
                 scenes.category_ids,
                 of_image.boxes.cpu().numpy(),
@@ -166,7 +166,7 @@ class _Detection:
                 None if of_image.masks is None else of_image.masks.cpu().numpy(),
             )
             finetune.leave_if_asked(self.at)
-        return found
+        return predictions
 
 
 def _target(example: Example) -> Target:

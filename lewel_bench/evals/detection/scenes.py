@@ -175,9 +175,9 @@ def read_voc(
     root = Path(root)
     names: list[tuple[int, str]] = []
     for year, name in sets:
-        found, problems = voc.listed(root, year, name)
+        images, problems = voc.listed(root, year, name)
         _refuse(problems)
-        names += [(year, image) for image in found]
+        names += [(year, image) for image in images]
     if len(set(names)) < len(names):
         raise ValueError(f"{root}: the sets {list(sets)} share images: name sets without overlap")
     annotations = voc.parse_all(root, names)
@@ -188,10 +188,10 @@ def read_voc(
     number = {name: place for place, name in enumerate(classes)}
     first, scenes = 1, []
     files = voc.image_files(root, names)
-    for file, key, found_ in zip(files, _image_ids(names), annotations, strict=True):
-        objects = _voc_objects(found_, number, first)
+    for file, key, annotated in zip(files, _image_ids(names), annotations, strict=True):
+        objects = _voc_objects(annotated, number, first)
         first += len(objects)
-        scenes.append(Scene(file, key, found_.height, found_.width, objects))
+        scenes.append(Scene(file, key, annotated.height, annotated.width, objects))
     return Scenes(root, tuple(classes), tuple(range(1, len(classes) + 1)), tuple(scenes))
 
 
@@ -203,9 +203,9 @@ def read_coco(root: Path, split: str) -> Scenes:
     it.
     """
     root = Path(root)
-    found = coco.parse(root, split)
-    _refuse(found.problems)
-    numbers = tuple(category["id"] for category in found.categories)
+    annotations = coco.parse(root, split)
+    _refuse(annotations.problems)
+    numbers = tuple(category["id"] for category in annotations.categories)
     place = {number: i for i, number in enumerate(numbers)}
     scenes = tuple(
         Scene(
@@ -213,11 +213,11 @@ def read_coco(root: Path, split: str) -> Scenes:
             image["id"],
             image["height"],
             image["width"],
-            _coco_objects(found.objects[image["id"]], place),
+            _coco_objects(annotations.objects[image["id"]], place),
         )
-        for image in found.images
+        for image in annotations.images
     )
-    return Scenes(root, tuple(c["name"] for c in found.categories), numbers, scenes)
+    return Scenes(root, tuple(c["name"] for c in annotations.categories), numbers, scenes)
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -226,20 +226,20 @@ def _refuse(problems: Sequence[str]) -> None:
         raise ValueError(problems[0] + more)
 
 
-def _voc_objects(found: voc.Annotation, number: dict[str, int], first: int) -> Objects:
-    unknown = [name for name in found.names if name not in number]
+def _voc_objects(annotation: voc.Annotation, number: dict[str, int], first: int) -> Objects:
+    unknown = [name for name in annotation.names if name not in number]
     if unknown:
         raise ValueError(
-            f"{found.path}: unknown class {unknown[0]!r}: known are {', '.join(sorted(number))}"
+            f"{annotation.path}: unknown class {unknown[0]!r}. Known: {', '.join(sorted(number))}"
         )
-    boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
+    boxes = np.array(annotation.boxes, dtype=np.float64).reshape(-1, 4)
     sides = boxes[:, 2:] - boxes[:, :2]
     n = len(boxes)
     return Objects(
         boxes,
-        np.array([number[name] for name in found.names], dtype=np.int64),
+        np.array([number[name] for name in annotation.names], dtype=np.int64),
         np.zeros(n, dtype=bool),
-        np.array(found.difficult, dtype=bool),
+        np.array(annotation.difficult, dtype=bool),
         sides.prod(1),
         np.concatenate([boxes[:, :2], sides], axis=1),
         np.arange(first, first + n),

@@ -43,10 +43,10 @@ def upright_size(path: Path) -> tuple[int, int]:
 def _orientation(header: Image.Image) -> int:
     """The EXIF tag, 1 where there is none or it cannot be read, as in detectron2."""
     try:
-        found = header.getexif().get(_ORIENTATION, 1)
+        orientation = header.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises SyntaxError, struct.error, …
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 STORED = (

@@ -58,9 +58,9 @@ def splits(root: Path) -> tuple[Sets, Sets]:
     and test where there is a test set, else train and val.
     """
     years = {
-        int(found[1]): path / "ImageSets" / "Main"
+        int(match[1]): path / "ImageSets" / "Main"
         for path in sorted(Path(root).glob("VOC*"))
-        if (found := re.fullmatch(r"VOC(\d{4})", path.name))
+        if (match := re.fullmatch(r"VOC(\d{4})", path.name))
         and (path / "ImageSets" / "Main").is_dir()
     }
     if {2007, 2012} <= set(years):
@@ -137,18 +137,18 @@ def find_files(root: Path, folder: str, names: Iterable[str], extension: str) ->
     present = set(files)
     others = {file.rpartition(".")[0]: file for file in reversed(files) if is_image(file)}
     usual = ((name, f"{name}{extension}") for name in names)
-    found = (file if file in present else others.get(name, file) for name, file in usual)
-    return [f"{folder}/{file}" for file in found]
+    chosen = (file if file in present else others.get(name, file) for name, file in usual)
+    return [f"{folder}/{file}" for file in chosen]
 
 
 def image_files(root: Path, images: Sequence[tuple[int, str]]) -> list[str]:
     """The files of images (year, name), in order, as paths below `root`."""
-    found: dict[tuple[int, str], str] = {}
+    file_of: dict[tuple[int, str], str] = {}
     for year in {year for year, _ in images}:
         names = [name for of, name in images if of == year]
         files = find_files(root, f"VOC{year}/JPEGImages", names, ".jpg")
-        found.update(zip(((year, name) for name in names), files, strict=True))
-    return [found[image] for image in images]
+        file_of.update(zip(((year, name) for name in names), files, strict=True))
+    return [file_of[image] for image in images]
 
 
 def listing(folder: Path) -> list[str]:
@@ -160,12 +160,12 @@ def listing(folder: Path) -> list[str]:
 
 def classes(root: Path, sets: Sequence[tuple[int, str]]) -> tuple[str, ...] | None:
     """The classes that have lists of their own (ImageSets/Main/CLASS_train.txt), None if none."""
-    found: set[str] = set()
+    names: set[str] = set()
     for year, name in sets:
         ending = f"_{name}.txt"
         folder = _list(root, year, name).parent
-        found |= {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
-    return tuple(sorted(found)) or None
+        names |= {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")}
+    return tuple(sorted(names)) or None
 
 
 def parse_all(root: Path, images: Sequence[tuple[int, str]]) -> list[Annotation]:
@@ -178,17 +178,17 @@ def parse_all(root: Path, images: Sequence[tuple[int, str]]) -> list[Annotation]
 
 def parse(path: Path) -> Annotation:
     """What an xml file holds. Raises nothing: everything wrong is in `problems`."""
-    found = Annotation(path)
+    annotation = Annotation(path)
     try:
         root = _tree(read_regular(path, MAX_XML))
-        found.height, found.width = _size(root)
+        annotation.height, annotation.width = _size(root)
     except OSError as error:
         reason = f"annotation cannot be read: {error.strerror or error}"
-        found.problems.append(Problem(path, reason))
-        return found
+        annotation.problems.append(Problem(path, reason))
+        return annotation
     except ValueError as error:
-        found.problems.append(Problem(path, *error.args))
-        return found
+        annotation.problems.append(Problem(path, *error.args))
+        return annotation
     for number, element in enumerate(root.findall("object"), 1):
         name = (element.findtext("name") or "").strip()
         try:
@@ -202,17 +202,17 @@ def parse(path: Path) -> Annotation:
                     f"has another value of difficult: {rule}",
                     f"has difficult = {shown(difficult)}: {rule}",
                 )
-            _check(box, found.height, found.width)
+            _check(box, annotation.height, annotation.width)
         except ValueError as error:
             kind, detail = error.args[0], error.args[-1]
             place = f"object {number} ({shown(name)[1:-1] or 'no name'})"
-            found.problems.append(Problem(path, f"an object {kind}", f"{place} {detail}"))
+            annotation.problems.append(Problem(path, f"an object {kind}", f"{place} {detail}"))
             continue
-        found.numbers.append(number)
-        found.names.append(name)
-        found.boxes.append((box[0] - 1, box[1] - 1, box[2], box[3]))
-        found.difficult.append(difficult == "1")
-    return found
+        annotation.numbers.append(number)
+        annotation.names.append(name)
+        annotation.boxes.append((box[0] - 1, box[1] - 1, box[2], box[3]))
+        annotation.difficult.append(difficult == "1")
+    return annotation
 
 
 # Of domain names: decoding one takes time with the square of its length.

@@ -43,55 +43,55 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
         classes = lists.classes(root, year)
     except ValueError as error:
         return [Problem.of(error)], []
-    found: list[str] = []
+    problems_: list[str] = []
     notes: list[str] = []
     if len(classes) < 2:
         reason = f"segmentation needs at least two classes, and there is one: {classes[0]}"
-        found.append(Problem(root, f"{reason}; {_AS_VOID}"))
+        problems_.append(Problem(root, f"{reason}; {_AS_VOID}"))
     images: dict[str, str] = {}
     palettes = _Palettes()
     for split in (name, "val"):
         pairs, wrong = lists.listed(root, year, split)
-        found += wrong
+        problems_ += wrong
         both = [image for image, _ in pairs if image in images]
         if both:
-            found.append(
+            problems_.append(
                 f"{root}: {len(both)} pictures of {split} are in {images[both[0]]} too, first "
                 f"{Path(both[0]).stem!r}: a picture belongs to one split"
             )
         images |= dict.fromkeys((image for image, _ in pairs), split)
         absent = lists.absent(root, pairs)
-        there = [p for p in pairs if all(os.path.lexists(root / file) for file in p)]
-        seen = _files(root, tuple(there) if absent else pairs, len(classes))
-        of_files = [*absent, *(problem for one in seen for problem in one.problems)]
-        found += of_files
+        present = [p for p in pairs if all(os.path.lexists(root / file) for file in p)]
+        seen = _files(root, tuple(present) if absent else pairs, len(classes))
+        of_files = [*absent, *(problem for file in seen for problem in file.problems)]
+        problems_ += of_files
         void = [
             mask
-            for (_, mask), one in zip(there, seen, strict=True)
-            if one.labels == frozenset([VOID])
+            for (_, mask), file in zip(present, seen, strict=True)
+            if file.labels == frozenset([VOID])
         ]
         if pairs and len(void) == len(pairs):
-            found.append(f"{root}: no mask of {split} has a label: there is nothing to learn")
+            problems_.append(f"{root}: no mask of {split} has a label: there is nothing to learn")
             continue
         if void:
             notes.append(f"{root}: {len(void)} masks of {split} are all void, first {void[0]}")
         reordered = [
             problem
-            for (_, mask), one in zip(there, seen, strict=True)
-            for problem in palettes.problems(root / mask, one.colours)
+            for (_, mask), file in zip(present, seen, strict=True)
+            for problem in palettes.problems(root / mask, file.colours)
         ]
-        found += reordered
+        problems_ += reordered
         notes += [] if reordered else palettes.notes(root)
         if not of_files and len(classes) > 1:
-            said = _absent_classes(split, classes, seen)
-            if said:
-                (notes if split == "val" else found).append(Problem(root, said))
-    return found, list(dict.fromkeys(notes))
+            message = _absent_classes(split, classes, seen)
+            if message:
+                (notes if split == "val" else problems_).append(Problem(root, message))
+    return problems_, list(dict.fromkeys(notes))
 
 
 def _absent_classes(split: str, classes: Sequence[str], seen: Sequence[_Seen]) -> str | None:
     """What is to be said about classes without a pixel."""
-    labels = frozenset().union(*(one.labels or () for one in seen))
+    labels = frozenset().union(*(file.labels or () for file in seen))
     absent = [f"{name} ({i})" for i, name in enumerate(classes) if i not in labels]
     if not absent:
         return None
@@ -120,7 +120,7 @@ class _Palettes:
         """What is wrong with the colours of a mask's labels."""
         if len(set(colours.values())) < len(colours):
             return []  # colours that tell nothing
-        found: list[str] = []
+        problems: list[str] = []
         for label, colour in colours.items():
             usual = self.standard.get(colour, label)
             before, file = self.first.setdefault(colour, (label, path))
@@ -137,8 +137,8 @@ class _Palettes:
                 if usual != label:
                     self.moved[label] = usual
                 continue
-            found.append(Problem(path, kind, detail))
-        return found[:1]
+            problems.append(Problem(path, kind, detail))
+        return problems[:1]
 
     def notes(self, root: Path) -> list[str]:
         """Of labels that have PASCAL's colour of another label in every mask."""

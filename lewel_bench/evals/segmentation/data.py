@@ -73,10 +73,10 @@ def read_voc_seg(
     root = Path(root)
     pairs: list[tuple[str, str]] = []
     for year, name in sets:
-        found, problems = lists.listed(root, year, name)
+        listed, problems = lists.listed(root, year, name)
         if problems:
             raise ValueError(problems[0])
-        pairs += found
+        pairs += listed
     missing = lists.absent(root, pairs)
     if missing:
         raise ValueError(missing[0] + (f" (and {len(missing) - 1} more)" if missing[1:] else ""))

@@ -84,29 +84,31 @@ def absent(root: Path, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """A sentence for each file that is not there."""
     files = [file for pair in pairs for file in pair]
     with ThreadPoolExecutor(8) as pool:
-        there = list(pool.map(lambda file: os.path.lexists(root / file), files, chunksize=64))
+        exists = list(pool.map(lambda file: os.path.lexists(root / file), files, chunksize=64))
     reason = "missing, but an image set lists it: add the file or remove the line"
     return [
-        Problem(root / file, reason) for file, found in zip(files, there, strict=True) if not found
+        Problem(root / file, reason)
+        for file, present in zip(files, exists, strict=True)
+        if not present
     ]
 
 
 def read_list(path: Path, whole: bool = False) -> list[str]:
     """The lines of a list that are not empty; each is one class if `whole`, else a picture."""
     try:
-        found = voc.read_lines(path)
+        lines = voc.read_lines(path)
     except ValueError as error:
         raise ValueError(Problem(path, f"list {error}; {LAYOUT}")) from None
-    if not found:
+    if not lines:
         raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'picture'} a line")
-    return found
+    return lines
 
 
 def _year(root: Path) -> int:
     years = [
-        int(found[1])
+        int(match[1])
         for path in root.glob("VOC*")
-        if (found := re.fullmatch(r"VOC(\d{4})", path.name))
+        if (match := re.fullmatch(r"VOC(\d{4})", path.name))
         and (path / "ImageSets" / "Segmentation" / "train.txt").is_file()
     ]
     if not years:

@@ -90,8 +90,8 @@ class _Training:
     def __init__(self, pictures: Pictures, protocol: Segmentation, seed: int) -> None:
         self.files, self.protocol, self.seed = _Files(pictures), protocol, seed
 
-    def __call__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, place = item
+    def __call__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, place = draw
         rng = np.random.Generator(stream(self.seed, epoch, _VIEWS, place))
         image, labels = training_view(*self.files.read(place), self.protocol, rng)
         return torch.from_numpy(image), torch.from_numpy(labels)

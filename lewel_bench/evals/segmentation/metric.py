@@ -24,11 +24,11 @@ def scores(counts: Counts, classes: tuple[str, ...]) -> dict[str, Any]:
     out of the mean; one that is predicted but not there counts with 0. Without any labelled pixel
     the numbers are nan.
     """
-    hits, there, given = np.diag(counts), counts.sum(1), counts.sum(0)
+    hits, present, given = np.diag(counts), counts.sum(1), counts.sum(0)
     with np.errstate(invalid="ignore"):
-        iou = 100 * hits / (there + given - hits)  # (C,)
-        recall = 100 * hits / there
-        pixel_acc = 100 * hits.sum() / there.sum()
+        iou = 100 * hits / (present + given - hits)  # (C,)
+        recall = 100 * hits / present
+        pixel_acc = 100 * hits.sum() / present.sum()
     return {
         "miou": _mean(iou),
         "pixel_acc": float(pixel_acc),

@@ -59,18 +59,18 @@ def run(
             "rivals": tuple(rivals),
         }
         return outside.run(python, __name__, protocol, arguments, report, stop)
-    found = engines.require("mmseg", {})
+    engine = engines.require("mmseg", {})
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):  # mmengine greets on it
         from lewel_bench.evals.segmentation import mmseg_parts as parts
     training = _Training(protocol, candidate, backbone, splits, seed, folder, machine)
-    extra: dict[str, Any] = {"select": {}, "versions": found.text}
+    extra: dict[str, Any] = {"select": {}, "versions": engine.text}
     try:
         training.train(report, stop, rivals)
-    except parts.Diverged as gone:
-        return finetune.ended(protocol, candidate, extra | training.half(), diverged=gone.step)
-    except parts.Pruned as gone:
-        return finetune.ended(protocol, candidate, extra | training.half(), pruned=str(gone))
+    except parts.Diverged as error:
+        return finetune.ended(protocol, candidate, extra | training.half(), diverged=error.step)
+    except parts.Pruned as error:
+        return finetune.ended(protocol, candidate, extra | training.half(), pruned=str(error))
     if splits.select is not None:
         extra["select"] = training.measure("select")
         del extra["select"]["per_class"]
@@ -150,9 +150,9 @@ class _Training:
         half = self.protocol.steps // 2 if prunes else None
 
         def halfway(path: Path) -> None:
-            found = self.measure("select", path)
-            found.pop("per_class")
-            write_atomically(self.folder / "half.json", json.dumps({"step": half, **found}))
+            metrics = self.measure("select", path)
+            metrics.pop("per_class")
+            write_atomically(self.folder / "half.json", json.dumps({"step": half, **metrics}))
             self._prune(rivals)
 
         if saved is not None and saved[0] == half:
@@ -189,12 +189,12 @@ class _Training:
         )
         states = np.random.get_state(), random.getstate()
         with torch.random.fork_rng():
-            found: dict[str, Any] = _runner(config).test()  # which sets the seeds anew
+            metrics: dict[str, Any] = _runner(config).test()  # which sets the seeds anew
         np.random.set_state(states[0])
         random.setstate(states[1])
-        shown = {k: v for k, v in found.items() if isinstance(v, float)}
+        shown = {k: v for k, v in metrics.items() if isinstance(v, float)}
         self.report("evaluated", split=role, **shown)
-        return {**shown, "per_class": found["per_class"]}
+        return {**shown, "per_class": metrics["per_class"]}
 
     def half(self) -> dict[str, Any]:
         """What was measured half-way, for an outcome's `extra`."""

@@ -92,13 +92,13 @@ class LewelBenchIoU(IoUMetric):  # type: ignore[misc]
 
     def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
         areas = [sum(part) for part in zip(*results, strict=True)]
-        found = self.total_area_to_metrics(*areas, ["mIoU"])
-        iou = 100 * found["IoU"].astype(np.float64)  # (C,)
+        ratios = self.total_area_to_metrics(*areas, ["mIoU"])
+        iou = 100 * ratios["IoU"].astype(np.float64)  # (C,)
         named = zip(self.dataset_meta["classes"], iou.tolist(), strict=True)
         return {
             "miou": float(np.nanmean(iou)),
-            "pixel_acc": float(100 * found["aAcc"]),
-            "class_acc": float(np.nanmean(100 * found["Acc"])),
+            "pixel_acc": float(100 * ratios["aAcc"]),
+            "class_acc": float(np.nanmean(100 * ratios["Acc"])),
             "per_class": {name: None if np.isnan(v) else v for name, v in named},
         }
 

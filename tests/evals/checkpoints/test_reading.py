@@ -295,7 +295,10 @@ def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
                 wanted = True  # but for the object beside: see below
             if name.endswith("training") and format in ("torchvision", "timm"):
                 wanted = True  # one of its two networks
-            assert match.match(format, FORMATS[format], content).sound == wanted, (name, format)
+            assert match.match_layout(format, FORMATS[format], content).sound == wanted, (
+                name,
+                format,
+            )
     with pytest.raises(ValueError, match=r"lib\.NCEAverage\.NCEAverage, which is no plain data"):
         reading.read(_file(tmp_path, "instdisc", layouts.state(1), {}), "torchvision")
     path = _file(tmp_path, "moco v2", layouts.state(1), layouts.state(2))
