@@ -20,14 +20,14 @@ def photo(path: Path, height: int, width: int, seed: int) -> None:
 
 def xml(height: int, width: int, objects: list[tuple[Any, ...]]) -> str:
     """PASCAL's annotation of `objects` (name, xmin, ymin, xmax, ymax, difficult)."""
-    found = "".join(
+    text = "".join(
         f"<object><name>{name}</name><pose>Left</pose><truncated>0</truncated>"
         f"<difficult>{difficult}</difficult><bndbox><xmin>{a}</xmin><ymin>{b}</ymin>"
         f"<xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
         for name, a, b, c, d, difficult in objects
     )
     size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-    return f"<annotation>{size}{found}</annotation>"
+    return f"<annotation>{size}{text}</annotation>"
 
 
 def make_voc(
@@ -133,7 +133,7 @@ def guesses(scenes: Any, seed: int = 0, masks: bool = False) -> list[dict[str, A
     from lewel_bench.evals.detection.metrics import as_predictions
 
     rng = np.random.default_rng(seed)
-    found = []
+    results = []
     for scene in scenes.scenes:
         o = scene.objects
         times = rng.integers(0, 3, len(o))
@@ -157,5 +157,5 @@ def guesses(scenes: Any, seed: int = 0, masks: bool = False) -> list[dict[str, A
             y, x = np.mgrid[: scene.height, : scene.width] + 0.5
             b = boxes[:, :, None, None]
             shapes = (x >= b[:, 0]) & (x < b[:, 2]) & (y >= b[:, 1]) & (y < b[:, 3])
-        found += as_predictions(scene.id, scenes.category_ids, boxes, scores, labels, shapes)
-    return found
+        results += as_predictions(scene.id, scenes.category_ids, boxes, scores, labels, shapes)
+    return results

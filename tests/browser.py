@@ -41,10 +41,10 @@ class Page:
     def run(self, script: str) -> Any:
         """The value of an expression in the page, awaited. Raises RuntimeError where it throws."""
         how = {"returnByValue": True, "awaitPromise": True}
-        found = self.ask("Runtime.evaluate", expression=script, **how)
-        if "exceptionDetails" in found:
-            raise RuntimeError(json.dumps(found["exceptionDetails"]))
-        return found["result"].get("value")
+        answer = self.ask("Runtime.evaluate", expression=script, **how)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(json.dumps(answer["exceptionDetails"]))
+        return answer["result"].get("value")
 
     def look(self, file: Path, width: int, height: int, *, dark: bool = False) -> None:
         """Write a screenshot."""

@@ -84,20 +84,20 @@ RULES = {
 
 def name(repository: str, theirs: str) -> str:
     """Our name of a tensor that the repository calls `theirs`; ValueError for an unknown one."""
-    for pattern, ours in RULES[repository]:
+    for pattern, actual in RULES[repository]:
         if re.match(pattern, theirs):
-            return re.sub(pattern, ours, theirs)
+            return re.sub(pattern, actual, theirs)
     raise ValueError(f"{repository} has no name {theirs!r} that we know")
 
 
-def ours(repository: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def actual(repository: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The repository's tensors with our names and shapes: Conv1d heads and the queue differ."""
-    found = {}
+    actual = {}
     for theirs, value in tensors.items():
         if theirs != "queue_ptr":  # ours follows from the step
             value = value.T if theirs == "queue" else value
-            found[name(repository, theirs)] = value.squeeze(-1) if value.ndim == 3 else value
-    return found
+            actual[name(repository, theirs)] = value.squeeze(-1) if value.ndim == 3 else value
+    return actual
 
 
 def fill(repository: str, model: nn.Module) -> None:
@@ -284,7 +284,7 @@ def run_official(
             model.momentum_update(step, TOTAL)
         state = {k: v.clone() for k, v in after.state_dict().items()}
         repository = case.repository
-        trace.append(Step(loss.detach(), ours(repository, gradient), ours(repository, state)))
+        trace.append(Step(loss.detach(), actual(repository, gradient), actual(repository, state)))
     return trace
 
 

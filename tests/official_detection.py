@@ -36,8 +36,8 @@ def name(model: str, theirs: str) -> str:
     """Our name of a tensor that detectron2 calls `theirs`; ValueError for an unknown one."""
     for pattern, own in RULES:
         if re.match(pattern, theirs):
-            found = re.sub(pattern, own, theirs) if isinstance(own, str) else own(model, theirs)
-            return re.sub(r"\.conv(\d)\.norm\.", r".bn\1.", found)
+            actual = re.sub(pattern, own, theirs) if isinstance(own, str) else own(model, theirs)
+            return re.sub(r"\.conv(\d)\.norm\.", r".bn\1.", actual)
     raise ValueError(f"detectron2 has no name {theirs!r} that we know")
 
 
@@ -170,7 +170,7 @@ def run_official(case: Case, model: nn.Module, random: Random | None = None) -> 
     sum(losses.values()).backward()
     gradient = {name(of, k): p.grad for k, p in model.named_parameters() if p.grad is not None}
     model.eval()
-    found = []
+    results = []
     with torch.no_grad():
         raw = model.inference(inputs, do_postprocess=False)
     for seen, x in zip(raw, inputs, strict=True):
@@ -178,7 +178,7 @@ def run_official(case: Case, model: nn.Module, random: Random | None = None) -> 
             seen.mask_probs = seen.pred_masks[:, 0].clone()
         done = detector_postprocess(seen, x["height"], x["width"])
         fields = done.get_fields()
-        found.append(
+        results.append(
             {
                 "boxes": done.pred_boxes.tensor,
                 "scores": done.scores,
@@ -188,7 +188,7 @@ def run_official(case: Case, model: nn.Module, random: Random | None = None) -> 
             }
         )
     buffers = {name(of, k): b for k, b in model.named_buffers() if "running" in k}
-    return Trace(detached(losses), gradient, buffers, found)
+    return Trace(detached(losses), gradient, buffers, results)
 
 
 @contextlib.contextmanager

@@ -16,13 +16,13 @@ def extract(archive: str, folder: Path, most: int | None = None) -> list[Path]:
     path = DATA / archive
     if not path.is_file():
         pytest.skip(f"{archive} is not at hand (set LEWEL_BENCH_TEST_DATA)")
-    found: list[Path] = []
+    actual: list[Path] = []
     with tarfile.open(path) as tar:
         for member in tar:
-            if member.name.endswith(".jpg") and (most is None or len(found) < most):
+            if member.name.endswith(".jpg") and (most is None or len(actual) < most):
                 tar.extract(member, folder, filter="data")
-                found.append(folder / member.name)
-    return found
+                actual.append(folder / member.name)
+    return actual
 
 
 def drawn(height: int, width: int, seed: int) -> np.ndarray:

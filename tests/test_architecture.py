@@ -22,13 +22,13 @@ NOT_FOR_EVALS = {"methods", "method", "parts", "train"}
 
 
 def _imports(path: Path) -> set[tuple[str, ...]]:
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {(*node.module.split("."), alias.name) for alias in node.names}
+            names |= {(*node.module.split("."), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {tuple(alias.name.split(".")) for alias in node.names}
-    return {name[1:] for name in found if name[0] == "lewel_bench" and len(name) > 1}
+            names |= {tuple(alias.name.split(".")) for alias in node.names}
+    return {name[1:] for name in names if name[0] == "lewel_bench" and len(name) > 1}
 
 
 @pytest.mark.parametrize("folder", ALLOWED)

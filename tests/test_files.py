@@ -128,8 +128,8 @@ def test_a_full_disk_names_the_file_and_what_to_do(
     path = tmp_path / "b.zip"
     path.write_text("before")
     monkeypatch.setattr(os, "fsync", _refused(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left") as caught, replacing(path) as beside:
-        beside.write_text("after")
+    with pytest.raises(OSError, match="No space left") as caught, replacing(path) as temporary:
+        temporary.write_text("after")
     assert described(caught.value) == (
         f"{path}: No space left on device. Make room there or choose another place, then run "
         "the same command again"
@@ -171,11 +171,11 @@ def _dead_process() -> int:
     ],
 )
 def test_what_is_abandoned(tmp_path: Path, name: str, old: bool, expected: bool) -> None:
-    found = tmp_path / name.format(node=files.NODE, dead=_dead_process(), alive=os.getpid())
-    found.touch()
+    path = tmp_path / name.format(node=files.NODE, dead=_dead_process(), alive=os.getpid())
+    path.touch()
     if old:
-        os.utime(found, (0, 0))
-    assert files.abandoned(found) == expected
+        os.utime(path, (0, 0))
+    assert files.abandoned(path) == expected
 
 
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:

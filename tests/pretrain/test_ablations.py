@@ -50,19 +50,19 @@ def loss_of(method, batch, step=0):
 
 
 def test_uniform_maps_are_global_pooling():
-    found = lewel(maps="uniform").online(views(B, 8).x[0])
-    close(found.W, torch.full_like(found.W, 1 / 16))
-    close(found.y_k, found.y[:, None].expand_as(found.y_k))
+    line = lewel(maps="uniform").online(views(B, 8).x[0])
+    close(line.W, torch.full_like(line.W, 1 / 16))
+    close(line.y_k, line.y[:, None].expand_as(line.y_k))
 
 
 def test_without_maps_and_without_the_aligned_loss_it_is_moco_v2():
-    ours, theirs = lewel(maps="none", beta=0.0), moco(head_norm=True)
-    theirs.queue.keys = ours.queue.keys.clone()
+    actual, theirs = lewel(maps="none", beta=0.0), moco(head_norm=True)
+    theirs.queue.keys = actual.queue.keys.clone()
     own = theirs.state_dict()
-    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in own})
+    theirs.load_state_dict({k: v for k, v in actual.state_dict().items() if k in own})
     batch = views(B, 8, 8)
-    close(loss_of(ours, batch), loss_of(theirs, batch))
-    assert ours.online(batch.x[0]).z_k.shape == (B, 1, D)
+    close(loss_of(actual, batch), loss_of(theirs, batch))
+    assert actual.online(batch.x[0]).z_k.shape == (B, 1, D)
 
 
 def test_random_maps_are_drawn_by_image_view_and_step():
@@ -78,8 +78,8 @@ def test_random_maps_are_drawn_by_image_view_and_step():
 
 def test_without_a_semantic_projector_g_projects_the_aligned_representations():
     method = lewel(semantic=False)
-    found = method.online(views(B, 8).x[0])
-    close(found.z_k, method.online.g(found.y_k))
+    line = method.online(views(B, 8).x[0])
+    close(line.z_k, method.online.g(line.y_k))
     assert not any(".p." in name for name in method.state_dict())
     with pytest.raises(ValueError, match="without a semantic projector c 4 must be d 8"):
         lewel(semantic=False, c=4)
@@ -97,8 +97,8 @@ def test_uncoupled_maps_learn_from_the_aligned_loss_alone(beta, g, g_maps):
 def test_the_symmetric_loss_is_the_sum_of_both_directions():
     batch = views(B, 8, 8)
     x1, x2 = batch
-    both, one = moco(symmetric=True), moco()
-    close(loss_of(both, batch), loss_of(one, (x1, x2)) + loss_of(one, (x2, x1)))
+    both, entry = moco(symmetric=True), moco()
+    close(loss_of(both, batch), loss_of(entry, (x1, x2)) + loss_of(entry, (x2, x1)))
     k2, k1 = both.keys(batch, 0)
     before = both.queue.keys.clone()
     both.after_step((k2, k1), 0, 10)
@@ -111,7 +111,7 @@ def test_no_two_rows_are_one_run_at_any_scale(suite):
     """A scale must not take away what a row is there for."""
     names = [f"{family}_in100_240ep" for family in (*BASES, *ABLATIONS)]
     scaled = {n: scale_recipe(RECIPES[n], SUITES[suite], ()).identity() for n in names}
-    keys = {name: json.dumps(one, sort_keys=True) for name, one in scaled.items()}
+    keys = {name: json.dumps(value, sort_keys=True) for name, value in scaled.items()}
     assert len(set(keys.values())) == len(names), keys
 
 
@@ -146,13 +146,13 @@ def test_a_row_has_the_settings_that_the_paper_gives_it():
     assert set(rows) == set(PAPER)
     for key, (method, args) in PAPER.items():
         recipe = RECIPES[f"{rows[key].recipe}_240ep"]
-        found = methods.settings(recipe)
-        assert recipe.method == method and found.items() >= args.items(), key
+        config = methods.settings(recipe)
+        assert recipe.method == method and config.items() >= args.items(), key
         assert (recipe.data, recipe.epochs) == ("imagenet100", 240), key
 
 
 def test_every_ablation_changes_what_it_says():
-    for name, one in ABLATIONS.items():
-        recipe, base = RECIPES[f"{name}_in100_240ep"], RECIPES[f"{one.of}_in100_240ep"]
+    for name, ablation in ABLATIONS.items():
+        recipe, base = RECIPES[f"{name}_in100_240ep"], RECIPES[f"{ablation.of}_in100_240ep"]
         assert recipe.data == "imagenet100" and recipe.epochs == 240
         assert recipe.identity() != base.identity(), name

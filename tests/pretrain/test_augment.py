@@ -42,7 +42,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them(
 ) -> None:
     spec = MOCO.model_copy(update={"scale": scale})
     count = 4000
-    ours = np.array([draw(spec, *shape, 64, rng(seed))[0] for seed in range(count)])
+    actual = np.array([draw(spec, *shape, 64, rng(seed))[0] for seed in range(count)])
     image = torch.zeros(3, *shape)
     torch.manual_seed(0)
     theirs = np.array(
@@ -50,7 +50,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them(
     )
     # two-sample Kolmogorov-Smirnov, at p = 1e-4 for each of the four coordinates
     limit = math.sqrt(-math.log(1e-4 / 2) / count)
-    for a, b in zip(ours.T, theirs.T, strict=True):
+    for a, b in zip(actual.T, theirs.T, strict=True):
         grid = np.unique(np.concatenate([a, b]))
         cdf = [np.searchsorted(np.sort(v), grid, side="right") / count for v in (a, b)]
         assert np.abs(cdf[0] - cdf[1]).max() < limit
@@ -107,11 +107,11 @@ def test_each_view_takes_the_same_number_of_draws() -> None:
     # so that the second view's parameters do not depend on how the first one's came out
     for spec in (MOCO, AUGMENTS["byol_paper"][0]):
         for shape in [(100, 100), (10, 900)]:
-            one = rng(7)
-            draw(spec, *shape, 64, one)
+            entry = rng(7)
+            draw(spec, *shape, 64, entry)
             other = rng(7)
             other.random(augment._DRAWS)
-            assert one.random() == other.random()
+            assert entry.random() == other.random()
 
 
 @pytest.mark.parametrize("box", [Box(13, 20, 200, 170), Box(0, 0, 20, 31), Box(100, 3, 64, 64)])

@@ -11,20 +11,20 @@ from lewel_bench.pretrain.recipe import Backbone
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_keys_and_shapes_are_torchvisions(arch):
     with torch.device("meta"):
-        ours = build(Backbone(arch=arch)).state_dict()
+        net = build(Backbone(arch=arch)).state_dict()
         theirs = torchvision.models.get_model(arch).state_dict()
     expected = {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
-    assert {k: v.shape for k, v in ours.items()} == expected
+    assert {k: v.shape for k, v in net.items()} == expected
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_features_are_torchvisions(arch):
     theirs = torchvision.models.get_model(arch).double().eval()
-    ours = build(Backbone(arch=arch)).double().eval()
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    net = build(Backbone(arch=arch)).double().eval()
+    net.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
     theirs.fc = torch.nn.Identity()
     x = torch.randn(2, 3, 64, 64, dtype=torch.double)
-    assert torch.allclose(ours(x).mean((2, 3)), theirs(x), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(net(x).mean((2, 3)), theirs(x), rtol=1e-12, atol=1e-12)
 
 
 def test_parameter_counts():

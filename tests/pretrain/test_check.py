@@ -50,8 +50,8 @@ def test_everything_wrong_is_named_at_once(root: Path) -> None:
         ("train/b/empty.jpg", "is empty"),
         ("train/b/dot.png", "1x1 px is too small"),
     ]:
-        found = [p for p in report.problems if str(root / name) in p]
-        assert len(found) == 1 and reason in found[0].lower()
+        actual = [p for p in report.problems if str(root / name) in p]
+        assert len(actual) == 1 and reason in actual[0].lower()
     assert any("gone.jpg: cannot be read: No such file" in p for p in report.problems)
     assert any("thin.png: an image of 7x30 px is too small" in p for p in report.problems)
     assert len(report.problems) == 6
@@ -121,8 +121,8 @@ def test_unusable_folders_are_problems_and_never_raise(root: Path, tmp_path: Pat
     assert len(check(tmp_path / "absent").problems) == 2
     (tmp_path / "empty").mkdir()
     assert all("it is empty" in p for p in check(tmp_path / "empty").problems)
-    one = check(root, classes=["a"])
-    assert len(one.problems) == 2 and "only one class folder ('a')" in one.problems[0]
+    entry = check(root, classes=["a"])
+    assert len(entry.problems) == 2 and "only one class folder ('a')" in entry.problems[0]
     flat = tmp_path / "flat"
     (flat / "val").mkdir(parents=True)
     for i in range(3):

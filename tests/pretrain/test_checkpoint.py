@@ -36,10 +36,10 @@ def test_corrupt_file_falls_back_and_says_so(tmp_path: Path, damage: str) -> Non
     else:
         data = bytearray()
     last.write_bytes(data)
-    said: list[str] = []
-    state = checkpoint.load(tmp_path, warn=said.append)
+    message: list[str] = []
+    state = checkpoint.load(tmp_path, warn=message.append)
     assert state is not None and state["step"] == 1
-    assert len(said) == 1 and str(last) in said[0] and "corrupt" in said[0]
+    assert len(message) == 1 and str(last) in message[0] and "corrupt" in message[0]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_backbone_round_trip(tmp_path: Path) -> None:
     digest = checkpoint.sha256(path)
     checkpoint.write_backbone(path, tensors, header)
     assert checkpoint.sha256(path) == digest
-    read, found = checkpoint.read_backbone(path)
-    assert found == header
+    read, actual = checkpoint.read_backbone(path)
+    assert actual == header
     assert checkpoint.read_network(path)[1] == Backbone(arch="resnet18", stem="small", width=24)
     assert all(torch.equal(read[k], tensors[k]) for k in tensors)
     checkpoint.write_backbone(path, tensors, {**header, "arch": "vgg", "width": "wide"})

@@ -93,9 +93,9 @@ def test_c_diagnostics_of_global_pooling_are_one():
     y = F.mean(1)
     W = torch.full((3, 9, 8), 1 / 9)
     uniform = Aligned(y, y[:, None], y, y[:, None].expand(3, 8, 16), W)
-    found = diagnostics.alignment(uniform)
-    assert found["map_entropy"].item() == pytest.approx(1)
-    assert found["aligned_gap_cosine"].item() == pytest.approx(1)
+    actual = diagnostics.alignment(uniform)
+    assert actual["map_entropy"].item() == pytest.approx(1)
+    assert actual["aligned_gap_cosine"].item() == pytest.approx(1)
     one_hot = functional.one_hot(torch.zeros(3, 8, dtype=torch.long), 9).transpose(1, 2).float()
     assert diagnostics.alignment(uniform._replace(W=one_hot))["map_entropy"] == 0
 
@@ -161,16 +161,16 @@ def test_f_parameter_averages_leave_the_statistics():
 def test_g_lars_without_adaptation_is_sgd():
     torch.manual_seed(0)
     start = torch.randn(7, 5, dtype=torch.double)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    groups = [{"params": [ours], "adapt": False, "weight_decay": 0.01}]
+    actual, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    groups = [{"params": [actual], "adapt": False, "weight_decay": 0.01}]
     lars = optim.LARS(groups, lr=0.1, momentum=0.9)
     sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(5):
-        ours.grad = torch.randn_like(ours)
-        theirs.grad = ours.grad.clone()
+        actual.grad = torch.randn_like(actual)
+        theirs.grad = actual.grad.clone()
         lars.step()
         sgd.step()
-    close(ours, theirs)
+    close(actual, theirs)
 
 
 def test_i_parameter_counts():
@@ -231,9 +231,9 @@ def test_mse_is_zero_for_equal_directions_and_four_for_opposite_ones():
 
 
 def test_info_nce_of_uniform_similarities():
-    one = losses.unit(torch.ones(6, 5, dtype=torch.double))
-    assert losses.info_nce(one, one, one.repeat(10, 1), 0.2).item() == pytest.approx(log(61))
-    q, k = one.view(2, 3, 5), one.repeat(2, 1).view(4, 3, 5)
+    loss = losses.unit(torch.ones(6, 5, dtype=torch.double))
+    assert losses.info_nce(loss, loss, loss.repeat(10, 1), 0.2).item() == pytest.approx(log(61))
+    q, k = loss.view(2, 3, 5), loss.repeat(2, 1).view(4, 3, 5)
     rows = slice(1, 3)
     everyone = aligned.info_nce_other_images(q, k, rows, 0.2)
     assert everyone.item() == pytest.approx(log(1 + 3 * 3))
@@ -290,17 +290,17 @@ def test_losses_are_computed_in_single_precision_under_autocast():
 
 def test_heads_are_the_conv1d_heads():
     torch.manual_seed(0)
-    ours = mlp(6, 8, 5, TokenNorm).double()
+    actual = mlp(6, 8, 5, TokenNorm).double()
     conv = nn.Sequential(
         nn.Conv1d(6, 8, 1, bias=False),
         nn.BatchNorm1d(8),
         nn.ReLU(),
         nn.Conv1d(8, 5, 1, bias=False),
     ).double()
-    state = {k: v[..., None] if v.ndim == 2 else v for k, v in ours.state_dict().items()}
+    state = {k: v[..., None] if v.ndim == 2 else v for k, v in actual.state_dict().items()}
     conv.load_state_dict(state)
     x = torch.randn(3, 7, 6, dtype=torch.double)
-    close(ours(x), conv(x.transpose(1, 2)).transpose(1, 2))
+    close(actual(x), conv(x.transpose(1, 2)).transpose(1, 2))
 
 
 @pytest.mark.parametrize(

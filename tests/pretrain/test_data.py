@@ -341,14 +341,14 @@ def test_a_holdout_is_stratified_disjoint_and_complete(
     )
     if count > np.minimum(free, np.array(sizes) - 1).sum():
         return
-    rest, held = holdout(images, count, seed, exclude=barred)
-    assert len(held) == count
-    assert sorted([*rest, *held]) == list(range(len(images)))
-    assert not set(held) & set(barred)
-    per_class = np.bincount(images.labels[held], minlength=len(sizes))
+    rest, held_out = holdout(images, count, seed, exclude=barred)
+    assert len(held_out) == count
+    assert sorted([*rest, *held_out]) == list(range(len(images)))
+    assert not set(held_out) & set(barred)
+    per_class = np.bincount(images.labels[held_out], minlength=len(sizes))
     free = np.minimum(free, np.array(sizes) - 1)
     assert (np.abs(per_class - free * count / free.sum()) < 1).all()
-    assert np.array_equal(holdout(images, count, seed, exclude=barred)[1], held)
+    assert np.array_equal(holdout(images, count, seed, exclude=barred)[1], held_out)
 
 
 def test_holdouts_of_other_seeds_differ_and_too_many_are_refused() -> None:
@@ -368,9 +368,9 @@ def test_a_fraction_is_taken_of_every_class_and_holds_the_smaller_one(
     sizes: list[int], seed: int
 ) -> None:
     images = some(sizes)
-    one, ten = subset(images, 0.01, seed), subset(images, 0.1, seed)
-    assert set(one) <= set(ten)
-    for part, fraction in ((one, 0.01), (ten, 0.1)):
+    entry, ten = subset(images, 0.01, seed), subset(images, 0.1, seed)
+    assert set(entry) <= set(ten)
+    for part, fraction in ((entry, 0.01), (ten, 0.1)):
         assert np.array_equal(part, np.unique(part))
         want = [max(1, round(fraction * size)) for size in sizes]
         assert np.bincount(images.labels[part], minlength=len(sizes)).tolist() == want

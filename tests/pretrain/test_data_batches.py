@@ -64,9 +64,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(
     here = views(images)
     monkeypatch.setattr("lewel_bench.pretrain.loader._PIECE", 5)
     for workers in (1, 2):
-        there = views(images, workers=workers)
-        assert len(there) == 10
-        assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+        expected = views(images, workers=workers)
+        assert len(expected) == 10
+        assert all(equal(a, b) for a, b in zip(here, expected, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -97,7 +97,7 @@ def test_an_image_gets_other_views_in_another_epoch_seed_and_view(images: Images
             rows.setdefault(i, []).append(b.params[:, place].numpy())
     everything = np.concatenate([np.concatenate(r) for r in rows.values()])
     # the sigma of the first views, always drawn, never twice the same
-    sigma = np.concatenate([[r[0, 7] for r in found] for found in rows.values()])
+    sigma = np.concatenate([[r[0, 7] for r in row] for row in rows.values()])
     assert len(np.unique(sigma)) == len(sigma)
     assert len(np.unique(everything, axis=0)) > 0.9 * len(everything)
 
@@ -272,9 +272,9 @@ def test_a_row_holds_the_crop_as_shares_of_the_image(images: Images) -> None:
 
 
 def test_a_view_can_be_flipped_as_the_first(images: Images) -> None:
-    one = AUGMENT[0]
-    same = (one, one.model_copy(update={"flip": "first"}))
-    for specs, equal_flips in ((same, True), ((one, one), False)):
+    entry = AUGMENT[0]
+    same = (entry, entry.model_copy(update={"flip": "first"}))
+    for specs, equal_flips in ((same, True), ((entry, entry), False)):
         batches = view_batches(images, specs, SIZE, batch=48, seed=3, steps=1)
         flips = next(batches).params[..., colour.FLIP]
         assert 0 < flips[0].mean() < 1

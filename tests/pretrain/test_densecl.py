@@ -57,8 +57,8 @@ def test_each_position_gets_the_key_of_the_most_similar_features():
     order = torch.stack([torch.randperm(P) for _ in range(B)])
     mixed = F.gather(1, order[..., None].expand(-1, -1, D))
     scaled = mixed * torch.rand(B, P, 1)  # lengths do not count
-    found = corresponding(F, scaled, t.gather(1, order[..., None].expand(-1, -1, 5)))
-    assert torch.equal(found, t)
+    actual = corresponding(F, scaled, t.gather(1, order[..., None].expand(-1, -1, 5)))
+    assert torch.equal(actual, t)
 
 
 def test_without_the_dense_loss_it_is_moco_v2():
@@ -88,7 +88,7 @@ def test_the_dense_loss_equals_lightlys():
     method = densecl(lam=1.0)
     loss, *_ = step(method)
     loss.backward()
-    found = {k: p.grad.clone() for k, p in method.named_parameters() if p.grad is not None}
+    actual = {k: p.grad.clone() for k, p in method.named_parameters() if p.grad is not None}
     method.zero_grad()
     x1, x2 = batch().x
     _, r, F = method.online(x1)
@@ -100,5 +100,5 @@ def test_the_dense_loss_equals_lightlys():
     expected.backward()
     close(loss, expected, 1e-10)
     for name, p in method.named_parameters():
-        if p.grad is not None and name in found:
-            close(found[name], p.grad, 1e-10)
+        if p.grad is not None and name in actual:
+            close(actual[name], p.grad, 1e-10)

@@ -42,8 +42,8 @@ def test_loss_is_equation_7_written_out():
         P = [exp(s / tau) / Z for s in row]
         expected -= log(P[0] / (P[0] + M / N))
         expected -= sum(log(1 - p / (p + M / N)) for p in P[1:])
-    found = nce(similarity, torch.tensor(log(Z)), tau, N)
-    assert found.item() == pytest.approx(expected / 3, rel=1e-6)
+    actual = nce(similarity, torch.tensor(log(Z)), tau, N)
+    assert actual.item() == pytest.approx(expected / 3, rel=1e-6)
 
 
 def test_the_normaliser_is_that_of_the_first_batch():
@@ -87,7 +87,7 @@ def test_loss_and_bank_equal_the_code_of_cmc():
     keys = method.keys(views, 0)
     loss, _ = method(views, keys, slice(0, B))
     loss.backward()
-    found = {k: p.grad.clone() for k, p in method.named_parameters()}
+    actual = {k: p.grad.clone() for k, p in method.named_parameters()}
     method.zero_grad()
     with official.on_cpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(average.AliasMethod, "cuda", lambda self: None)
@@ -100,6 +100,6 @@ def test_loss_and_bank_equal_the_code_of_cmc():
     expected.backward()
     close(loss, expected, 1e-6)
     for name, p in method.named_parameters():
-        close(found[name], p.grad, 1e-6 * p.grad.abs().max().item())
+        close(actual[name], p.grad, 1e-6 * p.grad.abs().max().item())
     method.after_step(keys, 0, 10)
     close(method.V, memory.memory, 1e-6)

@@ -33,17 +33,17 @@ def blobs(count, k, spread=0.01):
 
 def test_clusters_are_found_and_found_again(library):
     points, owner = blobs(400, 4)
-    found = library(points, 4, 0)
-    assert len(set(zip(owner, found.owner, strict=True))) == 4  # the same up to their numbers
-    means = np.stack([points[found.owner == c].mean(0) for c in range(4)])
-    np.testing.assert_allclose(found.centroids, means, atol=1e-5)
-    distance = np.linalg.norm(points - found.centroids[found.owner], axis=1)
-    np.testing.assert_allclose(found.distance, distance, atol=1e-3)
-    assert found.owner.dtype == np.int64
-    assert found.centroids.dtype == found.distance.dtype == np.float32
+    actual = library(points, 4, 0)
+    assert len(set(zip(owner, actual.owner, strict=True))) == 4  # the same up to their numbers
+    means = np.stack([points[actual.owner == c].mean(0) for c in range(4)])
+    np.testing.assert_allclose(actual.centroids, means, atol=1e-5)
+    distance = np.linalg.norm(points - actual.centroids[actual.owner], axis=1)
+    np.testing.assert_allclose(actual.distance, distance, atol=1e-3)
+    assert actual.owner.dtype == np.int64
+    assert actual.centroids.dtype == actual.distance.dtype == np.float32
     again, other = library(points, 4, 0), library(points, 4, 1)
-    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
-    assert not np.array_equal(found.owner, other.owner)
+    assert all(np.array_equal(a, b) for a, b in zip(actual, again, strict=True))
+    assert not np.array_equal(actual.owner, other.owner)
 
 
 def test_the_libraries_find_clusters_as_good():
@@ -63,12 +63,12 @@ def test_concentration_is_equation_12_clipped_and_scaled():
     sizes, mean_distance = [5, 20, 1, 10], [0.2, 0.6, 0.0, 0.4]
     owner = np.repeat(np.arange(4), sizes)
     distance = np.repeat(mean_distance, sizes).astype(np.float32)
-    found = concentration(Clusters(np.zeros((4, 2)), owner, distance), tau=0.2)
+    actual = concentration(Clusters(np.zeros((4, 2)), owner, distance), tau=0.2)
     phi = np.array([0.2 / np.log(15), 0.6 / np.log(30), 0.0, 0.4 / np.log(20)])
     phi[2] = phi.max()  # alone in its cluster
     phi = phi.clip(np.percentile(phi, 10), np.percentile(phi, 90))
-    np.testing.assert_allclose(found, 0.2 * phi / phi.mean(), rtol=1e-6)
-    assert found.mean() == pytest.approx(0.2)
+    np.testing.assert_allclose(actual, 0.2 * phi / phi.mean(), rtol=1e-6)
+    assert actual.mean() == pytest.approx(0.2)
 
 
 def test_concentration_of_empty_and_of_exact_clusters():

@@ -167,7 +167,7 @@ def test_loss_falls_and_only_the_online_network_has_gradients(variant):
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in JOINT])
 def test_micro_batches_have_the_gradients_of_the_whole_batch(variant):
-    found = []
+    results = []
     for micro in (BATCH, 4):
         method = make(variant)
         for step in range(2):
@@ -182,13 +182,13 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(variant):
                 running.add(micro / BATCH)
             running.finish()
             method.after_step(keys, step, 10)
-        found.append((gradients(method), method.state_dict()))
-    close(found[1], found[0])
+        results.append((gradients(method), method.state_dict()))
+    close(results[1], results[0])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
-    found = []
+    results = []
     for enabled in (False, True):
         method = make(variant).float()
         pair = cast(views(variant=variant), torch.float)
@@ -199,9 +199,9 @@ def test_mixed_precision_changes_the_loss_by_its_rounding_alone(variant):
         assert all(
             g.dtype == torch.float32 and g.isfinite().all() for g in gradients(method).values()
         )
-        found.append(loss.item())
+        results.append(loss.item())
     bound = 0.12 if variant in JOINT else 0.03  # few images, a small τ: rounding grows
-    assert 0 < abs(found[1] - found[0]) < bound * abs(found[0]) + 0.01
+    assert 0 < abs(results[1] - results[0]) < bound * abs(results[0]) + 0.01
 
 
 def one_step(method, pair, world=1, rank=0):
@@ -235,9 +235,9 @@ ALONE_AS_TOGETHER = [
 
 def test_two_processes_train_like_one():
     first, second = ranks.run(on_rank, 2)
-    for (variant, group), found in first.items():
-        close(found, one_step(make(variant, group), views(variant=variant)))
-        close(second[variant, group], found)
+    for (variant, group), actual in first.items():
+        close(actual, one_step(make(variant, group), views(variant=variant)))
+        close(second[variant, group], actual)
 
 
 def test_shuffled_returns_everything_in_its_place():

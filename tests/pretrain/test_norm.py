@@ -31,45 +31,47 @@ def tensor_test(actual, expected):
 
 
 def test_group_of_the_whole_batch_is_torch_batch_norm():
-    x, ours, theirs = images(), affine(BatchNorm(5)), affine(nn.BatchNorm2d(5))
-    tensor_test(ours(x), theirs(x))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x, actual, theirs = images(), affine(BatchNorm(5)), affine(nn.BatchNorm2d(5))
+    tensor_test(actual(x), theirs(x))
+    assert actual.state_dict().keys() == theirs.state_dict().keys()
     for key, value in theirs.state_dict().items():
-        tensor_test(ours.state_dict()[key], value)
+        tensor_test(actual.state_dict()[key], value)
 
 
 def test_groups_are_separate_batch_norms():
     x = images()
-    ours, theirs = affine(BatchNorm(5, group=2)), [affine(nn.BatchNorm2d(5)) for _ in range(4)]
+    actual, theirs = affine(BatchNorm(5, group=2)), [affine(nn.BatchNorm2d(5)) for _ in range(4)]
     x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = ours(x1), torch.cat([bn(p) for bn, p in zip(theirs, x2.chunk(4), strict=True)])
+    y, expected = actual(x1), torch.cat([bn(p) for bn, p in zip(theirs, x2.chunk(4), strict=True)])
     tensor_test(y, expected)
     weight = torch.randn_like(y)
     (y * weight).sum().backward()
     (expected * weight).sum().backward()
     tensor_test(x1.grad, x2.grad)
-    tensor_test(ours.weight.grad, sum(bn.weight.grad for bn in theirs))
+    tensor_test(actual.weight.grad, sum(bn.weight.grad for bn in theirs))
     for name in ("running_mean", "running_var"):
-        tensor_test(getattr(ours, name), torch.stack([getattr(b, name) for b in theirs]).mean(0))
-    assert ours.num_batches_tracked == 1
+        tensor_test(getattr(actual, name), torch.stack([getattr(b, name) for b in theirs]).mean(0))
+    assert actual.num_batches_tracked == 1
 
 
 def test_tokens_are_batch_norm_1d_with_channels_last():
-    x, ours, theirs = tokens(), affine(TokenNorm(5, group=4)), affine(nn.BatchNorm1d(5))
+    x, actual, theirs = tokens(), affine(TokenNorm(5, group=4)), affine(nn.BatchNorm1d(5))
     expected = torch.cat([theirs(p.transpose(1, 2)).transpose(1, 2) for p in x.chunk(2)])
-    tensor_test(ours(x), expected)
+    tensor_test(actual(x), expected)
     flat = affine(TokenNorm(5))
     tensor_test(flat(x[:, 0]), affine(nn.BatchNorm1d(5))(x[:, 0]))
 
 
 def test_evaluation_uses_running_statistics():
-    x, ours = images(), affine(BatchNorm(5, group=2))
-    ours(x)
-    ours.eval()
-    before = ours.running_mean.clone()
-    expected = (x - before.view(1, -1, 1, 1)) / (ours.running_var + 1e-5).sqrt().view(1, -1, 1, 1)
-    tensor_test(ours(x), expected * ours.weight.view(1, -1, 1, 1) + ours.bias.view(1, -1, 1, 1))
-    tensor_test(ours.running_mean, before)
+    x, actual = images(), affine(BatchNorm(5, group=2))
+    actual(x)
+    actual.eval()
+    before = actual.running_mean.clone()
+    expected = (x - before.view(1, -1, 1, 1)) / (actual.running_var + 1e-5).sqrt().view(1, -1, 1, 1)
+    tensor_test(
+        actual(x), expected * actual.weight.view(1, -1, 1, 1) + actual.bias.view(1, -1, 1, 1)
+    )
+    tensor_test(actual.running_mean, before)
 
 
 @pytest.mark.parametrize("group", [3, 16])
@@ -111,23 +113,23 @@ def measure(kind, group, x):
 
 
 def on_rank(rank, world):
-    found = {}
+    actual = {}
     for name, (kind, group) in CASES.items():
         x = tokens() if kind is TokenNorm else images()
-        found[name] = measure(kind, group, x.chunk(world)[rank])
+        actual[name] = measure(kind, group, x.chunk(world)[rank])
     with pytest.raises(ValueError, match="does not fit"):
         BatchNorm(5, group=3)(images().chunk(world)[rank].float())
-    return found
+    return actual
 
 
 def test_processes_that_share_statistics_equal_one():
     processes = ranks.run(on_rank, 4)  # "whole" spans all of them, "pair" two of four
     for name, (kind, group) in CASES.items():
-        one = measure(kind, group, tokens() if kind is TokenNorm else images())
+        entry = measure(kind, group, tokens() if kind is TokenNorm else images())
         many = [r[name] for r in processes]
         for key in ("y", "x"):
-            tensor_test(torch.cat([m[key] for m in many]), one[key])
+            tensor_test(torch.cat([m[key] for m in many]), entry[key])
         for key in ("weight", "bias"):
-            tensor_test(sum(m[key] for m in many), one[key])
+            tensor_test(sum(m[key] for m in many), entry[key])
         for key in ("mean", "var"):
-            tensor_test(torch.stack([m[key] for m in many]).mean(0), one[key])
+            tensor_test(torch.stack([m[key] for m in many]).mean(0), entry[key])

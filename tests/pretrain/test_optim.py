@@ -41,33 +41,33 @@ def test_one_layer_by_hand() -> None:
 def test_without_adaptation_is_sgd() -> None:
     """methods.md D6g: excluded parameters take plain SGD steps, whatever the schedule of the lr
     as long as it is constant."""
-    ours, theirs = _params(0), _params(0)
-    lars = LARS([{"params": ours, "adapt": False}], lr=0.1, weight_decay=1e-3)
+    actual, theirs = _params(0), _params(0)
+    lars = LARS([{"params": actual, "adapt": False}], lr=0.1, weight_decay=1e-3)
     sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=1e-3)
     for step in range(5):
-        _gradients(ours, step)
+        _gradients(actual, step)
         _gradients(theirs, step)
         lars.step()
         sgd.step()
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(actual, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_agrees_with_timm_where_defined_alike() -> None:
     """timm multiplies by lr after the momentum: the same while lr is constant."""
     timm_lars = pytest.importorskip("timm.optim").Lars
-    ours, theirs = _params(1), _params(1)
-    lars = LARS(ours, lr=0.2, weight_decay=1e-2, trust=0.001)
+    actual, theirs = _params(1), _params(1)
+    lars = LARS(actual, lr=0.2, weight_decay=1e-2, trust=0.001)
     reference = timm_lars(
         theirs, lr=0.2, momentum=0.9, weight_decay=1e-2, trust_coeff=0.001, eps=0.0,
         always_adapt=True,
     )  # fmt: skip
     for step in range(10):
-        _gradients(ours, step)
+        _gradients(actual, step)
         _gradients(theirs, step)
         lars.step()
         reference.step()
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(actual, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -95,7 +95,7 @@ def test_infinite_gradients_skip_the_step_without_asking_the_host() -> None:
 
 def test_scaled_gradients_take_the_same_step() -> None:
     plain, scaled = _params(3), _params(3)
-    one, two = LARS(plain, lr=0.1), LARS(scaled, lr=0.1)
+    entry, two = LARS(plain, lr=0.1), LARS(scaled, lr=0.1)
     _gradients(plain, 0)
     _gradients(scaled, 0)
     for p in scaled:
@@ -103,7 +103,7 @@ def test_scaled_gradients_take_the_same_step() -> None:
         p.grad.mul_(1024)
     two.grad_scale = torch.tensor(1024.0, dtype=torch.float64)
     two.found_inf = torch.tensor(0.0, dtype=torch.float64)
-    one.step()
+    entry.step()
     two.step()
     for a, b in zip(plain, scaled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
@@ -160,17 +160,17 @@ def test_excluded_parameters(exclude: str, excluded_heads: bool) -> None:
 def test_sgd_whose_first_step_is_skipped_goes_on_as_if_it_never_was() -> None:
     spec = Optimizer(name="sgd", lr=0.1)
     skipped, plain = _params(4, torch.float32), _params(4, torch.float32)
-    one = sgd([{"params": skipped}], spec, fused=True)
+    entry = sgd([{"params": skipped}], spec, fused=True)
     two = sgd([{"params": plain}], spec, fused=False)
     for p in skipped:
         p.grad = torch.full_like(p, torch.inf)
-    one.grad_scale, one.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
-    one.step()
-    one.grad_scale, one.found_inf = torch.tensor(1.0), torch.tensor(0.0)  # type: ignore[attr-defined]
+    entry.grad_scale, entry.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    entry.step()
+    entry.grad_scale, entry.found_inf = torch.tensor(1.0), torch.tensor(0.0)  # type: ignore[attr-defined]
     for step in range(3):
         _gradients(skipped, step)
         _gradients(plain, step)
-        one.step()
+        entry.step()
         two.step()
     for a, b in zip(skipped, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -184,12 +184,12 @@ def test_negative_lr_is_named() -> None:
 def test_rates_of_their_own_for_excluded_and_constant_parameters() -> None:
     model = nn.ModuleDict({"g": nn.Linear(2, 3), "q": nn.Linear(3, 2)})
     spec = Optimizer(name="lars", lr=2.0, exclude="bias_and_norm", excluded_lr=0.024, constant="q.")
-    found = {
+    mapping = {
         id(p): optim.rate(group, 0.5, 2.0)
         for group in optim.build(spec, model).param_groups
         for p in group["params"]
     }
-    rates = {name: found[id(p)] for name, p in model.named_parameters()}
+    rates = {name: mapping[id(p)] for name, p in model.named_parameters()}
     assert rates == pytest.approx(
         {"g.weight": 0.5, "g.bias": 0.012, "q.weight": 2.0, "q.bias": 0.048}
     )

@@ -52,10 +52,10 @@ def test_training_steps_equal_the_official_code(case, dtype):
     steps, loss_bound, bound = BOUNDS[dtype]
     model = official.build(setting)
     start = {k: v.clone() for k, v in model.state_dict().items()}
-    ours = official.run_ours(setting, official.ours(setting.repository, start), dtype, steps)
+    own = official.run_ours(setting, official.ours(setting.repository, start), dtype, steps)
     with official.on_cpu() if case == "moco_v2" else contextlib.nullcontext():
         theirs = official.run_official(setting, model, dtype, steps)
-    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+    for step, (a, b) in enumerate(zip(own, theirs, strict=True)):
         loss = abs(a.loss - b.loss).item() / abs(b.loss).item()
         gradient, state = worst(a.gradient, b.gradient), worst(a.state, b.state)
         print(f"{case} {dtype} step {step}: loss {loss:.1e} grad {gradient:.1e} state {state:.1e}")
@@ -94,11 +94,11 @@ def test_shuffled_groups_equal_mocos_processes():
     loss, _ = method(pair, keys, slice(0, official.BATCH))
     loss.backward()
     method.after_step(keys, 0, 10)
-    found = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
-    found["queue.keys"] = method.queue.keys
-    print(f"moco in {world} processes: grad {worst(found, expected):.1e}")
+    actual = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+    actual["queue.keys"] = method.queue.keys
+    print(f"moco in {world} processes: grad {worst(actual, expected):.1e}")
     assert loss.item() == pytest.approx(sum(v.item() for v, _ in processes) / world, rel=1e-12)
-    assert worst(found, expected) < 1e-10
+    assert worst(actual, expected) < 1e-10
 
 
 def test_resnet50_has_the_official_tensors():
@@ -109,15 +109,15 @@ def test_resnet50_has_the_official_tensors():
         theirs = official.ours("lewel", model.state_dict())
         setting = official.recipe(official.CASES["lewel_b_eman"])
         backbone = Backbone(arch="resnet50")
-        ours = methods.build(setting.model_copy(update={"args": {}, "backbone": backbone}), 0)
+        net = methods.build(setting.model_copy(update={"args": {}, "backbone": backbone}), 0)
     assert {k: v.shape for k, v in theirs.items()} == {
-        k: v.shape for k, v in ours.state_dict().items()
+        k: v.shape for k, v in net.state_dict().items()
     }
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 46_609_472
 
 
 @pytest.mark.parametrize(
-    ("repository", "theirs", "ours"),
+    ("repository", "theirs", "own"),
     [
         ("lewel", "online_net.backbone.layer1.0.bn1.weight", "online.backbone.layer1.0.bn1.weight"),
         ("lewel", "target_net.neck.proj_obj.mlp.3.weight", "target.network.p.3.weight"),
@@ -129,16 +129,16 @@ def test_resnet50_has_the_official_tensors():
         ("moco", "encoder_q.conv1.weight", "online.backbone.conv1.weight"),
     ],
 )
-def test_names_map(repository, theirs, ours):
-    assert official.name(repository, theirs) == ours
+def test_names_map(repository, theirs, own):
+    assert official.name(repository, theirs) == own
     with pytest.raises(ValueError, match="that we know"):
         official.name(repository, "something.else")
 
 
 def test_conv1d_weights_and_queue_map():
     weight, queue = torch.rand(3, 4, 1), torch.rand(5, 7)
-    (found,) = official.ours("lewel", {"predictor.mlp.0.weight": weight}).values()
-    assert torch.equal(found, weight[..., 0])
+    (actual,) = official.ours("lewel", {"predictor.mlp.0.weight": weight}).values()
+    assert torch.equal(actual, weight[..., 0])
     theirs = {"queue": queue, "queue_ptr": torch.zeros(1)}
     assert torch.equal(official.ours("moco", theirs)["queue.keys"], queue.T)
 
@@ -166,7 +166,7 @@ def test_lars_is_timms_where_they_are_defined_alike():
     timm_optim = pytest.importorskip("timm.optim")
     weights = [official.noise(f"w{i}", 6, 5) for i in range(3)]
     a, b = ([nn.Parameter(w.clone()) for w in weights] for _ in range(2))
-    ours = optim.LARS([{"params": a, "adapt": True}], lr=0.5, momentum=0.9, weight_decay=0.01)
+    own = optim.LARS([{"params": a, "adapt": True}], lr=0.5, momentum=0.9, weight_decay=0.01)
     theirs = timm_optim.Lars(
         b, lr=0.5, momentum=0.9, weight_decay=0.01, trust_coeff=0.001, eps=0.0, trust_clip=False
     )
@@ -174,7 +174,7 @@ def test_lars_is_timms_where_they_are_defined_alike():
         for i, (p, q) in enumerate(zip(a, b, strict=True)):
             p.grad = official.noise(f"g{i}{step}", 6, 5)
             q.grad = p.grad.clone()
-        ours.step()
+        own.step()
         theirs.step()
     moved = max((p - w).abs().max() for p, w in zip(a, weights, strict=True))
     assert moved > 1e-4
@@ -186,10 +186,10 @@ def test_golden_numbers_of_the_official_code(case):
     setting = official.CASES[case]
     expected = json.loads((GOLDEN / f"{case}.json").read_text())
     trace = official.run_ours(setting, official.weights(setting), torch.float64)
-    found = official.summary(trace)
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    summary = official.summary(trace)
+    assert summary["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for kind in ("gradient", "state"):
-        assert found[kind].keys() == expected[kind].keys()
+        assert summary[kind].keys() == expected[kind].keys()
         for key, (norm, projection) in expected[kind].items():
-            assert found[kind][key][0] == pytest.approx(norm, rel=1e-5), key
-            assert found[kind][key][1] == pytest.approx(projection, abs=1e-5 * norm), key
+            assert summary[kind][key][0] == pytest.approx(norm, rel=1e-5), key
+            assert summary[kind][key][1] == pytest.approx(projection, abs=1e-5 * norm), key

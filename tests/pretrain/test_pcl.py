@@ -78,10 +78,10 @@ def test_clusters_are_made_after_the_warm_up_and_belong_to_the_state():
     assert [m.training for m in method.modules()] == training
     features = Images().features(lambda x: unit(method.target.network.eval()(x).z))
     for m, (k, p) in enumerate(zip((6, 9), method.clusterings, strict=True)):
-        found = kmeans(features.numpy(), k, m)
-        assert torch.equal(p.owner, torch.from_numpy(found.owner))
-        close(p.C, unit(torch.from_numpy(found.centroids)).double(), 1e-6)
-        close(p.phi, torch.from_numpy(concentration(found, 0.2)).double(), 1e-6)
+        actual = kmeans(features.numpy(), k, m)
+        assert torch.equal(p.owner, torch.from_numpy(actual.owner))
+        close(p.C, unit(torch.from_numpy(actual.centroids)).double(), 1e-6)
+        close(p.phi, torch.from_numpy(concentration(actual, 0.2)).double(), 1e-6)
     other = pcl()
     other.load_state_dict(method.state_dict())
     views = batch()
@@ -138,7 +138,7 @@ def test_loss_and_gradients_equal_the_authors_code():
             for name, p in theirs.named_parameters():
                 p.copy_(own[names[name]])
             theirs.queue.copy_(method.queue.keys.T)
-        found = {
+        mapping = {
             "im2cluster": [p.owner for p in method.clusterings],
             "centroids": [p.C for p in method.clusterings],
             "density": [p.phi for p in method.clusterings],
@@ -146,7 +146,7 @@ def test_loss_and_gradients_equal_the_authors_code():
         # its sample() no longer takes a set, and wants r prototypes where there are fewer
         builder.sample = lambda names, _: sorted(names)
         out, target, proto_out, proto_target = theirs(
-            *views, cluster_result=found, index=views.index
+            *views, cluster_result=mapping, index=views.index
         )
     expected = nn.functional.cross_entropy(out, target)
     for logits, labels in zip(proto_out, proto_target, strict=True):
@@ -162,9 +162,9 @@ def test_loss_and_gradients_equal_the_authors_code():
     close(loss, expected, 1e-10)
     gradients = {names[k]: p.grad for k, p in theirs.named_parameters() if p.grad is not None}
     largest = max(g.abs().max() for g in gradients.values())
-    ours = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
-    assert ours.keys() == gradients.keys()
-    for name, grad in ours.items():
+    actual = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+    assert actual.keys() == gradients.keys()
+    for name, grad in actual.items():
         close(grad / largest, gradients[name] / largest, 1e-10)
 
 
@@ -185,8 +185,8 @@ def test_clusters_equal_those_of_the_authors_code(monkeypatch):
     args = SimpleNamespace(num_cluster=["7", "20"], temperature=0.2, gpu=0)
     expected = main.run_kmeans(features, args)
     for m, k in enumerate((7, 20)):
-        found = kmeans(features, k, m)
-        assert torch.equal(torch.from_numpy(found.owner), expected["im2cluster"][m])
-        close(unit(torch.from_numpy(found.centroids)), expected["centroids"][m], 1e-6)
-        phi = torch.from_numpy(concentration(found, 0.2))
+        actual = kmeans(features, k, m)
+        assert torch.equal(torch.from_numpy(actual.owner), expected["im2cluster"][m])
+        close(unit(torch.from_numpy(actual.centroids)), expected["centroids"][m], 1e-6)
+        phi = torch.from_numpy(concentration(actual, 0.2))
         close(phi, expected["density"][m], 1e-5)

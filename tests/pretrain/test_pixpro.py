@@ -45,14 +45,14 @@ def test_the_larger_cell_says_what_is_near():
 
 
 def test_propagation_averages_what_is_alike():
-    one, other = torch.eye(4, dtype=torch.double)[:2]
-    x = torch.stack([one, one, other, -one])[None]
+    actual, other = torch.eye(4, dtype=torch.double)[:2]
+    x = torch.stack([actual, actual, other, -actual])[None]
     g = torch.randn(1, 4, 5, dtype=torch.double)
     unit = nn.functional.normalize(g, dim=2)
     y = propagate(x, g, 2.0)
     close(y[0, 0], unit[0, 0] + unit[0, 1])  # neither the orthogonal nor the opposite
     close(y[0, 2], unit[0, 2])
-    half = torch.stack([one, one + 3**0.5 * other])[None]  # a cosine of 1/2
+    half = torch.stack([actual, actual + 3**0.5 * other])[None]  # a cosine of 1/2
     close(propagate(half, g[:, :2], 2.0)[0, 0], unit[0, 0] + unit[0, 1] / 4)
 
 
@@ -61,8 +61,8 @@ def test_consistency_is_zero_for_equal_pixels_and_four_for_opposite_ones():
     A = near(WHOLE, WHOLE, (3, 3), 0.7).expand(3, 9, 9)
     close(consistency(2 * x, x, A), torch.tensor(0.0, dtype=torch.double))
     close(consistency(x, -x, A), torch.tensor(4.0, dtype=torch.double))
-    apart = A & (torch.arange(3) > 0)[:, None, None]  # the first image shares nothing
-    close(consistency(x, -x, apart), torch.tensor(8 / 3, dtype=torch.double))
+    actual = A & (torch.arange(3) > 0)[:, None, None]  # the first image shares nothing
+    close(consistency(x, -x, actual), torch.tensor(8 / 3, dtype=torch.double))
 
 
 class Features(nn.Module):
@@ -94,8 +94,8 @@ RULES = [
 
 
 def our_name(name):
-    for pattern, ours in RULES:
-        name = re.sub(pattern, ours, name)
+    for pattern, rule in RULES:
+        name = re.sub(pattern, rule, name)
     return name
 
 
@@ -145,13 +145,13 @@ def test_loss_and_gradients_equal_the_authors_code(alpha):
     # 2 - 2 cos here, -2 cos there
     assert loss == pytest.approx(expected.item() + 4 * shared + 4 * alpha, rel=1e-6)
     gradients = {our_name(k): p.grad for k, p in theirs.named_parameters() if p.grad is not None}
-    found = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+    actual = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
     largest = max(grad.abs().max() for grad in gradients.values()).item()
-    without = [gradients.pop(k) for k in list(gradients) if k not in found]
+    without = [gradients.pop(k) for k in list(gradients) if k not in actual]
     assert len(without) == (3 if alpha else 1)  # biases before a batch norm, which cancels them
     assert all(grad.abs().max() < 1e-9 * largest for grad in without)
-    assert found.keys() == gradients.keys()
-    for name, grad in found.items():
+    assert actual.keys() == gradients.keys()
+    for name, grad in actual.items():
         close(grad / largest, gradients[name].view_as(grad) / largest, 1e-6)
 
 

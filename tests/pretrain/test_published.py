@@ -22,14 +22,14 @@ ARGS = {"lewel_b_200ep": {"d": 16}, "byol_200ep": {"dim": 16}, "moco_v2_200ep": 
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
     """The recipes of the layouts, with networks of a test's size."""
     queue = {"moco_v2_200ep": {"queue": 256}}
-    found = {
+    mapping = {
         name: RECIPES[name].model_copy(
             update={"backbone": SMALL, "args": {**args, **queue.get(name, {}), "hidden": 8}}
         )
         for name, args in ARGS.items()
     }
-    monkeypatch.setattr(published, "RECIPES", found)
-    return found
+    monkeypatch.setattr(published, "RECIPES", mapping)
+    return mapping
 
 
 def read(file: Path) -> tuple[str, Recipe, Method]:
@@ -60,9 +60,9 @@ def test_f_and_g_are_found(project: str, small: dict[str, Recipe], tmp_path: Pat
     assert (named, read_as) == (project, recipe)
     for part in ("backbone", "projector"):
         wanted = getattr(expected, part).state_dict()
-        found = getattr(method, part).state_dict()
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        actual = getattr(method, part).state_dict()
+        assert actual.keys() == wanted.keys()
+        assert all(torch.equal(actual[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.parametrize("case", official.CASES)

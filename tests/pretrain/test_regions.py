@@ -25,8 +25,8 @@ def test_corners_of_a_crop_and_of_its_flip():
     boxes = torch.tensor([[[0.1, 0.2, 0.5, 0.6]]] * 2)  # top, left, height, width
     flips = torch.tensor([[False], [True]])
     nothing = torch.zeros(1, dtype=torch.long)
-    one, two = corners(Views((), nothing, nothing, boxes, flips))
-    close(one, torch.tensor([[0.2, 0.1, 0.8, 0.6]]))  # left, top, right, bottom
+    entry, two = corners(Views((), nothing, nothing, boxes, flips))
+    close(entry, torch.tensor([[0.2, 0.1, 0.8, 0.6]]))  # left, top, right, bottom
     close(two, torch.tensor([[0.8, 0.1, 0.2, 0.6]]))
 
 
@@ -55,10 +55,12 @@ def test_a_map_that_is_too_small_is_said():
 
 def test_a_window_moved_there_and_back_is_itself():
     inside = windows(3, 2, 8).double()
-    one, two = random_boxes(20, 0), random_boxes(20, 1)
-    close(moved(inside, one, one), inside.expand(20, -1, -1))
-    there = moved(inside, one, two)
-    back = torch.cat([moved(w, b[None], a[None]) for w, a, b in zip(there, one, two, strict=True)])
+    entry, two = random_boxes(20, 0), random_boxes(20, 1)
+    close(moved(inside, entry, entry), inside.expand(20, -1, -1))
+    expected = moved(inside, entry, two)
+    back = torch.cat(
+        [moved(w, b[None], a[None]) for w, a, b in zip(expected, entry, two, strict=True)]
+    )
     close(back, inside.expand(20, -1, -1))
 
 
@@ -77,10 +79,10 @@ def test_pooling_is_the_integral_of_the_interpolated_map():
     F = torch.randn(2, 3, 6, 6, dtype=torch.double)
     window = torch.rand(2, 5, 4, dtype=torch.double) * 0.4
     window[..., 2:] += 0.43  # up to the map's last cell, at 5/6
-    found = pool(F, window)
+    actual = pool(F, window)
     shifted = list(6 * window + 0.5)  # its cell i lies at i + 1/2
     samples = roi_align(F, shifted, 1, sampling_ratio=200, aligned=True)
-    close(found.flatten(0, 1), samples.flatten(1), 1e-4)
+    close(actual.flatten(0, 1), samples.flatten(1), 1e-4)
 
 
 def test_pooling_of_whole_cells_and_of_one_point():
@@ -95,17 +97,17 @@ def test_pooling_of_whole_cells_and_of_one_point():
 
 def test_the_same_place_is_pooled_from_both_views():
     # a map that is linear in the image looks the same through any crop, up to the half cell
-    one, two = random_boxes(8, 2), random_boxes(8, 3)
+    entry, two = random_boxes(8, 2), random_boxes(8, 3)
     maps = []
-    for box in (one, two):
+    for box in (entry, two):
         at = centres(box, (16, 16)).view(8, 16, 16, 2)
         maps.append(at.permute(0, 3, 1, 2))  # (8, 2, 16, 16)
     inside = windows(4, 3, 16).double()
-    there = moved(inside, one, two)
+    expected = moved(inside, entry, two)
     first = pool(maps[0], inside.expand(8, -1, -1))
-    second = pool(maps[1], there)
-    shown = contained(there) & (there.amax(-1) < 15 / 16) & (there.amin(-1) > 0)
+    second = pool(maps[1], expected)
+    shown = contained(expected) & (expected.amax(-1) < 15 / 16) & (expected.amin(-1) > 0)
     assert shown.any()
-    half_cells = ((one - two)[:, 2:] - (one - two)[:, :2]).abs() / 32
+    half_cells = ((entry - two)[:, 2:] - (entry - two)[:, :2]).abs() / 32
     off = (first - second).abs() - half_cells[:, None]
     assert off[shown].max() < 1e-6

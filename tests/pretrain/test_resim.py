@@ -48,10 +48,10 @@ def loss_of(method, views):
 
 
 def test_region_loss_of_uniform_similarities():
-    one = unit(torch.ones(2, 3, 5, dtype=torch.double))
-    negatives = one[0, :1].repeat(10, 1)
+    actual = unit(torch.ones(2, 3, 5, dtype=torch.double))
+    negatives = actual[0, :1].repeat(10, 1)
     valid = torch.tensor([[True, False, True], [False, False, False]])
-    assert region_loss(one, one, negatives, valid, 0.2).item() == pytest.approx(2 * log(11))
+    assert region_loss(actual, actual, negatives, valid, 0.2).item() == pytest.approx(2 * log(11))
 
 
 def test_the_pyramid_has_the_levels_of_stride_8_and_16():
@@ -71,9 +71,9 @@ def test_equal_views_share_every_window_and_views_apart_none():
     method = resim()
     keys = method.keys(batch(boxes=whole), 0)
     assert all(level.valid.all() and level.shown == level.valid.numel() for level in keys.levels)
-    apart = whole.clone()
-    apart[1, :, :2] += 0.45
-    views = batch(boxes=apart)
+    separate = whole.clone()
+    separate[1, :, :2] += 0.45
+    views = batch(boxes=separate)
     keys = method.keys(views, 0)
     assert not any(level.valid.any() for level in keys.levels)
     loss, _ = method(views, keys, slice(0, B))
@@ -114,10 +114,10 @@ def anchors(datasets, size, stride, count, box, other):
             window = (j * stride, i * stride, j * stride + size, i * stride + size)
             if max(window) >= 224:
                 continue
-            found = datasets.ImageFolder.anchor_mapping(window, box, other)
-            labels.append(-1 if found[0] == -1 else 0)
+            actual = datasets.ImageFolder.anchor_mapping(window, box, other)
+            labels.append(-1 if actual[0] == -1 else 0)
             first.append(window)
-            second.append((0, 0, 1, 1) if found[0] == -1 else found)
+            second.append((0, 0, 1, 1) if actual[0] == -1 else actual)
     return np.array(first), np.array(second), np.array(labels)
 
 
@@ -125,17 +125,17 @@ def test_windows_are_mapped_as_by_the_authors_code():
     *_, datasets = authors()
     views = batch(count=20)
     unflipped = Views(views.x, views.index, views.labels, views.boxes, views.flips & False)
-    one, two = corners(unflipped)
+    entry, two = corners(unflipped)
     for size, stride, count, cells in ((48, 32, 6, (3, 2, 14)), (32, 24, 8, (4, 3, 28))):
         inside = windows(*cells).double()
-        there = moved(inside, one, two)
+        expected = moved(inside, entry, two)
         for i in range(20):
-            box, other = one[i].tolist(), two[i].tolist()
+            box, other = entry[i].tolist(), two[i].tolist()
             first, second, labels = anchors(datasets, size, stride, count, box, other)
             close(224 * inside, torch.from_numpy(first).double(), 1e-4)
             valid = torch.from_numpy(labels == 0)
-            assert torch.equal(contained(there[i]), valid)
-            close(224 * there[i][valid], torch.from_numpy(second).double()[valid], 1e-4)
+            assert torch.equal(contained(expected[i]), valid)
+            close(224 * expected[i][valid], torch.from_numpy(second).double()[valid], 1e-4)
 
 
 def test_loss_and_gradients_equal_the_authors_code():
@@ -145,7 +145,7 @@ def test_loss_and_gradients_equal_the_authors_code():
     method = resim(backbone, batch=count, dim=16, hidden=2048, fpn=256)
     views = batch(size, count)
     unflipped = Views(views.x, views.index, views.labels, views.boxes, views.flips & False)
-    one, two = corners(unflipped)
+    entry, two = corners(unflipped)
 
     def pooled(F, rois, *_):  # in place of its CUDA kernel: our pooling
         rois = rois.view(len(F), -1, 5)[..., 1:]
@@ -156,15 +156,15 @@ def test_loss_and_gradients_equal_the_authors_code():
         names = {}
         for name, _ in theirs.named_parameters():
             network, rest = name.split(".", 1)
-            ours = {"encoder_q": "online.", "encoder_k": "target.network."}[network]
+            actual = {"encoder_q": "online.", "encoder_k": "target.network."}[network]
             for old, new in (
                 ("fc.", "g."), ("fpn_lateral5.", "lateral.0."), ("fpn_lateral4.", "lateral.1."),
                 ("fpn_lateral3.", "lateral.2."), ("fpn_output4.", "output.0."),
                 ("fpn_output3.", "output.1."),
             ):  # fmt: skip
                 if rest.startswith(old):
-                    names[name] = ours + new + rest.removeprefix(old)
-            names.setdefault(name, ours + "backbone." + rest)
+                    names[name] = actual + new + rest.removeprefix(old)
+            names.setdefault(name, actual + "backbone." + rest)
         own = method.state_dict()
         with torch.no_grad():
             for name, p in theirs.named_parameters():
@@ -173,7 +173,7 @@ def test_loss_and_gradients_equal_the_authors_code():
         levels = []
         for level in ((48, 32, 6), (32, 24, 8)):
             each = [
-                anchors(datasets, *level, one[i].tolist(), two[i].tolist()) for i in range(count)
+                anchors(datasets, *level, entry[i].tolist(), two[i].tolist()) for i in range(count)
             ]
             levels.append([torch.from_numpy(np.stack(part)) for part in zip(*each, strict=True)])
         (q4, k4, labels4), (q3, k3, labels3) = levels
@@ -191,8 +191,8 @@ def test_loss_and_gradients_equal_the_authors_code():
     print(loss.item(), expected.item())
     close(loss, expected, 1e-6)
     gradients = {names[k]: p.grad for k, p in theirs.named_parameters() if p.grad is not None}
-    ours = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
-    assert ours.keys() == gradients.keys()
+    actual = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+    assert actual.keys() == gradients.keys()
     largest = max(g.abs().max() for g in gradients.values())
-    for name, grad in ours.items():
+    for name, grad in actual.items():
         close(grad / largest, gradients[name] / largest, 1e-6)

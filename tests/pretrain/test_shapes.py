@@ -139,14 +139,14 @@ def _voc_boxes(root: Path, name: str) -> list[tuple[str, list[int]]]:
     size = [int(tree.findtext(f"size/{side}")) for side in ("width", "height", "depth")]
     assert Image.open(root / "JPEGImages" / tree.findtext("filename")).size == (size[0], size[1])
     boxes = []
-    for thing in tree.iter("object"):
-        corners = [int(thing.findtext(f"bndbox/{c}")) for c in ("xmin", "ymin", "xmax", "ymax")]
+    for entry in tree.iter("object"):
+        corners = [int(entry.findtext(f"bndbox/{c}")) for c in ("xmin", "ymin", "xmax", "ymax")]
         assert 1 <= corners[0] <= corners[2] <= size[0] and 1 <= corners[1] <= corners[3] <= size[1]
-        assert {thing.findtext(flag) for flag in ("truncated", "occluded", "difficult")} <= {
+        assert {entry.findtext(flag) for flag in ("truncated", "occluded", "difficult")} <= {
             "0",
             "1",
         }
-        boxes.append((thing.findtext("name"), corners))
+        boxes.append((entry.findtext("name"), corners))
     return boxes
 
 
@@ -192,8 +192,8 @@ def test_voc_image_sets(data):
             signs = dict(line.split() for line in lines)
             assert list(signs) == names
             for name in names:
-                there = title in {thing for thing, _ in _voc_boxes(root, name)}
-                assert (signs[name] == "-1") == (not there)
+                expected = title in {voc_box for voc_box, _ in _voc_boxes(root, name)}
+                assert (signs[name] == "-1") == (not expected)
     assert not (data / "VOCdevkit/VOC2012/ImageSets/Main/test.txt").exists()
 
 
@@ -208,18 +208,20 @@ def test_coco_annotations_fit_their_images(data):
             size = Image.open(root / f"{split}2017" / image["file_name"]).size
             assert size == (image["width"], image["height"])
         assert tuple(c["name"] for c in content["categories"]) == CLASSES
-        for one in content["annotations"]:
-            image = images[one["image_id"]]
-            x, y, w, h = one["bbox"]
+        for annotation in content["annotations"]:
+            image = images[annotation["image_id"]]
+            x, y, w, h = annotation["bbox"]
             assert x >= 0 and y >= 0 and x + w <= image["width"] and y + h <= image["height"]
-            assert 0 < one["area"] <= w * h
-            assert one["category_id"] in shapes_labels.COCO_IDS
-            if not one["iscrowd"]:
-                points = np.concatenate([np.reshape(p, (-1, 2)) for p in one["segmentation"]])
+            assert 0 < annotation["area"] <= w * h
+            assert annotation["category_id"] in shapes_labels.COCO_IDS
+            if not annotation["iscrowd"]:
+                points = np.concatenate(
+                    [np.reshape(p, (-1, 2)) for p in annotation["segmentation"]]
+                )
                 assert [*points.min(0), *points.max(0)] == [x, y, x + w, y + h]
         everything += content["annotations"]
-    assert len({one["id"] for one in everything}) == len(everything)
-    assert sum(one["iscrowd"] for one in everything) >= 2
+    assert len({value["id"] for value in everything}) == len(everything)
+    assert sum(value["iscrowd"] for value in everything) >= 2
 
 
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
@@ -275,10 +277,12 @@ def test_polygons_are_pycocotools_masks(data):
     mask_of = pytest.importorskip("pycocotools.mask")
     content = json.loads((data / "coco/annotations/instances_train2017.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    for one in content["annotations"]:
-        if one["iscrowd"]:
-            runs = mask_of.frPyObjects(one["segmentation"], *sizes[one["image_id"]])
+    for annotation in content["annotations"]:
+        if annotation["iscrowd"]:
+            runs = mask_of.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
         else:
-            runs = mask_of.merge(mask_of.frPyObjects(one["segmentation"], *sizes[one["image_id"]]))
-        assert mask_of.area(runs) == one["area"]
-        assert mask_of.toBbox(runs).tolist() == one["bbox"]
+            runs = mask_of.merge(
+                mask_of.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
+            )
+        assert mask_of.area(runs) == annotation["area"]
+        assert mask_of.toBbox(runs).tolist() == annotation["bbox"]

@@ -25,8 +25,8 @@ def test_loss_is_equation_1_written_out():
     for i in range(2 * B):
         s = [exp(float(z[i] @ z[k]) / tau) for k in range(2 * B)]
         total -= log(s[(i + B) % (2 * B)] / sum(s[k] for k in range(2 * B) if k != i))
-    found = nt_xent(*z.chunk(2), WHOLE, tau)
-    assert found.item() == pytest.approx(2 * total / (2 * B), rel=1e-12)
+    actual = nt_xent(*z.chunk(2), WHOLE, tau)
+    assert actual.item() == pytest.approx(2 * total / (2 * B), rel=1e-12)
 
 
 def test_equal_embeddings_leave_the_logarithm_of_the_candidates():
@@ -45,12 +45,12 @@ def test_loss_and_gradient_are_lightlys():
     torch.manual_seed(0)
     method = SimCLR(Features, TokenNorm, dim=DIM, hidden=9, tau=0.2).double()
     batch = views(B, 8, 8)
-    ours, _ = method(batch, None, WHOLE)
-    (our_gradient,) = torch.autograd.grad(ours, method.backbone.conv.weight)
+    actual, _ = method(batch, None, WHOLE)
+    (our_gradient,) = torch.autograd.grad(actual, method.backbone.conv.weight)
     z1, z2 = method.online(torch.cat([*batch])).z.chunk(2)
     theirs = 2 * loss.NTXentLoss(temperature=0.2)(z1, z2)
     (their_gradient,) = torch.autograd.grad(theirs, method.backbone.conv.weight)
-    close(ours, theirs, 1e-10)
+    close(actual, theirs, 1e-10)
     close(our_gradient, their_gradient, 1e-10)
 
 

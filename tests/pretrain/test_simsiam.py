@@ -30,13 +30,13 @@ def test_no_gradient_reaches_the_embedding_that_is_predicted():
 def test_loss_and_gradient_are_lightlys():
     loss = pytest.importorskip("lightly.loss")
     method, batch = simsiam(), views(6, 8, 8)
-    ours, _ = method(batch, None, WHOLE)
-    (our_gradient,) = torch.autograd.grad(ours, method.backbone.conv.weight)
+    actual, _ = method(batch, None, WHOLE)
+    (our_gradient,) = torch.autograd.grad(actual, method.backbone.conv.weight)
     z1, z2 = (method.online(x).z for x in batch)
     cosine = loss.NegativeCosineSimilarity()
     theirs = (cosine(method.h(z1), z2.detach()) + cosine(method.h(z2), z1.detach())) / 2
     (their_gradient,) = torch.autograd.grad(theirs, method.backbone.conv.weight)
-    close(ours, theirs, 1e-10)
+    close(actual, theirs, 1e-10)
     close(our_gradient, their_gradient, 1e-10)
 
 

@@ -46,8 +46,8 @@ def test_a_right_and_sure_prediction_costs_nothing():
 def test_loss_and_gradient_are_lightlys(sides, queue):
     loss = pytest.importorskip("lightly.loss")
     method, batch = swav(queue=queue, queue_from=0), views(B, *sides)
-    ours, _ = method(batch, method.keys(batch, 0), WHOLE)
-    (our_gradient,) = torch.autograd.grad(ours, method.backbone.conv.weight)
+    actual, _ = method(batch, method.keys(batch, 0), WHOLE)
+    (our_gradient,) = torch.autograd.grad(actual, method.backbone.conv.weight)
     whole, small = (torch.cat([x for x in batch if x.shape[-1] == s] or [batch.x[0][:0]])
                     for s in (8, 4))  # fmt: skip
     y = torch.cat([method.f(x).mean((2, 3)) for x in (whole, small)])
@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_lightlys(sides, queue):
     old = [method.C(z).detach() for z in method.queue.keys.chunk(2, 1)] if queue else None
     theirs = loss.SwaVLoss()(list(scores[:2]), list(scores[2:]), old).squeeze()
     (their_gradient,) = torch.autograd.grad(theirs, method.backbone.conv.weight)
-    close(ours, theirs, 1e-10)
+    close(actual, theirs, 1e-10)
     close(our_gradient, their_gradient, 1e-9)
 
 
@@ -84,8 +84,8 @@ def test_queue_joins_from_its_epoch_on():
     method = swav(queue=12, queue_from=2)
     batch = views(B, 8, 8)
     epochs = [replace(batch, epoch=epoch) for epoch in range(3)]
-    found = [method(b, method.keys(b, 0), WHOLE)[0].item() for b in epochs]
-    assert found[0] == found[1] != found[2]
+    actual = [method(b, method.keys(b, 0), WHOLE)[0].item() for b in epochs]
+    assert actual[0] == actual[1] != actual[2]
 
 
 def test_queue_holds_the_last_embeddings_of_both_views():

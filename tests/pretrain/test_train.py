@@ -70,12 +70,12 @@ def trained(spec: Recipe, images: Path, folder: Path, **machine: object) -> dict
     return checkpoint.read_backbone(run(spec, images, folder, **machine).backbone)[0]
 
 
-def difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+def difference(entry: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     """The largest difference, relative to the largest value of its tensor."""
     return max(
-        float((one[k].double() - two[k].double()).abs().max() / two[k].double().abs().max())
-        for k in one
-        if one[k].is_floating_point() and two[k].abs().max() > 0
+        float((entry[k].double() - two[k].double()).abs().max() / two[k].double().abs().max())
+        for k in entry
+        if entry[k].is_floating_point() and two[k].abs().max() > 0
     )
 
 

@@ -9,23 +9,25 @@ from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import checkpoints
 from lewel_bench.results.checkpoints import Public
 
-LISTED = {one.name: one for one in checkpoints.load()}
+LISTED = {entry.name: entry for entry in checkpoints.load()}
 
 
-@pytest.mark.parametrize("one", LISTED.values(), ids=lambda one: one.name)
-def test_each_says_where_it_is_from(one: Public) -> None:
-    assert one.url.startswith("https://") and one.reported
-    assert one.source.startswith(one.project) and ("@" in one.source or "of 0.26" in one.source)
-    if one.file and not one.url.startswith("https://www.dropbox.com/"):
-        assert one.url.endswith(f"/{one.file}")
+@pytest.mark.parametrize("entry", LISTED.values(), ids=lambda entry: entry.name)
+def test_each_says_where_it_is_from(entry: Public) -> None:
+    assert entry.url.startswith("https://") and entry.reported
+    assert entry.source.startswith(entry.project) and (
+        "@" in entry.source or "of 0.26" in entry.source
+    )
+    if entry.file and not entry.url.startswith("https://www.dropbox.com/"):
+        assert entry.url.endswith(f"/{entry.file}")
 
 
-@pytest.mark.parametrize("one", LISTED.values(), ids=lambda one: one.name)
-def test_it_stands_for_a_recipe_as_long_as_it(one: Public) -> None:
-    if one.recipe:
-        assert RECIPES[one.recipe].epochs == one.epochs
+@pytest.mark.parametrize("entry", LISTED.values(), ids=lambda entry: entry.name)
+def test_it_stands_for_a_recipe_as_long_as_it(entry: Public) -> None:
+    if entry.recipe:
+        assert RECIPES[entry.recipe].epochs == entry.epochs
     else:
-        assert one.note or "400" in one.name
+        assert entry.note or "400" in entry.name
 
 
 def test_lewel_s_own_fill_their_cells_with_the_paper_s_numbers() -> None:

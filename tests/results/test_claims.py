@@ -26,31 +26,33 @@ class Run:
 
 def test_every_claim_is_about_cells_that_a_run_can_fill() -> None:
     assert len(claim.load()) >= 35
-    for one in claim.load():
-        cells = {(r.id, c.id) for r, c in table.load(one.table).cells()}
-        for comparison in one.comparisons():
+    for entry in claim.load():
+        cells = {(r.id, c.id) for r, c in table.load(entry.table).cells()}
+        for comparison in entry.comparisons():
             rows = [comparison.of] + ([comparison.over] if comparison.over else [])
             for row in rows:
-                assert (row.id, comparison.column.id) in cells, (one.id, row.id)
+                assert (row.id, comparison.column.id) in cells, (entry.id, row.id)
             if comparison.over:
                 assert comparison.over.id != comparison.of.id
 
 
 def test_differences_that_the_text_gives_are_those_of_the_tables() -> None:
-    given = [c for one in claim.load() for c in one.comparisons() if c.by is not None and c.over]
+    given = [
+        c for entry in claim.load() for c in entry.comparisons() if c.by is not None and c.over
+    ]
     assert len(given) >= 14
-    for one in given:
-        assert one.published == pytest.approx(one.by, abs=1e-6), (one.claim.id, one.text)
+    for value in given:
+        assert value.published == pytest.approx(value.by, abs=1e-6), (value.claim.id, value.text)
 
 
 def test_a_claim_that_the_papers_tables_contradict_says_so_and_no_other_does() -> None:
     filled = {id: fill.fill(table.load(id), {}, {}, "paper", True) for id in table.TABLES}
     against = {
-        one.id
-        for one in claim.load()
-        if judge.judge(one, filled[one.table], {}).own == "contradicted"
+        entry.id
+        for entry in claim.load()
+        if judge.judge(entry, filled[entry.table], {}).own == "contradicted"
     }
-    assert against == {one.id for one in claim.load() if one.flaw}
+    assert against == {entry.id for entry in claim.load() if entry.flaw}
     # methods.md, Part C: LEWEL_M's top-5 with 1 %, Table 4's ties and .6, Table 7's peak at h = 4
     assert {"semi:all", "coco:lewel_m", "groups:segmentation"} <= against
 
@@ -62,20 +64,20 @@ def test_a_claim_that_the_papers_tables_contradict_says_so_and_no_other_does() -
 def test_a_claim_over_all_others_leaves_none_of_their_rows_out(
     id: str, prefix: str, epochs: set[int]
 ) -> None:
-    one = claim.find(id)
+    finding = claim.find(id)
     others = [
         row
-        for row in table.load(one.table).rows
+        for row in table.load(finding.table).rows
         if row.id.startswith(prefix) and row.epochs in epochs and "lewel" not in row.id
     ]
-    for column in {c.column.id for c in one.comparisons()}:
-        compared = {c.over.id for c in one.comparisons() if c.over and c.column.id == column}
+    for column in {c.column.id for c in finding.comparisons()}:
+        compared = {c.over.id for c in finding.comparisons() if c.over and c.column.id == column}
         assert compared == {row.id for row in others if column in row.values}, column
 
 
 def test_a_comparison_is_judged_by_the_noise_of_its_own_quantity() -> None:
-    for one in claim.load():
-        for comparison in one.comparisons():
+    for entry in claim.load():
+        for comparison in entry.comparisons():
             assert comparison.noise == noise.find(str(comparison.column.noise))
     floors = claim.floors(claim.find("voc:lewel_m"))
     assert floors == "VOC07+12 AP 0.4, AP50 0.4, AP75 0.8, VOC12 mIoU 0.3"
@@ -89,23 +91,23 @@ def test_a_comparison_is_judged_by_the_noise_of_its_own_quantity() -> None:
         for column in table.load("3").columns:
             slots[row, column.id] = [Slot(key, seed, "done") for seed, key in enumerate(keys)]
     filled = fill.fill(table.load("3"), slots, records, "paper", True)
-    found = judge.judge(claim.find("voc:lewel_m"), filled, records)
-    assert {f.comparison.column.id: f.judgement for f in found.findings[:4]} == {
+    finding = judge.judge(claim.find("voc:lewel_m"), filled, records)
+    assert {f.comparison.column.id: f.judgement for f in finding.findings[:4]} == {
         "ap": "supported", "ap50": "supported", "ap75": "inconclusive", "miou": "supported",
     }  # fmt: skip
 
 
 def test_gains_within_the_noise_floor_are_named() -> None:
     filled = fill.fill(table.load("3"), {}, {}, "paper", True)
-    found = judge.judge(claim.find("voc:lewel_m"), filled, {})
-    assert found.own == "within noise" and found.judgement == "missing"
-    assert {f.comparison.column.id for f in found.findings if f.own == "within noise"} == {
+    finding = judge.judge(claim.find("voc:lewel_m"), filled, {})
+    assert finding.own == "within noise" and finding.judgement == "missing"
+    assert {f.comparison.column.id for f in finding.findings if f.own == "within noise"} == {
         "ap", "ap50", "ap75",
     }  # fmt: skip
 
 
 def measured(
-    ours: Mapping[int, float],
+    first: Mapping[int, float],
     theirs: Mapping[int, float],
     *,
     of: Claim = ONE,
@@ -115,7 +117,7 @@ def measured(
     """A claim of one comparison with values by seed on its two sides."""
     (only,) = of.comparisons()
     records, slots = {}, {}
-    for row, values in ((only.of, ours), (only.over, theirs)):
+    for row, values in ((only.of, first), (only.over, theirs)):
         if row is None:
             continue
         for seed, value in values.items():
@@ -127,16 +129,16 @@ def measured(
 
 def test_seeds_are_compared_in_pairs() -> None:
     # the seeds differ by far more than the two methods do
-    found = measured({0: 51.0, 1: 62.1, 2: 73.2}, {0: 50.0, 1: 61.0, 2: 72.0})
-    (finding,) = found.findings
+    result = measured({0: 51.0, 1: 62.1, 2: 73.2}, {0: 50.0, 1: 61.0, 2: 72.0})
+    (finding,) = result.findings
     half = 4.302653 * 0.1 / math.sqrt(3)  # t of two degrees of freedom, scipy.stats.t.ppf(.975, 2)
     assert finding.difference == pytest.approx(1.1) and finding.n == 3
     assert (finding.low, finding.high) == pytest.approx((1.1 - half, 1.1 + half), abs=1e-5)
-    assert found.judgement == "supported"
+    assert result.judgement == "supported"
 
 
 @pytest.mark.parametrize(
-    ("ours", "expected"),
+    ("first", "expected"),
     [
         ((51.0, 61.0, 71.5), "supported"),
         ((50.15, 60.15, 70.15), "inconclusive"),  # above, by less than the floor
@@ -145,25 +147,25 @@ def test_seeds_are_compared_in_pairs() -> None:
         ((50.5, 60.0, 73.0), "inconclusive"),
     ],
 )
-def test_what_three_seeds_say(ours: tuple[float, ...], expected: str) -> None:
-    found = measured(dict(enumerate(ours)), {0: 50.0, 1: 60.0, 2: 70.0})
-    assert found.judgement == expected
-    assert judge.exit_code([found]) == {"supported": 0, "contradicted": 1}.get(expected, 2)
+def test_what_three_seeds_say(first: tuple[float, ...], expected: str) -> None:
+    result = measured(dict(enumerate(first)), {0: 50.0, 1: 60.0, 2: 70.0})
+    assert result.judgement == expected
+    assert judge.exit_code([result]) == {"supported": 0, "contradicted": 1}.get(expected, 2)
 
 
 def test_a_number_of_the_text_that_is_not_measured_is_said() -> None:
-    ours = {0: 60.4, 1: 60.5, 2: 60.6}
-    found, small = (
-        measured(ours, dict.fromkeys(range(3), 60.0), comparable=known) for known in (True, False)
+    first = {0: 60.4, 1: 60.5, 2: 60.6}
+    result, small = (
+        measured(first, dict.fromkeys(range(3), 60.0), comparable=known) for known in (True, False)
     )
-    assert found.judgement == "supported"
-    assert found.findings[0].reasons == ("the +1.6 of the text is outside of the interval",)
+    assert result.judgement == "supported"
+    assert result.findings[0].reasons == ("the +1.6 of the text is outside of the interval",)
     assert not small.findings[0].reasons
 
 
 def test_the_papers_noise_is_that_of_its_scale() -> None:
-    ours, theirs = {0: 60.04, 1: 60.05, 2: 60.06}, {0: 60.0, 1: 60.0, 2: 60.0}
-    paper, small = (measured(ours, theirs, comparable=known) for known in (True, False))
+    first, theirs = {0: 60.04, 1: 60.05, 2: 60.06}, {0: 60.0, 1: 60.0, 2: 60.0}
+    paper, small = (measured(first, theirs, comparable=known) for known in (True, False))
     assert (paper.judgement, paper.findings[0].floor) == ("inconclusive", 0.2)
     assert (small.judgement, small.findings[0].floor) == ("supported", 0.0)
     below = measured({0: 59.9, 1: 59.95}, {0: 60.0, 1: 60.05}, comparable=False)
@@ -213,15 +215,15 @@ def test_seeds_that_are_left_out_are_said() -> None:
         (only.over.id, only.column.id): [done["b0"], done["b1"], done["b2"], odd],
     }
     filled = fill.fill(table.load("1"), slots, records, "paper", True)
-    said = judge.judge(ONE, filled, records).findings[0]
-    assert said.n == 2
-    assert said.reasons[:4] == (
+    message = judge.judge(ONE, filled, records).findings[0]
+    assert message.n == 2
+    assert message.reasons[:4] == (
         "left out: seed 2 of LEWEL_M (failed)",
         "left out: seed 3 of LEWEL_M (the other side lacks it)",
         "left out: seed 2 of MoCov2* (the other side lacks it)",
         "left out: seed 4 of MoCov2* (measured with another way)",
     )
-    assert "left out: seed 2 of LEWEL_M (failed)" in judged.measured(said)
+    assert "left out: seed 2 of LEWEL_M (failed)" in judged.measured(message)
 
 
 def test_one_seed_has_the_images_and_the_noise_floor() -> None:
@@ -229,10 +231,10 @@ def test_one_seed_has_the_images_and_the_noise_floor() -> None:
         assert (of, over, metric) == ("lewel_m0", "moco_v20", "top1")
         return (0.5, 1.5), 50_000
 
-    found = measured({0: 51.0}, {0: 50.0}, images=images)
-    (finding,) = found.findings
+    result = measured({0: 51.0}, {0: 50.0}, images=images)
+    (finding,) = result.findings
     assert (finding.low, finding.high) == pytest.approx((0.3, 1.7))
-    assert found.judgement == "supported" and "50000 images" in finding.how
+    assert result.judgement == "supported" and "50000 images" in finding.how
     assert measured({0: 51.0}, {0: 50.0}).judgement == "inconclusive"
     # at another scale nothing is known of how seeds differ
     small = measured({0: 51.0}, {0: 50.0}, images=images, comparable=False)
@@ -268,8 +270,8 @@ def test_the_gravest_comparison_decides_and_so_does_the_gravest_claim() -> None:
     slots = {("lewel_m", "100:top1"): [Slot("a", 0, "done"), Slot("b", 1, "done")],
              ("moco_v2", "100:top1"): [Slot("c", 0, "done"), Slot("d", 1, "done")]}  # fmt: skip
     records = {k: Run({"top1": v}) for k, v in zip("abcd", (48.0, 48.1, 50.0, 50.0), strict=True)}
-    found = judge.judge(baselines, fill.fill(table.load("1"), slots, records, "s", True), records)
-    assert found.judgement == "contradicted"
+    finding = judge.judge(baselines, fill.fill(table.load("1"), slots, records, "s", True), records)
+    assert finding.judgement == "contradicted"
 
 
 def write(path: Path, **arrays: Any) -> Path:
@@ -294,15 +296,15 @@ def test_the_bootstrap_of_images_is_the_binomials_own_interval(tmp_path: Path) -
     # 60 images only ours has right, 40 only theirs, of 1,000: sd of the difference's mean is
     # sqrt(.1 - .02 ** 2) / sqrt(1000) = .9980 points
     kinds = np.arange(1000)
-    ours = predictions(tmp_path / "a.npz", kinds < 560)
+    first = predictions(tmp_path / "a.npz", kinds < 560)
     theirs = predictions(tmp_path / "b.npz", (kinds < 500) | (kinds >= 960))
-    found = paired.interval(ours, theirs, "top1")
-    assert not isinstance(found, str)
-    (low, high), count = found
+    result = paired.interval(first, theirs, "top1")
+    assert not isinstance(result, str)
+    (low, high), count = result
     assert count == 1000
     assert (low, high) == pytest.approx((2 - 1.96 * 0.998, 2 + 1.96 * 0.998), abs=0.12)
-    assert paired.interval(ours, theirs, "top1") == found  # the same for the same files
-    assert paired.interval(ours, ours, "top1") == ((0.0, 0.0), 1000)
+    assert paired.interval(first, theirs, "top1") == result  # the same for the same files
+    assert paired.interval(first, first, "top1") == ((0.0, 0.0), 1000)
 
 
 def test_pictures_are_resampled_whole(tmp_path: Path) -> None:
@@ -314,35 +316,35 @@ def test_pictures_are_resampled_whole(tmp_path: Path) -> None:
         confusions.append(
             np.stack([metric.confusion(g, t, 4) for g, t in zip(guess, truth, strict=True)])
         )
-    ours, theirs = (
+    first, theirs = (
         write(tmp_path / f"{i}.npz", files=np.arange(40), confusion=c)
         for i, c in enumerate(confusions)
     )
     values = [metric.scores(c.sum(0), tuple("abcd"))["miou"] for c in confusions]
     for value, c in zip(values, confusions, strict=True):
         assert paired.miou(c.sum(0, keepdims=True).astype(float))[0] == pytest.approx(value)
-    found = paired.interval(ours, theirs, "miou")
-    assert not isinstance(found, str) and found[1] == 40
-    assert found[0][0] < values[0] - values[1] < found[0][1]
-    assert found[0][1] - found[0][0] < 5
+    result = paired.interval(first, theirs, "miou")
+    assert not isinstance(result, str) and result[1] == 40
+    assert result[0][0] < values[0] - values[1] < result[0][1]
+    assert result[0][1] - result[0][0] < 5
 
 
 def test_predictions_that_cannot_be_compared(tmp_path: Path) -> None:
     right = np.ones(10, bool)
-    ours, other = predictions(tmp_path / "a", right), predictions(tmp_path / "b", right, "m")
-    assert "not of the same images" in str(paired.interval(ours, other, "top1"))
-    assert "No such file" in str(paired.interval(ours, tmp_path / "none", "top1"))
-    assert "confusion" in str(paired.interval(ours, ours, "miou"))
-    assert paired.interval(ours, ours, "box_ap") == "box_ap is not resampled over images"
+    first, other = predictions(tmp_path / "a", right), predictions(tmp_path / "b", right, "m")
+    assert "not of the same images" in str(paired.interval(first, other, "top1"))
+    assert "No such file" in str(paired.interval(first, tmp_path / "none", "top1"))
+    assert "confusion" in str(paired.interval(first, first, "miou"))
+    assert paired.interval(first, first, "box_ap") == "box_ap is not resampled over images"
     other.write_bytes(b"PK\x03\x04 broken")
-    said = paired.interval(ours, other, "top1")
-    assert isinstance(said, str) and said.startswith("no predictions of single images")
-    found = measured({0: 51.0}, {0: 50.0}, images=lambda *_: str(said))
-    assert found.judgement == "inconclusive" and said in found.findings[0].reasons[0]
+    message = paired.interval(first, other, "top1")
+    assert isinstance(message, str) and message.startswith("no predictions of single images")
+    result = measured({0: 51.0}, {0: 50.0}, images=lambda *_: str(message))
+    assert result.judgement == "inconclusive" and message in result.findings[0].reasons[0]
 
 
 @pytest.mark.parametrize(
-    ("metric", "arrays", "said"),
+    ("metric", "arrays", "message"),
     [
         ("top1", {"label": np.zeros(3, int), "top5": np.zeros(3, int)}, "has top5 of shape (3,)"),
         ("top1", {"label": np.zeros(2, int), "top5": np.zeros((3, 5), int)}, "has label of shape"),
@@ -353,14 +355,14 @@ def test_predictions_that_cannot_be_compared(tmp_path: Path) -> None:
     ],
 )
 def test_predictions_of_an_odd_shape_are_no_interval(
-    tmp_path: Path, metric: str, arrays: dict[str, Any], said: str
+    tmp_path: Path, metric: str, arrays: dict[str, Any], message: str
 ) -> None:
     odd = write(tmp_path / "a.npz", **{"files": np.arange(3), **arrays})
-    assert said in str(paired.interval(odd, odd, metric))
+    assert message in str(paired.interval(odd, odd, metric))
 
 
 def test_predictions_that_are_no_such_file_are_no_interval(tmp_path: Path) -> None:
-    one, two, more = (
+    entry, two, more = (
         write(
             tmp_path / f"{classes}.npz",
             files=np.arange(3),
@@ -374,20 +376,20 @@ def test_predictions_that_are_no_such_file_are_no_interval(tmp_path: Path) -> No
     assert "is no .npz file" in str(paired.interval(two, more, "miou"))
     two.write_bytes(b"")
     assert "no predictions of single images" in str(paired.interval(two, more, "miou"))
-    more.write_bytes(one.read_bytes()[:-300] + b"0" * 300)
+    more.write_bytes(entry.read_bytes()[:-300] + b"0" * 300)
     assert "no predictions of single images" in str(paired.interval(more, more, "miou"))
 
 
 def test_a_claim_about_a_column_without_noise_is_an_error() -> None:
     seconds = Pairs(of="lewel_b", over=("byol",), columns=("seconds",))
-    one = ONE.model_dump() | {"table": "9", "pairs": [seconds]}
+    entry = ONE.model_dump() | {"table": "9", "pairs": [seconds]}
     with pytest.raises(ValueError, match="claim linear:lewel_m: seconds has no noise"):
-        claim._Register.model_validate({"claims": [one]})
+        claim._Register.model_validate({"claims": [entry]})
 
 
 def test_a_bad_register_is_named(tmp_path: Path) -> None:
     text = claim.FILE.read_text()
-    for old, new, said in (
+    for old, new, message in (
         ('of = "lewel_m", over', 'of = "lewel_n", over', "Did you mean 'lewel_m'"),
         (
             'columns = ["100:top1"]',
@@ -399,7 +401,7 @@ def test_a_bad_register_is_named(tmp_path: Path) -> None:
     ):
         bad = tmp_path / "claims.toml"
         bad.write_text(text.replace(old, new, 1))
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             claim._Register.of_toml(bad)
     with pytest.raises(ValueError, match="Did you mean 'linear:lewel_m'"):
         claim.find("linear:lewel")
@@ -416,9 +418,9 @@ def test_predictions_that_unpack_to_much_more(
     path = tmp_path / "a.npz"
     np.savez_compressed(path, files=np.arange(4), label=np.zeros(1 << 18), top5=np.zeros((4, 5)))
     assert path.stat().st_size < 1 << 14
-    said = paired.interval(path, path, "top1")
-    assert isinstance(said, str) and "unpacks to more than 1 MiB" in said
+    message = paired.interval(path, path, "top1")
+    assert isinstance(message, str) and "unpacks to more than 1 MiB" in message
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("files.npy", bytes(1 << 20))
-    said = paired.interval(path, path, "top1")
-    assert isinstance(said, str) and "neither stored nor deflated" in said
+    message = paired.interval(path, path, "top1")
+    assert isinstance(message, str) and "neither stored nor deflated" in message

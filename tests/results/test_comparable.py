@@ -52,10 +52,10 @@ def test_a_run_as_the_papers_is_comparable() -> None:
 
 def test_a_title_names_data_by_what_they_are_and_not_by_their_folder() -> None:
     own = {"report": Data(name="shapes", fingerprint="0" * 12, images=40)}
-    found = evaluated(own)
-    assert measured_on(found, pretrained(), "imagenet") == "shapes (40 images), ResNet-50"
-    spec = {**found.spec, "data": "shapes-r3"}
-    generated = found.model_copy(update={"spec": spec})
+    metrics = evaluated(own)
+    assert measured_on(metrics, pretrained(), "imagenet") == "shapes (40 images), ResNet-50"
+    spec = {**metrics.spec, "data": "shapes-r3"}
+    generated = metrics.model_copy(update={"spec": spec})
     assert measured_on(generated, pretrained(), "imagenet") == "generated scenes, ResNet-50"
     cost = pretrained()
     assert measured_on(cost, cost, "imagenet") == "ImageNet-1K, ResNet-50"
@@ -64,18 +64,18 @@ def test_a_title_names_data_by_what_they_are_and_not_by_their_folder() -> None:
 def test_a_cost_is_comparable_at_any_length_and_not_with_another_recipe_or_data() -> None:
     short = pretrained(epochs=2, schedule={**RECIPE["schedule"], "warmup_epochs": 0})
     assert cost_differences(short, RECIPE, "imagenet") == ()
-    (found,) = cost_differences(pretrained(batch=64), RECIPE, "imagenet")
-    assert found == "the recipe has batch 64 (paper: 256)"
-    (found,) = cost_differences(short.model_copy(update={"data": {}}), RECIPE, "imagenet")
-    assert found.startswith("pre-trained on images")
+    (difference,) = cost_differences(pretrained(batch=64), RECIPE, "imagenet")
+    assert difference == "the recipe has batch 64 (paper: 256)"
+    (difference,) = cost_differences(short.model_copy(update={"data": {}}), RECIPE, "imagenet")
+    assert difference.startswith("pre-trained on images")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_a_record_read_from_disk_is_comparable_as_the_one_that_was_written(recipe: Recipe) -> None:
     wanted = plan.of_recipe(recipe, NOWHERE)["recipe"]
     before, result = (
-        Record.model_validate_json(one.model_dump_json())
-        for one in (made("pretrain", {"recipe": wanted}, warnings=()), evaluated())
+        Record.model_validate_json(value.model_dump_json())
+        for value in (made("pretrain", {"recipe": wanted}, warnings=()), evaluated())
     )
     assert differences(result, before, Wanted(wanted, "imagenet", PROTOCOL, "imagenet")) == ()
 
@@ -87,7 +87,7 @@ def test_a_protocol_read_from_disk_is_the_papers(protocol: Protocol) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"epochs": 1}, "the protocol has epochs 1 (paper: 90)"),
         (
@@ -98,17 +98,17 @@ def test_a_protocol_read_from_disk_is_the_papers(protocol: Protocol) -> None:
         ({"engine": "other"}, "the engine other is not tested for agreement with the paper's"),
     ],
 )
-def test_another_protocol(changes: dict[str, Any], said: str) -> None:
-    (found,) = differences(evaluated(**changes), pretrained(), WANTED)
-    assert found.startswith(said)
+def test_another_protocol(changes: dict[str, Any], message: str) -> None:
+    (difference,) = differences(evaluated(**changes), pretrained(), WANTED)
+    assert difference.startswith(message)
 
 
 def test_the_engines_that_agree_are_all_comparable() -> None:
     protocol = plan.of_protocol(PROTOCOLS["voc07_det_c4"], NOWHERE)["protocol"]
     assert protocol["engine"] == "native"
     wanted = Wanted(RECIPE, "imagenet", protocol, "voc_detection")
-    found = made("final", {"protocol": {**protocol, "engine": "detectron2"}}, data=scenes(16551))
-    assert differences(found, pretrained(), wanted) == ()
+    actual = made("final", {"protocol": {**protocol, "engine": "detectron2"}}, data=scenes(16551))
+    assert differences(actual, pretrained(), wanted) == ()
     few = made("final", {"protocol": protocol}, data=scenes(11540))
     assert "11,540 images of 20 classes" in differences(few, pretrained(), wanted)[0]
 
@@ -127,7 +127,7 @@ def scenes(count: int) -> dict[str, Data]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"images": 40, "classes": 10},
@@ -137,19 +137,22 @@ def scenes(count: int) -> dict[str, Data]:
         ({"per_class": (1, 99)}, "not 50 to 50 images a class as in ImageNet-1K"),
     ],
 )
-def test_other_images(changes: dict[str, Any], said: str) -> None:
+def test_other_images(changes: dict[str, Any], message: str) -> None:
     data = imagenet()
     whole = data["report"].whole
     assert whole is not None
     data["report"] = data["report"].model_copy(update={"whole": whole.model_copy(update=changes)})
-    (found,) = differences(evaluated(data), pretrained(), WANTED)
-    assert said in found
+    (difference,) = differences(evaluated(data), pretrained(), WANTED)
+    assert message in difference
 
 
 def test_images_that_a_record_does_not_describe_are_no_evidence() -> None:
-    bare = {role: one.model_copy(update={"whole": None}) for role, one in imagenet().items()}
-    found = differences(evaluated(bare), pretrained(), WANTED)
-    assert found[1] == "tested on images that its record does not describe" and len(found) == 2
+    bare = {role: value.model_copy(update={"whole": None}) for role, value in imagenet().items()}
+    difference = differences(evaluated(bare), pretrained(), WANTED)
+    assert (
+        difference[1] == "tested on images that its record does not describe"
+        and len(difference) == 2
+    )
 
 
 def test_a_labelled_subset_of_ones_own_is_not_the_published_one() -> None:
@@ -159,19 +162,19 @@ def test_a_labelled_subset_of_ones_own_is_not_the_published_one() -> None:
         made("final", {"protocol": semi, "data": id}) for id in ("imagenet", "folder-0123456789ab")
     )
     assert differences(listed, pretrained(), wanted) == ()
-    (found,) = differences(drawn, pretrained(), wanted)
-    assert found.startswith("its labelled images were drawn here")
+    (difference,) = differences(drawn, pretrained(), wanted)
+    assert difference.startswith("its labelled images were drawn here")
 
 
 def test_another_recipe_backbone_or_pre_training_data() -> None:
-    found = differences(evaluated(), pretrained(epochs=6, batch=64), WANTED)
-    assert found == ("the recipe has epochs 6 (paper: 200), batch 64 (paper: 256)",)
+    difference = differences(evaluated(), pretrained(epochs=6, batch=64), WANTED)
+    assert difference == ("the recipe has epochs 6 (paper: 200), batch 64 (paper: 256)",)
     narrow = {**RECIPE["backbone"], "width": 32}
-    found = differences(evaluated(), pretrained(backbone=narrow), WANTED)
-    assert found == ("the recipe has backbone.width 32 (paper: 64)",)
+    difference = differences(evaluated(), pretrained(backbone=narrow), WANTED)
+    assert difference == ("the recipe has backbone.width 32 (paper: 64)",)
     other = pretrained().model_copy(update={"data": {}})
-    (found_,) = differences(evaluated(), other, WANTED)
-    assert found_ == "pre-trained on images that its record does not describe"
+    (second_difference,) = differences(evaluated(), other, WANTED)
+    assert second_difference == "pre-trained on images that its record does not describe"
     assert "no record" in differences(evaluated(), None, WANTED)[0]
 
 
@@ -180,16 +183,16 @@ def test_an_imported_checkpoint_is_known_by_its_backbone_and_its_check() -> None
     fine = made("import", spec, data={}, warnings=())
     assert differences(evaluated(), fine, WANTED) == ()
     doubtful = fine.model_copy(update={"warnings": ("kNN is no better than random",)})
-    (found,) = differences(evaluated(), doubtful, WANTED)
-    assert found == "the checkpoint failed its check: kNN is no better than random"
+    (difference,) = differences(evaluated(), doubtful, WANTED)
+    assert difference == "the checkpoint failed its check: kNN is no better than random"
     small = made(
         "import",
         {**spec, "backbone": {**RECIPE["backbone"], "arch": "resnet18"}},
         data={},
         warnings=(),
     )
-    (found,) = differences(evaluated(), small, WANTED)
-    assert found == "the backbone has arch resnet18 (paper: resnet50)"
+    (difference,) = differences(evaluated(), small, WANTED)
+    assert difference == "the backbone has arch resnet18 (paper: resnet50)"
 
 
 def test_published_counts_add_up() -> None:
@@ -209,8 +212,8 @@ def test_what_two_recipes_differ_in_besides_the_method() -> None:
         args = {**recipes[0]["args"], **changes}
         return besides_method({**recipes[0], "args": args}, recipes[1], tuple(recipes))
 
-    said = between("lewel_m_200ep", "moco_v2_200ep")
-    assert said == (
+    message = between("lewel_m_200ep", "moco_v2_200ep")
+    assert message == (
         "besides the method they differ in optimizer.lr (0.06, 0.03), precision (fp16, fp32)"
     )
     assert "args.tau (0.1, 0.2)" in between("lewel_m_200ep", "moco_v2_200ep", tau=0.1)

@@ -54,21 +54,21 @@ LISTED = {
 
 def test_the_register_covers_everything_that_is_listed() -> None:
     listed = {id for ids in LISTED.values() for id in ids.split()}
-    assert {one.id for one in load()} == listed
+    assert {entry.id for entry in load()} == listed
 
 
 def test_what_the_code_does_names_its_source() -> None:
     """A file or paper; code read in a repository is pinned to a commit."""
-    for one in load():
-        assert re.search(r"@ [0-9a-f]{7}|^paper, ", one.where), one.id
-        for repository in re.findall(r"[\w.-]+/[\w.-]+ (?:\S+ )*?@ (\S+)", one.where):
-            assert re.match(r"[0-9a-f]{7}", repository), one.id
+    for entry in load():
+        assert re.search(r"@ [0-9a-f]{7}|^paper, ", entry.where), entry.id
+        for repository in re.findall(r"[\w.-]+/[\w.-]+ (?:\S+ )*?@ (\S+)", entry.where):
+            assert re.match(r"[0-9a-f]{7}", repository), entry.id
 
 
 def test_each_side_that_exists_by_name_is_listed_default_first() -> None:
     def sides(id: str) -> list[str]:
-        (one,) = (conflict for conflict in load() if conflict.id == id)
-        return [*one.recipes, *one.protocols]
+        (entry,) = (conflict for conflict in load() if conflict.id == id)
+        return [*entry.recipes, *entry.protocols]
 
     assert sides("lewel_b.optimizer") == ["lewel_b", "lewel_b_paper_text"]
     assert sides("lewel_b.head_norm_decay") == ["lewel_b", "lewel_b_log"]
@@ -85,9 +85,9 @@ def test_what_the_register_says_of_steps_is_what_the_schedules_do() -> None:
     for recipe in ("barlow_twins_1000ep", "simclr_200ep", "swav_200ep", "pixpro_400ep"):
         schedule = RECIPES[recipe].schedule
         steps = n // round(schedule.warmup_epochs)
-        ours = [lr_at(1.0, schedule, step, steps, 100) for step in range(n)]
+        actual = [lr_at(1.0, schedule, step, steps, 100) for step in range(n)]
         theirs = [schedule.start + (1 - schedule.start) * step / n for step in range(n)]
-        ahead = [a - b for a, b in zip(ours, theirs, strict=True)]
+        ahead = [a - b for a, b in zip(actual, theirs, strict=True)]
         assert min(ahead) > 0 and max(ahead) <= 1 / n + 1e-12, recipe
     steps = 100 * 1251
     late = max(

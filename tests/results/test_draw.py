@@ -53,8 +53,8 @@ def test_the_points_of_an_svg_are_those_of_the_chart() -> None:
 
 
 def test_a_logarithmic_axis_spaces_by_ratios() -> None:
-    one = Series("a", (8, 16, 64), (1, 2, 3))
-    panel = Panel("", "c", "", (one,), scale="log2", ticks=(8, 16, 64))
+    series = Series("a", (8, 16, 64), (1, 2, 3))
+    panel = Panel("", "c", "", (series,), scale="log2", ticks=(8, 16, 64))
     x = [place for place, _ in markers(draw(Chart("", (panel,)), "svg").decode(), "a")]
     assert (x[2] - x[1]) / (x[1] - x[0]) == pytest.approx(2, abs=1e-3)
 
@@ -105,10 +105,12 @@ def test_a_long_title_is_as_wide_as_its_picture() -> None:
     view = View(np.zeros((8, 8, 3)), (0, 0, 8, 8), np.ones((1, 2, 2)))
     title = "Figure 5. Alignment maps of LEWEL_M, uncoupled, 14 epochs, seed 0 (215569bdf005)"
     svg = mosaic([Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))], [0], title, (), "svg")
-    said = re.findall(r"<!-- (.*?) -->", svg.decode())  # one for each line
-    first = next(n for n, one in enumerate(said) if one.startswith("Figure 5."))
+    comments = re.findall(r"<!-- (.*?) -->", svg.decode())  # one for each line
+    first = next(n for n, value in enumerate(comments) if value.startswith("Figure 5."))
     lines = next(
-        said[first:n] for n in range(first + 1, len(said) + 1) if said[n - 1].endswith(")")
+        comments[first:n]
+        for n in range(first + 1, len(comments) + 1)
+        if comments[n - 1].endswith(")")
     )
     assert " ".join(lines) == title and len(lines) > 1 and max(map(len, lines)) < 50
 
@@ -120,9 +122,9 @@ def test_a_map_lies_on_its_view_the_right_way_round() -> None:
     shown = [Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))]
     svg = mosaic(shown, [0, 1], "title", (), "svg")
     first, second = (overlay(svg, place) for place in (2, 3))  # after image and view
-    for found, (row, column) in ((first, (0, -1)), (second, (-1, 0))):
-        brightest = found[row, column]
-        others = [found[y, x] for y in (0, -1) for x in (0, -1) if (y, x) != (row, column)]
+    for actual, (row, column) in ((first, (0, -1)), (second, (-1, 0))):
+        brightest = actual[row, column]
+        others = [actual[y, x] for y in (0, -1) for x in (0, -1) if (y, x) != (row, column)]
         assert brightest > 60 > 20 > max(others)
 
 
@@ -143,7 +145,7 @@ def test_a_mosaic_says_how_far_from_uniform_a_map_is() -> None:
     shown = [Shown("a/<b>.jpg", np.zeros((6, 9, 3)), (view, view))]
     svg = mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
     assert svg == mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
-    said = re.findall(r"<!-- (.*?) -->", svg)  # matplotlib names what it draws as paths
-    assert said.count("max 2.00x") == 2 and said.count("max 1.00x") == 2
-    assert {"map 7", "map 3", "views", "image"} <= {*said}
+    comments = re.findall(r"<!-- (.*?) -->", svg)  # matplotlib names what it draws as paths
+    assert comments.count("max 2.00x") == 2 and comments.count("max 1.00x") == 2
+    assert {"map 7", "map 3", "views", "image"} <= {*comments}
     assert len(re.findall(r"<image", svg)) == 1 + 2 * (1 + 2)  # a map is one with its view

@@ -24,7 +24,7 @@ def test_every_point_is_a_recipe_that_differs_in_the_axis_alone(id: str) -> None
         unnamed = {"name", "label", "source", "args"}
         assert {k: v for k, v in args.items() if v is not None} == recipe.args
         assert recipe.model_dump(exclude=unnamed) == base.model_dump(exclude=unnamed)
-    assert {one.protocol for one in figure.columns} <= set(PROTOCOLS)
+    assert {column.protocol for column in figure.columns} <= set(PROTOCOLS)
 
 
 @pytest.mark.parametrize("id", FIGURES)

@@ -24,23 +24,23 @@ def entry(*slots: Slot, values: Any = (), comparable: bool = True, cell: Any = C
 
 
 def test_mean_std_and_delta_are_of_the_records() -> None:
-    found = entry(slot("k0"), slot("k1"), slot("k2"), values=(68.0, 68.4, 69.4))
-    assert found.mean == pytest.approx(68.6, rel=1e-12)
-    assert found.std == pytest.approx(math.sqrt((0.36 + 0.04 + 0.64) / 2), rel=1e-12)
-    assert found.delta == pytest.approx(0.2, abs=1e-9)
-    assert (found.n, found.wanted, found.published, found.origin) == (3, 3, 68.4, "own")
-    assert found.keys == ("k0", "k1", "k2")
-    assert (found.state, found.verdict) == ("done", "inconclusive")
-    assert "Table 8" in found.note
+    cell = entry(slot("k0"), slot("k1"), slot("k2"), values=(68.0, 68.4, 69.4))
+    assert cell.mean == pytest.approx(68.6, rel=1e-12)
+    assert cell.std == pytest.approx(math.sqrt((0.36 + 0.04 + 0.64) / 2), rel=1e-12)
+    assert cell.delta == pytest.approx(0.2, abs=1e-9)
+    assert (cell.n, cell.wanted, cell.published, cell.origin) == (3, 3, 68.4, "own")
+    assert cell.keys == ("k0", "k1", "k2")
+    assert (cell.state, cell.verdict) == ("done", "inconclusive")
+    assert "Table 8" in cell.note
 
 
 def test_trials_of_one_backbone_are_no_seeds() -> None:
     """68 and 70 of one seed, 72 and 76 of another: n is 2, the mean that of 69 and 74."""
     slots = [slot(f"k{i}", seed=i // 2, trial=i % 2) for i in range(4)]
-    found = entry(*slots, values=(68.0, 70.0, 72.0, 76.0))
-    assert (found.mean, found.n, found.wanted) == (71.5, 2, 2)
-    assert found.std == pytest.approx(5 / math.sqrt(2), rel=1e-12)
-    assert found.trial_std == pytest.approx(math.sqrt((2 + 8) / 2), rel=1e-12)
+    cell = entry(*slots, values=(68.0, 70.0, 72.0, 76.0))
+    assert (cell.mean, cell.n, cell.wanted) == (71.5, 2, 2)
+    assert cell.std == pytest.approx(5 / math.sqrt(2), rel=1e-12)
+    assert cell.trial_std == pytest.approx(math.sqrt((2 + 8) / 2), rel=1e-12)
     assert entry(*slots[:2], values=(68.0, 70.0)).verdict == "inconclusive"
     assert entry(slots[0], slots[2], values=(68.0, 70.0, 72.0)).trial_std is None
 
@@ -60,53 +60,53 @@ def test_verdict_of_the_paper_suite(values: tuple[float, ...], verdict: str) -> 
 
 
 def test_what_is_not_comparable_has_no_difference() -> None:
-    found = entry(slot("k0"), slot("k1"), values=(40.4, 40.4), comparable=False)
-    assert (found.verdict, found.delta, found.mean) == ("not comparable", None, 40.4)
+    cell = entry(slot("k0"), slot("k1"), values=(40.4, 40.4), comparable=False)
+    assert (cell.verdict, cell.delta, cell.mean) == ("not comparable", None, 40.4)
 
 
 def test_a_run_that_differs_from_the_paper_makes_its_cell_incomparable() -> None:
     why, caveat = ("the protocol has epochs 1 (paper: 90)",), ("collapsed",)
     odd = slot("k1", incomparable=why, caveats=caveat, where="tiny, ResNet-50")
-    found = entry(slot("k0", where="tiny, ResNet-50"), odd, values=(68.4, 68.4))
-    assert (found.verdict, found.delta, found.incomparable) == ("not comparable", None, why)
-    assert (found.caveats, found.where) == (caveat, ("tiny, ResNet-50",))
+    cell = entry(slot("k0", where="tiny, ResNet-50"), odd, values=(68.4, 68.4))
+    assert (cell.verdict, cell.delta, cell.incomparable) == ("not comparable", None, why)
+    assert (cell.caveats, cell.where) == (caveat, ("tiny, ResNet-50",))
     # one that is not in the mean says nothing about it
-    apart = replace(odd, key="k2", setting="another way")
-    found = entry(slot("k0"), slot("k1"), apart, values=(68.4, 68.4, 60.0))
-    assert (found.verdict, found.incomparable, found.n) == ("inconclusive", (), 2)
+    separate = replace(odd, key="k2", setting="another way")
+    cell = entry(slot("k0"), slot("k1"), separate, values=(68.4, 68.4, 60.0))
+    assert (cell.verdict, cell.incomparable, cell.n) == ("inconclusive", (), 2)
 
 
 @pytest.mark.parametrize("state", ["running", "queued", "failed", "missing", "stale"])
 @pytest.mark.parametrize("comparable", [True, False])
 def test_a_cell_without_a_value_has_its_state_as_verdict(state: Any, comparable: bool) -> None:
-    found = entry(slot("k0", state, reason="why"), values=(68.4,), comparable=comparable)
-    assert (found.state, found.verdict) == (state, state)
-    assert (found.mean, found.std, found.delta, found.n, found.keys) == (None, None, None, 0, ())
-    assert found.reasons == ("why",)
+    cell = entry(slot("k0", state, reason="why"), values=(68.4,), comparable=comparable)
+    assert (cell.state, cell.verdict) == (state, state)
+    assert (cell.mean, cell.std, cell.delta, cell.n, cell.keys) == (None, None, None, 0, ())
+    assert cell.reasons == ("why",)
 
 
 def test_some_seeds_done_shows_them_and_what_the_rest_do() -> None:
     slots = slot("k0"), slot("k1"), slot("x", "queued"), slot("y", "failed", reason="nan")
-    found = entry(*slots, values=(68.4, 68.4))
-    assert (found.n, found.wanted, found.state) == (2, 4, "failed")
-    assert found.verdict == "inconclusive" and found.keys == ("k0", "k1")
+    cell = entry(*slots, values=(68.4, 68.4))
+    assert (cell.n, cell.wanted, cell.state) == (2, 4, "failed")
+    assert cell.verdict == "inconclusive" and cell.keys == ("k0", "k1")
 
 
 def test_the_same_run_listed_twice_is_one_measurement() -> None:
-    found = entry(slot("k0"), slot("k0"), values=(68.4,))
-    assert (found.n, found.wanted, found.verdict) == (1, 1, "inconclusive")
+    cell = entry(slot("k0"), slot("k0"), values=(68.4,))
+    assert (cell.n, cell.wanted, cell.verdict) == (1, 1, "inconclusive")
 
 
 def test_done_without_a_record_is_missing_and_says_so() -> None:
-    found = entry(slot("gone"))
-    assert (found.state, found.mean) == ("missing", None)
-    assert found.reasons == ("gone is said to be done, but has no record",)
+    cell = entry(slot("gone"))
+    assert (cell.state, cell.mean) == ("missing", None)
+    assert cell.reasons == ("gone is said to be done, but has no record",)
 
 
 def test_a_record_without_the_metric_is_failed_and_says_so() -> None:
-    found = entry(slot("k0"), values=(68.4,), cell=("lewel_m", "200:top5"))
-    assert (found.state, found.verdict, found.mean) == ("failed", "failed", None)
-    assert found.reasons == ("record k0 has no top5 (it has: top1)",)
+    cell = entry(slot("k0"), values=(68.4,), cell=("lewel_m", "200:top5"))
+    assert (cell.state, cell.verdict, cell.mean) == ("failed", "failed", None)
+    assert cell.reasons == ("record k0 has no top5 (it has: top1)",)
 
 
 def test_a_cell_that_the_paper_left_blank() -> None:
@@ -148,16 +148,16 @@ def test_missing_lists_what_lacks_seeds_with_needs_and_command() -> None:
     }
     records = {"k0": SimpleNamespace(metrics={"top1": 68.4})}
     lacking = missing(fill(QUOTED, slots, records, "paper", True))
-    found = {one.cell: one for one in lacking}
-    assert "table1:lewel_m:100:top1" not in found  # done
-    assert "table1:pcl:200:top1" not in found  # nothing can fill it
-    assert "table1:moco_v2:400:top1" not in found  # blank in the paper
-    one = found["table1:lewel_m:200:top1"]
-    assert (one.label, one.column, one.n, one.wanted) == ("LEWEL_M", "200 ep top-1", 1, 2)
-    assert (one.state, one.slots, one.commands) == ("queued", (waits,), (command,))
-    assert one.slots[0].needs == needs and one.reasons == ("waits",)
-    assert found["table1:lewel_m:200:top5"].n == 0
-    assert found["table1:lewel_b:400:top1"].commands == ()
+    actual = {cell.cell: cell for cell in lacking}
+    assert "table1:lewel_m:100:top1" not in actual  # done
+    assert "table1:pcl:200:top1" not in actual  # nothing can fill it
+    assert "table1:moco_v2:400:top1" not in actual  # blank in the paper
+    cell = actual["table1:lewel_m:200:top1"]
+    assert (cell.label, cell.column, cell.n, cell.wanted) == ("LEWEL_M", "200 ep top-1", 1, 2)
+    assert (cell.state, cell.slots, cell.commands) == ("queued", (waits,), (command,))
+    assert cell.slots[0].needs == needs and cell.reasons == ("waits",)
+    assert actual["table1:lewel_m:200:top5"].n == 0
+    assert actual["table1:lewel_b:400:top1"].commands == ()
     assert len(lacking) == 33 - 1 - 1  # all but the one done and the one that is cited only
 
 
@@ -171,10 +171,10 @@ def test_seeds_that_were_measured_otherwise_are_never_averaged() -> None:
         slot("k1", seed=1, setting="engine detectron2"),
         slot("k2", seed=2, setting="engine native"),
     )
-    found = entry(*slots, values=(68.0, 90.0, 69.0))
-    assert (found.mean, found.n, found.wanted, found.keys) == (68.5, 2, 3, ("k0", "k2"))
-    assert found.setting == "engine native"
-    assert found.reasons == (
+    cell = entry(*slots, values=(68.0, 90.0, 69.0))
+    assert (cell.mean, cell.n, cell.wanted, cell.keys) == (68.5, 2, 3, ("k0", "k2"))
+    assert cell.setting == "engine native"
+    assert cell.reasons == (
         "seed 1 is not in the mean: it was measured with engine detectron2, not engine native",
     )
     assert entry(*slots[:2], values=(68.0, 90.0)).mean == 68.0  # the first of equals
@@ -192,12 +192,12 @@ def filled(table: str, values: dict[tuple[str, str], float], **setting: str) -> 
     return fill(load(table), slots, records, "paper", True)
 
 
-def best(found: Filled, column: str) -> tuple[set[str], set[str]]:
+def best(table: Filled, column: str) -> tuple[set[str], set[str]]:
     """The rows that are best in a column: as published, as measured."""
-    entries = {row: one for (row, id), one in found.entries.items() if id == column}
+    entries = {row: pending for (row, id), pending in table.entries.items() if id == column}
     return (
-        {row for row, one in entries.items() if one.best_published},
-        {row for row, one in entries.items() if one.best},
+        {row for row, value in entries.items() if value.best_published},
+        {row for row, value in entries.items() if value.best},
     )
 
 
@@ -206,9 +206,9 @@ def test_the_best_of_a_column_is_marked_on_both_sides() -> None:
     assert best(filled("1", values), "200:top1") == ({"lewel_b"}, {"moco_v2"})
     # printed alike is equally good; one alone is not the best of anything
     values |= {("byol", "200:top1"): 68.96, ("lewel_m", "200:top5"): 88.0}
-    found = filled("1", values)
-    assert best(found, "200:top1")[1] == {"moco_v2", "byol"}
-    assert best(found, "200:top5") == ({"lewel_b"}, set())
+    table = filled("1", values)
+    assert best(table, "200:top1")[1] == {"moco_v2", "byol"}
+    assert best(table, "200:top5") == ({"lewel_b"}, set())
 
 
 def test_what_was_measured_on_other_data_is_not_the_best() -> None:
@@ -239,19 +239,19 @@ def test_the_best_is_that_of_its_block() -> None:
 def test_of_times_the_lowest_is_best_and_no_overhead_is() -> None:
     rows = [row.id for row in load("9").rows]
     values = {(row, "seconds"): 10.0 + i for i, row in enumerate(rows)}
-    found = filled("9", values | {("lewel_m", "overhead"): 1.0, ("lewel_b", "overhead"): 4.0})
-    assert best(found, "seconds") == ({"byol"}, {"moco_v2"})
-    assert best(found, "overhead") == (set(), set())
+    table = filled("9", values | {("lewel_m", "overhead"): 1.0, ("lewel_b", "overhead"): 4.0})
+    assert best(table, "seconds") == ({"byol"}, {"moco_v2"})
+    assert best(table, "overhead") == (set(), set())
 
 
 def test_a_time_is_not_held_against_the_papers_machine() -> None:
-    found = filled("9", {("byol", "seconds"): 1141.0}).entries["byol", "seconds"]
-    assert (found.verdict, found.delta) == ("not comparable", None)
+    table = filled("9", {("byol", "seconds"): 1141.0}).entries["byol", "seconds"]
+    assert (table.verdict, table.delta) == ("not comparable", None)
 
 
 def test_a_column_that_mixes_settings_says_which() -> None:
     values = {("moco_v2", "200:top1"): 69.0, ("byol", "200:top1"): 70.0}
     assert filled("1", values).mixed("200:top1") == ()
-    found = filled("1", values, byol="another way")
-    assert found.mixed("200:top1") == ("one way", "another way")
-    assert found.mixed("100:top1") == ()
+    table = filled("1", values, byol="another way")
+    assert table.mixed("200:top1") == ("one way", "another way")
+    assert table.mixed("100:top1") == ()

@@ -58,8 +58,8 @@ def test_key_is_pinned() -> None:
 
 def _shuffled(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _shuffled(one) for name, one in reversed(value.items())}
-    return [_shuffled(one) for one in value] if isinstance(value, list) else value
+        return {name: _shuffled(field) for name, field in reversed(value.items())}
+    return [_shuffled(field) for field in value] if isinstance(value, list) else value
 
 
 @given(IDENTITY)

@@ -138,11 +138,11 @@ def test_no_word_is_cut_on_a_very_narrow_terminal(
 
 def test_the_examples_show_every_state_and_verdict() -> None:
     """Otherwise a golden file could not tell when one of them is drawn otherwise."""
-    entries = [one for id, suite in CASES for one in example(id, suite).entries.values()]
-    assert {one.state for one in entries} == set(get_args(State))
+    entries = [value for id, suite in CASES for value in example(id, suite).entries.values()]
+    assert {entry.state for entry in entries} == set(get_args(State))
     cannot = {"published only"}  # every row of the paper has a recipe
-    assert {one.verdict for one in entries} == set(get_args(Verdict)) - cannot
-    assert any(one.best for one in entries) and any(one.std for one in entries)
+    assert {entry.verdict for entry in entries} == set(get_args(Verdict)) - cannot
+    assert any(value.best for value in entries) and any(value.std for value in entries)
 
 
 def table_1() -> Filled:
@@ -166,9 +166,9 @@ def table_1() -> Filled:
 
 
 def test_json_has_the_shape_that_scripts_rely_on() -> None:
-    found = json.loads(render([table_1()], "json"))
-    assert (found["table"], found["suite"], found["comparable"]) == ("1", "paper", True)
-    rows = {row["id"]: row for row in found["rows"]}
+    loaded = json.loads(render([table_1()], "json"))
+    assert (loaded["table"], loaded["suite"], loaded["comparable"]) == ("1", "paper", True)
+    rows = {row["id"]: row for row in loaded["rows"]}
     assert (rows["lewel_m"]["label"], rows["lewel_m"]["recipe"]) == ("LEWEL_M", "lewel_m")
     cell = rows["lewel_m"]["cells"]["100:top1"]
     assert cell["published"] == 66.1 and cell["origin"] == "own"
@@ -176,7 +176,7 @@ def test_json_has_the_shape_that_scripts_rely_on() -> None:
     assert cell["std"] == pytest.approx(0.2)
     assert (cell["n"], cell["state"], cell["verdict"]) == (3, "done", "inconclusive")
     assert cell["keys"] == ["a0", "a1", "a2"]
-    assert [row["id"] for row in found["rows"]] == [row.id for row in load("1").rows]
+    assert [row["id"] for row in loaded["rows"]] == [row.id for row in load("1").rows]
     assert rows["pcl"]["cells"].keys() == {"200:top1"}
     assert rows["pcl"]["recipe"] is None
 
@@ -208,9 +208,11 @@ def test_another_suite_is_labelled_in_every_format() -> None:
         assert "Measured: tiny, ResNet-18 of width 16. Published: ImageNet-1K" in text
         assert not re.search(r"reproduced|within noise|differs|inconclusive", text)
     assert json.loads(render([filled], "json"))["comparable"] is False
-    found = json.loads(render([filled], "json"))
-    assert "orientation only" in found["remarks"][0] and found["title"].startswith("Measured: tiny")
-    cell = next(c for row in found["rows"] for c in row["cells"].values() if c["mean"] is not None)
+    loaded = json.loads(render([filled], "json"))
+    assert "orientation only" in loaded["remarks"][0] and loaded["title"].startswith(
+        "Measured: tiny"
+    )
+    cell = next(c for row in loaded["rows"] for c in row["cells"].values() if c["mean"] is not None)
     assert cell["delta"] is None and cell["incomparable"] == list(ODD["incomparable"])
     assert ",False," in render([filled], "csv")
 
@@ -222,8 +224,10 @@ def test_a_number_that_is_not_comparable_says_why_in_a_note() -> None:
     )
     why = f"Not comparable: {'; '.join(ODD['incomparable'])}."
     marks = [f" [{1 + drawn.notes.index(text)}]" for text in (*ODD["caveats"], why)]
-    blocks = [one for one in drawn.blocks[2::3] if len(one.lines) == 4]
-    cells = [cells for one in blocks for cells in zip(*(x.cells for x in one.lines), strict=True)]
+    blocks = [block for block in drawn.blocks[2::3] if len(block.lines) == 4]
+    cells = [
+        cells for value in blocks for cells in zip(*(x.cells for x in value.lines), strict=True)
+    ]
     shown = [(m, d, v) for _, m, d, v in cells if v.value.startswith("not comparable")]
     assert shown and all(d.value == "–" and v.rest == marks[1] for _, d, v in shown)
     assert all(m.rest.endswith(marks[0]) for m, _, _ in shown)
@@ -276,8 +280,8 @@ def test_a_mix_within_a_column_is_marked_and_named() -> None:
     assert marks == ["ᵇ", "ᵃ"]
     assert drawn.remarks[0] == "Some columns mix ways of measuring: ᵃ another way; ᵇ one way."
     assert str(blocks["lewel_m"].lines[1].cells[1]) == "87.2 ± 0.1 (3)"
-    found = json.loads(render([table_1()], "json"))
-    assert found["mixed"] == {"100:top1": ["another way", "one way"]}
+    loaded = json.loads(render([table_1()], "json"))
+    assert loaded["mixed"] == {"100:top1": ["another way", "one way"]}
 
 
 class Page(HTMLParser):
@@ -317,21 +321,21 @@ def test_html_stands_alone_and_every_text_is_escaped() -> None:
     records = {key: SimpleNamespace(metrics={"top1": 68.0}) for key in (HOSTILE, "k1")}
     engines = {HOSTILE: HOSTILE}
     filled = fill(load("1"), slots, records, HOSTILE, False, engines)
-    found = Page(render([filled, table_1()], "html"))
-    assert not found.open and found.seen.count("table") == 2
-    assert not {"script", "img", "link", "iframe"} & set(found.seen)
-    for told in (found.titles, found.texts):
+    actual = Page(render([filled, table_1()], "html"))
+    assert not actual.open and actual.seen.count("table") == 2
+    assert not {"script", "img", "link", "iframe"} & set(actual.seen)
+    for told in (actual.titles, actual.texts):
         assert any(HOSTILE in text for text in told)
 
 
 @pytest.mark.parametrize(("id", "suite"), CASES)
 def test_html_has_a_cell_for_every_column(id: str, suite: str) -> None:
     filled = example(id, suite)
-    found = Page(render([filled], "html"))
+    actual = Page(render([filled], "html"))
     lines = sum(len(block.lines) for block in sheet(filled).blocks)
-    assert not found.open and found.seen.count("tbody") == len(filled.table.rows)
-    assert found.seen.count("td") == lines * len(filled.table.columns)
-    assert found.titles
+    assert not actual.open and actual.seen.count("tbody") == len(filled.table.rows)
+    assert actual.seen.count("td") == lines * len(filled.table.columns)
+    assert actual.titles
 
 
 def _latex() -> str:
@@ -398,5 +402,5 @@ def test_unknown_format_names_the_nearest() -> None:
 def test_every_text_that_can_be_rendered_is_ascii_in_latex() -> None:
     texts = [note for id in TABLES for row in load(id).rows for note in row.notes.values()]
     texts += [remark for id in TABLES for remark in load(id).remarks]
-    texts += [one.why + one.default for one in conflicts()]
+    texts += [conflict.why + conflict.default for conflict in conflicts()]
     assert all(_tex(text).isascii() for text in texts)

@@ -128,14 +128,16 @@ def quotations(table: Table) -> list[tuple[str, ...]]:
 def test_sections_are_those_that_the_paper_has() -> None:
     """arXiv 2203.14898 ends at 4.4 and 5; its appendix has A.1, B.1 and C.1 to C.3."""
     quoting = [load(id).source for id in TABLES]
-    quoting += [one.where for one in claim.load()] + [one.paper for one in conflicts.load()]
+    quoting += [source.where for source in claim.load()] + [
+        source.paper for source in conflicts.load()
+    ]
     named = {
         name for text in quoting for name in re.findall(r"(?:Secs?\.|Appendix) (\w[.\d]*\w)", text)
     }
-    there = {
+    names = {
         f"{part}.{n}" for part, count in (("3", 4), ("4", 4), ("C", 3)) for n in range(1, count + 1)
     }
-    assert {"3.3", "4.1", "B.1"} <= named <= there | {"A.1", "B.1"}
+    assert {"3.3", "4.1", "B.1"} <= named <= names | {"A.1", "B.1"}
 
 
 @pytest.mark.parametrize("id", TABLES)
@@ -188,9 +190,9 @@ def test_values_equal_the_list_of_the_papers_tables(id: str) -> None:
     ],
 )
 def test_cells_read_by_eye(id: str, row: str, column: str, value: float, origin: str) -> None:
-    found = load(id).row(row)
-    assert found.values[column] == value
-    assert found.origin == origin and origin in ORIGINS
+    actual = load(id).row(row)
+    assert actual.values[column] == value
+    assert actual.origin == origin and origin in ORIGINS
 
 
 @pytest.mark.parametrize(
@@ -244,9 +246,9 @@ def test_a_row_of_two_models_names_both() -> None:
 
 def test_the_arithmetic_of_the_notes() -> None:
     rows = {row.id: row.values for row in load("2").rows}
-    ours, baseline = rows["lewel_m:200"], rows["moco_v2:200"]
-    assert round(ours["1pct:top5"] - baseline["1pct:top5"], 1) == -1.2
-    assert round(ours["1pct:top1"] - baseline["1pct:top1"], 1) == 1.3
+    actual, baseline = rows["lewel_m:200"], rows["moco_v2:200"]
+    assert round(actual["1pct:top5"] - baseline["1pct:top5"], 1) == -1.2
+    assert round(actual["1pct:top1"] - baseline["1pct:top1"], 1) == 1.3
     for id in ("1", "2", "3", "4", "8"):
         pairs = (("lewel_m", "moco_v2"), ("lewel_b", "byol"))
         below = [
