@@ -84,20 +84,20 @@ RULES = {
 
 def name(repository: str, theirs: str) -> str:
     """Our name of a tensor that the repository calls `theirs`; ValueError for an unknown one."""
-    for pattern, actual in RULES[repository]:
+    for pattern, replacement in RULES[repository]:
         if re.match(pattern, theirs):
-            return re.sub(pattern, actual, theirs)
+            return re.sub(pattern, replacement, theirs)
     raise ValueError(f"{repository} has no name {theirs!r} that we know")
 
 
-def actual(repository: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def converted(repository: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The repository's tensors with our names and shapes: Conv1d heads and the queue differ."""
-    actual = {}
+    renamed = {}
     for theirs, value in tensors.items():
         if theirs != "queue_ptr":  # ours follows from the step
             value = value.T if theirs == "queue" else value
-            actual[name(repository, theirs)] = value.squeeze(-1) if value.ndim == 3 else value
-    return actual
+            renamed[name(repository, theirs)] = value.squeeze(-1) if value.ndim == 3 else value
+    return renamed
 
 
 def fill(repository: str, model: nn.Module) -> None:
@@ -209,7 +209,7 @@ def recipe(case: Case, bn_group: int | None = None) -> Recipe:
     )
 
 
-def run_ours(
+def run_local(
     case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype, steps: int = STEPS
 ) -> list[Step]:
     """The trace of our method from `weights` (our names)."""
@@ -284,7 +284,9 @@ def run_official(
             model.momentum_update(step, TOTAL)
         state = {k: v.clone() for k, v in after.state_dict().items()}
         repository = case.repository
-        trace.append(Step(loss.detach(), actual(repository, gradient), actual(repository, state)))
+        trace.append(
+            Step(loss.detach(), converted(repository, gradient), converted(repository, state))
+        )
     return trace
 
 

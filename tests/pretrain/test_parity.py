@@ -52,7 +52,7 @@ def test_training_steps_equal_the_official_code(case, dtype):
     steps, loss_bound, bound = BOUNDS[dtype]
     model = official.build(setting)
     start = {k: v.clone() for k, v in model.state_dict().items()}
-    own = official.run_ours(setting, official.ours(setting.repository, start), dtype, steps)
+    own = official.run_local(setting, official.converted(setting.repository, start), dtype, steps)
     with official.on_cpu() if case == "moco_v2" else contextlib.nullcontext():
         theirs = official.run_official(setting, model, dtype, steps)
     for step, (a, b) in enumerate(zip(own, theirs, strict=True)):
@@ -76,7 +76,7 @@ def official_rank(rank, world):
     loss.backward()
     gradient = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     gradient["queue"] = model.queue
-    return loss.detach(), official.ours("moco", gradient)
+    return loss.detach(), official.converted("moco", gradient)
 
 
 def test_shuffled_groups_equal_mocos_processes():
@@ -106,7 +106,7 @@ def test_resnet50_has_the_official_tensors():
     lewel, resnet = official.load("lewel", "models.lewel", "backbone.resnet")
     with torch.device("meta"):
         model = lewel.LEWELB_EMAN(resnet.resnet50_encoder, num_heads=4)
-        theirs = official.ours("lewel", model.state_dict())
+        theirs = official.converted("lewel", model.state_dict())
         setting = official.recipe(official.CASES["lewel_b_eman"])
         backbone = Backbone(arch="resnet50")
         net = methods.build(setting.model_copy(update={"args": {}, "backbone": backbone}), 0)
@@ -137,10 +137,10 @@ def test_names_map(repository, theirs, own):
 
 def test_conv1d_weights_and_queue_map():
     weight, queue = torch.rand(3, 4, 1), torch.rand(5, 7)
-    (actual,) = official.ours("lewel", {"predictor.mlp.0.weight": weight}).values()
+    (actual,) = official.converted("lewel", {"predictor.mlp.0.weight": weight}).values()
     assert torch.equal(actual, weight[..., 0])
     theirs = {"queue": queue, "queue_ptr": torch.zeros(1)}
-    assert torch.equal(official.ours("moco", theirs)["queue.keys"], queue.T)
+    assert torch.equal(official.converted("moco", theirs)["queue.keys"], queue.T)
 
 
 @pytest.mark.parametrize(("rule", "head_gains"), [("bias_and_norm", True), ("log", False)])
@@ -185,7 +185,7 @@ def test_lars_is_timms_where_they_are_defined_alike():
 def test_golden_numbers_of_the_official_code(case):
     setting = official.CASES[case]
     expected = json.loads((GOLDEN / f"{case}.json").read_text())
-    trace = official.run_ours(setting, official.weights(setting), torch.float64)
+    trace = official.run_local(setting, official.weights(setting), torch.float64)
     summary = official.summary(trace)
     assert summary["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for kind in ("gradient", "state"):
