@@ -50,22 +50,22 @@ def replacing(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     _remove_abandoned(path)
-    beside = _temporary(path)
+    temporary = _temporary(path)
     try:
         with naming(path):
-            yield beside
-            _flush(beside)
-            os.replace(beside, path)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
 
 
 def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Replace `path` by `data`, as `replacing` does."""
-    with replacing(path) as beside:
-        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def create(path: Path, text: str) -> bool:
@@ -74,20 +74,20 @@ def create(path: Path, text: str) -> bool:
     Of several writers the first wins, and readers see a whole file or none. Raises OSError that
     names `path`, and then leaves nothing behind.
     """
-    beside = _temporary(path)
+    temporary = _temporary(path)
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(beside, "x", encoding="utf-8") as file:
+            with open(temporary, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            first = _link(beside, path)
+            first = _link(temporary, path)
             _flush_folder(path.parent)
             return first
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -134,24 +134,24 @@ def _by_number(name: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _link(beside: Path, path: Path) -> bool:
+def _link(temporary: Path, path: Path) -> bool:
     # A hard link, not a rename: it fails when the name is taken, so a later writer cannot replace
     # what somebody may already have read.
     try:
-        os.link(beside, path)
+        os.link(temporary, path)
     except OSError as error:
         # NFS may lose the answer to a link that it made, and refuse the second try: it exists
-        if os.stat(beside).st_nlink == 2:
+        if os.stat(temporary).st_nlink == 2:
             return True
         if isinstance(error, FileExistsError):
             return False
         if error.errno not in NO_LINKS:
             raise
-        return _rename(beside, path)
+        return _rename(temporary, path)
     return True
 
 
-def _rename(beside: Path, path: Path) -> bool:
+def _rename(temporary: Path, path: Path) -> bool:
     """As `_link` where there are no hard links: writers exclude each other by a lock on the folder,
     which leaves no file and ends with its process."""
     folder = os.open(path.parent, os.O_RDONLY)
@@ -160,7 +160,7 @@ def _rename(beside: Path, path: Path) -> bool:
             time.sleep(POLL_S)
         if path.exists():
             return False
-        os.rename(beside, path)
+        os.rename(temporary, path)
         return True
     finally:
         os.close(folder)
@@ -188,10 +188,10 @@ def _temporary(path: Path) -> Path:
 
 def abandoned(path: Path) -> bool:
     """Whether `path` is the temporary file of a write that ended with its process."""
-    found = TEMPORARY.fullmatch(path.name)
-    if found and found["name_and_node"].endswith(f".{NODE}"):
-        return not _lives(int(found["pid"]))
-    if not found and not BEFORE.fullmatch(path.name):
+    match = TEMPORARY.fullmatch(path.name)
+    if match and match["name_and_node"].endswith(f".{NODE}"):
+        return not _lives(int(match["pid"]))
+    if not match and not BEFORE.fullmatch(path.name):
         return False
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_S
@@ -211,10 +211,10 @@ def _lives(process: int) -> bool:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed writes of the same file left."""
-    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if abandoned(beside):
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if abandoned(temporary):
             with contextlib.suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
 
 
 def follow_group(root: Path) -> None:
@@ -277,7 +277,7 @@ class Lock:
             # whoever removes a lock's file holds it: who waited then holds a file without a name
             if _flock(file, fcntl.LOCK_EX, self.path) and os.fstat(file).st_nlink:
                 self._file, file = file, -1
-                _held.add(self._file)
+                _open_files.add(self._file)
                 return True
         finally:
             if file != -1:
@@ -286,8 +286,8 @@ class Lock:
 
     def release(self) -> None:
         """Let it go; nothing where it is not held."""
-        if self._file in _held:  # not in a forked worker
-            _held.remove(self._file)
+        if self._file in _open_files:  # not in a forked worker
+            _open_files.remove(self._file)
             os.close(self._file)
         self._file = None
 
@@ -304,14 +304,14 @@ class Lock:
         self.release()
 
 
-_held: set[int] = set()  # open files of this process
+_open_files: set[int] = set()  # open files of this process
 
 
 def _leave_to_parent() -> None:
     """A forked worker that outlives its parent must not keep the parent's locks."""
-    for file in _held:
+    for file in _open_files:
         os.close(file)
-    _held.clear()
+    _open_files.clear()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
@@ -387,7 +387,9 @@ def _is_raw(error: OSError) -> bool:
 
 def permission_advice(path: Path) -> str:
     """What is needed to write where another user's files are."""
-    place = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    place = next(
+        (ancestor for ancestor in (path, *path.parents) if os.path.lexists(ancestor)), path
+    )
     try:
         owner = place.stat().st_uid
         whose = "you" if owner == os.geteuid() else pwd.getpwuid(owner).pw_name

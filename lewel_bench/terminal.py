@@ -115,7 +115,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(one) or _described(one) for one in lacking), error.end
+    return "".join(
+        _PLAIN.get(character) or _described(character) for character in lacking
+    ), error.end
 
 
 def _described(character: str) -> str:

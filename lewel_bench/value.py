@@ -55,8 +55,10 @@ def parse_toml(text: bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not valid TOML: {error}") from None
     level: list[Any] = [content]
     for _ in range(DEEPEST):
-        tables = [one.values() if isinstance(one, dict) else one for one in level]
-        level = [v for one in tables for v in one if isinstance(v, dict | list)]
+        tables = [
+            container.values() if isinstance(container, dict) else container for container in level
+        ]
+        level = [v for table in tables for v in table if isinstance(v, dict | list)]
         if not level:
             return content
     raise ValueError(f"{where}: nested deeper than {DEEPEST} levels")
@@ -106,15 +108,17 @@ def explain(error: ValidationError) -> str:
     """A pydantic error as one line a person can act on; long inputs are cut at 80 characters."""
     lines = []
     errors = error.errors()
-    for one in errors:
-        inside = {e["loc"][: len(one["loc"])] for e in errors if len(e["loc"]) > len(one["loc"])}
-        if one["loc"] in inside:
+    for detail in errors:
+        inside = {
+            e["loc"][: len(detail["loc"])] for e in errors if len(e["loc"]) > len(detail["loc"])
+        }
+        if detail["loc"] in inside:
             continue  # a list that is too short without its wrong items
-        where = ".".join(map(str, one["loc"]))
-        message = one["msg"].removeprefix("Value error, ")
-        if one["type"] == "tuple_type":
+        where = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "tuple_type":
             message = "Input should be a list, such as [0.1, 0.2]"
-        got = repr(one["input"])
+        got = repr(detail["input"])
         got = got if len(got) <= 80 else got[:77] + "..."
         lines.append(f"{where}: {message} (got {got})" if where else message)
     return "; ".join(lines)

@@ -26,7 +26,7 @@ def behind(
         for entry in filled.entries.values()
         if entry.state is not None
     }
-    shown = {key: _record(one, key in logs) for key, one in records.items()}
+    shown = {key: _record(record, key in logs) for key, record in records.items()}
     return {"root": root, "options": options, "cells": cells, "records": shown}
 
 
@@ -47,7 +47,7 @@ def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
         mean = f"{entry.mean:.{digits + 1}f}{std} {unit}; {entry.n} of {entry.wanted} seeds"
     label = f"{row.label}, {row.epochs} epochs" if row.epochs else row.label
     commands = dict.fromkeys(slot.command for slot in entry.slots if slot.command)
-    found = {
+    details = {
         "title": f"{label}: {column.label} (Table {filled.table.id})",
         "published": published,
         "measured": mean,
@@ -67,33 +67,36 @@ def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
             if s.state == "done"
         ],
     }
-    return {name: value for name, value in found.items() if value or name == "runs"}
+    return {name: value for name, value in details.items() if value or name == "runs"}
 
 
-def _record(one: Record, log: bool) -> dict[str, Any]:
-    outcome = one.outcome
+def _record(record: Record, log: bool) -> dict[str, Any]:
+    outcome = record.outcome
     images = [
         f"{role}: {d.images:,} of {d.name} (fingerprint {d.fingerprint[:12]})"
-        for role, d in one.data.items()
+        for role, d in record.data.items()
     ]
-    found = {
-        "metrics": _rounded(one.metrics),
-        "cost": _rounded(cost(one)) if one.kind == "pretrain" else {},
+    details = {
+        "metrics": _rounded(record.metrics),
+        "cost": _rounded(cost(record)) if record.kind == "pretrain" else {},
         "chosen": _rounded(outcome.get("chosen")),
         "paper_rule": _rounded(outcome.get("paper_rule")),
         "gap": _rounded(outcome.get("selection_gap")),
-        "warnings": list(one.warnings),
+        "warnings": list(record.warnings),
         "data": images,
-        "checkpoint": one.checkpoint and f"{one.checkpoint.file}, sha256 {one.checkpoint.sha256}",
-        "upstream": list(one.upstream),
-        "machine": devices(one),
-        "seconds": one.seconds,
-        "finished": f"{one.finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": one.commit + (" with uncommitted changes" if one.dirty else ""),
-        "command": one.command,
+        "checkpoint": record.checkpoint
+        and f"{record.checkpoint.file}, sha256 {record.checkpoint.sha256}",
+        "upstream": list(record.upstream),
+        "machine": devices(record),
+        "seconds": record.seconds,
+        "finished": f"{record.finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": record.commit + (" with uncommitted changes" if record.dirty else ""),
+        "command": record.command,
         "log": log,
     }
-    return {name: value for name, value in found.items() if value or name in ("metrics", "seconds")}
+    return {
+        name: value for name, value in details.items() if value or name in ("metrics", "seconds")
+    }
 
 
 def _rounded(named: Any) -> dict[str, float]:

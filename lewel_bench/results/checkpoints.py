@@ -38,7 +38,9 @@ class _List(Value):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        unique("checkpoints have the same name", (one.name for one in self.checkpoints))
+        unique(
+            "checkpoints have the same name", (checkpoint.name for checkpoint in self.checkpoints)
+        )
         return self
 
 

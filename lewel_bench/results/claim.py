@@ -130,11 +130,11 @@ class _Register(Value):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        unique("claims have the same id", (one.id for one in self.claims))
-        for one in self.claims:
-            for comparison in one.comparisons():
+        unique("claims have the same id", (claim.id for claim in self.claims))
+        for claim in self.claims:
+            for comparison in claim.comparisons():
                 if comparison.column.noise is None:
-                    raise ValueError(f"claim {one.id}: {comparison.column.id} has no noise")
+                    raise ValueError(f"claim {claim.id}: {comparison.column.id} has no noise")
         return self
 
 
@@ -144,25 +144,25 @@ def load() -> tuple[Claim, ...]:
     return _register().claims
 
 
-def floors(one: Claim) -> str:
+def floors(claim: Claim) -> str:
     """The noise floors of a claim in words: "0.3", or by column: "AP 0.4, AP75 0.8"."""
-    by_column = {c.column.label: c.noise.floor for c in one.comparisons()}
+    by_column = {c.column.label: c.noise.floor for c in claim.comparisons()}
     if len(values := set(by_column.values())) == 1:
         return f"{values.pop():g}"
     return ", ".join(f"{label} {floor:g}" for label, floor in by_column.items())
 
 
-def noise_sources(one: Claim) -> str:
+def noise_sources(claim: Claim) -> str:
     """Where the noise of a claim's columns is from."""
-    return " ".join(dict.fromkeys(c.noise.source for c in one.comparisons()))
+    return " ".join(dict.fromkeys(c.noise.source for c in claim.comparisons()))
 
 
 def find(id: str) -> Claim:
     """The claim `id`. Raises ValueError naming the nearest one."""
-    for one in load():
-        if one.id == id:
-            return one
-    raise ValueError(unknown("claim", id, [one.id for one in load()]))
+    for claim in load():
+        if claim.id == id:
+            return claim
+    raise ValueError(unknown("claim", id, [claim.id for claim in load()]))
 
 
 @cache

@@ -41,14 +41,14 @@ class Published(Value):
     val: Split
     source: str
 
-    def differs(self, found: Contents, split: str) -> str:
+    def differs(self, measured: Contents, split: str) -> str:
         """What in a split is not as published, in words; empty where all is."""
         wanted: Split = getattr(self, split)
-        if (found.images, found.classes) != (wanted.images, self.classes):
+        if (measured.images, measured.classes) != (wanted.images, self.classes):
             return f"not {self.label}'s {wanted.images:,} of {self.classes:,}"
-        if self.names and found.names != self.names:
+        if self.names and measured.names != self.names:
             return f"whose class names are not {self.label}'s"
-        if wanted.per_class and found.per_class != wanted.per_class:
+        if wanted.per_class and measured.per_class != wanted.per_class:
             low, high = wanted.per_class
             return f"not {low:,} to {high:,} images a class as in {self.label}"
         return ""
@@ -116,11 +116,11 @@ def described(data: Data) -> str:
     return f"{count:,} images{classes} ({data.name}, fingerprint {data.fingerprint})"
 
 
-def _protocol(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    engine = found.get("engine")
+def _protocol(measured: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    engine = measured.get("engine")
     if engine is not None and engine not in ENGINES:
         yield f"the engine {engine} is not tested for agreement with the paper's"
-    changed = _changed(found, wanted, {"engine"})
+    changed = _changed(measured, wanted, {"engine"})
     if changed:
         yield f"the protocol has {_listed(changed)}"
 
@@ -133,8 +133,8 @@ def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
         return
     if before.kind == "import":
         usual = {"stride": "3x3", "mean": None}  # the same network otherwise
-        found = {**before.spec.get("backbone", {}), **usual}
-        if changed := _changed(found, {**wanted.recipe["backbone"], **usual}, set()):
+        backbone = {**before.spec.get("backbone", {}), **usual}
+        if changed := _changed(backbone, {**wanted.recipe["backbone"], **usual}, set()):
             yield f"the backbone has {_listed(changed)}"
         if before.warnings:
             yield f"the checkpoint failed its check: {before.warnings[0]}"
@@ -157,46 +157,46 @@ def besides_method(
     in nothing. Arguments of the methods count where both have them and the `paper`'s own two
     recipes have one value: where theirs differ too, they are what is compared."""
     subject = {name for name, *_ in unequal(paper[0]["args"], paper[1]["args"])}
-    found = []
-    for name, here, there in unequal(of, over):
+    differences = []
+    for name, here, right in unequal(of, over):
         part, _, argument = name.partition(".")
         if part in ("method", "own", "revision") or (part == "args" and argument in subject):
             continue
-        if part == "args" and None in (here, there):
+        if part == "args" and None in (here, right):
             continue
-        values = "" if name == "augment" else f" ({_text(here)}, {_text(there)})"
-        found.append(f"{name}{values}")
-    return f"besides the method they differ in {_listed(found)}" if found else ""
+        values = "" if name == "augment" else f" ({_text(here)}, {_text(right)})"
+        differences.append(f"{name}{values}")
+    return f"besides the method they differ in {_listed(differences)}" if differences else ""
 
 
-def _changed(found: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:
+def _changed(measured: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:
     """The fields that differ from the paper's, `but` some with all their parts: "epochs 1 (paper:
     90)"."""
     return [
         f"{name} "
         + ("other views" if name == "augment" else f"{_text(here)} (paper: {_text(paper)})")
-        for name, here, paper in unequal(found, wanted)
+        for name, here, paper in unequal(measured, wanted)
         if name.split(".")[0] not in but
     ]
 
 
 def unequal(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+    measured: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """The fields, dotted, whose values differ, with both; None for one that is missing."""
-    for name in dict.fromkeys((*found, *wanted)):
-        here, there = found.get(name), wanted.get(name)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            yield from unequal(here, there, f"{prefix}{name}.")
-        elif _plain(here) != _plain(there):
-            yield f"{prefix}{name}", here, there
+    for name in dict.fromkeys((*measured, *wanted)):
+        here, right = measured.get(name), wanted.get(name)
+        if isinstance(here, Mapping) and isinstance(right, Mapping):
+            yield from unequal(here, right, f"{prefix}{name}.")
+        elif _plain(here) != _plain(right):
+            yield f"{prefix}{name}", here, right
 
 
 def _plain(value: Any) -> Any:
     """A value as a record read from disk has it: JSON has no tuples."""
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(element) for element in value] if isinstance(value, list | tuple) else value
 
 
 def _text(value: Any) -> str:

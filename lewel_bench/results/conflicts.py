@@ -35,7 +35,7 @@ class _Register(Value):
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        unique("conflicts have the same id", (one.id for one in self.conflicts))
+        unique("conflicts have the same id", (conflict.id for conflict in self.conflicts))
         return self
 
 

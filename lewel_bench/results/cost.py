@@ -14,13 +14,13 @@ def cost(record: Record) -> dict[str, float]:
     where it was not measured.
     """
     epochs = record.spec["recipe"]["epochs"]
-    found = {
+    costs = {
         "seconds_per_epoch": record.seconds / epochs,
         "device_hours": device_hours(record),
     }
     if record.peak_memory is not None:
-        found["peak_memory"] = record.peak_memory / GIB
-    return found
+        costs["peak_memory"] = record.peak_memory / GIB
+    return costs
 
 
 def overhead(record: Record, baseline: Record) -> dict[str, float]:

@@ -148,7 +148,7 @@ def wrapped(notes: tuple[str, ...], inches: float) -> list[str]:
 
 def _names(chart: Chart) -> dict[str, int]:
     """The labels of the chart's series, each with the number that its looks come from."""
-    labels = dict.fromkeys(one.label for panel in chart.panels for one in panel.series)
+    labels = dict.fromkeys(series.label for panel in chart.panels for series in panel.series)
     return {label: i for i, label in enumerate(labels)}
 
 
@@ -161,11 +161,11 @@ def _legend_rows(names: list[str], inches: float) -> list[list[str]]:
 
 
 def _handles(figure: "Figure") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return found
+            options.setdefault(label, handle)
+    return options
 
 
 def _panel(axes: "Axes", panel: Panel, names: Mapping[str, int]) -> None:
@@ -192,8 +192,8 @@ def _panel(axes: "Axes", panel: Panel, names: Mapping[str, int]) -> None:
             va="top",
             fontsize=7.5,
         )
-    for one in panel.series:
-        _series(axes, one, names[one.label])
+    for series in panel.series:
+        _series(axes, series, names[series.label])
     axes.margins(y=0.14)
 
 
@@ -221,5 +221,5 @@ def _series(axes: "Axes", series: Series, number: int) -> None:
     bars.lines[0].set_gid(f"series {series.label}")
     tops = map(sum, zip(series.y, series.spread or [0.0] * len(series.y), strict=True))
     for x, top, text in zip(series.x, tops, series.texts, strict=False):
-        beside: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(text, (x, top), fontsize=7, **beside)
+        options: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(text, (x, top), fontsize=7, **options)

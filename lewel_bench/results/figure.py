@@ -43,7 +43,7 @@ class Published(Value):
     source: str
 
 
-class Said(Value):
+class Statement(Value):
     """The paper's own words about the shape over a span of the axis."""
 
     span: tuple[X, X]
@@ -63,18 +63,18 @@ class Figure(Value):
     points: tuple[Point, ...]
     columns: tuple[Quantity, ...]
     published: tuple[Published, ...]
-    said: tuple[Said, ...]
+    statements: tuple[Statement, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         places = [point.x for point in self.points]
         if places != sorted(set(places)):
             raise ValueError(f"the points of figure {self.id} must rise: {places}")
-        columns = [one.id for one in self.columns]
-        for one in self.published:
-            if one.x not in places:
-                raise ValueError(f"{one.source}: no run of figure {self.id} is at {one.x:g}")
-            for name in one.values:
+        columns = [column.id for column in self.columns]
+        for series in self.published:
+            if series.x not in places:
+                raise ValueError(f"{series.source}: no run of figure {self.id} is at {series.x:g}")
+            for name in series.values:
                 if name not in columns:
                     raise ValueError(unknown(f"column of figure {self.id}", name, columns))
         return self
@@ -89,14 +89,14 @@ class Figure(Value):
             source=self.source,
             columns=tuple(
                 Column(
-                    id=one.id,
-                    label=one.label,
+                    id=column.id,
+                    label=column.label,
                     epochs=self.epochs,
-                    eval=one.id,
-                    metric=one.metric,
-                    ours=True,
+                    eval=column.id,
+                    metric=column.metric,
+                    additional=True,
                 )
-                for one in self.columns
+                for column in self.columns
             ),
             rows=tuple(
                 Row(
@@ -104,7 +104,7 @@ class Figure(Value):
                     label=f"{point.x:g}",
                     recipe=point.recipe,
                     origin="own",
-                    protocols={one.id: one.protocol for one in self.columns},
+                    protocols={column.id: column.protocol for column in self.columns},
                     values={},
                 )
                 for point in self.points

@@ -108,19 +108,21 @@ class Filled:
     @property
     def where(self) -> tuple[str, ...]:
         """On which data and networks the measured values were measured, in reading order."""
-        return tuple(dict.fromkeys(text for one in self.entries.values() for text in one.where))
+        return tuple(dict.fromkeys(text for entry in self.entries.values() for text in entry.where))
 
     @property
     def as_published(self) -> bool:
         """Whether all that is measured can be held against the paper's values."""
-        return self.comparable and not any(one.incomparable for one in self.entries.values())
+        return self.comparable and not any(entry.incomparable for entry in self.entries.values())
 
     def mixed(self, column: str) -> tuple[str, ...]:
         """The settings that the measured values of a column mix, in reading order; empty where all
         have the same."""
         entries = (entry for (_, name), entry in self.entries.items() if name == column)
-        found = tuple(dict.fromkeys(one.setting for one in entries if one.mean is not None))
-        return found if len(found) > 1 else ()
+        settings = tuple(
+            dict.fromkeys(entry.setting for entry in entries if entry.mean is not None)
+        )
+        return settings if len(settings) > 1 else ()
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _entry(
 ) -> Entry:
     # By key: the same run listed twice is one measurement.
     checked = {slot.key: _checked(slot, column, records) for slot in slots}
-    setting, apart = _settings(list(checked.values()))
+    setting, excluded = _settings(list(checked.values()))
     values = {
         key: records[key].metrics[column.metric]
         for key, slot in checked.items()
@@ -225,9 +227,9 @@ def _entry(
     states = {slot.state for slot in checked.values()}
     family = row.family(column)
     waits: State | None = "missing" if family and not refusal else None
-    state = next((one for one in URGENCY if one in states), waits)
+    state = next((candidate for candidate in URGENCY if candidate in states), waits)
     reasons = [slot.reason for slot in checked.values() if slot.reason and slot.state != "done"]
-    reasons += [*apart, *([refusal] if refusal else [])]
+    reasons += [*excluded, *([refusal] if refusal else [])]
     if waits and not slots:
         reasons = [f"no run of {family} is planned for this cell"]
     return Entry(
@@ -255,7 +257,7 @@ def _entry(
 
 
 def _distinct(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(text for several in texts for text in several))
+    return tuple(dict.fromkeys(text for group in texts for text in group))
 
 
 def _elsewhere(
@@ -267,16 +269,16 @@ def _elsewhere(
     """What each merged bundle has for the records in a mean, where it is another number."""
     if not others or column.eval == PRETRAIN:  # a time is another wherever it is measured
         return ()
-    found: dict[str, list[str]] = {}
+    metrics: dict[str, list[str]] = {}
     for key in entry.keys:
-        ours = records[key].metrics[column.metric]
+        value = records[key].metrics[column.metric]
         for bundle, other in others.get(key, ()):
             theirs = other.metrics.get(column.metric)
-            if theirs is not None and theirs != ours:
-                found.setdefault(bundle, []).append(f"{theirs:g} there, {ours:g} here ({key})")
+            if theirs is not None and theirs != value:
+                metrics.setdefault(bundle, []).append(f"{theirs:g} there, {value:g} here ({key})")
     return tuple(
         f"the merged bundle {bundle} has another {column.metric}: {'; '.join(numbers)}"
-        for bundle, numbers in found.items()
+        for bundle, numbers in metrics.items()
     )
 
 
@@ -285,11 +287,11 @@ def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
     those that have another."""
     done = [slot for slot in slots if slot.state == "done"]
     shares = Counter(slot.setting for slot in done)
-    setting = max(shares, key=lambda one: shares[one], default="")
-    apart = [slot for slot in done if slot.setting != setting]
+    setting = max(shares, key=lambda name: shares[name], default="")
+    excluded = [slot for slot in done if slot.setting != setting]
     return setting, [
         f"seed {slot.seed} is not in the mean: it was measured with {slot.setting}, not {setting}"
-        for slot in apart
+        for slot in excluded
     ]
 
 
@@ -302,11 +304,11 @@ def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
         for block in dict.fromkeys(row.block for row in table.rows):
             ids = [(row.id, column.id) for row in table.rows if row.block == block]
             here = {id: entries[id] for id in ids if id in entries}
-            published = {id: one.published for id, one in here.items()}
+            published = {id: entry.published for id, entry in here.items()}
             # what was measured on other data beats nothing that was measured as the paper's
-            known = {id: one for id, one in here.items() if one.mean is not None}
-            rivals = {id: one for id, one in known.items() if not one.incomparable} or known
-            measured = {id: one.mean for id, one in rivals.items()}
+            known = {id: entry for id, entry in here.items() if entry.mean is not None}
+            rivals = {id: entry for id, entry in known.items() if not entry.incomparable} or known
+            measured = {id: entry.mean for id, entry in rivals.items()}
             for id in _best(published, column):
                 entries[id] = replace(entries[id], best_published=True)
             for id in _best(measured, column):
@@ -314,11 +316,11 @@ def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
 
 
 def _best(values: Mapping[Id, float | None], column: Column) -> list[Id]:
-    known = {id: round(one, column.digits) for id, one in values.items() if one is not None}
+    known = {id: round(value, column.digits) for id, value in values.items() if value is not None}
     if len(known) < 2:
         return []
     top = max(known.values()) if column.best == "highest" else min(known.values())
-    return [id for id, one in known.items() if one == top]
+    return [id for id, value in known.items() if value == top]
 
 
 def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slot:

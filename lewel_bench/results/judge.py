@@ -59,7 +59,7 @@ class Judged:
 
 
 def judge(
-    one: Claim,
+    claim: Claim,
     filled: Filled,
     records: Mapping[str, Measured],
     images: Images | None = None,
@@ -75,24 +75,26 @@ def judge(
       so the noise floor is added to either end. Without it, and at another scale: inconclusive.
     - A claim of "at most" gives a bound, which holds at the paper's scale only.
     """
-    findings = tuple(_finding(c, filled, records, images, besides) for c in one.comparisons())
+    findings = tuple(_finding(c, filled, records, images, besides) for c in claim.comparisons())
     judgements = {finding.judgement for finding in findings}
     own = {finding.own for finding in findings}
     return Judged(
-        one,
+        claim,
         all(finding.comparable for finding in findings),
         next(j for j in GRAVITY if j in judgements),
-        "contradicted" if _exaggerates(one, findings) else next(o for o in OWN_GRAVITY if o in own),
+        "contradicted"
+        if _exaggerates(claim, findings)
+        else next(o for o in OWN_GRAVITY if o in own),
         findings,
     )
 
 
 def exit_code(judged: Sequence[Judged]) -> int:
     """0: all supported; 1: one is contradicted; 2: neither, as some are inconclusive or missing."""
-    found = Counter(one.judgement for one in judged)
-    if found["contradicted"]:
+    counts = Counter(verdict.judgement for verdict in judged)
+    if counts["contradicted"]:
         return 1
-    return 2 if found["inconclusive"] or found["missing"] else 0
+    return 2 if counts["inconclusive"] or counts["missing"] else 0
 
 
 def decide(holds: Holds, low: float, high: float, floor: float, bound: float = 0.0) -> Judgement:
@@ -129,12 +131,12 @@ def own(comparison: Comparison) -> Own:
     return "holds" if fine else "contradicted"
 
 
-def _exaggerates(one: Claim, findings: Sequence[Finding]) -> bool:
+def _exaggerates(claim: Claim, findings: Sequence[Finding]) -> bool:
     """Whether the largest difference in the table is another than the text says."""
-    if one.up_to is None:
+    if claim.up_to is None:
         return False
     known = [f.published for f in findings if f.published is not None]
-    return abs(max(known) - one.up_to) > 0.05
+    return abs(max(known) - claim.up_to) > 0.05
 
 
 def _finding(
@@ -161,8 +163,8 @@ def _finding(
     floor = comparison.noise.floor if known else 0.0
     by = comparison.by
     first = [side[seeds[0]] for side in sides] if seeds else []
-    found = _interval(differences, first, images, column.metric, floor)
-    interval, how = (None, "") if isinstance(found, str) else found
+    bounds = _interval(differences, first, images, column.metric, floor)
+    interval, how = (None, "") if isinstance(bounds, str) else bounds
     if not seeds:
         judgement: Judgement = "missing"
     elif comparison.claim.holds == "at most" and not known:
@@ -170,7 +172,7 @@ def _finding(
         reasons.append("the bound is that of the paper's scale")
     elif interval is None:
         judgement = "inconclusive"
-        reasons.append(f"one seed; {found}")
+        reasons.append(f"one seed; {bounds}")
     elif len(seeds) == 1 and not known:
         judgement = "inconclusive"
         reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
@@ -223,11 +225,11 @@ def _by_seed(
     entry: Entry | None, records: Mapping[str, Measured], metric: str
 ) -> dict[int, dict[str, float]]:
     """The values in an entry's mean, by seed and key of their record."""
-    found: dict[int, dict[str, float]] = {}
+    paired: dict[int, dict[str, float]] = {}
     for slot in entry.slots if entry else ():
         if entry and slot.key in entry.keys:
-            found.setdefault(slot.seed, {})[slot.key] = records[slot.key].metrics[metric]
-    return found
+            paired.setdefault(slot.seed, {})[slot.key] = records[slot.key].metrics[metric]
+    return paired
 
 
 def _interval(
@@ -245,10 +247,10 @@ def _interval(
     if not n or images is None or any(len(side) != 1 for side in first) or len(first) < 2:
         return "there is no interval"
     (of,), (over,) = first
-    found = images(of, over, metric)
-    if isinstance(found, str):
-        return found
-    (low, high), count = found
+    interval = images(of, over, metric)
+    if isinstance(interval, str):
+        return interval
+    (low, high), count = interval
     how = f"bootstrap over {count} images" + (f" and the noise floor, {floor:g}" if floor else "")
     return (low - floor, high + floor), how
 
@@ -261,21 +263,21 @@ def _reasons(
 ) -> list[str]:
     """Why a comparison has no seed, or not all of them, that its sides were measured in two ways,
     what else must be known about its numbers, and what merged bundles have for them."""
-    said = []
+    notes = []
     for row, entry, side in zip(rows, entries, sides, strict=True):
         if entry is None or entry.state is None:
-            said.append(f"nothing fills {row.label} here")
+            notes.append(f"nothing fills {row.label} here")
         elif not side:
-            said.append(f"{row.label} is {entry.state}")
+            notes.append(f"{row.label} is {entry.state}")
         elif seeds:
-            said += _left_out(row, entry, side, seeds)
-    if not seeds and not said:
-        said.append("the two have no seed in common")
+            notes += _left_out(row, entry, side, seeds)
+    if not seeds and not notes:
+        notes.append("the two have no seed in common")
     settings = [entry.setting for entry in entries if entry and entry.mean is not None]
     if seeds and len(set(settings)) > 1:
-        said.append(f"measured in two ways: {'; '.join(settings)}")
+        notes.append(f"measured in two ways: {'; '.join(settings)}")
     for row, entry in zip(rows, entries, strict=True):
         if entry and seeds:
-            said += [f"{row.label}: {caveat}" for caveat in entry.caveats]
-            said += entry.elsewhere
-    return said
+            notes += [f"{row.label}: {caveat}" for caveat in entry.caveats]
+            notes += entry.elsewhere
+    return notes

@@ -19,47 +19,56 @@ LOOKS: dict[Judgement, str] = {
 }
 
 
-def text(found: Sequence[Judged], suite: str) -> str:
+def text(verdicts: Sequence[Judged], suite: str) -> str:
     """A block for each claim, each of its comparisons on a line, and how many there are of each."""
     blocks = [
-        "\n".join([f"{one.judgement:12}  {one.claim.id}: {one.claim.says}", *_about(one)])
-        for one in found
+        "\n".join(
+            [f"{verdict.judgement:12}  {verdict.claim.id}: {verdict.claim.says}", *_about(verdict)]
+        )
+        for verdict in verdicts
     ]
-    return "\n\n".join([*blocks, f"suite {suite}: {tally(found)}"])
+    return "\n\n".join([*blocks, f"suite {suite}: {tally(verdicts)}"])
 
 
-def lacking(found: Iterable[Judged]) -> list[str]:
+def lacking(verdicts: Iterable[Judged]) -> list[str]:
     """The tables that claims are missing cells of."""
-    return sorted({one.claim.table for one in found if one.judgement == "missing"})
+    return sorted({verdict.claim.table for verdict in verdicts if verdict.judgement == "missing"})
 
 
-def markdown(found: Sequence[Judged], suite: str) -> str:
+def markdown(verdicts: Sequence[Judged], suite: str) -> str:
     """The claims as one table of Markdown, a comparison a line."""
     lines = [
-        f"Claims of the paper, suite {suite}: {tally(found)}.",
+        f"Claims of the paper, suite {suite}: {tally(verdicts)}.",
         "",
         "| claim | | compared | measured | published |",
         "|---|---|---|---:|---:|",
     ]
-    for one in found:
-        for place, finding in enumerate(one.findings):
-            head = f"{one.claim.says} ({one.claim.id})" if not place else ""
-            state = one.judgement if not place else ""
-            said = f"{finding.judgement}: {measured(finding)}"
-            words = (head, state, finding.comparison.text, said, published(finding))
+    for verdict in verdicts:
+        for place, finding in enumerate(verdict.findings):
+            head = f"{verdict.claim.says} ({verdict.claim.id})" if not place else ""
+            state = verdict.judgement if not place else ""
+            finding_text = f"{finding.judgement}: {measured(finding)}"
+            words = (head, state, finding.comparison.text, finding_text, published(finding))
             lines.append(f"| {' | '.join(map(md, words))} |")
-    lines += ["", *(f"- {one.claim.id}: {md(line)}" for one in found for line in about(one)[1:])]
+    lines += [
+        "",
+        *(
+            f"- {verdict.claim.id}: {md(line)}"
+            for verdict in verdicts
+            for line in about(verdict)[1:]
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def as_json(found: Sequence[Judged], suite: str) -> str:
+def as_json(verdicts: Sequence[Judged], suite: str) -> str:
     """The claims with all their numbers; differences are in points."""
-    return json_text({"suite": suite, "claims": [_plain(one) for one in found]})
+    return json_text({"suite": suite, "claims": [_plain(verdict) for verdict in verdicts]})
 
 
-def tally(found: Iterable[Judged]) -> str:
+def tally(verdicts: Iterable[Judged]) -> str:
     """How many claims are of each judgement: "3 supported, 34 missing"."""
-    counts = Counter(one.judgement for one in found)
+    counts = Counter(verdict.judgement for verdict in verdicts)
     return ", ".join(f"{counts[j]} {j}" for j in reversed(judge.GRAVITY) if counts[j])
 
 
@@ -76,8 +85,8 @@ def measured(finding: Finding) -> str:
     if finding.low is not None and finding.high is not None:
         within = f" [{points(finding.low)}, {points(finding.high)}]"
     seeds = f"n={finding.n}" + (f", {finding.how}" if finding.how else "")
-    said = "".join(f"; {reason}" for reason in finding.reasons)
-    return f"{points(finding.difference)}{within} ({seeds}){said}"
+    reasons = "".join(f"; {reason}" for reason in finding.reasons)
+    return f"{points(finding.difference)}{within} ({seeds}){reasons}"
 
 
 def published(finding: Finding) -> str:
@@ -91,21 +100,21 @@ def published(finding: Finding) -> str:
     return f"{points(finding.published)}{own}"
 
 
-def about(one: Judged) -> list[str]:
+def about(verdict: Judged) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
-    floor = claim.floors(one.claim)
-    floor += "" if one.comparable else "; at this scale none is known, 0 is taken"
-    said = [f"{one.claim.where}. Holds where {claim.HOLDS[one.claim.holds]} ({floor})."]
-    if one.own == "contradicted":
-        said.append(f"The paper's own table contradicts it: {one.claim.flaw}")
-    elif one.own == "within noise":
-        said.append("In the paper's own table some of it is within the noise floor.")
-    return said
+    floor = claim.floors(verdict.claim)
+    floor += "" if verdict.comparable else "; at this scale none is known, 0 is taken"
+    lines = [f"{verdict.claim.where}. Holds where {claim.HOLDS[verdict.claim.holds]} ({floor})."]
+    if verdict.own == "contradicted":
+        lines.append(f"The paper's own table contradicts it: {verdict.claim.flaw}")
+    elif verdict.own == "within noise":
+        lines.append("In the paper's own table some of it is within the noise floor.")
+    return lines
 
 
-def _about(one: Judged) -> list[str]:
-    lines = [f"    {line}" for line in about(one)]
-    for finding in one.findings:
+def _about(verdict: Judged) -> list[str]:
+    lines = [f"    {line}" for line in about(verdict)]
+    for finding in verdict.findings:
         lines.append(
             f"    {finding.judgement}: {finding.comparison.text}: {measured(finding)}; "
             f"paper {published(finding)}"
@@ -113,15 +122,15 @@ def _about(one: Judged) -> list[str]:
     return lines
 
 
-def _plain(one: Judged) -> dict[str, Any]:
+def _plain(verdict: Judged) -> dict[str, Any]:
     return {
-        "id": one.claim.id,
-        "says": one.claim.says,
-        "where": one.claim.where,
-        "holds": one.claim.holds,
-        "judgement": one.judgement,
-        "paper": one.own,
-        "flaw": one.claim.flaw,
+        "id": verdict.claim.id,
+        "says": verdict.claim.says,
+        "where": verdict.claim.where,
+        "holds": verdict.claim.holds,
+        "judgement": verdict.judgement,
+        "paper": verdict.own,
+        "flaw": verdict.claim.flaw,
         "comparisons": [
             {
                 "of": f.comparison.cell(f.comparison.of),
@@ -140,27 +149,27 @@ def _plain(one: Judged) -> dict[str, Any]:
                 "keys": list(f.keys),
                 "reasons": list(f.reasons),
             }
-            for f in one.findings
+            for f in verdict.findings
         ],
     }
 
 
-def section(found: Sequence[Judged]) -> Iterator[str]:
+def section(verdicts: Sequence[Judged]) -> Iterator[str]:
     """The claims as a section of the HTML report."""
     yield '<section id="claims"><h2>Claims</h2>'
-    yield f'<p class="soft">What the paper says, and what the records say about it: {tally(found)}.'
+    yield f'<p class="soft">Verdict of the records on each claim of the paper: {tally(verdicts)}.'
     yield " Differences are in points, with their 95 % interval.</p>"
-    for one in found:
-        shown = " open" if one.judgement == "contradicted" else ""
+    for verdict in verdicts:
+        shown = " open" if verdict.judgement == "contradicted" else ""
         yield (
-            f'<details class="claim {LOOKS[one.judgement]}"{shown}><summary><span class="chip">'
-            f"{one.judgement}</span> {escape(one.claim.says)} "
-            f'<small class="soft">{escape(one.claim.id)}</small></summary>'
+            f'<details class="claim {LOOKS[verdict.judgement]}"{shown}><summary><span class="chip">'
+            f"{verdict.judgement}</span> {escape(verdict.claim.says)} "
+            f'<small class="soft">{escape(verdict.claim.id)}</small></summary>'
         )
-        yield from (f'<p class="soft">{escape(line)}</p>' for line in about(one))
+        yield from (f'<p class="soft">{escape(line)}</p>' for line in about(verdict))
         yield '<div class="wide"><table><thead><tr><th>compared</th><th></th><th>measured</th>'
         yield "<th>paper</th></tr></thead><tbody>"
-        for finding in one.findings:
+        for finding in verdict.findings:
             texts = (finding.judgement, measured(finding), published(finding))
             cells = "".join(f'<td class="name">{escape(text)}</td>' for text in texts)
             yield f"<tr><th>{escape(finding.comparison.text)}</th>{cells}</tr>"

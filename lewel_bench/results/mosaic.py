@@ -77,11 +77,11 @@ def _draw(
         hspace=0.17,
     )
     names = ("image", "views", *(f"map {k}" for k in channels))
-    for i, one in enumerate(shown):
+    for i, image in enumerate(shown):
         whole = figure.add_subplot(grid[2 * i : 2 * i + 2, 0])
-        _image(whole, one)
+        _image(whole, image)
         tops = [whole]
-        for v, view in enumerate(one.views):
+        for v, view in enumerate(image.views):
             axes = figure.add_subplot(grid[2 * i + v, 1])
             axes.imshow(view.pixels)
             _frame(axes, v)
@@ -97,12 +97,12 @@ def _draw(
     return saved(figure, format)
 
 
-def _image(axes: "Axes", one: Shown) -> None:
+def _image(axes: "Axes", image: Shown) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.imshow(one.pixels)
+    axes.imshow(image.pixels)
     axes.set_anchor("N")
-    for v, view in enumerate(one.views):
+    for v, view in enumerate(image.views):
         top, left, height, width = view.box
         look: dict[str, Any] = {
             "edgecolor": FRAMES[v],
@@ -111,7 +111,7 @@ def _image(axes: "Axes", one: Shown) -> None:
         }
         axes.add_patch(Rectangle((left, top), width, height, fill=False, **look))
     axes.axis("off")
-    name = one.name if len(one.name) <= 20 else f"…{one.name[-19:]}"
+    name = image.name if len(image.name) <= 20 else f"…{image.name[-19:]}"
     axes.text(0.5, -0.03, name, transform=axes.transAxes, ha="center", va="top", fontsize=6)
 
 

@@ -37,19 +37,19 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
     if metric not in METRICS:
         return f"{metric} is not resampled over images"
     try:
-        ours, theirs = _load(of, METRICS[metric]), _load(over, METRICS[metric])
+        first, theirs = _load(of, METRICS[metric]), _load(over, METRICS[metric])
     except UNREADABLE as error:
         return f"no predictions of single images: {error}"
-    if any(not np.array_equal(ours[name], theirs[name]) for name in ours if name in SAME):
+    if any(not np.array_equal(first[name], theirs[name]) for name in first if name in SAME):
         return "the predictions of the two are not of the same images"
     random = np.random.default_rng(0)
-    if metric == "miou" and ours["confusion"].shape != theirs["confusion"].shape:
+    if metric == "miou" and first["confusion"].shape != theirs["confusion"].shape:
         return "the predictions of the two are not of the same classes"
     if metric == "miou":
-        differences = _miou(ours["confusion"], theirs["confusion"], random)
-        count = len(ours["confusion"])
+        differences = _miou(first["confusion"], theirs["confusion"], random)
+        count = len(first["confusion"])
     else:
-        gained = _right(ours, metric).astype(int) - _right(theirs, metric)  # (N,) of -1, 0, 1
+        gained = _right(first, metric).astype(int) - _right(theirs, metric)  # (N,) of -1, 0, 1
         count = len(gained)
         # a resample is known by how many images it has of each kind
         shares = [(gained == kind).mean() for kind in (-1, 0, 1)]
@@ -68,20 +68,20 @@ def _load(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(raw) as archive:
             entries = archive.infolist()
         # Python unpacks other members in one piece, whatever size they state
-        if any(one.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for one in entries):
+        if any(entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for entry in entries):
             raise ValueError(f"{path} has members that are neither stored nor deflated")
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > LARGEST:
             raise ValueError(f"{path} unpacks to more than {LARGEST >> 20} MiB")
         raw.seek(0)
         file = np.load(raw, allow_pickle=False)
-        found = {name: np.asarray(file[name]) for name in dimensions}
-    for name, array in found.items():
-        fits = array.ndim == dimensions[name] and len(array) == len(found["files"]) > 0
+        arrays = {name: np.asarray(file[name]) for name in dimensions}
+    for name, array in arrays.items():
+        fits = array.ndim == dimensions[name] and len(array) == len(arrays["files"]) > 0
         fits &= name == "files" or array.dtype.kind in "iu"
         if not fits or (name == "confusion" and array.shape[1] != array.shape[2]):
             raise ValueError(f"{path} has {name} of shape {array.shape}, {array.dtype}")
-    return found
+    return arrays
 
 
 def _right(predictions: dict[str, NDArray[Any]], metric: str) -> NDArray[np.bool_]:
@@ -90,14 +90,12 @@ def _right(predictions: dict[str, NDArray[Any]], metric: str) -> NDArray[np.bool
     return right
 
 
-def _miou(
-    ours: NDArray[Any], theirs: NDArray[Any], random: np.random.Generator
-) -> NDArray[np.float64]:
+def _miou(of: NDArray[Any], over: NDArray[Any], random: np.random.Generator) -> NDArray[np.float64]:
     """The differences in mIoU of resampled pictures, whose confusions are (N, C, C)."""
-    count, classes, _ = ours.shape
+    count, classes, _ = of.shape
     weights = random.multinomial(count, np.full(count, 1 / count), PICTURES).astype(float)  # (R, N)
-    sums = [weights @ c.reshape(count, -1).astype(float) for c in (ours, theirs)]  # (R, C * C)
-    first, second = (miou(one.reshape(-1, classes, classes)) for one in sums)
+    sums = [weights @ c.reshape(count, -1).astype(float) for c in (of, over)]  # (R, C * C)
+    first, second = (miou(counts.reshape(-1, classes, classes)) for counts in sums)
     return first - second
 
 

@@ -160,9 +160,9 @@ def _canonical(value: Any) -> Any:
         for name in value:
             if not isinstance(name, str):
                 raise TypeError(f"field {name!r} of an identity is not a string")
-        return {name: _canonical(one) for name, one in value.items()}
+        return {name: _canonical(element) for name, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(one) for one in value]
+        return [_canonical(element) for element in value]
     raise TypeError(f"{value!r} ({kind.__name__}) cannot be part of an identity: use JSON types")
 
 

@@ -153,7 +153,9 @@ def as_dict(filled: Filled) -> dict[str, Any]:
         "title": headline(filled),
         "caption": filled.table.caption,
         "source": filled.table.source,
-        "mixed": {c.id: list(found) for c in filled.table.columns if (found := filled.mixed(c.id))},
+        "mixed": {
+            c.id: list(settings) for c in filled.table.columns if (settings := filled.mixed(c.id))
+        },
         "origins": ORIGINS,
         "remarks": list(drawn.remarks),
         "rows": rows,
@@ -195,8 +197,8 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
 
 def as_json(tables: Sequence[Filled]) -> str:
     """`as_dict` as JSON text; several tables make a list."""
-    found = [as_dict(one) for one in tables]
-    content = found if len(found) > 1 else found[0]
+    loaded = [as_dict(table) for table in tables]
+    content = loaded if len(loaded) > 1 else loaded[0]
     return json_text(content, allow_nan=False) + "\n"
 
 

@@ -99,8 +99,8 @@ def report(of: Report) -> str:
 def _head(of: Report) -> Iterator[str]:
     states = _states(of.tables)
     verdicts = Counter(e.verdict for t in of.tables for e in t.entries.values() if e.state)
-    hours = sum(one.device_hours for one in of.costs)
-    newest = max((one.finished for one in of.records.values()), default=None)
+    hours = sum(cost.device_hours for cost in of.costs)
+    newest = max((record.finished for record in of.records.values()), default=None)
     yield "<header><h1>Learning Where to Learn, measured</h1>"
     yield (
         '<p class="soft">The tables of LEWEL (CVPR 2022, <a href="https://arxiv.org/abs/2203.14898">'
@@ -232,13 +232,13 @@ def _figures(figures: Sequence[tuple[str, Chart]]) -> Iterator[str]:
 
 def _states(tables: Iterable[Filled]) -> Counter[str]:
     """How many cells that a run can fill are in each of STATES; part: with some of their seeds."""
-    found = Counter(dict.fromkeys(STATES, 0))
+    counts = Counter(dict.fromkeys(STATES, 0))
     for filled in tables:
         for entry in filled.entries.values():
             if entry.state is not None:
                 part = entry.state != "done" and entry.n
-                found["part" if part else entry.state] += 1
-    return found
+                counts["part" if part else entry.state] += 1
+    return counts
 
 
 def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
@@ -248,7 +248,7 @@ def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
         "a record; in part: some have. The command that fills a cell stands behind it: click it, "
         "or ask <code>lewel-bench table N --missing</code>.</p>"
     )
-    rows = [(f"Table {one.table.id}", _states([one])) for one in tables]
+    rows = [(f"Table {table.table.id}", _states([table])) for table in tables]
     rows.append(("all", _states(tables)))
     lines = []
     for name, states in rows:
@@ -270,17 +270,17 @@ def _costs(costs: Sequence[Cost]) -> Iterator[str]:
     )
     lines = [
         (
-            escape(one.kind),
-            escape(one.name),
-            f"{one.jobs:,}",
-            f"{one.device_hours:,.3g}",
-            BLANK if one.seconds_per_epoch is None else f"{one.seconds_per_epoch:,.4g}",
-            BLANK if one.memory is None else f"{one.memory / GIB:.2f}",
+            escape(cost.kind),
+            escape(cost.name),
+            f"{cost.jobs:,}",
+            f"{cost.device_hours:,.3g}",
+            BLANK if cost.seconds_per_epoch is None else f"{cost.seconds_per_epoch:,.4g}",
+            BLANK if cost.memory is None else f"{cost.memory / GIB:.2f}",
         )
-        for one in costs
+        for cost in costs
     ]
-    total = sum(one.device_hours for one in costs)
-    jobs = sum(one.jobs for one in costs)
+    total = sum(cost.device_hours for cost in costs)
+    jobs = sum(cost.jobs for cost in costs)
     lines.append(("all", "", f"{jobs:,}", f"{total:,.3g}", BLANK, BLANK))
     header = ("", "name", "jobs", "device-hours", "seconds an epoch", "peak memory (GiB)")
     yield f"{_plain(header, lines)}</section>"

@@ -93,7 +93,7 @@ def sheet(filled: Filled) -> Sheet:
     table = filled.table
     entries = filled.entries.values()
     notes = list(dict.fromkeys(entry.note for entry in entries if entry.note))
-    notes += dict.fromkeys(text for one in entries for text in _about_numbers(filled, one))
+    notes += dict.fromkeys(text for entry in entries for text in _about_numbers(filled, entry))
     marks = _marks(filled)
     by_row = any(row.epochs for row in table.rows)
     lead = ("Method", "Epochs") if by_row else ("Method",)
@@ -110,7 +110,7 @@ def sheet(filled: Filled) -> Sheet:
         remarks=(
             *(() if filled.comparable else orientation),
             *_legend(marks),
-            *(f"Engine of {name}: {one}." for name, one in filled.engines.items()),
+            *(f"Engine of {name}: {engine}." for name, engine in filled.engines.items()),
             *table.remarks,
         ),
         notes=tuple(notes),
@@ -121,11 +121,11 @@ def sheet(filled: Filled) -> Sheet:
 def _marks(filled: Filled) -> dict[tuple[str, str], str]:
     """The mark of a column's measured values by setting, where the column mixes several."""
     mixed = {column.id: filled.mixed(column.id) for column in filled.table.columns}
-    settings = list(dict.fromkeys(one for found in mixed.values() for one in found))
+    settings = list(dict.fromkeys(setting for group in mixed.values() for setting in group))
     return {
         (column, setting): _letter(settings.index(setting))
-        for column, found in mixed.items()
-        for setting in found
+        for column, group in mixed.items()
+        for setting in group
     }
 
 
@@ -146,13 +146,15 @@ def _block(
     cells = [(column, filled.entries.get((row.id, column.id))) for column in filled.table.columns]
     aside = "" if filled.comparable else " (orientation)"
     lines = [
-        Line(f"published{aside}", tuple(_published(one, entry, notes) for one, entry in cells))
+        Line(
+            f"published{aside}", tuple(_published(column, entry, notes) for column, entry in cells)
+        )
     ]
     if any(entry and entry.state for _, entry in cells):
-        measured = tuple(_measured(one, entry, marks, notes) for one, entry in cells)
+        measured = tuple(_measured(column, entry, marks, notes) for column, entry in cells)
         lines.append(Line("measured", measured))
         if filled.comparable:
-            lines.append(Line("difference", tuple(_difference(one, e) for one, e in cells)))
+            lines.append(Line("difference", tuple(_difference(column, e) for column, e in cells)))
         lines.append(Line("verdict", tuple(_verdict(filled, e, notes) for _, e in cells)))
     return Block(row.id, lead, tuple(lines))
 
@@ -219,8 +221,8 @@ def _verdict(filled: Filled, entry: Entry | None, notes: list[str]) -> Cell:
 
 def _problems(filled: Filled) -> tuple[str, ...]:
     # One line for each row and reason: a failed run empties several columns.
-    found: dict[tuple[str, str], list[str]] = {}
+    texts: dict[tuple[str, str], list[str]] = {}
     for (row, column), entry in filled.entries.items():
         for reason in (*entry.reasons, *entry.elsewhere):
-            found.setdefault((row, reason), []).append(column)
-    return tuple(f"{row} ({', '.join(ids)}): {reason}" for (row, reason), ids in found.items())
+            texts.setdefault((row, reason), []).append(column)
+    return tuple(f"{row} ({', '.join(ids)}): {reason}" for (row, reason), ids in texts.items())

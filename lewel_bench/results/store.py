@@ -37,16 +37,16 @@ class Store:
     @cached_property
     def others(self) -> Mapping[str, tuple[Other, ...]]:
         """The records of merged bundles that have another number than ours of the same key."""
-        found: dict[str, list[Other]] = {}
+        conflicting: dict[str, list[Other]] = {}
         for bundle, (records, _) in self._merged.items():
             for key in sorted(records.keys() & self.records.keys()):
-                found.setdefault(key, []).append(Other(bundle, records[key]))
-        return {key: tuple(several) for key, several in found.items()}
+                conflicting.setdefault(key, []).append(Other(bundle, records[key]))
+        return {key: tuple(others) for key, others in conflicting.items()}
 
     @property
     def bad_others(self) -> tuple[BadRecord, ...]:
         """A BadRecord for every record of a merged bundle that cannot be used."""
-        return tuple(one for _, bad in self._merged.values() for one in bad)
+        return tuple(record for _, bad in self._merged.values() for record in bad)
 
     @property
     def kept_apart(self) -> int:

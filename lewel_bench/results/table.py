@@ -31,7 +31,7 @@ ORIGINS: dict[Origin, str] = {
 class Column(Value):
     """One quantity. `noise` names its run-to-run noise in `noise.toml`; a column without any has no
     verdict. `epochs` is the pre-training length where the column, not the row, says it.
-    `best` is what the paper prints in bold. A column that is `ours` is not in the paper; one that
+    `best` is what the paper prints in bold. An `additional` column is not in the paper; one that
     is not `comparable` depends on the machine, so no verdict holds it against the paper."""
 
     id: str
@@ -43,14 +43,14 @@ class Column(Value):
     digits: Annotated[int, Field(ge=0)] = 1
     noise: str | None = None
     best: Literal["highest", "lowest", "none"] = "highest"
-    ours: bool = False
+    additional: bool = False  # a column that the paper does not have
     comparable: bool = True
 
     @model_validator(mode="after")
     def _noise_is_known(self) -> Self:
         if self.noise is not None:
             noise.find(self.noise)
-        elif self.comparable and not self.ours:
+        elif self.comparable and not self.additional:
             raise ValueError(f"column {self.id}: name its noise, or say that it is not comparable")
         return self
 
@@ -86,10 +86,10 @@ class Row(Value):
         return self.recipes.get(column.eval, self.recipe)
 
     def measurable(self, column: Column) -> bool:
-        """Whether a table asks for a run here: for what the paper prints, and what is ours."""
+        """Whether a table asks for a run: for published values and for additional columns."""
         if column.metric == OVERHEAD and self.baseline is None:
             return False
-        asked = column.ours or column.id in self.values or column.id in self.more
+        asked = column.additional or column.id in self.values or column.id in self.more
         return bool(self.family(column)) and asked
 
 
@@ -123,8 +123,10 @@ class Table(Value):
                     raise ValueError(
                         f"{row.id}, {column.id}: give epochs in the row or in the column"
                     )
-                if column.ours and column.id in row.values:
-                    raise ValueError(f"{row.id}, {column.id}: a value in a column that is ours")
+                if column.additional and column.id in row.values:
+                    raise ValueError(
+                        f"{row.id}, {column.id}: a value in a column that the paper does not have"
+                    )
                 if row.family(column) and column.eval not in (PRETRAIN, *row.protocols):
                     raise ValueError(f"row {row.id} has a recipe but no protocol for {column.eval}")
         return self
@@ -139,7 +141,7 @@ class Table(Value):
 
     def cells(self) -> Iterator[tuple[Row, Column]]:
         """The cells that a run can fill, in reading order: a recipe, and a value in the paper or a
-        column of ours."""
+        additional column."""
         for row in self.rows:
             for column in self.columns:
                 if row.measurable(column):
@@ -177,11 +179,11 @@ def parse_cell(text: str, read: Callable[[str], Table] = load) -> tuple[str, str
 
 
 def _ids(items: tuple[Item, ...]) -> list[str]:
-    return [item.id for item in items]
+    return [element.id for element in items]
 
 
 def _find(items: tuple[Item, ...], id: str, what: str) -> Item:
-    for item in items:
-        if item.id == id:
-            return item
+    for element in items:
+        if element.id == id:
+            return element
     raise ValueError(unknown(what, id, _ids(items)))

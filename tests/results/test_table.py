@@ -340,8 +340,8 @@ def test_parse_cell_names_what_is_wrong(cell: str, message: str) -> None:
             "unknown eval in row pcl 'lin",
         ),
         (
-            ('label = "100 ep top-1"', 'label = "x"\nours = true'),
-            "a value in a column that is ours",
+            ('label = "100 ep top-1"', 'label = "x"\nadditional = true'),
+            "a value in a column that the paper does not have",
         ),
         (('label = "PCL"', 'label = "PCL"\nepochs = 200'), "in the row or in the column"),
         (

@@ -64,7 +64,7 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
             f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
             f"{why}"
         )
-    notes = [f"[{i}] The paper: ‘{one.text}’." for i, one in enumerate(quoted.said, 1)]
+    notes = [f"[{i}] The paper: ‘{one.text}’." for i, one in enumerate(quoted.statements, 1)]
     notes.append(
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
         f"ours. {_published(quoted, filled.as_published)}"
@@ -105,7 +105,7 @@ def _quantity(quoted: figure.Figure, filled: Filled, of: figure.Quantity) -> Pan
         series=tuple(series),
         scale=quoted.scale,
         ticks=tuple(p.x for p in quoted.points),
-        spans=tuple((*one.span, f"[{i}]") for i, one in enumerate(quoted.said, 1)),
+        spans=tuple((*one.span, f"[{i}]") for i, one in enumerate(quoted.statements, 1)),
     )
 
 
