@@ -47,6 +47,53 @@ def test_root_shortcut_leads_to_the_code(folder: str) -> None:
     assert link.is_symlink() and link.resolve() == PACKAGE / folder
 
 
+PROTOCOL_TYPES = {"Protocol", "Linear", "Knn", "Semi", "Dense", "Detection", "Segmentation"}
+
+
+def _asks_for_a_protocols_type(node: ast.AST) -> bool:
+    """`isinstance(x, Linear)`, `isinstance(job.protocol, X)`, or `x.runner`, `protocol.name` and
+    the like in a comparison."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        names |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+        return bool(names & (PROTOCOL_TYPES | {"protocol"}))
+    if isinstance(node, ast.Compare):
+        operands = map(ast.unparse, [node.left, *node.comparators])
+        own = ("protocol.name", "protocol.kind", "protocol.label")
+        return any(text.endswith((".runner", *own)) for text in operands)
+    return isinstance(node, ast.match_case) and bool(PROTOCOL_TYPES & _classes(node.pattern))
+
+
+def _classes(pattern: ast.pattern) -> set[str]:
+    return {ast.unparse(n.cls) for n in ast.walk(pattern) if isinstance(n, ast.MatchClass)}
+
+
+def test_harness_asks_no_protocol_for_its_type() -> None:
+    """A protocol answers for itself, so a new type needs no change in the harness."""
+    asked = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted((PACKAGE / "harness").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if _asks_for_a_protocols_type(node)
+    ]
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(job.protocol, X)",
+        "isinstance(p, Linear | Semi)",
+        "isinstance(p, dense.Detection)",
+        "p.runner == 'knn'",
+        "'knn' != job.protocol.runner",
+        "self.protocol.name in names",
+    ],
+)
+def test_a_question_for_the_type_is_recognised(code: str) -> None:
+    assert any(map(_asks_for_a_protocols_type, ast.walk(ast.parse(code))))
+
+
 def test_only_view_imports_rich() -> None:
     users = [p for p in PACKAGE.rglob("*.py") if "rich" in p.read_text() and _uses_rich(p)]
     assert users == [PACKAGE / "harness" / "view.py"]
@@ -87,7 +134,12 @@ def test_quick_commands_import_neither_torch_nor_numpy(
 
 def test_checking_data_does_not_import_torch() -> None:
     """So that a login node submits at once."""
-    modules = ("harness.plan.data_check", "harness.plan.splits", "harness.cluster")
+    modules = (
+        "harness.plan.data_check",
+        "harness.plan.contents",
+        "evals.splits",
+        "harness.cluster",
+    )
     checks = (
         "evals.detection.check",
         "evals.segmentation.check",

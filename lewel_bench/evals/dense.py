@@ -4,14 +4,29 @@ Every field is a number of the paper's set-up; an engine renders them (native mo
 detectron2 config, an mmseg config). Boxes are in pixels, learning rates at the global batch.
 """
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import product
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
+from lewel_bench.evals.protocol import (
+    Candidate,
+    Description,
+    ForwardPass,
+    Protocol,
+    check_held_out,
+    measured_note,
+    number_list,
+)
 from lewel_bench.pretrain.recipe import Backbone, Positive, Rate
-from lewel_bench.value import Value
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.outcome import CandidateResult, DenseSplits, Inputs, Outcome
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Positive  # pixels
@@ -29,10 +44,7 @@ def for_pixels_of_its_own(spec: Backbone) -> Backbone:
     return spec.model_copy(update={"mean": None})
 
 
-NOT_IDENTITY = {"name", "label", "source", "published_lr", "lrs", "weight_decays", "trials"}
-
-
-class _Dense(Value):
+class Dense(Protocol):
     """What detection and segmentation share; a candidate is a pair (lr, weight decay).
 
     `held_out` training images choose among the candidates. With `refit` the chosen candidate is
@@ -41,10 +53,12 @@ class _Dense(Value):
     of the steps is below this share of the best finished candidate's then is stopped (None: never).
     """
 
-    name: str
-    label: str
-    source: str
+    NOT_IDENTITY: ClassVar[set[str]] = Protocol.NOT_IDENTITY | {"lrs", "weight_decays", "trials"}
+    job_class: ClassVar[str] = "dense"
+    score: ClassVar[str]  # the metric that chooses among candidates
+
     data: str
+    engine: str = "native"
     batch: Positive = 16
     steps: Positive
     lrs: Grid
@@ -56,7 +70,6 @@ class _Dense(Value):
     trials: Positive = 1
     prune: Share | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    revision: Positive = 1
 
     @model_validator(mode="after")
     def _grid_is_sound(self) -> Self:
@@ -69,13 +82,13 @@ class _Dense(Value):
         check_grid("weight_decays", self.weight_decays)
         return self
 
-    def grid(self) -> list[tuple[float, float]]:
-        """The candidates: every (lr, weight decay)."""
+    def grid(self) -> list[Candidate]:
+        """Every (lr, weight decay)."""
         return list(product(self.lrs, self.weight_decays))
 
-    def identity(self, candidate: tuple[float, float] | None = None) -> dict[str, Any]:
+    def identity(self, candidate: Candidate | None = None) -> dict[str, Any]:
         """What determines the number: of the whole search, or of its one `candidate`."""
-        own = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        own = self.model_dump(mode="json", exclude=self.NOT_IDENTITY)
         grid = {"lrs": sorted(self.lrs), "weight_decays": sorted(self.weight_decays)}
         if candidate is None:
             if self.refit and len(self.grid()) == 1:
@@ -85,8 +98,114 @@ class _Dense(Value):
         # whether a candidate is stopped depends on the others
         return own | {"candidate": list(candidate)} | (grid if self.prune else {})
 
+    def candidates(self) -> Sequence[Candidate]:
+        """The grid; where a refit trains the only candidate of a grid, nothing is searched."""
+        grid = self.grid()
+        return grid if not self.refit or len(grid) > 1 else ()
 
-class Detection(_Dense):
+    def final_trainings(self) -> int:
+        """With `refit` the chosen candidate is trained again, in `trials` runs."""
+        return self.trials if self.refit else 0
+
+    def choices(
+        self, *, refit: bool = False, lrs: Sequence[float] = (), engine: str | None = None
+    ) -> dict[str, Any]:
+        """--refit, --lrs, and --engine where it is one of this task's."""
+        asked: dict[str, Any] = {"refit": True} if refit else {}
+        asked |= {"lrs": list(lrs)} if lrs else {}
+        return asked | ({"engine": engine} if engine in self.engines else {})
+
+    def engine_name(self) -> str | None:
+        """The engine that trains and measures."""
+        return self.engine
+
+    def splits(self, data: Dataset, *, final: bool) -> "DenseSplits[Any]":
+        """The training images less those held out, these, and the reported images; nothing is held
+        out of a final's training."""
+        from lewel_bench.evals import splits
+
+        train, report = self._read(data)
+        return splits.of_dense(self, train, report, final=final)
+
+    def training_count(self, total: int, classes: int, *, final: bool) -> int:
+        """All images in a final, else all but the held-out ones."""
+        if final:
+            return total
+        check_held_out(self.name, self.held_out, total, total - 1)
+        return total - self.held_out
+
+    def check_machine(self, processes: int, *, on_cpu: bool) -> None:
+        """Raise ValueError where the processes cannot share a batch, or their device lacks what
+        synchronised batch norm or mixed precision need."""
+        if on_cpu and processes > 1:
+            raise ValueError(
+                f"{processes} processes on a CPU: batch norm over the images of several "
+                "processes needs CUDA devices; use one process"
+            )
+        if on_cpu and self.engine != "native" and self.precision != "fp32":
+            raise ValueError(
+                f"precision {self.precision}: {self.engine} has mixed precision on CUDA only: "
+                f"--set {self.name}.precision=fp32"
+            )
+        if self.batch % processes:
+            raise ValueError(
+                f"a batch of {self.batch} cannot be shared by {processes} processes: use a "
+                "number of processes that divides it"
+            )
+
+    def needs_one_process(self, *, on_cpu: bool) -> bool:
+        """Batch norm needs every image of a batch, which processes on a CPU cannot share."""
+        return on_cpu
+
+    def forward_pass(self) -> ForwardPass:
+        """Batch norm takes its statistics over all images of a process."""
+        return ForwardPass(self.batch, undivided=True)
+
+    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+        """Fine-tune a candidate, or choose among the finished ones and train that again."""
+        from lewel_bench.evals import transfer
+
+        return transfer.run(self, inputs, **context)
+
+    def choose(self, results: Sequence["CandidateResult"]) -> "Outcome":
+        """The candidate with the best score on the held-out images."""
+        from lewel_bench.evals.choose import choose
+
+        grids = {"lr": self.lrs, "weight_decay": self.weight_decays}
+        return choose(self.name, results, score=self.score, grids=grids, lower="lrs")
+
+    def clear(self, folder: Path) -> None:
+        """Remove the checkpoints, those of an engine too."""
+        from lewel_bench.evals import transfer
+
+        super().clear(folder)
+        transfer.clear(folder)
+
+    @abstractmethod
+    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
+        """Fine-tune at one candidate with the engine and measure it."""
+
+    @abstractmethod
+    def _read(self, data: Dataset) -> tuple[Any, Any]:
+        """The training and the reported images, with their annotations."""
+
+    @abstractmethod
+    def _setting(self) -> str:
+        """What is done, in words."""
+
+    def describe(self) -> Description:
+        """The task and its schedule; the learning rates and weight decays of the grid."""
+        searched = f"lr {number_list(self.lrs)}; weight decay {number_list(self.weight_decays)}"
+        grid = len(self.grid())
+        return Description(
+            self._setting(),
+            searched,
+            f"{self.held_out} held-out training images",
+            measured_note(self.name, self.engine, self.held_out, grid, refit=self.refit),
+        )
+
+
+class Detection(Dense):
     """Faster or Mask R-CNN, as detectron2 computes it with MoCo's and InfoMin's configurations.
 
     `model` c4: RoI features from res4, res5 with an extra norm as the head; fpn: feature pyramid,
@@ -100,6 +219,9 @@ class Detection(_Dense):
     rises from `warmup_factor` linearly over `warmup` steps. `metric`: PASCAL's AP with 11 points
     of recall (voc07) or all (voc12), or COCO's.
     """
+
+    engines: ClassVar[tuple[str, ...]] = ("native", "detectron2")
+    score: ClassVar[str] = "box_ap"
 
     runner: Literal["detection"] = "detection"
     engine: Literal["native", "detectron2"] = "native"
@@ -141,13 +263,46 @@ class Detection(_Dense):
             raise ValueError("anchors is empty: give at least one side in pixels")
         return self
 
-    @property
-    def score(self) -> str:
-        """The metric that chooses among candidates."""
-        return "box_ap"
+    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
+        """Fine-tune a detector; see `detection.run`."""
+        from lewel_bench.evals.detection import run as detection
+
+        splits = inputs.splits
+        outcome = detection.run(
+            self,
+            candidate=candidate,
+            backbone=inputs.backbone,
+            splits=splits,
+            python=inputs.pythons.get(self.engine),
+            **context,
+        )
+        if count := splits.train.without_mask + splits.report.without_mask:
+            outcome.warnings.append(f"{count} objects have no mask: not trained on, not measured")
+        return outcome
+
+    def _read(self, data: Dataset) -> tuple[Any, Any]:
+        from lewel_bench.evals import splits
+
+        train, report = splits.read_scenes(data)
+        return (train.with_masks(), report.with_masks()) if self.masks else (train, report)
+
+    def _setting(self) -> str:
+        edges, decays = self.min_sizes, " and ".join(map(str, self.milestones))
+        parts = [
+            "boxes and masks" if self.masks else "boxes",
+            f"batch {self.batch}",
+            f"{self.steps} steps",
+            f"warm-up {self.warmup}",
+            f"edge {min(edges)} to {max(edges)}",
+            f"PreciseBN {self.precise_bn}",
+            f"tenfold lower at {decays}",
+            "norms not decayed",
+            *([f"{self.trials} trials"] if self.trials > 1 else []),
+        ]
+        return ", ".join(parts)
 
 
-class Segmentation(_Dense):
+class Segmentation(Dense):
     """A fully convolutional network of output stride 8, as mmseg's `fcn_r50-d8` computes it.
 
     Training images are resized to fit `scale` (long, short edge) times a ratio drawn from
@@ -156,6 +311,9 @@ class Segmentation(_Dense):
     falls as (1 - step / (steps - 1)) ^ `power` to `min_lr`. The heads have `head_width` channels,
     the auxiliary one `aux_width` and a loss weight of `aux_weight`.
     """
+
+    engines: ClassVar[tuple[str, ...]] = ("native", "mmseg")
+    score: ClassVar[str] = "miou"
 
     runner: Literal["segmentation"] = "segmentation"
     engine: Literal["native", "mmseg"] = "native"
@@ -170,7 +328,41 @@ class Segmentation(_Dense):
     aux_weight: Rate = 0.4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
-    @property
-    def score(self) -> str:
-        """The metric that chooses among candidates."""
-        return "miou"
+    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
+        """Fine-tune a segmenter; see `segmentation.run`."""
+        from lewel_bench.evals.segmentation import run as segmentation
+
+        outcome = segmentation.run(
+            self,
+            candidate=candidate,
+            backbone=inputs.backbone,
+            splits=inputs.splits,
+            python=inputs.pythons.get(self.engine),
+            **context,
+        )
+        classes: dict[str, float | None] = outcome.extra.get("per_class", {})
+        absent = [name for name, iou in classes.items() if iou is None]
+        if classes:
+            outcome.extra["miou_classes"] = len(classes) - len(absent)
+        if absent:
+            outcome.warnings.append(
+                f"miou is the mean over {len(classes) - len(absent)} of {len(classes)} classes: "
+                f"the reported masks have no pixel of {', '.join(absent)}"
+            )
+        return outcome
+
+    def _read(self, data: Dataset) -> tuple[Any, Any]:
+        from lewel_bench.evals import splits
+
+        return splits.read_pictures(data)
+
+    def _setting(self) -> str:
+        low, high = self.ratios
+        parts = [
+            f"scale {self.scale[0]}x{self.scale[1]} times {low:g} to {high:g}",
+            f"crop {self.crop}",
+            f"batch {self.batch}",
+            f"{self.steps} steps",
+            f"poly {self.power:g} to {self.min_lr:g}",
+        ]
+        return ", ".join(parts)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lewel_bench.evals.classification import FORWARD
 from lewel_bench.pretrain import backbone as resnet
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.augment import normalise
@@ -20,7 +21,6 @@ from lewel_bench.pretrain.data import Images, image_batches
 from lewel_bench.pretrain.distributed import Machine, gather, rank, world
 from lewel_bench.pretrain.norm import BatchNorm
 
-FORWARD = 256  # images of one frozen forward pass, unless the machine says fewer
 CHUNK = 4096  # features held in double precision at once
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lewel_bench.evals import features, scores
+from lewel_bench.evals.classification import Knn
 from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.outcome import Outcome, Splits
-from lewel_bench.evals.protocol import Knn
 from lewel_bench.pretrain.distributed import Machine, any_rank, rank, world
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from lewel_bench.evals import features, knn, loop, scores
+from lewel_bench.evals.classification import Linear
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.heads import Heads
 from lewel_bench.evals.outcome import Outcome, Splits, gap, join
-from lewel_bench.evals.protocol import Linear
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import Machine, gather, rank

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lewel_bench.evals.classification import Linear, Semi, batch_of
 from lewel_bench.evals.clock import Clock
-from lewel_bench.evals.protocol import Linear, Semi, batch_of
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
 from lewel_bench.pretrain.data import Images, image_batches

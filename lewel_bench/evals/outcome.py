@@ -1,7 +1,9 @@
 """What goes into an evaluation and what comes out of it."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -64,6 +66,43 @@ class DenseSplits(Generic[DataT]):
                     f"nothing can be measured on the {len(split)} images of the {role} split "
                     f"({split.root}): {reason}"
                 )
+
+
+class CandidateResult(Protocol):
+    """What a choice reads of a finished candidate: its record, without what it was computed on."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def outcome(self) -> Mapping[str, Any]: ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation job reads: a backbone, the splits of its protocol, and its part of them.
+
+    `candidate` is that of a candidate's job, `trial` counts the final trainings of one backbone,
+    `results` are the finished candidates that a final chooses among, `finished` those that a
+    candidate's job can be compared with. `pythons` are interpreters by engine.
+    """
+
+    backbone: Path
+    splits: Any
+    candidate: tuple[float, float] | None = None
+    trial: int = 0
+    results: Sequence[CandidateResult] = ()
+    finished: Callable[[], Sequence[CandidateResult]] = tuple
+    pythons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

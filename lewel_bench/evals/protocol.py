@@ -1,185 +1,172 @@
-"""What an evaluation is: frozen values that name everything that determines its number."""
+"""What every protocol answers: its jobs, images, limits and words, and how it is run.
 
-from itertools import product
-from typing import Annotated, Any, Literal, Self
+The harness asks a protocol and never which type it is. Classification protocols are in
+`classification`, detection and segmentation in `dense`, the paper's own values in `protocols`.
+"""
 
-from pydantic import Field, model_validator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
-from lewel_bench.pretrain.recipe import Positive, Rate
+from lewel_bench.evals.dataset import Dataset
+from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.value import Value
 
-NOT_IDENTITY = {"name", "label", "source", "published_lr"}
+if TYPE_CHECKING:
+    from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome
+
+Candidate = tuple[float, float]  # (lr, weight decay), or (backbone lr, head lr)
 
 
-class Linear(Value):
-    """A linear classifier on a frozen backbone; every (lr, weight decay) of the grid is one head.
+class Description(NamedTuple):
+    """A protocol in words: what is done, what is searched, which images choose, and in one line
+    how a table's number was measured."""
 
-    `lrs` are absolute, at `batch`. `milestones` are epochs at which the rate falls to a tenth;
-    none means a cosine to zero that moves once per epoch. `held_out` training images choose among
-    the heads. `refit` trains once more on all training images with the chosen head's settings.
-    `knn_k` is the number of neighbours of the kNN accuracy beside it (0: none), whose bank is what
-    the heads were trained on: the training images less those held out, or with `refit` all.
-    `name`, `label`, `source` and `published_lr` (the rate that the paper states) are not part of
-    the identity.
+    setting: str
+    searched: str
+    chosen_on: str
+    measured: str
+
+
+class ForwardPass(NamedTuple):
+    """The images that go through the network together.
+
+    `batch` are those of a global step, `limit` is the most of one pass (None: no limit), `bn_group`
+    how many share batch-norm statistics (None: batch norm is frozen), `undivided` whether a process
+    needs all of its images in one pass.
     """
 
-    runner: Literal["linear"] = "linear"
-    name: str
-    label: str
-    source: str
-    data: str = "imagenet"
-    image_size: Positive = 224
-    resize: Positive = 256
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)
-    optimizer: Literal["sgd", "lars"]
-    lrs: Grid
-    weight_decays: Decays = (0.0,)
-    published_lr: Lr | None = None
-    momentum: Rate = 0.9
-    trust: Rate = 0.001
-    init_std: Rate = 0.01
-    batch: Positive
-    epochs: Positive
-    milestones: tuple[Positive, ...] = ()
-    eval_every: Positive = 5
-    held_out: Positive = 10_009
-    refit: bool = False
-    knn_k: Annotated[int, Field(ge=0)] = 200
-    knn_temperature: Lr = 0.07
-    revision: Positive = 1
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        check_grid("lrs", self.lrs)
-        check_grid("weight_decays", self.weight_decays)
-        check_milestones(self.milestones, self.epochs, "epochs")
-        return self
-
-    def grid(self) -> list[tuple[float, float]]:
-        """The heads: every (lr, weight decay)."""
-        return list(product(self.lrs, self.weight_decays))
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that determines the numbers of this protocol, as plain data."""
-        return self.model_dump(mode="json", exclude=NOT_IDENTITY)
+    batch: int
+    limit: int | None = None
+    bn_group: int | None = None
+    undivided: bool = False
 
 
-class Knn(Value):
-    """Weighted k-nearest neighbours on centre crops; the first of `ks` is the table's."""
+class Protocol(Value, ABC):
+    """An evaluation: frozen values that name everything that determines its number.
 
-    runner: Literal["knn"] = "knn"
-    name: str
-    label: str
-    source: str
-    data: str = "imagenet"
-    image_size: Positive = 224
-    resize: Positive = 256
-    ks: Annotated[tuple[Positive, ...], Field(min_length=1)] = (200, 20)
-    temperature: Lr = 0.07
-    revision: Positive = 1
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that determines the numbers of this protocol, as plain data."""
-        return self.model_dump(mode="json", exclude=NOT_IDENTITY)
-
-
-class Semi(Value):
-    """Fine-tuning of the whole network on a `fraction` of the labels; one run per pair of rates.
-
-    `bn_group` is the number of images whose statistics one batch norm shares (None: the whole
-    batch). The `held_out` images that choose among the pairs are outside the labelled subset.
-    `published_lr` is the paper's (backbone rate, head rate).
+    `name`, `label`, `source` and `published_lr` (the learning rate that the paper states) are not
+    part of the identity. `job_class` names the settings of a cluster profile for its jobs,
+    `engines` what can train it (empty: there is no choice).
     """
 
-    runner: Literal["semi"] = "semi"
+    NOT_IDENTITY: ClassVar[set[str]] = {"name", "label", "source", "published_lr"}
+    job_class: ClassVar[str]
+    engines: ClassVar[tuple[str, ...]] = ()
+
+    runner: str
     name: str
     label: str
     source: str
     data: str = "imagenet"
-    fraction: Share
-    image_size: Positive = 224
-    resize: Positive = 256
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)
-    backbone_lrs: Grid
-    head_lrs: Grid
-    published_lr: tuple[Lr, Lr] | None = None
-    momentum: Rate = 0.9
-    weight_decay: Rate = 1e-4
-    batch: Positive = 256
-    bn_group: Positive | None = 64
-    epochs: Positive = 50
-    milestones: tuple[Positive, ...] = (30, 40)
-    eval_every: Positive = 5
-    held_out: Positive = 10_009
     revision: Positive = 1
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        check_grid("backbone_lrs", self.backbone_lrs)
-        check_grid("head_lrs", self.head_lrs)
-        check_milestones(self.milestones, self.epochs, "epochs")
-        if self.bn_group and self.batch % self.bn_group:
-            raise ValueError(
-                f"batch {self.batch} is not divisible by bn_group {self.bn_group}: choose a batch "
-                f"that is a multiple of {self.bn_group}, or set bn_group"
-            )
-        return self
+    def identity(self, candidate: Candidate | None = None) -> dict[str, Any]:
+        """What determines the number, as plain data: of all, or of the one `candidate`."""
+        assert candidate is None, f"{self.name} has no jobs of single candidates"
+        return self.model_dump(mode="json", exclude=self.NOT_IDENTITY)
 
-    def grid(self) -> list[tuple[float, float]]:
-        """The candidates: every (backbone lr, head lr)."""
-        return list(product(self.backbone_lrs, self.head_lrs))
+    def candidates(self) -> Sequence[Candidate]:
+        """The candidates that are trained by a job each; empty where one job trains all."""
+        return ()
 
-    def identity(self, lr: tuple[float, float] | None = None) -> dict[str, Any]:
-        """What determines the number: of the whole search, or of its one candidate `lr`."""
-        own = self.model_dump(mode="json", exclude=NOT_IDENTITY)
-        if lr is not None:
-            del own["backbone_lrs"], own["head_lrs"]
-            own["lr"] = list(lr)
-        return own
+    def final_trainings(self) -> int:
+        """How many trainings of a backbone end in a number each, after the candidates' jobs.
+
+        0: nothing is trained any more, the number is that of the chosen candidate.
+        """
+        return 1
+
+    def choices(
+        self, *, refit: bool = False, lrs: Sequence[float] = (), engine: str | None = None
+    ) -> dict[str, Any]:
+        """The fields that --refit, --lrs and --engine set here; empty for what has no use here."""
+        return {}
+
+    def engine_name(self) -> str | None:
+        """The engine that trains and measures; None where there is no choice."""
+        return None
+
+    @abstractmethod
+    def splits(self, data: Dataset, *, final: bool) -> Any:
+        """The images that train, that choose among the candidates, and that are reported.
+
+        `final`: of the job that ends in a number, not of a candidate's. Raises ValueError where
+        more is to be held out than `data` has.
+        """
+
+    def training_count(self, total: int, classes: int, *, final: bool) -> int:
+        """How many of `total` training images `splits` would train on. Raises as `splits` does."""
+        return total
+
+    def check_machine(self, processes: int, *, on_cpu: bool) -> None:
+        """Raise ValueError where the processes or their device cannot run it."""
+        return
+
+    def check_batch(self, count: int, processes: int, micro_batch: int | None) -> None:
+        """Raise ValueError where `count` training images make no batch for the processes."""
+        return
+
+    def needs_one_process(self, *, on_cpu: bool) -> bool:
+        """Whether one process runs it, however many are asked for."""
+        return False
+
+    @abstractmethod
+    def forward_pass(self) -> ForwardPass:
+        """The images that go through the network together, which a micro-batch may divide."""
+
+    @abstractmethod
+    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+        """Compute a job that trains; `context` are seed, folder, machine, report and stop.
+
+        Goes on from the checkpoints in the folder. Raises Stopped after saving, ValueError where
+        nothing could be measured.
+        """
+
+    def choose(self, results: Sequence["CandidateResult"]) -> "Outcome":
+        """The outcome of the best of its candidates. Raises ValueError where none can be chosen."""
+        raise AssertionError(f"{self.name} has no jobs of single candidates")
+
+    def clear(self, folder: Path) -> None:
+        """Remove from a finished job's folder what an interrupted one resumes from."""
+        from lewel_bench.pretrain import checkpoint
+
+        checkpoint.clear(folder)
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """The protocol in words, for a person who reads a list or a table."""
 
 
-Protocol = Annotated[Linear | Knn | Semi | Detection | Segmentation, Field(discriminator="runner")]
-
-
-def check_held_out(
-    protocol: Linear | Semi | Detection | Segmentation, count: int, most: int
-) -> None:
-    """Raise ValueError where a protocol holds out more than `most` of `count` training images."""
-    if protocol.held_out > most:
-        name = f"{protocol.name}.held_out"
+def check_held_out(name: str, held_out: int, count: int, most: int) -> None:
+    """Raise ValueError where protocol `name` holds out more than `most` of `count` images."""
+    if held_out > most:
+        field = f"{name}.held_out"
         raise ValueError(
-            f"{name} {protocol.held_out}: of {count} training images at most {most} can be held "
-            f"out, such as --set {name}={max(1, min(most, count // 5))}"
+            f"{field} {held_out}: of {count} training images at most {most} can be held out, such "
+            f"as --set {field}={max(1, min(most, count // 5))}"
         )
 
 
-def batch_of(protocol: Linear | Semi, count: int, processes: int) -> int:
-    """Images of a global step on `count` training images, which may be fewer than a batch. Raises
-    ValueError where the processes cannot share them equally."""
-    batch = min(protocol.batch, count - count % processes)
-    if batch < processes or batch % processes:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared by {processes} processes: "
-            "use a number of processes that divides it"
-        )
-    return batch
+def number_list(values: Sequence[float]) -> str:
+    """`0.1, 1, 10`"""
+    return ", ".join(f"{value:g}" for value in values)
 
 
-def bn_group_of(
-    protocol: Semi, batch: int, processes: int, micro_batch: int | None
-) -> tuple[int | None, list[str]]:
-    """The protocol's batch-norm group, or None (the whole batch) where `batch` is not made of
-    groups, with a warning. Raises ValueError where a micro-batch is not made of them."""
-    group, warnings = protocol.bn_group, list[str]()
-    if group is not None and batch % group:
-        warnings.append(f"a batch of {batch} images is not made of groups of {group}: one group")
-        group = None
-    micro, local = micro_batch or batch, batch // processes
-    if micro < local and (group is None or micro % group):
-        raise ValueError(
-            f"micro-batch {micro} is not made of whole batch-norm groups of "
-            f"{group or batch}: choose a multiple of {group or batch}"
-        )
-    return group, warnings
+def measured_note(
+    name: str, engine: str | None, held_out: int | None, candidates: int, *, refit: bool
+) -> str:
+    """How a number was measured: protocol, engine, what chose the learning rate, a refit.
+
+    `held_out` is None where nothing is trained.
+    """
+    parts = [name]
+    if engine:
+        parts.append(f"engine {engine}")
+    if held_out is not None:
+        several = candidates > 1
+        parts.append(f"chosen on {held_out} held-out images" if several else "one learning rate")
+    if refit:
+        parts.append("trained again on all images")
+    return ", ".join(parts)

@@ -9,11 +9,26 @@ amazon-science/exponential-moving-average-normalization @f79248b, LEWEL's code =
 configurations LEWEL's det_configs are.
 """
 
-from typing import Literal
+from typing import Annotated, Literal, TypeGuard
 
+from pydantic import Field
+
+from lewel_bench.evals.classification import Knn, Linear, Semi
 from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.protocol import Knn, Linear, Protocol, Semi
+from lewel_bench.evals.protocol import Protocol
 from lewel_bench.pretrain.recipe import change
+
+# What a spec on disk holds, read by its field `runner`
+AnyProtocol = Annotated[
+    Linear | Knn | Semi | Detection | Segmentation, Field(discriminator="runner")
+]
+ENGINES = tuple(dict.fromkeys((*Detection.engines, *Segmentation.engines)))
+
+
+def is_protocol(value: object) -> TypeGuard[Protocol]:
+    """Whether `value`, which an installed distribution offers, is a protocol that a job can run."""
+    return isinstance(value, Linear | Knn | Semi | Detection | Segmentation)
+
 
 # LARS: LEWEL's text says 3.2 "following SimSiam", but SimSiam's text gives .02 B/256 = .32 and its
 # code .1 B/256 = 1.6; all three, doublings between, and two beyond so that 3.2 is not an edge.

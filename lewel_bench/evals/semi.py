@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from lewel_bench.evals import features, loop, scores
+from lewel_bench.evals.classification import Semi, bn_group_of
 from lewel_bench.evals.outcome import Outcome, Splits, gap
-from lewel_bench.evals.protocol import Semi, bn_group_of
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import Machine, average, rank, world

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewel_bench import terminal
-from lewel_bench.evals.protocol import Semi
 from lewel_bench.files import FAILURE, is_held, open_regular, read_json
 from lewel_bench.harness import status
 from lewel_bench.harness.board.extra_rows import Extra, extended
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 # of a planning job, whose time limit may be 10 minutes; each try may wait for the lock, too
 PAUSES_S = (10.0, 30.0, 120.0)
-DENSE = ("detection", "segmentation")
 
 
 def profile(site: Site, name: str) -> Cluster:
@@ -162,9 +160,7 @@ def kind(job: Job) -> str:
     assert job.protocol is not None
     if job.reads_records:
         return "light"
-    if isinstance(job.protocol, Semi):
-        return "semi"
-    return "dense" if job.protocol.runner in DENSE else "linear"
+    return job.protocol.job_class
 
 
 def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lewel_bench.evals import features, knn
-from lewel_bench.evals.protocol import Knn
+from lewel_bench.evals.classification import Knn
 from lewel_bench.pretrain.report import Stopped, never, silent
 
 BANK, QUERIES, FEATURES, CLASSES = 200, 40, 16, 7

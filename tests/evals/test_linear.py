@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lewel_bench.evals import features, heads, linear, loop
+from lewel_bench.evals.classification import Linear
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Splits
-from lewel_bench.evals.protocol import Linear
 from lewel_bench.pretrain.data import image_batches
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.report import Stopped, never, silent

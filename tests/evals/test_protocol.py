@@ -6,16 +6,16 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from lewel_bench.evals.classification import Linear, Semi
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.loop import lr_factor
-from lewel_bench.evals.protocol import Linear, Protocol, Semi
-from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.evals.protocols import PROTOCOLS, AnyProtocol
 from lewel_bench.pretrain.recipe import change
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_loads_from_plain_data_and_has_a_source(protocol):
-    assert TypeAdapter(Protocol).validate_json(protocol.model_dump_json()) == protocol
+    assert TypeAdapter(AnyProtocol).validate_json(protocol.model_dump_json()) == protocol
     assert protocol.source and protocol.label
 
 
@@ -99,7 +99,7 @@ def test_mistakes_are_named(name, settings, said):
 
 def test_unknown_runner():
     with pytest.raises(ValidationError, match="runner"):
-        TypeAdapter(Protocol).validate_python({"runner": "lineal", "name": "x"})
+        TypeAdapter(AnyProtocol).validate_python({"runner": "lineal", "name": "x"})
 
 
 def test_edges():

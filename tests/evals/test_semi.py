@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lewel_bench.evals import features, semi
-from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.classification import Semi
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.data import image_batches
 from lewel_bench.pretrain.recipe import Backbone, change

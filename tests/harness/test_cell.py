@@ -10,10 +10,10 @@ import pytest
 import torch
 from command_line import environment
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.jobs import cluster_entry as cell
 from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.cells import Selection
-from lewel_bench.harness.plan.plan import Dataset
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
 from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel

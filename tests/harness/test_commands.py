@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import Bench, command, environment
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import plan, suites
-from lewel_bench.harness.plan.plan import Dataset
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Data, Record

@@ -10,6 +10,7 @@ import pytest
 from command_line import write_images
 from finished import SHAPES, board, finish
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import budget, probe
 from lewel_bench.harness.cost.estimate import Cost, Estimator, duration, total, wall
@@ -18,7 +19,7 @@ from lewel_bench.harness.jobs import local
 from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.datasets import Datasets
-from lewel_bench.harness.plan.plan import Dataset, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain import recipe as recipes
 from lewel_bench.pretrain.report import silent

@@ -8,9 +8,9 @@ import json
 import os
 from pathlib import Path
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.plan import plan
-from lewel_bench.harness.plan.plan import Dataset
 from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain.recipes import RECIPES
 

@@ -10,13 +10,14 @@ import pytest
 from annotated import make_voc
 from command_line import write_images
 
+from lewel_bench.evals import splits
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.jobs import job
+from lewel_bench.harness.plan import contents, fits, plan
 from lewel_bench.harness.plan import data_check as material
-from lewel_bench.harness.plan import fits, plan, splits
 from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.datasets import Datasets
-from lewel_bench.harness.plan.plan import Dataset
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suites import PAPER, SHAPES
 from tests.evals.segmentation.making import devkit
@@ -158,7 +159,7 @@ def test_files_left_out_are_named_by_run_and_in_the_record(
         material._check_once(data, "images", tmp_path)
     (root / "train" / "class0" / "b.tiff").rename(root / "train" / "class0" / "a.heic")
     images = splits.read(data, "train")
-    whole = splits.contents(images)
+    whole = contents.contents(images)
     assert (whole.images, whole.classes, whole.per_class) == (48, 3, (16, 16))
     description = job._described(data, images.take(np.arange(5)), whole)
     assert (description.left_out, description.images, description.whole) == ({".heic": 1}, 5, whole)

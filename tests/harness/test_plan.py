@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.plan import cells, plan, suites
 from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.datasets import Datasets
-from lewel_bench.harness.plan.plan import Dataset, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import OwnSuite, Site
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import change

@@ -10,7 +10,7 @@ import pytest
 from finished import board, finish, imagenet
 
 from lewel_bench.harness import cli
-from lewel_bench.harness.board.board import Board, setting, written
+from lewel_bench.harness.board.board import Board, written
 from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
@@ -271,7 +271,7 @@ def test_a_setting_is_written_as_it_is_read(value: Any) -> None:
     [
         ("linear_lars", (), "linear_lars, chosen on 10009 held-out images"),
         ("linear_lars_in100", (), "linear_lars_in100, chosen on 1000 held-out images"),
-        ("linear_sgd_text", (), "linear_sgd_text, one rate"),
+        ("linear_sgd_text", (), "linear_sgd_text, one learning rate"),
         ("semi_1pct", (), "semi_1pct, chosen on 10009 held-out images"),
         (
             "linear_sgd",
@@ -288,7 +288,8 @@ def test_a_setting_is_written_as_it_is_read(value: Any) -> None:
     ],
 )
 def test_how_a_protocol_measures(name: str, changes: Any, text: str) -> None:
-    assert setting(plan.scale_protocol(name, suites.PAPER, changes)) == text
+    protocol = plan.scale_protocol(name, suites.PAPER, changes)
+    assert protocol.describe().measured == text
 
 
 def test_json_of_a_cost_says_how_it_was_measured(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import pytest
 from finished import imagenet
 from making import record
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.detection import voc
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.evals.protocols import PROTOCOLS
@@ -25,7 +26,7 @@ from lewel_bench.results.comparable import (
 )
 from lewel_bench.results.record import Contents, Data, Record, key
 
-NOWHERE = plan.Dataset(name="", id="", root="")
+NOWHERE = Dataset(name="", id="", root="")
 RECIPE = plan.of_recipe(RECIPES["moco_v2_200ep"], NOWHERE)["recipe"]
 PROTOCOL = plan.of_protocol(PROTOCOLS["linear_lars"], NOWHERE)["protocol"]
 WANTED = Wanted(RECIPE, "imagenet", PROTOCOL, "imagenet")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.evals.protocol import Protocol, Semi
+from lewel_bench.evals.dataset import Dataset
+from lewel_bench.evals.protocol import Protocol
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.plan import cells, plan
@@ -173,7 +174,8 @@ class Board:
             if column.eval in row.protocols
         )
         scaled = {name: self._protocol(name) for name in names}
-        return {name: one.engine for name, one in scaled.items() if isinstance(one, plan.Dense)}
+        engines = {name: protocol.engine_name() for name, protocol in scaled.items()}
+        return {name: engine for name, engine in engines.items() if engine}
 
     def _refused(self, recipe: str) -> str:
         """Why a recipe cannot have the settings: another method may lack what they name. Empty
@@ -212,7 +214,7 @@ class Board:
 
     def _finals(self, name: str, protocol: str) -> list[Slot]:
         slots = []
-        how = setting(self._protocol(protocol))
+        how = self._protocol(protocol).describe().measured
         wanted = self._wanted(name, protocol)
         for seed in self.seeds:
             for trial in range(self._trials(protocol)):
@@ -241,7 +243,7 @@ class Board:
     def _wanted(self, name: str, protocol: str) -> Wanted:
         """What the paper measured the cell of a recipe, or of an extra that stands for one, by."""
         asked = PROTOCOLS[protocol]
-        nowhere = plan.Dataset(name="", id="", root="")
+        nowhere = Dataset(name="", id="", root="")
         recipe = RECIPES.get(self.extras[name].recipe if name in self.extras else name)
         return Wanted(
             recipe=_identity(recipe) if recipe else None,
@@ -429,7 +431,7 @@ class Board:
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """All that determines a recipe's result but its data."""
-    identity: dict[str, Any] = plan.of_recipe(recipe, plan.Dataset(name="", id="", root=""))
+    identity: dict[str, Any] = plan.of_recipe(recipe, Dataset(name="", id="", root=""))
     return dict(identity["recipe"])
 
 
@@ -445,17 +447,3 @@ def written(value: Any) -> str:
         except ValueError:
             return value
     return json.dumps(value)
-
-
-def setting(protocol: Protocol) -> str:
-    """How a protocol measures, in words: its name, engine and selection rule."""
-    how = [protocol.name]
-    if isinstance(protocol, plan.Dense):
-        how.append(f"engine {protocol.engine}")
-    if protocol.runner == "knn":
-        return ", ".join(how)
-    several = len(protocol.grid()) > 1
-    how.append(f"chosen on {protocol.held_out} held-out images" if several else "one rate")
-    if not isinstance(protocol, Semi) and protocol.refit:
-        how.append("trained again on all images")
-    return ", ".join(how)

@@ -12,6 +12,7 @@ from lewel_bench.value import explain
 
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+REQUIRED = {"linear": ("refit",)}  # by runner: it may train twice in one job, which costs more
 
 
 class _Read(BaseModel):
@@ -50,8 +51,11 @@ class _Protocol(_Read):
 
     @model_validator(mode="after")
     def _says_how_often_it_trains(self) -> Self:
-        if self.runner == "linear" and "refit" not in self.model_fields_set:
-            raise ValueError("refit: a linear evaluation says whether it trains twice")
+        for field in REQUIRED.get(self.runner, ()):
+            if field not in self.model_fields_set:
+                raise ValueError(
+                    f"{field}: a {self.runner} evaluation says whether it trains twice"
+                )
         return self
 
 

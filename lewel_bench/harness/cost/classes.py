@@ -49,7 +49,8 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
     protocol = spec["protocol"]
     # a dense search and the training after it take the same steps, whatever the data
     kind, of = ("dense", None) if "steps" in protocol else (kind, data)
-    twice = protocol["runner"] == "linear" and protocol["refit"]  # others refit by another job
+    # a linear probe trains twice with `refit`; a dense one refits in another job
+    twice = bool(protocol.get("refit")) and "steps" not in protocol
     about = (twice, *(str(protocol.get(field)) for field in ALIKE if field not in UNLIKE))
     exact = (twice, *(str(protocol.get(field)) for field in ALIKE))
     levels: tuple[tuple[Any, str], ...] = (

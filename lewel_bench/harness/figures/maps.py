@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lewel_bench.evals import splits
 from lewel_bench.evals.checkpoints import limited, match
 from lewel_bench.evals.checkpoints.formats import ALLOWED
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.bundles import bundle
-from lewel_bench.harness.plan import splits
-from lewel_bench.harness.plan.plan import Dataset, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.status import SPEC, read_spec
 from lewel_bench.pretrain import checkpoint, methods, published
 from lewel_bench.pretrain.augment import distort

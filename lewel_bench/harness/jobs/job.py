@@ -6,7 +6,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,20 +18,18 @@ from typing import Any
 import torch
 
 from lewel_bench import terminal
-from lewel_bench.evals import features, knn, linear, semi
+from lewel_bench.evals import features, knn, splits
 from lewel_bench.evals.clock import Clock
-from lewel_bench.evals.outcome import Outcome
-from lewel_bench.evals.protocol import Semi
+from lewel_bench.evals.dataset import Dataset
+from lewel_bench.evals.outcome import Inputs, Outcome
 from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
 from lewel_bench.harness import view
 from lewel_bench.harness.bundles import bundle
-from lewel_bench.harness.jobs import dense as transfer
 from lewel_bench.harness.jobs import signals
-from lewel_bench.harness.jobs.choose import choose
 from lewel_bench.harness.jobs.log import Log, clear_failure, crashes, write_failure
 from lewel_bench.harness.jobs.provenance import environment, provenance
-from lewel_bench.harness.plan import fits, splits
-from lewel_bench.harness.plan.plan import Dataset, Dense, Job, Searched
+from lewel_bench.harness.plan import contents, fits
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Engines, MachineSettings
 from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
@@ -112,9 +110,10 @@ def run(
     log.close()
     check_claim()
     written = record.commit(folder, result)
-    for used in (folder, folder / "refit"):
-        checkpoint.clear(used)
-    transfer.clear(folder)
+    if job.protocol:
+        job.protocol.clear(folder)
+    else:
+        checkpoint.clear(folder)
     for warning in made.outcome.warnings:
         log("warning", message=warning)
     log("done", **made.outcome.metrics)
@@ -165,9 +164,9 @@ def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop:
     if job.kind == "pretrain":
         return _pretrain(job, root / job.key, on, log, stop)
     if job.reads_records:
-        assert isinstance(job.protocol, Searched)
-        records = [record.read(root / key / record.NAME) for key in job.needs]
-        return Made(choose(job.protocol, records), dict(records[0].data), 0.0)
+        assert job.protocol is not None
+        records = _records(root, job.needs)
+        return Made(job.protocol.choose(records), dict(records[0].data), 0.0)
     return _evaluate(job, root, on, settings.engines, log, stop)
 
 
@@ -190,7 +189,7 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
     note = collapse.collapse_note(trained.metrics, job.recipe.backbone)
     return Made(
         Outcome(metrics=trained.metrics, warnings=[note] if note else []),
-        {"train": _described(job.data, images, splits.contents(images))},
+        {"train": _described(job.data, images, contents.contents(images))},
         trained.seconds,
         Checkpoint(file=trained.backbone.name, sha256=digest),
         peak(),
@@ -245,36 +244,33 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
             f"{backbone} is not the file that its record names (its hash differs): remove "
             f"{backbone.parent} to make it again"
         )
-    found = splits.of(job)
+    parts = job.protocol.splits(job.data, final=job.kind == "final")
+    inputs = Inputs(
+        backbone,
+        parts,
+        candidate=job.lr,
+        trial=job.trial,
+        results=_records(root, [key for key in job.needs if key != job.upstream]),
+        finished=lambda: _finished_candidates(job, root),
+        pythons=engines.model_dump(exclude_none=True),
+    )
     clock = Clock()
-    arguments: dict[str, Any] = {
-        "backbone": backbone,
-        "splits": found,
-        "seed": job.seed,
-        "folder": root / job.key,
-        "machine": on,
-        "report": clock.heard(log),
-        "stop": stop,
-    }
-    if isinstance(job.protocol, Dense):
-        del arguments["seed"]  # its own, by trial
-        python = getattr(engines, job.protocol.engine, None)
-        outcome = transfer.run(job, root, python=python, **arguments)
-    elif isinstance(job.protocol, Semi):
-        assert job.lr is not None
-        outcome = semi.run(job.protocol, lr=job.lr, **arguments)
-    elif job.protocol.runner == "knn":
-        outcome = knn.run(job.protocol, **arguments)
-    else:
-        outcome = linear.run(job.protocol, **arguments)
+    outcome = job.protocol.run(
+        inputs,
+        seed=job.seed,
+        folder=root / job.key,
+        machine=on,
+        report=clock.heard(log),
+        stop=stop,
+    )
     note = collapse.note_among(upstream.warnings)
     if note and note not in outcome.warnings:
         outcome.warnings.append(note)
-    whole = splits.wholes(job, found)
+    whole = contents.wholes(job.data, parts)
     data = {
         role: _described(job.data, part, whole[role])
         for role in ("train", "select", "report")
-        if (part := getattr(found, role)) is not None
+        if (part := getattr(parts, role)) is not None
     }
     return Made(
         outcome,
@@ -284,9 +280,21 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     )
 
 
+def _records(root: Path, keys: Sequence[str]) -> list[Record]:
+    return [record.read(root / key / record.NAME) for key in keys]
+
+
+def _finished_candidates(job: Job, root: Path) -> list[Record]:
+    """The records of the other candidates of a search that have finished."""
+    assert job.protocol is not None
+    siblings = (job.model_copy(update={"lr": lr}) for lr in job.protocol.candidates())
+    keys = [record.key(sibling.identity()) for sibling in siblings]
+    return _records(root, [key for key in keys if (root / key / record.NAME).exists()])
+
+
 def _described(data: Dataset, part: Any, whole: Contents) -> Data:
     # only rank 0 writes a record, and a fingerprint asks for the size of every file
-    digest = splits.fingerprint(part) if distributed.rank() == 0 else ""
+    digest = contents.fingerprint(part) if distributed.rank() == 0 else ""
     left_out = dict(part.left_out) if isinstance(part, Images) else {}
     return Data(
         name=data.name, fingerprint=digest, images=len(part), left_out=left_out, whole=whole

@@ -17,7 +17,7 @@ from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.log import Failed, clear_failure, failure, said, write_failure
 from lewel_bench.harness.jobs.provenance import provenance
-from lewel_bench.harness.plan.plan import Dense, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import (
     BEGAN,
@@ -174,10 +174,11 @@ class Runner:
         raise ended
 
     def _alone(self, job: Job) -> bool:
-        """Whether one process does a job whatever was asked for: batch norm of a detector needs
-        every image of a batch, which processes on a CPU cannot share."""
-        dense = isinstance(job.protocol, Dense)
-        return dense and jobs.machine(self.settings).device.type == "cpu"
+        """Whether one process does a job whatever was asked for."""
+        if job.protocol is None:
+            return False
+        on_cpu = jobs.device(self.settings).startswith("cpu")
+        return job.protocol.needs_one_process(on_cpu=on_cpu)
 
     def _wait(self, job: Job) -> None:
         if signals.asked_to_stop():

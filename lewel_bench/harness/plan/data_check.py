@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from lewel_bench.evals.dataset import Dataset
 from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
 from lewel_bench.harness.plan.datasets import LISTS, NAMED, shapes_id, stamp
-from lewel_bench.harness.plan.plan import Dataset, Dense, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.problems import grouped
 from lewel_bench.value import printable, unknown
@@ -32,8 +33,8 @@ def prepare(todo: Sequence[Job], context: "Context") -> None:
     """Check the data of the jobs and the engines that they run on. Raises ValueError that names
     every problem found."""
     training = [j for j in todo if not j.reads_records]
-    engines = {j.protocol.engine for j in training if isinstance(j.protocol, Dense)}
-    for engine in sorted(engines - {"native"}):
+    engines = {j.protocol.engine_name() for j in training if j.protocol}
+    for engine in sorted(filter(None, engines - {"native"})):
         from lewel_bench.evals.engines import require
 
         require(engine, context.site.pythons)
@@ -120,7 +121,7 @@ def _print_notes(notes: Sequence[str], stream: TextIO) -> None:
 
 
 def _unlike_published(data: Dataset, task: str) -> list[str]:
-    from lewel_bench.harness.plan.splits import unlike_published
+    from lewel_bench.harness.plan.contents import unlike_published
 
     return unlike_published(data, task)
 
@@ -140,7 +141,7 @@ def _annotations(
         else:
             found = boxes.problems(root, "coco" if layout == "coco" else "voc", full)
             if layout == "voc" and not found[0]:
-                from lewel_bench.harness.plan.splits import voc_without_2007
+                from lewel_bench.harness.plan.contents import voc_without_2007
 
                 problems += voc_without_2007(root)
         problems += found[0]

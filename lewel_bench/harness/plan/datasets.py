@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lewel_bench.evals.dataset import Dataset, Layout
 from lewel_bench.files import LARGEST_JSON, open_regular, read_regular, write_atomically
-from lewel_bench.harness.plan.plan import Dataset, Layout
 from lewel_bench.harness.plan.site import FILE, Site
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.pretrain.shapes_revision import REVISION

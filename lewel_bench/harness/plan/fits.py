@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lewel_bench.evals.protocol import Knn, Linear, Semi, batch_of, bn_group_of, check_held_out
+from lewel_bench.evals.dataset import Dataset
+from lewel_bench.evals.protocol import ForwardPass
 from lewel_bench.harness.plan.datasets import shapes_id
-from lewel_bench.harness.plan.plan import Dataset, Dense, Job
+from lewel_bench.harness.plan.plan import Job
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Recipe, shares
 from lewel_bench.pretrain.shapes_revision import KINDS, Counts
@@ -29,8 +30,9 @@ def check_machine(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
         with _named(job):
             if job.recipe:
                 _recipe(job.recipe, place(job))
-            elif isinstance(job.protocol, Dense):
-                _dense(job.protocol, place(job))
+            elif job.protocol:
+                on = place(job)
+                job.protocol.check_machine(on.processes, on_cpu=on.cpu)
 
 
 def check_data(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
@@ -40,8 +42,9 @@ def check_data(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
         with _named(job):
             if job.recipe:
                 _enough(job, job.recipe)
-            else:
-                _evaluation(job, place(job))
+            elif job.protocol:
+                on = place(job)
+                job.protocol.check_batch(_trained_images(job), on.processes, on.micro_batch)
 
 
 def _each_kind(jobs: Sequence[Job]) -> list[Job]:
@@ -88,36 +91,10 @@ def _enough(job: Job, recipe: Recipe) -> None:
         )
 
 
-def _dense(protocol: Dense, place: Place) -> None:
-    if place.cpu and place.processes > 1:
-        raise ValueError(
-            f"{place.processes} processes on a CPU: batch norm over the images of several "
-            "processes needs CUDA devices; use one process"
-        )
-    if place.cpu and protocol.engine != "native" and protocol.precision != "fp32":
-        raise ValueError(
-            f"precision {protocol.precision}: {protocol.engine} has mixed precision on CUDA only: "
-            f"--set {protocol.name}.precision=fp32"
-        )
-    if protocol.batch % place.processes:
-        raise ValueError(
-            f"a batch of {protocol.batch} cannot be shared by {place.processes} processes: use a "
-            "number of processes that divides it"
-        )
-
-
-def _evaluation(job: Job, place: Place) -> None:
-    trained = _trained_images(job)
-    if isinstance(job.protocol, Linear | Semi):
-        batch = batch_of(job.protocol, trained, place.processes)
-        if isinstance(job.protocol, Semi):
-            bn_group_of(job.protocol, batch, place.processes, place.micro_batch)
-
-
 def _training_images(job: Job) -> int:
     if not is_at_hand(job.data):
         return Counts().training(job.data.layout, "")
-    from lewel_bench.harness.plan import splits
+    from lewel_bench.evals import splits
 
     return len(splits.read(job.data, "train"))
 
@@ -125,23 +102,14 @@ def _training_images(job: Job) -> int:
 def _trained_images(job: Job) -> int:
     """How many images an evaluation trains on. Raises ValueError where its splits cannot be made
     or cannot be learnt from."""
-    protocol = job.protocol
-    assert protocol is not None
+    assert job.protocol is not None
+    final = job.kind == "final"
     if is_at_hand(job.data):
-        from lewel_bench.harness.plan import splits
-
-        found = splits.of(job)
-        found.check()
-        return len(found.train)
-    counts = Counts()
-    count = counts.training(job.data.layout, protocol.runner)
-    if isinstance(protocol, Knn) or (isinstance(protocol, Dense) and job.kind == "final"):
-        return count
-    most = count - (1 if isinstance(protocol, Dense) else KINDS)
-    check_held_out(protocol, count, most)
-    if isinstance(protocol, Semi):
-        return KINDS * max(1, round(protocol.fraction * counts.train))
-    return count - protocol.held_out
+        splits = job.protocol.splits(job.data, final=final)
+        splits.check()
+        return len(splits.train)
+    total = Counts().training(job.data.layout, job.protocol.runner)
+    return job.protocol.training_count(total, KINDS, final=final)
 
 
 def is_at_hand(data: Dataset) -> bool:
@@ -152,22 +120,17 @@ def is_at_hand(data: Dataset) -> bool:
 def half_micro_batch(job: Job, processes: int, micro_batch: int | None, times: int = 1) -> int:
     """Half (a quarter, …) of the images of a forward pass of `job`. Raises ValueError saying why
     the result would be another, and what helps where memory is short."""
-    from lewel_bench.evals.features import FORWARD
-
-    of = job.recipe or job.protocol
-    batch = getattr(of, "batch", FORWARD)
-    most = batch // processes
-    if isinstance(job.protocol, Linear | Knn):
-        most = min(most, FORWARD)  # of a frozen backbone, whatever the batch
+    together = _forward_pass(job)
+    most = together.batch // processes
+    if together.limit:
+        most = min(most, together.limit)
     whole = min(micro_batch or most, most)
     micro = max(1, whole >> times)
-    reason = ""
-    if isinstance(job.protocol, Dense) or (job.recipe and job.recipe.method in methods.JOINT):
+    group, reason = together.bn_group, ""
+    if together.undivided:
         reason = f"the {whole} images of a process are needed in one forward pass"
-    elif job.recipe or isinstance(job.protocol, Semi):
-        group = getattr(of, "bn_group", None) or batch
-        if micro % group or most % micro:
-            reason = f"batch norm takes its statistics over {group} images in one forward pass"
+    elif group and (micro % group or most % micro):
+        reason = f"batch norm takes its statistics over {group} images in one forward pass"
     if whole == 1:
         reason = "a forward pass has one image already"
     if reason:
@@ -176,6 +139,15 @@ def half_micro_batch(job: Job, processes: int, micro_batch: int | None, times: i
             f"{processes} share a batch into smaller parts; else take GPUs with more memory"
         )
     return micro
+
+
+def _forward_pass(job: Job) -> ForwardPass:
+    if job.protocol:
+        return job.protocol.forward_pass()
+    assert job.recipe is not None
+    recipe = job.recipe
+    undivided = recipe.method in methods.JOINT
+    return ForwardPass(recipe.batch, bn_group=recipe.bn_group or recipe.batch, undivided=undivided)
 
 
 def memory_advice(job: Job, processes: int, micro_batch: int | None) -> str:

@@ -9,9 +9,9 @@ candidate, nothing is searched. Jobs with the same key are the same job.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.protocol import Linear, Protocol, Semi
-from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.evals.dataset import Dataset
+from lewel_bench.evals.protocol import Candidate, Protocol
+from lewel_bench.evals.protocols import ENGINES, PROTOCOLS, AnyProtocol
 from lewel_bench.harness.plan.cells import Selection, cells
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.pretrain import methods
@@ -20,26 +20,6 @@ from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
 from lewel_bench.value import Value, unknown
-
-Dense = Detection | Segmentation
-Layout = Literal["folders", "voc", "coco"]
-Searched = Semi | Dense  # one job a candidate
-ENGINES: dict[str, tuple[type, ...]] = {
-    "native": (Detection, Segmentation),
-    "detectron2": (Detection,),
-    "mmseg": (Segmentation,),
-}
-
-
-class Dataset(Value):
-    """A data set as this site has it. `id` stands for its content in keys."""
-
-    name: str
-    id: str
-    root: str
-    layout: Layout = "folders"
-    classes: str | None = None  # a file that lists the classes to use, one a line
-    lists: dict[str, str] = {}  # protocol name -> file that lists its labelled subset
 
 
 class Upstream(NamedTuple):
@@ -61,10 +41,10 @@ class Job(Value):
     seed: int
     data: Dataset
     recipe: Recipe | None = None
-    protocol: Protocol | None = None
+    protocol: AnyProtocol | None = None
     upstream: str | None = None  # key of what left the backbone that is evaluated
     needs: tuple[str, ...] = ()
-    lr: tuple[float, float] | None = None  # of a search: backbone and head, or lr and weight decay
+    lr: Candidate | None = None  # of a search: backbone and head lr, or lr and weight decay
     trial: int = 0  # of a final that trains: fine-tunings of one backbone
     key: str = ""
 
@@ -102,10 +82,10 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
 
 
 def of_protocol(
-    protocol: Protocol, data: Dataset, lr: tuple[float, float] | None = None, trial: int = 0
+    protocol: Protocol, data: Dataset, candidate: Candidate | None = None, trial: int = 0
 ) -> dict[str, Any]:
     """A protocol's part of an identity; that of one candidate does not depend on the others."""
-    settings = protocol.identity(lr) if isinstance(protocol, Searched) else protocol.identity()
+    settings = protocol.identity(candidate)
     settings.pop("data")
     again = {"trial": trial} if trial else {}
     return {"protocol": settings, "data": data.id, **again}
@@ -113,7 +93,7 @@ def of_protocol(
 
 def trials(protocol: Protocol) -> int:
     """How many runs of one backbone a cell asks for."""
-    return protocol.trials if isinstance(protocol, Dense) and protocol.refit else 1
+    return max(1, protocol.final_trainings())
 
 
 def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Dataset]) -> list[Job]:
@@ -218,23 +198,25 @@ def choices(
     of the protocols has a use for."""
     chosen: list[tuple[str, Any]] = []
     known = {name: PROTOCOLS[name] for name in protocols}
-    dense = {name: one for name, one in known.items() if isinstance(one, Dense)}
+
+    def choose(unused: str, **asked: Any) -> None:
+        settings = [
+            (f"{name}.{field}", value)
+            for name, protocol in known.items()
+            for field, value in protocol.choices(**asked).items()
+        ]
+        if not settings:
+            raise ValueError(unused)
+        chosen.extend(settings)
+
     if refit:
-        again = [name for name, one in known.items() if isinstance(one, Linear | Dense)]
-        if not again:
-            raise ValueError("--refit: no selected evaluation trains its choice once more")
-        chosen += [(f"{name}.refit", True) for name in again]
+        choose("--refit: no selected evaluation trains its choice once more", refit=True)
     if lrs:
-        if not dense:
-            raise ValueError("--lrs: no detection or segmentation is selected that would use them")
-        chosen += [(f"{name}.lrs", list(lrs)) for name in dense]
+        choose("--lrs: no detection or segmentation is selected, and only these use it", lrs=lrs)
     for engine in engines:
         if engine not in ENGINES:
             raise ValueError(unknown("engine", engine, ENGINES))
-        having = [n for n, one in dense.items() if isinstance(one, ENGINES[engine])]
-        if not having:
-            raise ValueError(f"--engine {engine}: no selected evaluation runs on it")
-        chosen += [(f"{name}.engine", engine) for name in having]
+        choose(f"--engine {engine}: no selected evaluation runs on it", engine=engine)
     return chosen
 
 
@@ -289,28 +271,24 @@ def evaluation(
         "upstream": upstream.key,
     }
     name = f"{protocol.name} of {upstream.name}"
-    if not isinstance(protocol, Searched):
-        return [_keyed(kind="final", name=name, needs=(upstream.key,), **common)]
-    again = isinstance(protocol, Dense) and protocol.refit
-    searched = protocol.grid() if not again or len(protocol.grid()) > 1 else []
     searches = [
         _keyed(
             kind="search",
-            name=f"{name}, lr {one[0]:g}/{one[1]:g}",
+            name=f"{name}, lr {candidate[0]:g}/{candidate[1]:g}",
             needs=(upstream.key,),
-            lr=one,
+            lr=candidate,
             **common,
         )
-        for one in searched
+        for candidate in protocol.candidates()
     ]
     needs = tuple(job.key for job in searches)
-    if not again:
-        return [*searches, _keyed(kind="final", name=name, needs=needs, **common)]
+    if protocol.final_trainings():
+        needs += (upstream.key,)
     finals = [
         _keyed(
             kind="final",
             name=name if trial == 0 else f"{name}, trial {trial}",
-            needs=(*needs, upstream.key),
+            needs=needs,
             trial=trial,
             **common,
         )

@@ -100,15 +100,14 @@ def origin(recipe: Recipe) -> str:
 
 def of_protocols(texts: Sequence[str]) -> None:
     """Make known the protocols among these names that a distribution offers. Raises ValueError."""
-    from lewel_bench.evals.protocol import Knn, Linear, Semi
-    from lewel_bench.harness.plan.plan import Dense
+    from lewel_bench.evals.protocols import is_protocol
 
     for text in texts:
         point = None if text in PROTOCOLS else _offered(PROTOCOLS_GROUP, text)
         if point is None:
             continue
         found = _load(point)
-        if not isinstance(found, Linear | Semi | Knn | Dense) or found.name != text:
+        if not is_protocol(found) or found.name != text:
             raise ValueError(f"{_said(point)} is no protocol called {text}")
         PROTOCOLS[text] = found
 

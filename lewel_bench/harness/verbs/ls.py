@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.protocol import Linear, Protocol, Semi
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.plan import cells, suites
 from lewel_bench.harness.plan.plugins import (
@@ -86,40 +84,11 @@ def _recipes() -> Listing:
 def _protocols() -> Listing:
     rows = []
     for p in PROTOCOLS.values():
-        setting, grid = _setting(p)
-        held = "–" if p.runner == "knn" else f"{p.held_out} held-out training images"
-        rows.append((p.name, p.label, setting, grid, held, p.source))
+        words = p.describe()
+        rows.append((p.name, p.label, words.setting, words.searched, words.chosen_on, p.source))
     for point in offered(PROTOCOLS_GROUP):
         rows.append((point.name, "–", "–", "–", "–", _offer(point, point.name in PROTOCOLS)))
     return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
-
-
-def _setting(p: Protocol) -> tuple[str, str]:
-    """What is done, and over which rates."""
-    if isinstance(p, Linear):
-        setting, grid = f"{p.optimizer}, batch {p.batch}, {p.epochs} epochs", f"lr {_rates(p.lrs)}"
-    elif isinstance(p, Semi):
-        setting = f"{p.fraction:.0%} of the labels, batch {p.batch}, {p.epochs} epochs"
-        grid = f"backbone {_rates(p.backbone_lrs)}; head {_rates(p.head_lrs)}"
-    elif isinstance(p, Detection):
-        task = "boxes and masks" if p.masks else "boxes"
-        setting = f"{task}, batch {p.batch}, {p.steps} steps, warm-up {p.warmup}, "
-        setting += f"edge {min(p.min_sizes)} to {max(p.min_sizes)}, PreciseBN {p.precise_bn}, "
-        setting += f"tenfold lower at {' and '.join(map(str, p.milestones))}, norms not decayed"
-        setting += f", {p.trials} trials" if p.trials > 1 else ""
-        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
-    elif isinstance(p, Segmentation):
-        setting = f"scale {p.scale[0]}x{p.scale[1]} times {p.ratios[0]:g} to {p.ratios[1]:g}, "
-        setting += f"crop {p.crop}, batch {p.batch}, {p.steps} steps, poly {p.power:g} to "
-        setting += f"{p.min_lr:g}"
-        grid = f"lr {_rates(p.lrs)}; weight decay {_rates(p.weight_decays)}"
-    else:
-        setting, grid = f"k {', '.join(map(str, p.ks))}, T {p.temperature:g}", "–"
-    return setting, grid
-
-
-def _rates(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _tables() -> Listing:

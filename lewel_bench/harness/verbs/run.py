@@ -162,7 +162,7 @@ def _prepare(context: "Context", todo: Sequence[Job], place: Place) -> None:
     from lewel_bench.harness.plan import fits
 
     def of(job: Job) -> Place:
-        alone = place.cpu and isinstance(job.protocol, plan.Dense)  # see local.Runner
+        alone = job.protocol and job.protocol.needs_one_process(on_cpu=place.cpu)
         return place._replace(processes=1) if alone else place
 
     fits.check_machine(todo, of)

@@ -1,15 +1,12 @@
 """What the record of a detection or segmentation says about its data."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from lewel_bench.evals.detection.scenes import Scenes
-from lewel_bench.evals.outcome import DenseSplits, Outcome
-from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.harness.jobs import dense as transfer
+from lewel_bench.evals.outcome import DenseSplits, Inputs, Outcome
+from lewel_bench.evals.protocols import COCO_FPN_1X, VOC12_SEG_FCN_D8
 
 
 def test_the_record_says_over_how_many_classes_miou_is_the_mean(
@@ -23,8 +20,8 @@ def test_the_record_says_over_how_many_classes_miou_is_the_mean(
         "run",
         lambda *_, **__: Outcome({"miou": 60.0}, extra={"per_class": classes}),
     )
-    job: Any = SimpleNamespace(protocol=PROTOCOLS["voc12_seg_fcn_d8"])
-    outcome = transfer._train(job, (0.1, 0.0), splits=DenseSplits(None, None, None))
+    inputs = Inputs(Path(), DenseSplits(None, None, None))
+    outcome = VOC12_SEG_FCN_D8.fine_tune((0.1, 0.0), inputs)
     assert outcome.extra["miou_classes"] == 2
     assert outcome.warnings == [
         "miou is the mean over 2 of 3 classes: the reported masks have no pixel of cat"
@@ -35,9 +32,9 @@ def test_the_record_counts_objects_without_a_mask(monkeypatch: pytest.MonkeyPatc
     from lewel_bench.evals.detection import run as detection
 
     monkeypatch.setattr(detection, "run", lambda *_, **__: Outcome({"mask_ap": 1.0}))
-    job: Any = SimpleNamespace(protocol=PROTOCOLS["coco_fpn_1x"])
     for counts, warnings in (((0, 0), []), ((2, 1), ["3 objects have no mask: not trained on, "
                                                      "not measured"])):  # fmt: skip
         train, report = (Scenes(Path(), (), (), (), without_mask=count) for count in counts)
-        outcome = transfer._train(job, (0.1, 0.0), splits=DenseSplits(train, None, report))
+        inputs = Inputs(Path(), DenseSplits(train, None, report))
+        outcome = COCO_FPN_1X.fine_tune((0.1, 0.0), inputs)
         assert outcome.warnings == warnings

@@ -2,8 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lewel_bench.evals.protocol import Semi
-from lewel_bench.harness.jobs.choose import choose
+from lewel_bench.evals.classification import Semi
 from lewel_bench.results.record import Record, key
 
 PROTOCOL = Semi(
@@ -28,9 +27,8 @@ def _candidate(lr: float, select: float | None, report: float, seen: float) -> R
 
 
 def test_the_select_split_decides_and_the_report_split_does_not() -> None:
-    outcome = choose(
-        PROTOCOL,
-        [_candidate(0.1, 50, 80, 81), _candidate(0.2, 60, 70, 75), _candidate(0.3, 55, 75, 90)],
+    outcome = PROTOCOL.choose(
+        [_candidate(0.1, 50, 80, 81), _candidate(0.2, 60, 70, 75), _candidate(0.3, 55, 75, 90)]
     )
     assert outcome.chosen == {"backbone_lr": 0.2, "head_lr": 1.0}
     assert outcome.metrics["top1"] == 70
@@ -40,12 +38,12 @@ def test_the_select_split_decides_and_the_report_split_does_not() -> None:
 
 
 def test_best_at_the_edge_warns() -> None:
-    outcome = choose(PROTOCOL, [_candidate(lr, 40 + lr, 50, 50) for lr in (0.1, 0.2, 0.3)])
+    outcome = PROTOCOL.choose([_candidate(lr, 40 + lr, 50, 50) for lr in (0.1, 0.2, 0.3)])
     assert any("backbone lr 0.3 is the largest" in w for w in outcome.warnings)
 
 
 def test_a_diverged_candidate_loses_and_is_named() -> None:
-    outcome = choose(PROTOCOL, [_candidate(0.1, 30, 40, 41), _candidate(0.2, None, 0, 99)])
+    outcome = PROTOCOL.choose([_candidate(0.1, 30, 40, 41), _candidate(0.2, None, 0, 99)])
     assert outcome.chosen["backbone_lr"] == 0.1
     assert "diverged at 0.2" in outcome.warnings
     assert len(outcome.grid) == 2
@@ -56,9 +54,9 @@ def test_without_a_score_none_is_chosen(score: float | None) -> None:
     lame = _candidate(0.1, 1.0, 40, 41)
     lame.outcome["extra"]["select"]["top1"] = score
     with pytest.raises(ValueError, match=r"lr 0.1 \(.+\) has no top1 on the select split"):
-        choose(PROTOCOL, [lame, _candidate(0.2, 30, 40, 41)])
+        PROTOCOL.choose([lame, _candidate(0.2, 30, 40, 41)])
 
 
 def test_all_diverged() -> None:
     with pytest.raises(ValueError, match="every candidate"):
-        choose(PROTOCOL, [_candidate(0.1, None, 0, 0)])
+        PROTOCOL.choose([_candidate(0.1, None, 0, 0)])
