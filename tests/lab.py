@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.slurm import attempt, cluster, queue, sweep
-from lewel_bench.slurm.cluster import Cluster
-from lewel_bench.slurm.plan import Cell
-from lewel_bench.slurm.sweep import Pass, Sweep
+from lewel_bench.slurm import attempt, queue, sweep
+from lewel_bench.slurm.plan import PlannedJob
+from lewel_bench.slurm.profile import Profile, parse_profile
+from lewel_bench.slurm.sweep import PlanningPass, Sweep
 
 HERE = Path(__file__).parent / "slurm"
 PROFILE = {
@@ -76,7 +76,7 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
     def is_true() -> object:
         try:
             return true()
-        except queue.Unreachable:
+        except queue.SlurmUnreachable:
             return False
 
     while not is_true():
@@ -95,29 +95,29 @@ class Bench:
     def __init__(self, root: Path, **profile: object) -> None:
         self.root = root
         self.changes = profile
-        self.profile: Cluster = cluster.parse("lab", {**PROFILE, **profile}, "the test")
-        self.cells: list[Cell] = []
+        self.profile: Profile = parse_profile("lab", {**PROFILE, **profile}, "the test")
+        self.jobs: list[PlannedJob] = []
         command = (str(HERE / "worker.py"), "{folder}")
         self.sweep = Sweep(root, self.profile, command)
 
-    def cell(self, key: str, kind: str = "light", needs: Sequence[str] = (), **spec: object) -> str:
+    def add(self, key: str, kind: str = "light", needs: Sequence[str] = (), **spec: object) -> str:
         folder = self.root / key
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text(json.dumps({"ticks": 3, **spec}))
-        self.cells.append(Cell(key, kind, tuple(needs)))
+        self.jobs.append(PlannedJob(key, kind, tuple(needs)))
         return key
 
-    def run(self, attended: bool = True) -> Pass:
-        return sweep.advance(self.sweep, self.cells, attended=attended)
+    def run(self, attended: bool = True) -> PlanningPass:
+        return sweep.advance(self.sweep, self.jobs, attended=attended)
 
-    def run_with_wakes(self) -> Pass:
+    def run_with_wakes(self) -> PlanningPass:
         """A run whose client goes away: SLURM makes the passes after it."""
         wake = tuple(self.planner_command()[1:])
-        return sweep.advance(replace(self.sweep, wake=wake), self.cells)
+        return sweep.advance(replace(self.sweep, wake=wake), self.jobs)
 
     def planner_command(self, *arguments: str) -> list[str]:
         given = {**PROFILE, **self.changes}
-        cells = [(cell.key, cell.kind, cell.needs) for cell in self.cells]
+        cells = [(cell.key, cell.kind, cell.needs) for cell in self.jobs]
         command = [str(HERE / "planner.py"), str(self.root), json.dumps(given), json.dumps(cells)]
         return [self.profile.python or sys.executable, *command, *arguments]
 
@@ -139,11 +139,11 @@ class Bench:
         )
 
     def done(self) -> bool:
-        keys = [cell.key for cell in self.cells]
-        return len(sweep.recorded(self.root, keys, "record.json")) == len(keys)
+        keys = [cell.key for cell in self.jobs]
+        return len(sweep.keys_with_record(self.root, keys, "record.json")) == len(keys)
 
     def idle(self) -> bool:
-        return not any(t.lives for t in queue.tasks())
+        return not any(t.is_alive for t in queue.tasks())
 
     def finish(self, seconds: float = 90) -> None:
         """Wait for every record, and for the jobs behind them to go."""
@@ -163,7 +163,7 @@ class Bench:
 
     def check(self) -> None:
         """Every record is what an undisturbed cell writes, and was committed once."""
-        for cell in self.cells:
+        for cell in self.jobs:
             spec = json.loads((self.root / cell.key / "spec.json").read_text())
             value = cell.key
             for _ in range(spec["ticks"]):

@@ -26,20 +26,20 @@ from lewel_bench.harness.status import COMMAND, LOCK, MARKS, JobState, write_spe
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import (
+    actions,
     attempt,
     check,
-    cluster,
-    control,
     executor,
-    inside,
+    in_job,
     ledger,
     queue,
-    seen,
+    survey,
     sweep,
 )
-from lewel_bench.slurm.cluster import Cluster
-from lewel_bench.slurm.plan import Batch, Cell
-from lewel_bench.slurm.sweep import Pass, Sweep
+from lewel_bench.slurm.plan import JobArray, PlannedJob
+from lewel_bench.slurm.profile import Profile, load_profile
+from lewel_bench.slurm.state import has_failed
+from lewel_bench.slurm.sweep import PlanningPass, Sweep
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 PAUSES_S = (10.0, 30.0, 120.0)
 
 
-def profile(site: Site, name: str) -> Cluster:
+def profile(site: Site, name: str) -> Profile:
     """The profile `name` of the site file or of the examples; for a planning job as it was when a
     person started the sweep, whatever the site file says since. Raises ValueError."""
-    if woken := os.environ.get(inside.WAKE):
+    if woken := os.environ.get(in_job.WAKE):
         kept = (read_json(Path(woken)) or {}).get("profile")
         if kept and kept["name"] == name:
-            return Cluster.model_validate(kept)
-    return cluster.load(name, site.clusters, str(site.path or ""))
+            return Profile.model_validate(kept)
+    return load_profile(name, site.clusters, str(site.path or ""))
 
 
 def submit(
@@ -70,52 +70,54 @@ def submit(
     """Submit what is ready, say what the rest waits for, and return; the exit code."""
     on = profile(context.site, arguments.cluster)
     cells = [_cell(job) for job in jobs]
-    woken = inside.WAKE in os.environ  # then a person asked for all this before
+    woken = in_job.WAKE in os.environ  # then a person asked for all this before
     work = _sweep(context.root, on, settings)
     # what a record names as its command; the environment goes along with a job
     os.environ.setdefault(COMMAND, shlex.join(["lewel-bench", *sys.argv[1:]]))
     try:
-        check.nameable(context.root)
+        check.check_path(context.root)
         if arguments.dry_run:
             return _preview(work, cells)
         if not woken:
-            check.possible(on, {cell.kind for cell in cells} | ({"light"} if on.wake else set()))
-            check.writable(context.root)
-            ledger.Ledger(context.root).belongs(on.name, queue.limits())
+            check.require_possible(
+                on, {cell.kind for cell in cells} | ({"light"} if on.wake else set())
+            )
+            check.require_writable(context.root)
+            ledger.Ledger(context.root).bind_cluster(on.name, queue.limits())
             prepare()
         for job in todo:
             write_spec(job, context.root)
         done = _advance(work, cells, woken)
-    except queue.Unreachable as unreachable:
+    except queue.SlurmUnreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
     return _say(done, todo, on, context.root)
 
 
-def _advance(work: Sweep, cells: Sequence[Cell], woken: bool) -> Pass:
+def _advance(work: Sweep, cells: Sequence[PlannedJob], woken: bool) -> PlanningPass:
     """One pass; several where nobody would run it again when SLURM is slow or refuses."""
-    submitted: dict[str, Batch] = {}
+    submitted: dict[str, JobArray] = {}
     for pause in PAUSES_S if woken else ():
         try:
             done = sweep.advance(work, cells, attended=False)
-        except (queue.Unreachable, ledger.Busy, executor.Rejected) as error:
+        except (queue.SlurmUnreachable, ledger.PlannerBusy, executor.SubmissionRejected) as error:
             why = str(error)
         else:
             submitted |= done.submitted
-            if done.wake or not done.broken:
+            if done.wake or not done.error:
                 return replace(done, submitted=submitted)
-            why = done.broken
+            why = done.error
         print(f"{why}; trying again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
     try:
         done = sweep.advance(work, cells, attended=not woken)
-    except (queue.Unreachable, ledger.Busy, executor.Rejected) as error:
+    except (queue.SlurmUnreachable, ledger.PlannerBusy, executor.SubmissionRejected) as error:
         if not submitted:
             raise
-        return Pass({}, submitted, broken=f"no job plans what comes next: {error}")
+        return PlanningPass({}, submitted, error=f"no planning job was submitted: {error}")
     return replace(done, submitted=submitted | done.submitted)
 
 
-def _sweep(root: Path, on: Cluster, settings: MachineSettings) -> Sweep:
+def _sweep(root: Path, on: Profile, settings: MachineSettings) -> Sweep:
     entry = "lewel_bench.harness.jobs.cluster_entry"
     command = ("-m", entry, "{folder}", settings.model_dump_json())
     wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
@@ -131,26 +133,26 @@ def _here(root: Path, keys: Collection[str]) -> set[str]:
 
 def free(root: Path, todo: Sequence[Job]) -> None:
     """Raise ValueError where a cluster's jobs may be at work on some of `todo`."""
-    maybe = control.unfinished_elsewhere(root)
-    held, unknown = [job for job in todo if job.key in maybe], ""
-    if held:
+    maybe = survey.unfinished_keys(root)
+    busy, unknown = [job for job in todo if job.key in maybe], ""
+    if busy:
         try:
-            living = control.survey(root)
-            held = [job for job in held if job.key in living]
-        except ledger.Foreign as error:  # which says what to remove
+            living = survey.live_jobs(root)
+            busy = [job for job in busy if job.key in living]
+        except ledger.ForeignCluster as error:  # which says what to remove
             unknown = f" ({error})"
-        except (queue.Unreachable, ValueError) as error:  # no SLURM here
+        except (queue.SlurmUnreachable, ValueError) as error:  # no SLURM here
             unknown = f" ({error}; remove {root / ledger.FOLDER} if nothing of it lives)"
-    if held:
+    if busy:
         raise ValueError(
-            f"{len(held)} of these jobs are in a cluster's queue or running, the first is "
-            f"{held[0].name} ({held[0].key}): wait, or end them with lewel-bench cancel{unknown}"
+            f"{len(busy)} of these jobs are in a cluster's queue or running, the first is "
+            f"{busy[0].name} ({busy[0].key}): wait, or end them with lewel-bench cancel{unknown}"
         )
 
 
-def _cell(job: Job) -> Cell:
+def _cell(job: Job) -> PlannedJob:
     needs = dict.fromkeys(filter(None, (job.upstream, *job.needs)))
-    return Cell(job.key, kind(job), tuple(needs))
+    return PlannedJob(job.key, kind(job), tuple(needs))
 
 
 def kind(job: Job) -> str:
@@ -163,7 +165,7 @@ def kind(job: Job) -> str:
     return job.protocol.job_class
 
 
-def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
+def _say(done: PlanningPass, todo: Sequence[Job], on: Profile, root: Path) -> int:
     names = {job.key: job.name for job in todo}
     for id, batch in done.submitted.items():
         cells = sum(map(len, batch.tasks))
@@ -171,10 +173,10 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
         print(f"submitted {id}: {cells} {batch.kind} jobs in {len(batch.tasks)} tasks{half}")
     counts = Counter(state for state, _ in done.states.values())
     words = {"live": "in the queue or running", "submit": "submitted now", "held": "held back"}
-    words["here"] = "computed by a run on one machine"
+    words["local"] = "computed by a run on one machine"
     print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
-    if done.broken:
-        print(f"{done.broken}. Run this again later", file=sys.stderr)
+    if done.error:
+        print(f"{done.error}. Run this again later", file=sys.stderr)
     if done.warning:
         print(f"warning: {done.warning}", file=sys.stderr)
     _warn_of_repeats(done, names)
@@ -190,12 +192,12 @@ def _say(done: Pass, todo: Sequence[Job], on: Cluster, root: Path) -> int:
         )
     if done.wake:
         print(f"job {done.wake} goes on from here; see lewel-bench status --cluster {on.name}")
-    elif counts["live"] + counts["submit"] + counts["here"] and counts["waiting"] + counts["held"]:
+    elif counts["live"] + counts["submit"] + counts["local"] and counts["waiting"] + counts["held"]:
         print("run this again when these have ended: the rest waits for them")
-    return 1 if failed or done.broken else 0
+    return 1 if failed or done.error else 0
 
 
-def _warn_of_repeats(done: Pass, names: Mapping[str, str]) -> None:
+def _warn_of_repeats(done: PlanningPass, names: Mapping[str, str]) -> None:
     """Say which jobs were submitted again after a failure, and of the first what the log says."""
     again = {
         k: why for k, (state, why) in done.states.items() if state == "submit" and "; see " in why
@@ -209,14 +211,14 @@ def _warn_of_repeats(done: Pass, names: Mapping[str, str]) -> None:
         )
 
 
-def _preview(work: Sweep, cells: Sequence[Cell]) -> int:
+def _preview(work: Sweep, cells: Sequence[PlannedJob]) -> int:
     shown = sweep.preview(work, cells)
     counts = Counter(
         (cell.kind, shown.decision.states[cell.key][0].replace("submit", "ready")) for cell in cells
     )
     for (what, state), n in counts.items():
         print(f"{what}: {n} {state}")
-    for batch in shown.decision.batches:
+    for batch in shown.decision.arrays:
         print(f"array of {len(batch.tasks)} {batch.kind} tasks, {sum(map(len, batch.tasks))} jobs")
     for shape, script in shown.scripts.items():
         print(f"\n# {shape}\n{script}")
@@ -242,23 +244,23 @@ def live(
         print("warning: the jobs of a cluster run here; ask on its login node", file=sys.stderr)
         return states
     try:
-        around = control.look_around(root)
-    except (queue.Unreachable, ledger.Foreign) as unreachable:
+        around = survey.survey(root)
+    except (queue.SlurmUnreachable, ledger.ForeignCluster) as unreachable:
         print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
-        maybe = control.unfinished_elsewhere(root)
+        maybe = survey.unfinished_keys(root)
         return {
-            key: replace(one, state="queued", reason="submitted; SLURM cannot be asked now")
-            if key in maybe and one.state == "missing"
-            else one
-            for key, one in states.items()
+            key: replace(state, state="queued", reason="submitted; SLURM cannot be asked now")
+            if key in maybe and state.state == "missing"
+            else state
+            for key, state in states.items()
         }
-    found = around.live
+    live = around.live
     merged = dict(states)
-    for key, one in found.items():
+    for key, job in live.items():
         if key in states and states[key].state != "done":
-            merged[key] = replace(states[key], state=one.state, reason=_reason(one, states[key]))
-    idle = [k for k in states if k not in found and not (root / k / NAME).exists()]
-    for key, verdict in control.given_up(root, idle, around.entries).items():
+            merged[key] = replace(states[key], state=job.state, reason=_reason(job, states[key]))
+    idle = [k for k in states if k not in live and not (root / k / NAME).exists()]
+    for key, verdict in survey.verdicts_on(root, idle, around.entries).items():
         now = merged[key]
         if now.state not in ("missing", "failed") or _failed_since(root / key):
             continue
@@ -266,7 +268,7 @@ def live(
             merged[key] = replace(now, state="failed", reason=verdict.reason)
         elif verdict.cancelled:
             merged[key] = replace(now, state="missing", reason="cancelled; run again to go on")
-        elif now.state == "failed" or seen.has_failed(verdict):
+        elif now.state == "failed" or has_failed(verdict):
             why = now.reason if now.state == "failed" else verdict.reason
             again = f"{why}; the next run tries again"
             merged[key] = replace(now, state="missing", reason=again)
@@ -275,17 +277,19 @@ def live(
     return merged
 
 
-def _outlook(around: control.Survey, states: Mapping[str, JobState]) -> list[str]:
+def _outlook(around: survey.Survey, states: Mapping[str, JobState]) -> list[str]:
     """Whether something will submit what is missing, and why not."""
     notes = [f"partition {name}: {why}: jobs wait" for name, why in around.closed.items()]
-    living = [waker for waker in around.wakers if waker.lives]
-    for one in living:
-        why = f" ({one.reason})" if one.reason else ""
-        notes.append(f"planning job {one.job} is {one.state}{why}: it submits what becomes ready")
-    missing = sum(one.state == "missing" for one in states.values())
+    living = [waker for waker in around.planning_jobs if waker.is_alive]
+    for waker in living:
+        why = f" ({waker.reason})" if waker.reason else ""
+        notes.append(
+            f"planning job {waker.job} is {waker.state}{why}: it submits what becomes ready"
+        )
+    missing = sum(state.state == "missing" for state in states.values())
     if not missing or any(waker.state != "stuck" for waker in living):
         return notes
-    last = next((waker for waker in around.wakers if not waker.lives), None)
+    last = next((waker for waker in around.planning_jobs if not waker.is_alive), None)
     why = f"; the last planning job, {last.job}, ended as {last.state}" if last else ""
     if last and last.log:
         why += f", see {last.log}" + (f" ({last.line})" if last.line else "")
@@ -297,37 +301,37 @@ def _outlook(around: control.Survey, states: Mapping[str, JobState]) -> list[str
 def _failed_since(folder: Path) -> bool:
     """Whether a run without the cluster failed after the cluster's last attempt, whose own failure
     may be as much as a heartbeat younger than the attempt when both were killed."""
-    last = max((one.seen for one in attempt.history(folder)), default=0.0)
+    last = max((tried.seen for tried in attempt.history(folder)), default=0.0)
     try:
-        return bool(last) and (folder / FAILURE).stat().st_mtime > last + 2 * inside.BEAT_S
+        return bool(last) and (folder / FAILURE).stat().st_mtime > last + 2 * in_job.HEARTBEAT_S
     except FileNotFoundError:
         return False
 
 
-def _reason(one: control.Live, before: JobState) -> str:
-    warning = f"; {one.warning}" if one.warning else ""
-    if one.state == "running":
+def _reason(job: survey.LiveJob, before: JobState) -> str:
+    warning = f"; {job.warning}" if job.warning else ""
+    if job.state == "running":
         done = before.progress
         more = (str(done), done.left) if done else ()
-        parts = filter(None, (f"job {one.job} on {one.nodes} for {one.elapsed}", *more))
+        parts = filter(None, (f"job {job.job} on {job.nodes} for {job.elapsed}", *more))
         return ", ".join(parts) + warning
-    place = f", place {one.place} of yours" if one.place else ""
-    return f"job {one.job}{place}{one.reason and ': '}{one.reason}{warning}"
+    position = f", position {job.position} of your pending tasks" if job.position else ""
+    return f"job {job.job}{position}{job.reason and ': '}{job.reason}{warning}"
 
 
 def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
     """`lewel-bench cancel`: asks, then ends the jobs of `keys`."""
     try:
-        held = control.survey(root)
-        wanted = [key for key in keys if key in held]
+        living = survey.live_jobs(root)
+        wanted = [key for key in keys if key in living]
         if not wanted:
             print("nothing to cancel: no job of these is in the queue or running")
             return 0
         if not sure and not _agreed(f"cancel {len(wanted)} jobs? [y/N] "):
             print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
             return 1
-        ended = control.cancel(root, wanted)
-    except queue.Unreachable as unreachable:
+        ended = actions.cancel(root, wanted)
+    except queue.SlurmUnreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was cancelled") from None
     over = {key for keys in ended.values() for key in keys}
     print(f"cancelled {len(ended)} tasks that held {len(over.intersection(wanted))} jobs")
@@ -351,9 +355,11 @@ def _agreed(question: str) -> bool:
 
 def again(root: Path, keys: Sequence[str]) -> int:
     """`lewel-bench retry`: the next run tries failed jobs anew."""
-    verdicts = control.given_up(root, keys)
-    failed = [k for k, one in verdicts.items() if not one.again and not (root / k / NAME).exists()]
-    control.again(root, failed)
+    verdicts = survey.verdicts_on(root, keys)
+    failed = [
+        k for k, verdict in verdicts.items() if not verdict.again and not (root / k / NAME).exists()
+    ]
+    actions.retry(root, failed)
     for key in failed:
         (root / key / FAILURE).unlink(missing_ok=True)
     print(f"{len(failed)} failed jobs will be tried again by the next run")
@@ -362,19 +368,19 @@ def again(root: Path, keys: Sequence[str]) -> int:
 
 def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
     """`lewel-bench logs`: what the jobs of some keys printed."""
-    found = [path for key in keys for path in control.logs(root, key)]
-    if not found:
+    paths = [path for key in keys for path in survey.log_paths(root, key)]
+    if not paths:
         raise ValueError(
             f"no job of a cluster has written for {asked} under {root}: see lewel-bench status"
         )
     if follow:
-        command = ["tail", "-n", "50", "-F", *map(str, found)]
+        command = ["tail", "-n", "50", "-F", *map(str, paths)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
             assert tail.stdout
             for line in tail.stdout:  # through our stream: a log may hold control characters
                 print(line.decode(errors="replace"), end="", flush=True)
         return tail.returncode
-    for path in found:
+    for path in paths:
         print(f"==> {path}")
         with open_regular(path) as file:
             sys.stdout.write(file.read().decode(errors="replace"))
@@ -400,7 +406,7 @@ def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
     return names
 
 
-def named(states: Mapping[str, JobState], text: str, beside: Mapping[str, Extra]) -> list[str]:
+def named(states: Mapping[str, JobState], text: str, extras: Mapping[str, Extra]) -> list[str]:
     """The keys that a key, or a cell such as table1:lewel_m:200:top1, stands for: of a cell its
     evaluations and the pre-trainings before them. The tables have the rows `beside`, by name, too.
     Raises ValueError for what there is not."""
@@ -410,17 +416,21 @@ def named(states: Mapping[str, JobState], text: str, beside: Mapping[str, Extra]
         return [text]
 
     def evaluated(extra: Extra, protocol: str) -> bool:
-        pairs = ((one.recipe, one.protocol) for one in states.values())
+        pairs = ((state.recipe, state.protocol) for state in states.values())
         return (extra.name, protocol) in pairs
 
     def read(table_id: str) -> Table:
-        return extended(load(table_id), list(beside.values()), evaluated)
+        return extended(load(table_id), list(extras.values()), evaluated)
 
     table_id, row_id, column_id = parse_cell(text, read)
     row, column = read(table_id).row(row_id), load(table_id).column(column_id)
-    recipe = name if (name := row.family(column)) in beside else cells.recipe_name(row, column)
+    recipe = name if (name := row.family(column)) in extras else cells.recipe_name(row, column)
     protocols = ("", row.protocols.get(column.eval, ""))
-    found = [k for k, one in states.items() if one.recipe == recipe and one.protocol in protocols]
-    if recipe is None or not found:
+    keys = [
+        k
+        for k, job_state in states.items()
+        if job_state.recipe == recipe and job_state.protocol in protocols
+    ]
+    if recipe is None or not keys:
         raise ValueError(f"nothing that fills {text} was ever planned here: see lewel-bench status")
-    return found
+    return keys

@@ -1,6 +1,6 @@
-"""Running jobs on a SLURM cluster: profiles, submission, planning, and what runs inside a job.
+"""Running jobs on a SLURM cluster: profiles, submission, planning, and the code inside a SLURM job.
 
-Knows keys, folders and commands, and nothing of recipes, records or tables. Its front is `sweep`
-(one planning pass) and `control` (what a person asks and does).
-"Rule N" in this package means the list in CONTRIBUTING, "The cluster": each was bought by a fault.
+The package knows keys, folders and commands, but no recipes, records or tables. Its interface is
+`sweep` (one planning pass), `survey` (states, verdicts and logs) and `actions` (cancel and retry).
+"Rule N" in this package refers to the list in CONTRIBUTING, "The cluster".
 """

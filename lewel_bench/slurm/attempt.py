@@ -1,10 +1,10 @@
-"""Attempts at a cell: who works on it now, and how each attempt ended.
+"""Attempts at a job: which one may write, and how each ended.
 
-    KEY/claim.json           the attempt that may write; the last one to start wins
-    KEY/attempts/NAME.json   one attempt; touched while it lives, rewritten when it ends
+    KEY/claim.json           the attempt that may write: the last one to start
+    KEY/attempts/NAME.json   one attempt; touched while it runs, rewritten when it ends
 
-Two copies of one job do happen: a node's daemon dies, its task lives on, SLURM starts the job
-again elsewhere. The copy that lost its claim stops and never commits.
+Two copies of a job can run at once: a node's daemon dies, its task survives, and SLURM starts the
+job again elsewhere. The copy that lost its claim stops and never commits.
 """
 
 import json
@@ -29,14 +29,14 @@ from lewel_bench.files import (
 )
 
 CLAIM = "claim.json"
-VARIABLE = "LEWEL_BENCH_CLAIM"  # FOLDER:ATTEMPT, for the process that computes
+CLAIM_VARIABLE = "LEWEL_BENCH_CLAIM"  # FOLDER:ATTEMPT, for the process that computes
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of one cell. `mark` is the newest checkpoint that it found, `seen` when it was last
-    known to live, `ready` when its first step was done (0.0: never), and `outcome` stays empty when
-    it was killed."""
+    """One start of one job. `mark` is the newest checkpoint at its start, `seen` the time of its
+    last heartbeat or of its end, `ready` that of its first finished step (0.0: none), and `outcome`
+    stays empty if it was killed."""
 
     name: str
     uid: str
@@ -55,14 +55,14 @@ class Attempt:
 
     @property
     def seconds(self) -> float:
-        """How long it ran, to a heartbeat's exactness when it was killed."""
+        """Its run time, accurate to one heartbeat if it was killed."""
         return round(max(0.0, self.seen - self.started), 1)
 
 
 def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, marks: str) -> Attempt:
-    """Take the claim of a cell and write the attempt down."""
+    """Claim the job and record the attempt."""
     now = time.time()
-    job = this_job()
+    job = slurm_job_id()
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     attempt = Attempt(
         name=f"{time.time_ns()}-{job}.{restart}-{secrets.token_hex(3)}",
@@ -70,7 +70,7 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
         task=task,
         job=job,
         restart=restart,
-        node=node(),
+        node=node_name(),
         processes=processes,
         halvings=halvings,
         started=now,
@@ -82,13 +82,13 @@ def begin(folder: Path, uid: str, task: int, processes: int, halvings: int, mark
     return attempt
 
 
-def node() -> str:
-    """The node that this process runs on, by SLURM's name."""
+def node_name() -> str:
+    """SLURM's name of the node that this process runs on."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def this_job() -> str:
-    """The id of the job that this process runs in, as squeue writes it."""
+def slurm_job_id() -> str:
+    """The id of the SLURM job or array task that this process runs in, as squeue writes it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -96,20 +96,20 @@ def this_job() -> str:
 
 
 def end(folder: Path, attempt: Attempt, outcome: str, message: str = "") -> None:
-    """Write down how an attempt ended."""
+    """Record how an attempt ended."""
     ended = replace(attempt, outcome=outcome, message=message, seen=time.time())
     _write(_path(folder, attempt.name), asdict(ended))
 
 
-def has_begun(folder: Path, attempt: Attempt) -> Attempt:
-    """Write down that the first step of an attempt is done."""
+def record_first_step(folder: Path, attempt: Attempt) -> Attempt:
+    """Record that the first step of an attempt is done; the attempt with its time."""
     begun = replace(attempt, ready=time.time())
     write_json(_path(folder, attempt.name), asdict(begun))
     return begun
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file; on a full disk in its place, which takes no room."""
+    """Replace a file; on a full disk overwrite it in place, which needs no space."""
     try:
         write_json(path, content)
     except OSError as error:
@@ -120,13 +120,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             file.truncate()
 
 
-def beat(folder: Path, attempt: Attempt) -> None:
-    """Show that an attempt lives."""
+def heartbeat(folder: Path, attempt: Attempt) -> None:
+    """Record that an attempt is alive."""
     os.utime(_path(folder, attempt.name))
 
 
-def holds(folder: Path, name: str) -> bool:
-    """Whether an attempt still has the claim; a claim that cannot be read three times is lost."""
+def has_claim(folder: Path, name: str) -> bool:
+    """Whether an attempt has the claim. A claim that is unreadable three times is lost."""
     for _ in range(3):
         claim = read_json(folder / CLAIM)
         if claim is not None:
@@ -135,21 +135,21 @@ def holds(folder: Path, name: str) -> bool:
     return False
 
 
-def check() -> None:
-    """Raise ClaimLost when this process computes for an attempt that lost its claim; outside of a
-    cluster's job there is nothing to lose. To be called before every commit."""
-    where, _, name = os.environ.get(VARIABLE, "").rpartition(":")
-    if where and not holds(Path(where), name):
-        raise ClaimLost(f"another attempt at {Path(where).name} has taken over")
+def check_claim() -> None:
+    """Raise ClaimLost if the attempt of this process has lost its claim. Does nothing outside a
+    SLURM job. Call it before every commit."""
+    where, _, name = os.environ.get(CLAIM_VARIABLE, "").rpartition(":")
+    if where and not has_claim(Path(where), name):
+        raise ClaimLost(f"another attempt has taken over job {Path(where).name}")
 
 
 def history(folder: Path) -> list[Attempt]:
-    """The attempts at a cell, in the order of their starts; a damaged file is as if not there."""
+    """The attempts at a job, in the order of their starts. Damaged files are ignored."""
     try:
         names = sorted(name for name in os.listdir(folder / ATTEMPTS) if name[0] != ".")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = []
+    attempts = []
     for name in names:
         path = folder / ATTEMPTS / name
         content = read_json(path)
@@ -158,13 +158,13 @@ def history(folder: Path) -> list[Attempt]:
         fields = {k: v for k, v in content.items() if k in Attempt.__dataclass_fields__}
         if not fields.get("outcome"):
             fields["seen"] = path.stat().st_mtime
-        with suppress(TypeError):  # it lacks a field
-            found.append(Attempt(**fields))
-    return found
+        with suppress(TypeError):  # a field is missing
+            attempts.append(Attempt(**fields))
+    return attempts
 
 
-def forgive(folder: Path) -> None:
-    """Let a cell be tried anew whatever happened before."""
+def reset(folder: Path) -> None:
+    """Discard the failures of a job so far: the next pass submits it again."""
     now = time.time()
     name = f"{time.time_ns()}-retry-{secrets.token_hex(3)}"
     create_json(
@@ -174,30 +174,30 @@ def forgive(folder: Path) -> None:
 
 
 def summary(folder: Path) -> list[Mapping[str, Any]]:
-    """Every attempt and its cost, for the record that the newest one is about to commit. No name of
-    a host: a record may go round."""
-    now = os.environ.get(VARIABLE, "").rpartition(":")[2]
+    """Every attempt and its cost, for the record that the newest attempt is about to commit. Host
+    names are left out: records are shared."""
+    now = os.environ.get(CLAIM_VARIABLE, "").rpartition(":")[2]
     tried = [
-        replace(one, outcome="done", seen=time.time()) if one.name == now else one
-        for one in history(folder)
+        replace(attempt, outcome="done", seen=time.time()) if attempt.name == now else attempt
+        for attempt in history(folder)
     ]
     return [
         {
-            "job": one.job,
-            "restart": one.restart,
-            "outcome": one.outcome or "killed",
-            "seconds": one.seconds,
-            "processes": one.processes,
-            **({"halvings": one.halvings} if one.halvings else {}),
+            "job": attempt.job,
+            "restart": attempt.restart,
+            "outcome": attempt.outcome or "killed",
+            "seconds": attempt.seconds,
+            "processes": attempt.processes,
+            **({"halvings": attempt.halvings} if attempt.halvings else {}),
         }
-        for one in tried
-        if one.outcome != "retry"
+        for attempt in tried
+        if attempt.outcome != "retry"
     ]
 
 
 def device_hours(folder: Path) -> float:
-    """The hours of devices that all attempts at a cell have taken."""
-    return sum(one.seconds * one.processes for one in history(folder)) / 3600
+    """The device-hours of all attempts at a job."""
+    return sum(attempt.seconds * attempt.processes for attempt in history(folder)) / 3600
 
 
 def _path(folder: Path, name: str) -> Path:

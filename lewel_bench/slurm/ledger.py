@@ -1,14 +1,15 @@
-"""What was submitted, written before it is: a planner that dies leaves what the next one needs.
+"""The record of all submissions, written before each sbatch: the next planner can recover from one
+that was killed.
 
     .slurm/cluster.json                    the cluster that this run root belongs to
     .slurm/lock                            held while planning
-    .slurm/submissions/UID.intent.json     before sbatch; UID is in the job's name
-    .slurm/submissions/UID.submitted.json  after it: the job id, or null when it never came to be
-    .slurm/submissions/UID.ended.json      how tasks ended, as far as anybody saw
-    .slurm/logs/UID/                       submitit's folder, a new one for every submission
+    .slurm/submissions/UID.intent.json     before sbatch; UID is part of the job name
+    .slurm/submissions/UID.submitted.json  after sbatch: the job id, or null if it submitted nothing
+    .slurm/submissions/UID.ended.json      how tasks ended, as far as a planner has seen
+    .slurm/logs/UID/                       submitit's folder, one for every submission
     .slurm/code/HASH/                      the code that jobs run
 
-Job ids are no keys: a controller that crashed hands the same id out again.
+Job ids do not identify submissions: a controller that crashed assigns the same id again.
 """
 
 import os
@@ -22,26 +23,26 @@ from pathlib import Path
 from typing import Any
 
 from lewel_bench.files import Held, Lock, create_json, read_json, write_json
-from lewel_bench.slurm.queue import Limits, Task
+from lewel_bench.slurm.queue import Limits, QueuedTask
 
 FOLDER = ".slurm"
 PREFIX = "lewel-"  # of job names
 LOCK_S = 120.0
 WOKEN_LOCK_S = 30.0  # of a planning job, which tries several times before its time limit
-ELSEWHERE_S = 300.0  # how long an sbatch on another machine may still be waiting to be let in
+ELSEWHERE_S = 300.0  # how long an sbatch on another host may wait for the controller
 
 
-class Busy(ValueError):
+class PlannerBusy(ValueError):
     """Another planner holds the lock of the run root."""
 
 
-class Foreign(ValueError):
-    """The jobs of the run root are another cluster's, or nobody knows whose."""
+class ForeignCluster(ValueError):
+    """The jobs of the run root belong to another cluster, or cannot be seen from this one."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One sbatch: `tasks[i]` are the keys that task i computes, one after another."""
+    """One sbatch: `tasks[i]` are the keys that array task i computes, one after another."""
 
     uid: str
     kind: str
@@ -53,22 +54,22 @@ class Submission:
     marks: str = "checkpoint-*"
     max_attempts: int = 5
     requeue: bool = True
-    wakes: str = ""  # what a waking job plans anew
-    profile: Mapping[str, Any] = field(default_factory=dict)  # of the cluster, for a waking job
+    wakes: str = ""  # of a planning job: the tag of its sweep
+    profile: Mapping[str, Any] = field(default_factory=dict)  # of the cluster, for a planning job
     host: str = ""
-    user: int = -1  # who submitted it; -1: a ledger of before, of one user
+    user: int = -1  # who submitted it; -1: unknown
     time: float = 0.0
 
     @property
     def name(self) -> str:
-        """The job name, by which a submission is found."""
+        """The job name, which identifies the submission."""
         return f"{PREFIX}wake-{self.wakes}-{self.uid}" if self.wakes else f"{PREFIX}{self.uid}"
 
 
 @dataclass
-class Entry:
-    """A submission and what became of it: `id` is None until sbatch has answered, and `void` when
-    it never reached SLURM."""
+class LedgerEntry:
+    """A submission and its outcome: `id` is None until sbatch has answered, `void` is true if it
+    never reached SLURM, `ended` are the final states of tasks by index."""
 
     submission: Submission
     id: str | None = None
@@ -76,8 +77,8 @@ class Entry:
     ended: dict[int, str] = field(default_factory=dict)
 
     @property
-    def over(self) -> bool:
-        """Whether nothing of it can be alive."""
+    def is_over(self) -> bool:
+        """Whether all its tasks have ended."""
         return self.void or len(self.ended) == len(self.submission.tasks)
 
     def task_id(self, index: int) -> str:
@@ -100,51 +101,56 @@ class Ledger:
 
     @contextmanager
     def lock(self, timeout_s: float = LOCK_S) -> Iterator[None]:
-        """Held by the one planner that works; the kernel frees it when its holder dies (rule 12).
-        Raises Busy when another holds it for too long."""
+        """Exclude other planners; the kernel frees the lock when its process ends (rule 12). Raises
+        PlannerBusy if another planner holds it for longer than `timeout_s`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(self.folder / "lock", timeout_s)
         try:
             lock.acquire()
         except Held:
-            raise Busy(
-                f"another run has been planning here for {timeout_s:g} s (it holds "
-                f"{self.folder / 'lock'}): wait for it, or end it"
+            raise PlannerBusy(
+                f"another run has held {self.folder / 'lock'} for {timeout_s:g} s while planning: "
+                "wait for it, or stop it"
             ) from None
         try:
             yield
         finally:
             lock.release()
 
-    def belongs(self, profile: str, limits: Limits) -> None:
-        """Note the cluster on first use. Raises Foreign as `check` does."""
-        self.check(limits)
+    def bind_cluster(self, profile: str, limits: Limits) -> None:
+        """Record the cluster on first use. Raises ForeignCluster as `check_cluster`."""
+        self.check_cluster(limits)
         create_json(self._cluster, {"profile": profile, "cluster": limits.cluster})
 
-    def check(self, limits: Limits) -> None:
-        """Raise Foreign when the jobs here are another cluster's, or nobody knows whose, or another
-        user's whom SLURM does not show to this one."""
-        there = read_json(self._cluster)
-        if there is None and self._cluster.exists():
-            raise Foreign(f"{self._cluster} is damaged: remove it if no job of this run root lives")
-        if there is not None and there.get("cluster") != limits.cluster:
-            raise Foreign(
-                f"the jobs of {self.root} were submitted to the cluster {there.get('cluster')!r} "
-                f"(profile {there.get('profile')!r}), this is {limits.cluster!r}: choose another "
-                f"--root, or end them there and remove {self.folder}"
+    def check_cluster(self, limits: Limits) -> None:
+        """Raise ForeignCluster if the jobs of this run root belong to another or an unknown
+        cluster, or to a user whose jobs SLURM hides."""
+        cluster = read_json(self._cluster)
+        if cluster is None and self._cluster.exists():
+            raise ForeignCluster(
+                f"{self._cluster} is damaged: remove it if no job of this run root is in a queue"
+            )
+        if cluster is not None and cluster.get("cluster") != limits.cluster:
+            raise ForeignCluster(
+                f"the jobs of {self.root} were submitted to the cluster {cluster.get('cluster')!r} "
+                f"(profile {cluster.get('profile')!r}), but this is {limits.cluster!r}: choose "
+                f"another --root, or cancel them on that cluster and remove {self.folder}"
             )
         if limits.private and os.getuid():  # root sees every job
-            hidden = {e.submission.user for e in self.entries() if not e.over} - {-1, os.getuid()}
+            hidden = {e.submission.user for e in self.entries() if not e.is_over} - {
+                -1,
+                os.getuid(),
+            }
             if hidden:
-                raise Foreign(
+                raise ForeignCluster(
                     f"user {user_name(min(hidden))} has submitted jobs of {self.root}, and this "
-                    "cluster hides the jobs of other users (PrivateData=jobs), so whether they are "
-                    "alive is unknown: wait until they have ended and that user has run again, or "
-                    "choose another --root"
+                    "cluster hides the jobs of other users (PrivateData=jobs), so their states are "
+                    "unknown: wait until that user has run again after they ended, or choose "
+                    "another --root"
                 )
 
-    def intend(self, **fields: Any) -> Submission:
-        """Write down what is about to be submitted."""
+    def record_intent(self, **fields: Any) -> Submission:
+        """Record a submission before its sbatch."""
         submission = Submission(
             uid=f"{time.strftime('%y%m%d%H%M%S')}{secrets.token_hex(4)}",
             host=os.uname().nodename,
@@ -152,60 +158,60 @@ class Ledger:
             time=time.time(),
             **fields,
         )
-        create_json(self.intent(submission.uid), asdict(submission))
+        create_json(self.intent_path(submission.uid), asdict(submission))
         return submission
 
-    def intent(self, uid: str) -> Path:
+    def intent_path(self, uid: str) -> Path:
         """The file of a submission."""
         return self._path(uid, "intent")
 
-    def submitted(self, uid: str, id: str | None) -> None:
-        """Write down the job id; None when the submission never came to be."""
+    def record_submitted(self, uid: str, id: str | None) -> None:
+        """Record the job id; None if nothing was submitted."""
         create_json(self._path(uid, "submitted"), {"id": id})
 
-    def ended(self, entry: Entry) -> None:
-        """Write down how tasks of a submission ended."""
+    def record_ended(self, entry: LedgerEntry) -> None:
+        """Record how tasks of a submission ended."""
         write_json(self._path(entry.submission.uid, "ended"), {"tasks": entry.ended})
 
-    def one(self, uid: str) -> Submission:
-        """The submission `uid`. Raises ValueError when there is none."""
-        found = _submission(read_json(self._path(uid, "intent")))
-        if found is None:
+    def submission(self, uid: str) -> Submission:
+        """The submission `uid`. Raises ValueError if its file is missing or damaged."""
+        submission = _submission(read_json(self._path(uid, "intent")))
+        if submission is None:
             raise ValueError(f"{self._path(uid, 'intent')} is missing or damaged")
-        return found
+        return submission
 
-    def entries(self) -> list[Entry]:
-        """Every submission, oldest first; a damaged file is as if it were not there, which costs a
-        second computation and no wrong result."""
+    def entries(self) -> list[LedgerEntry]:
+        """Every submission, oldest first. Damaged files are ignored, which may cost a second
+        computation but no wrong result."""
         try:
             names = sorted(name for name in os.listdir(self.submissions) if name[0] != ".")
         except FileNotFoundError:
             return []
-        there = set(names)
-        found = []
+        existing = set(names)
+        entries = []
         for name in names:
             uid, _, what = name.partition(".")
             content = read_json(self.submissions / name) if what == "intent.json" else None
             submission = _submission(content)
             if submission is None:
                 continue
-            entry = Entry(submission)
-            if f"{uid}.submitted.json" in there:
+            entry = LedgerEntry(submission)
+            if f"{uid}.submitted.json" in existing:
                 answer = read_json(self._path(uid, "submitted")) or {}
                 entry.id = answer.get("id")
                 entry.void = entry.id is None
-            if f"{uid}.ended.json" in there:
+            if f"{uid}.ended.json" in existing:
                 ended = (read_json(self._path(uid, "ended")) or {}).get("tasks", {})
                 entry.ended = {int(index): state for index, state in ended.items()}
-            found.append(entry)
-        return sorted(found, key=lambda entry: entry.submission.time)  # names: by the second
+            entries.append(entry)
+        return sorted(entries, key=lambda entry: entry.submission.time)  # names sort by the second
 
     def _path(self, uid: str, what: str) -> Path:
         return self.submissions / f"{uid}.{what}.json"
 
 
 def _submission(content: Mapping[str, Any] | None) -> Submission | None:
-    """The submission of an intent; None where that is missing or damaged."""
+    """The submission in an intent file; None if it is missing or damaged."""
     fields = {k: v for k, v in (content or {}).items() if k in Submission.__dataclass_fields__}
     try:
         fields["tasks"] = tuple(tuple(keys) for keys in fields["tasks"])
@@ -216,37 +222,38 @@ def _submission(content: Mapping[str, Any] | None) -> Submission | None:
 
 
 @dataclass(frozen=True)
-class Reconciled:
-    """The ledger beside the queue: what lives, by key; what has just been seen to end; submissions
-    whose planner died, with the id that SLURM gave them, or None."""
+class Reconciliation:
+    """The ledger compared with the queue: the queued and running jobs by key; entries with tasks
+    that ended since the last pass; submissions whose planner was killed, with their SLURM id, or
+    None if they were never submitted."""
 
-    live: dict[str, tuple[Entry, int, Task | None]]
-    ended: list[Entry]
-    adopted: list[tuple[Entry, str | None]]
+    live: dict[str, tuple[LedgerEntry, int, QueuedTask | None]]
+    ended: list[LedgerEntry]
+    adopted: list[tuple[LedgerEntry, str | None]]
 
 
 def reconcile(
-    entries: Sequence[Entry], queue: Sequence[Task], orphans: Mapping[str, bool]
-) -> Reconciled:
+    entries: Sequence[LedgerEntry], queue: Sequence[QueuedTask], orphans: Mapping[str, bool]
+) -> Reconciliation:
     """Compare the ledger with a queue that was read after it; pure.
 
-    `orphans` says of a submission without an answer whether its planner or its sbatch may still be
-    at work; the queue must have been read after that was looked up.
+    `orphans` tells of each submission without an answer whether its sbatch may still be running. It
+    must have been determined before the queue was read.
     """
-    listed: dict[tuple[str, int], Task] = {}
+    listed: dict[tuple[str, int], QueuedTask] = {}
     ids: dict[str, str] = {}
     for task in queue:
         if not task.name.startswith(PREFIX):
             continue
         known = listed.get((task.name, task.index))
-        if known is None or not known.lives:
+        if known is None or not known.is_alive:
             listed[task.name, task.index] = task
         ids[task.name] = task.id.partition("_")[0]
-    live: dict[str, tuple[Entry, int, Task | None]] = {}
+    live: dict[str, tuple[LedgerEntry, int, QueuedTask | None]] = {}
     changed, adopted = [], []
     for entry in entries:
         name = entry.submission.name
-        if entry.over and name not in ids:
+        if entry.is_over and name not in ids:
             continue
         if entry.id is None:
             entry.id = ids.get(name)
@@ -260,46 +267,47 @@ def reconcile(
                 continue
         before = dict(entry.ended)
         for index, keys in enumerate(entry.submission.tasks):
-            found = listed.get((name, index))
-            if found and found.lives:
-                entry.ended.pop(index, None)  # SLURM has started it again since
-                live.update(dict.fromkeys(keys, (entry, index, found)))
-            elif found:
-                entry.ended[index] = found.state
-            else:  # unknown to a controller that answers: lost, or ended long ago
+            listing = listed.get((name, index))
+            if listing and listing.is_alive:
+                entry.ended.pop(index, None)  # SLURM has requeued it
+                live.update(dict.fromkeys(keys, (entry, index, listing)))
+            elif listing:
+                entry.ended[index] = listing.state
+            else:  # the controller does not know it: lost, or ended long ago
                 entry.ended.setdefault(index, "UNKNOWN")
         if entry.ended != before:
             changed.append(entry)
-    return Reconciled(live, changed, adopted)
+    return Reconciliation(live, changed, adopted)
 
 
 def user_name(user: int) -> str:
-    """The name of a user, or the number of one without a name."""
+    """The name of a user, or the user id if it has no name."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return str(user)
 
 
-def users(entries: Sequence[Entry]) -> set[int]:
-    """Whose jobs the ledger names: SLURM must be asked about all of them, or the living jobs of one
-    user are dead to the other."""
+def user_ids(entries: Sequence[LedgerEntry]) -> set[int]:
+    """The users with jobs in the ledger. The queue must be read for all of them: otherwise the
+    running jobs of one user look lost to another."""
     return {entry.submission.user for entry in entries if not entry.void} - {-1}
 
 
-def at_work(submission: Submission, now: float) -> bool:
-    """Whether the planner of a submission without an answer, or its sbatch, may still live.
+def may_be_submitting(submission: Submission, now: float) -> bool:
+    """Whether the sbatch of a submission without an answer may still be running.
 
-    The caller holds the lock, so a planner elsewhere is dead unless locks do not work there; its
-    sbatch may wait to be let in for some time.
+    The caller holds the lock, so the planner on another host has ended unless locks do not work
+    there; its sbatch may wait for the controller for some time.
     """
     if submission.host != os.uname().nodename:
         return now - submission.time < ELSEWHERE_S
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = process.read_bytes().split(b"\0")
+            arguments = process.read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[0].endswith(b"sbatch") and any(submission.uid.encode() in w for w in words):
+        is_sbatch = arguments[0].endswith(b"sbatch")
+        if is_sbatch and any(submission.uid.encode() in argument for argument in arguments):
             return True
     return False

@@ -1,18 +1,18 @@
-"""What to submit now; pure: records, live jobs and verdicts in, batches and states out.
+"""What to submit now; pure: records, queued jobs and verdicts in, job arrays and states out.
 
-Readiness comes from records alone. SLURM's dependencies would start the children of a failed
+Readiness is decided from records alone. SLURM's dependencies would start the children of a failed
 parent once the controller has forgotten it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lewel_bench.slurm.retry import FIRST, Verdict
+from lewel_bench.slurm.retry import UNTRIED, Verdict
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One unit of work: its key, the kind of job, and the keys whose records it reads."""
+class PlannedJob:
+    """A job to run: its key, its kind (of the profile), and the keys whose records it reads."""
 
     key: str
     kind: str
@@ -20,8 +20,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Cells of one shape that go out together; `tasks[i]` are the keys of one task."""
+class JobArray:
+    """Jobs of one kind that one sbatch submits; `tasks[i]` are the keys of array task i."""
 
     kind: str
     halvings: int
@@ -30,20 +30,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to submit, and the state of every cell with the reason for it.
+    """What to submit, and the state of every job with its reason.
 
-    done; live: a job of it may run or start; here: a run computes it on one machine; submit: goes
-    out now; held: ready, but the queue is full; waiting: a cell that it needs is on its way;
-    given_up: only `retry` tries it again; cancelled: only a run that a person starts tries it
-    again; blocked: one of these needs it not.
+    done; live: in the queue or running; local: a run without the cluster computes it; submit:
+    submitted now; held: ready, but the queue is full; waiting: for the record of another job;
+    given_up: only `lewel-bench retry` submits it again; cancelled: only a run that a user starts
+    submits it again; blocked: it needs a job that is given up, cancelled or blocked.
     """
 
-    batches: tuple[Batch, ...]
+    arrays: tuple[JobArray, ...]
     states: dict[str, tuple[str, str]]
 
 
 def plan(
-    cells: Sequence[Cell],
+    jobs: Sequence[PlannedJob],
     done: Collection[str],
     live: Collection[str],
     judge: Callable[[str], Verdict | None],
@@ -54,78 +54,78 @@ def plan(
     busy: Collection[str] = (),
     attended: bool = True,
 ) -> Decision:
-    """Decide about `cells`, in their order.
+    """Decide about `jobs`, in their order.
 
-    `judge(key)` is asked only about cells that nobody computes and whose needs have records; None
-    means that nothing has been tried. At most `room` tasks go out.
+    `judge(key)` is called only for jobs that nobody computes and whose needs have records; None
+    means that there was no attempt. At most `room` tasks are submitted.
     """
     states: dict[str, tuple[str, str]] = {}
     ready: dict[tuple[str, int], list[str]] = {}
-    broken = ("given_up", "cancelled", "blocked")
-    for cell in cells:
-        if cell.key in done:
-            states[cell.key] = ("done", "")
-        elif cell.key in live:
-            states[cell.key] = ("live", "")
-        elif cell.key in busy:
-            states[cell.key] = ("here", "")
-        elif missing := [need for need in cell.needs if need not in done]:
-            stopped = [need for need in missing if states.get(need, ("",))[0] in broken]
-            states[cell.key] = (
-                ("blocked", f"needs {stopped[0]}, which is {states[stopped[0]][0]}")
-                if stopped
-                else ("waiting", f"needs {len(missing)} of {len(cell.needs)} records")
+    unrunnable = ("given_up", "cancelled", "blocked")
+    for job in jobs:
+        if job.key in done:
+            states[job.key] = ("done", "")
+        elif job.key in live:
+            states[job.key] = ("live", "")
+        elif job.key in busy:
+            states[job.key] = ("local", "")
+        elif missing := [need for need in job.needs if need not in done]:
+            blocking = [need for need in missing if states.get(need, ("",))[0] in unrunnable]
+            states[job.key] = (
+                ("blocked", f"needs {blocking[0]} ({states[blocking[0]][0].replace('_', ' ')})")
+                if blocking
+                else ("waiting", f"needs {len(missing)} of {len(job.needs)} records")
             )
         else:
-            verdict = judge(cell.key) or FIRST
+            verdict = judge(job.key) or UNTRIED
             if not verdict.again:
-                states[cell.key] = ("given_up", verdict.reason)
+                states[job.key] = ("given_up", verdict.reason)
             elif verdict.cancelled and not attended:
-                states[cell.key] = ("cancelled", verdict.reason)
+                states[job.key] = ("cancelled", verdict.reason)
             else:
-                states[cell.key] = ("submit", verdict.reason)
-                ready.setdefault((cell.kind, verdict.halvings), []).append(cell.key)
-    batches = []
+                states[job.key] = ("submit", verdict.reason)
+                ready.setdefault((job.kind, verdict.halvings), []).append(job.key)
+    arrays = []
     for (kind, halvings), keys in ready.items():
         size = pack.get(kind, 1)
         tasks = [tuple(keys[i : i + size]) for i in range(0, len(keys), size)]
-        for keys_held in tasks[max(0, room) :]:
-            states.update(dict.fromkeys(keys_held, ("held", "the queue is full (max_queued)")))
+        for held_keys in tasks[max(0, room) :]:
+            states.update(dict.fromkeys(held_keys, ("held", "the queue is full (max_queued)")))
         tasks = tasks[: max(0, room)]
         room -= len(tasks)
         # MaxArraySize is one more than the highest index: one less is safe everywhere
         step = max(1, max_array - 1)
         for i in range(0, len(tasks), step):
-            batches.append(Batch(kind, halvings, tuple(tasks[i : i + step])))
-    return Decision(tuple(batches), states)
+            arrays.append(JobArray(kind, halvings, tuple(tasks[i : i + step])))
+    return Decision(tuple(arrays), states)
 
 
-def wake_on(
-    cells: Sequence[Cell], states: Mapping[str, tuple[str, str]], ids: Mapping[str, str]
+def wake_dependency(
+    jobs: Sequence[PlannedJob], states: Mapping[str, tuple[str, str]], ids: Mapping[str, str]
 ) -> str:
-    """The dependency of the job that plans next: on what unblocks the first cell, else on all.
+    """The dependency of the next planning job: on the tasks that unblock a job, else on all.
 
-    `ids` are the ids of the tasks that live, by key. SLURM has no mixture of `and` and `or`, so
-    where several cells wait for one task each, or are held back until the queue has room, any of
-    these wakes, otherwise all that the nearest cell needs. `afterany` counts a job that SLURM has
-    forgotten as ended, which is right here.
+    `ids` are the ids of the unfinished tasks, by key. SLURM cannot combine `and` with `or`. Where
+    jobs wait for a single task each, or for room in the queue, any of these tasks wakes the
+    planner; otherwise all tasks that the nearest job needs. `afterany` counts a SLURM job that the
+    controller has forgotten as ended, as it should here.
     """
     sets: list[frozenset[str]] = []
-    for cell in cells:
-        if states.get(cell.key, ("",))[0] == "waiting":
-            needs = frozenset(ids[need] for need in cell.needs if need in ids)
+    for job in jobs:
+        if states.get(job.key, ("",))[0] == "waiting":
+            needs = frozenset(ids[need] for need in job.needs if need in ids)
             if needs:
                 sets.append(needs)
-    alone = {next(iter(one)) for one in sets if len(one) == 1}
+    single = {next(iter(needs)) for needs in sets if len(needs) == 1}
     if any(state == "held" for state, _ in states.values()):
-        alone = set(ids.values())  # whichever ends makes room
-    if alone:
-        return "?".join(f"afterany:{id}" for id in sorted(alone)[:MOST_IDS])
+        single = set(ids.values())  # whichever ends makes room
+    if single:
+        return "?".join(f"afterany:{id}" for id in sorted(single)[:MAX_DEPENDENCY_IDS])
     sets.sort(key=len)
     nearest = sorted(sets[0] if sets else set(ids.values()))
-    if len(nearest) > MOST_IDS:
+    if len(nearest) > MAX_DEPENDENCY_IDS:
         nearest = sorted({id.partition("_")[0] for id in nearest})
     return "afterany:" + ":".join(nearest) if nearest else ""
 
 
-MOST_IDS = 100  # in one dependency; whole arrays beyond
+MAX_DEPENDENCY_IDS = 100  # beyond it the dependency names whole arrays

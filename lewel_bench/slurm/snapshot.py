@@ -1,4 +1,4 @@
-"""A copy of the code that a sweep runs, so that editing the checkout changes no queued job."""
+"""A copy of the code for queued jobs, which later edits of the checkout do not change."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ KEPT = (".py", ".toml", ".json", ".txt")
 
 
 def take(package: Path, into: Path) -> Path:
-    """The folder that holds a copy of `package`, to be first in PYTHONPATH.
+    """The folder with a copy of `package`, to be first in PYTHONPATH.
 
-    The same code is copied once. Commit and uncommitted changes are written beside it. Code that is
-    a snapshot already is used as it is.
+    The same code is copied once, together with its commit and uncommitted changes. Code that is
+    already a snapshot is used as it is.
     """
     if (package.parent / SNAPSHOT).exists():
         return package.parent
@@ -30,25 +30,25 @@ def take(package: Path, into: Path) -> Path:
     if (target / SNAPSHOT).exists():
         return target
     into.mkdir(parents=True, exist_ok=True)
-    # not mkdtemp, which leaves out the group whatever the umask says
-    beside = into / f".new-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
-    beside.mkdir()
+    # mkdtemp would exclude the group whatever the umask
+    temporary = into / f".new-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary.mkdir()
     for path in paths:
-        copy = beside / package.name / path.relative_to(package)
+        copy = temporary / package.name / path.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    create_json(beside / SNAPSHOT, origin(package))
+    create_json(temporary / SNAPSHOT, origin(package))
     try:
-        os.rename(beside, target)
-    except OSError:  # another planner was first
-        shutil.rmtree(beside)
+        os.rename(temporary, target)
+    except OSError:  # another planner has copied it
+        shutil.rmtree(temporary)
         if not (target / SNAPSHOT).exists():
             raise
     return target
 
 
 def origin(package: Path) -> dict[str, Any]:
-    """Commit, uncommitted changes and untracked files of the package, where it is in a checkout."""
+    """Commit, uncommitted changes and untracked files of the package; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         try:
@@ -59,8 +59,8 @@ def origin(package: Path) -> dict[str, Any]:
             return ""
         return done.stdout
 
-    ours = bool(git("ls-files", "--error-unmatch", "__init__.py"))
-    if not ours:  # installed: the version stands for the commit
+    is_tracked = bool(git("ls-files", "--error-unmatch", "__init__.py"))
+    if not is_tracked:  # installed: the version stands for the commit
         return {"commit": "", "dirty": False, "diff": "", "untracked": []}
     return {
         "commit": git("rev-parse", "HEAD").strip(),

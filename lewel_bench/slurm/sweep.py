@@ -1,7 +1,7 @@
-"""The front of this package: one planning pass, which submits what is ready.
+"""One planning pass, which submits the jobs that are ready.
 
-A pass may be made any time, from any login node or from inside a job, and several at once: records
-on disk are the truth, `squeue` says what lives, and the ledger connects the two.
+A pass may run at any time, from any login node or inside a SLURM job, also concurrently: records on
+disk are the truth, `squeue` knows what is queued or running, and the ledger connects the two.
 """
 
 import hashlib
@@ -11,133 +11,138 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lewel_bench.slurm import executor, ledger, plan, queue, snapshot
-from lewel_bench.slurm.cluster import Cluster
-from lewel_bench.slurm.executor import Rejected, Task
+from lewel_bench.slurm.executor import SbatchOptions, SubmissionRejected
 from lewel_bench.slurm.ledger import Ledger, Submission
-from lewel_bench.slurm.plan import Batch, Cell, Decision
-from lewel_bench.slurm.queue import Limits, Unreachable
-from lewel_bench.slurm.seen import Seen, failing_log, judge_of, look
+from lewel_bench.slurm.plan import Decision, JobArray, PlannedJob
+from lewel_bench.slurm.profile import Profile
+from lewel_bench.slurm.queue import Limits, SlurmUnreachable
+from lewel_bench.slurm.state import ClusterState, failing_log, judge_for, read_state
 
-HELD = "JobHeldUser"  # of a planning job: somebody wants no more passes for now
-LATER_S = 600  # until the next look where the end of no job can wake it
+HELD_BY_USER = "JobHeldUser"  # of a planning job: a user wants no further passes for now
+RECHECK_S = 600  # delay of the next pass if no task of a SLURM job can wake it
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a run root is filled with, and how.
+    """How the jobs of a run root are computed on a cluster.
 
-    `command` follows the interpreter; `{folder}` in it becomes the folder of a cell. It writes
-    `record` there when it is done and says with its exit code (inside.CODES) why it is not. `wake`
-    follows the interpreter too: the command that makes the next pass. Files that match `marks` in a
-    cell's folder show progress, see `files.newest_match`. `package` is copied for the jobs to run.
-    `busy` says which of some keys somebody computes, or is about to, outside of the cluster.
+    `command` are the arguments of the interpreter that compute a job; `{folder}` in them stands for
+    its folder. The command writes `record` there, or tells by its exit code (in_job.CODES) why it
+    did not. `wake` are the arguments that start the next planning pass. Files that match `marks` in
+    a job's folder show progress, see `files.newest_match`. `package` is the code to copy for the
+    jobs. `busy` returns those of some keys that are computed, or queued, outside the cluster.
     """
 
     root: Path
-    cluster: Cluster
+    profile: Profile
     command: tuple[str, ...]
     wake: tuple[str, ...] = ()
-    package: Path = field(default_factory=executor.package)
+    package: Path = field(default_factory=executor.package_folder)
     record: str = "record.json"
     marks: str = "checkpoint-*"
     busy: Callable[[Collection[str]], Collection[str]] = lambda keys: ()
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What one planning pass did: states and reasons by key, the job ids of what it submitted, jobs
-    that will never start, and what was refused."""
+class PlanningPass:
+    """The result of a planning pass: states and reasons by key, the submitted job arrays, jobs that
+    will never start, and errors."""
 
     states: dict[str, tuple[str, str]]
-    submitted: dict[str, Batch] = field(default_factory=dict)  # job id -> what went out with it
-    stuck: dict[str, str] = field(default_factory=dict)  # key, or a planning job -> why
-    wake: str = ""  # the job that plans next
-    broken: str = ""
+    submitted: dict[str, JobArray] = field(default_factory=dict)  # by SLURM job id
+    stuck: dict[str, str] = field(default_factory=dict)  # reasons, by key or planning job
+    wake: str = ""  # SLURM's id of the next planning job
+    error: str = ""  # why something was not submitted
     warning: str = ""  # why the last planning job failed
 
     def count(self, state: str) -> int:
-        """How many cells are in a state."""
-        return sum(one == state for one, _ in self.states.values())
+        """How many jobs are in a state."""
+        return sum(name == state for name, _ in self.states.values())
 
 
-def advance(sweep: Sweep, cells: Sequence[Cell], *, attended: bool = True) -> Pass:
-    """Submit what is ready; returns at once.
+def advance(sweep: Sweep, jobs: Sequence[PlannedJob], *, attended: bool = True) -> PlanningPass:
+    """Submit the jobs that are ready, and return at once.
 
-    Raises Unreachable when SLURM cannot be asked, Rejected when it refuses and nothing lives that
-    would make room, Busy when another planner does not end, ValueError when the run root is another
-    cluster's; nothing was submitted then.
+    Raises SlurmUnreachable if SLURM does not answer, SubmissionRejected if it rejects everything
+    and no running job would make room, PlannerBusy if another planner holds the lock for too long,
+    ForeignCluster if the run root belongs to another cluster. Nothing was submitted then.
     """
     books = Ledger(sweep.root)
     limits = queue.limits()
     with books.lock(ledger.LOCK_S if attended else ledger.WOKEN_LOCK_S):
-        books.belongs(sweep.cluster.name, limits)
-        seen = look(books)
-        done = recorded(sweep.root, _asked(cells), sweep.record)
-        decision = _decide(sweep, books, seen, cells, done, limits, attended)
-        code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.batches else ""
-        submitted, refused = _send_all(sweep, books, decision, code)
-        ids = {key: entry.task_id(i) for key, (entry, i, _) in seen.live.items() if entry.id}
-        for id, batch in submitted.items():
-            for index, keys in enumerate(batch.tasks):
-                task = f"{id}_{index}" if len(batch.tasks) > 1 else id
+        books.bind_cluster(sweep.profile.name, limits)
+        cluster = read_state(books)
+        done = keys_with_record(sweep.root, _needed_keys(jobs), sweep.record)
+        decision = _decide(sweep, books, cluster, jobs, done, limits, attended)
+        code = str(snapshot.take(sweep.package, books.folder / "code")) if decision.arrays else ""
+        submitted, rejection = _send_all(sweep, books, decision, code)
+        ids = {key: entry.task_id(i) for key, (entry, i, _) in cluster.live.items() if entry.id}
+        for id, array in submitted.items():
+            for index, keys in enumerate(array.tasks):
+                task = f"{id}_{index}" if len(array.tasks) > 1 else id
                 ids.update(dict.fromkeys(keys, task))
-        wanted = {cell.key for cell in cells}
-        mine = {key: id for key, id in ids.items() if key in wanted and key not in done}
-        stuck = {key: t.stuck for key, (_, _, t) in seen.live.items() if t and t.stuck}
-        runnable = {key: id for key, id in mine.items() if key not in stuck}
-        broken = f"not all was submitted: {refused}" if refused else ""
+        wanted = {job.key for job in jobs}
+        unfinished = {key: id for key, id in ids.items() if key in wanted and key not in done}
+        stuck = {key: t.stuck for key, (_, _, t) in cluster.live.items() if t and t.stuck}
+        runnable = {key: id for key, id in unfinished.items() if key not in stuck}
+        error = f"not all jobs were submitted: {rejection}" if rejection else ""
         states = {
-            key: ("held", str(refused)) if state == "submit" and key not in ids else (state, reason)
+            key: ("held", str(rejection))
+            if state == "submit" and key not in ids
+            else (state, reason)
             for key, (state, reason) in decision.states.items()
         }
         if any(state == "held" for state, _ in states.values()):
-            runnable |= _others(seen)
-        if refused and not runnable:
-            raise refused
-        silent = {key for key, (_, _, task) in seen.live.items() if task is None}
-        states |= dict.fromkeys(silent & wanted - done, ("held", "its sbatch has not answered yet"))
+            runnable |= _other_tasks(cluster)
+        if rejection and not runnable:
+            raise rejection
+        silent = {key for key, (_, _, task) in cluster.live.items() if task is None}
+        states |= dict.fromkeys(silent & wanted - done, ("held", "sbatch has not answered yet"))
         wake = ""
         try:
-            wake = _wake(sweep, books, seen, cells, states, runnable, bool(submitted))
-        except (Unreachable, Rejected) as error:
-            broken = broken or f"no job plans what comes next: {error}"
+            wake = _submit_planning_job(
+                sweep, books, cluster, jobs, states, runnable, bool(submitted)
+            )
+        except (SlurmUnreachable, SubmissionRejected) as failure:
+            error = error or f"no planning job was submitted: {failure}"
     stuck = {key: why for key, why in stuck.items() if key in wanted}
-    pending = _wakes(sweep, seen)
-    more = f"; job {wake} takes its place" if wake and wake not in {t.id for t in pending} else ""
+    pending = _pending_planning_jobs(sweep, cluster)
+    more = f"; job {wake} replaces it" if wake and wake not in {t.id for t in pending} else ""
     stuck |= {f"planning job {t.id}": t.stuck + more for t in pending if t.stuck}
-    return Pass(states, submitted, stuck, wake, broken, _failed_wake(sweep, books, seen))
+    warning = _failed_planning_message(sweep, books, cluster)
+    return PlanningPass(states, submitted, stuck, wake, error, warning)
 
 
-def _asked(cells: Sequence[Cell]) -> set[str]:
-    """The cells' keys, and those of records that they need, which no cell of theirs may leave."""
-    return {key for cell in cells for key in (cell.key, *cell.needs)}
+def _needed_keys(jobs: Sequence[PlannedJob]) -> set[str]:
+    """The keys of jobs and of the records that they need, some of which have no job here."""
+    return {key for job in jobs for key in (job.key, *job.needs)}
 
 
-def recorded(root: Path, keys: Collection[str], record: str) -> set[str]:
-    """The keys that have a record."""
+def keys_with_record(root: Path, keys: Collection[str], record: str) -> set[str]:
+    """Those of `keys` that have a record."""
     return {key for key in keys if (root / key / record).exists()}
 
 
 def _decide(
     sweep: Sweep,
     books: Ledger,
-    seen: Seen,
-    cells: Sequence[Cell],
+    cluster: ClusterState,
+    jobs: Sequence[PlannedJob],
     done: Collection[str],
     limits: Limits,
     attended: bool,
 ) -> Decision:
-    profile, judge = sweep.cluster, judge_of(books, seen.entries)
-    open_ = {cell.key for cell in cells} - seen.live.keys() - set(done)
-    occupied = sum(t.mine and t.lives and t.name.startswith(ledger.PREFIX) for t in seen.tasks)
+    profile, judge = sweep.profile, judge_for(books, cluster.entries)
+    open_ = {job.key for job in jobs} - cluster.live.keys() - set(done)
+    occupied = sum(task.is_alive for task in _own_tasks(cluster))
     return plan.plan(
-        cells,
+        jobs,
         done,
-        seen.live.keys(),
+        cluster.live.keys(),
         lambda key: judge(key, sweep.marks, profile.max_attempts),
-        pack={name: one.pack for name, one in sweep.cluster.kinds.items()},
+        pack={name: resources.pack for name, resources in sweep.profile.kinds.items()},
         max_array=limits.max_array,
-        room=min(sweep.cluster.max_queued, limits.max_jobs - 1) - occupied,
+        room=min(sweep.profile.max_queued, limits.max_jobs - 1) - occupied,
         busy=sweep.busy(open_),
         attended=attended,
     )
@@ -145,147 +150,155 @@ def _decide(
 
 def _send_all(
     sweep: Sweep, books: Ledger, decision: Decision, code: str
-) -> tuple[dict[str, Batch], Rejected | None]:
-    """What was submitted, by job id, and the first refusal: one of a kind keeps no other back."""
-    submitted: dict[str, Batch] = {}
-    refused = None
-    for batch in decision.batches:
+) -> tuple[dict[str, JobArray], SubmissionRejected | None]:
+    """The submitted arrays by job id, and the first rejection, which does not stop the others."""
+    submitted: dict[str, JobArray] = {}
+    rejection = None
+    for array in decision.arrays:
         try:
-            submitted[_send(sweep, books, batch, code)] = batch
-        except Rejected as error:
-            refused = refused or error
-    return submitted, refused
+            submitted[_send(sweep, books, array, code)] = array
+        except SubmissionRejected as error:
+            rejection = rejection or error
+    return submitted, rejection
 
 
-def _send(sweep: Sweep, books: Ledger, batch: Batch, code: str) -> str:
-    submission = books.intend(
-        kind=batch.kind,
-        tasks=batch.tasks,
-        halvings=batch.halvings,
+def _send(sweep: Sweep, books: Ledger, array: JobArray, code: str) -> str:
+    submission = books.record_intent(
+        kind=array.kind,
+        tasks=array.tasks,
+        halvings=array.halvings,
         command=sweep.command,
         code=code,
         record=sweep.record,
         marks=sweep.marks,
-        max_attempts=sweep.cluster.max_attempts,
-        requeue=sweep.cluster.requeue,
+        max_attempts=sweep.profile.max_attempts,
+        requeue=sweep.profile.requeue,
     )
-    return _submit(sweep, books, submission, Task(sweep.cluster.kinds[batch.kind]))
+    return _submit(sweep, books, submission, SbatchOptions(sweep.profile.kinds[array.kind]))
 
 
-def _submit(sweep: Sweep, books: Ledger, submission: Submission, how: Task) -> str:
-    """The job id, written down."""
+def _submit(sweep: Sweep, books: Ledger, submission: Submission, options: SbatchOptions) -> str:
+    """Submit and record the job id; returns it."""
     try:
-        id = executor.submit(sweep.cluster, books, submission, how)
-    except Rejected:
-        id = _heard(books, submission)
+        id = executor.submit(sweep.profile, books, submission, options)
+    except SubmissionRejected:
+        id = _accepted_id(books, submission)
         if not id:
             raise
-    books.submitted(submission.uid, id)
+    books.record_submitted(submission.uid, id)
     return id
 
 
-def _heard(books: Ledger, submission: Submission) -> str:
-    """The id of a submission that was refused, where SLURM has it all the same; else it is written
-    down that it never was (rule 2): a pass on another host could not tell it from an sbatch that
-    still waits to be let in."""
+def _accepted_id(books: Ledger, submission: Submission) -> str:
+    """The id of a submission that SLURM accepted although sbatch reported an error. Otherwise
+    records that it was never submitted (rule 2): a pass on another host could not tell it from an
+    sbatch that still waits for an answer."""
     try:
         named = [task.id for task in queue.tasks() if task.name == submission.name]
-    except Unreachable:
+    except SlurmUnreachable:
         return ""
     if not named:
-        books.submitted(submission.uid, None)
+        books.record_submitted(submission.uid, None)
         return ""
     id = named[0].partition("_")[0]
-    executor.mend(books, submission, id)
+    executor.write_missing_pickles(books, submission, id)
     return id
 
 
-def _others(seen: Seen) -> dict[str, str]:
-    """The tasks of other sweeps that fill the queue, which make room when they end."""
+def _other_tasks(cluster: ClusterState) -> dict[str, str]:
+    """The tasks of other sweeps that fill the queue, and make room when they end."""
     wakes = f"{ledger.PREFIX}wake-"
-    ours = [t for t in seen.tasks if t.mine and t.name.startswith(ledger.PREFIX)]
-    return {t.id: t.id for t in ours if t.lives and not t.stuck and not t.name.startswith(wakes)}
+    tasks = [t for t in _own_tasks(cluster) if t.is_alive and not t.stuck]
+    return {t.id: t.id for t in tasks if not t.name.startswith(wakes)}
 
 
-def _wakes(sweep: Sweep, seen: Seen) -> list[queue.Task]:
+def _own_tasks(cluster: ClusterState) -> list[queue.QueuedTask]:
+    """The tasks of lewel-bench that this user has submitted."""
+    return [t for t in cluster.tasks if t.is_own and t.name.startswith(ledger.PREFIX)]
+
+
+def _pending_planning_jobs(sweep: Sweep, cluster: ClusterState) -> list[queue.QueuedTask]:
     """The planning jobs of this command that have not started."""
     prefix = f"{ledger.PREFIX}wake-{_tag(sweep)}-"
-    return [t for t in seen.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
+    return [t for t in cluster.tasks if t.name.startswith(prefix) and t.state == "PENDING"]
 
 
-def _failed_wake(sweep: Sweep, books: Ledger, seen: Seen) -> str:
-    """How the last planning job of this command failed; empty where it did not."""
-    mine = [e for e in seen.entries if e.id and sweep.wake and e.submission.wakes == _tag(sweep)]
-    if not mine or mine[-1].ended.get(0) != "FAILED":
+def _failed_planning_message(sweep: Sweep, books: Ledger, cluster: ClusterState) -> str:
+    """How the last planning job of this command failed; empty if it did not."""
+    own = [e for e in cluster.entries if e.id and sweep.wake and e.submission.wakes == _tag(sweep)]
+    if not own or own[-1].ended.get(0) != "FAILED":
         return ""
-    log, line = failing_log(books, mine[-1], 0)
-    return f"planning job {mine[-1].id} failed; see {log} ({line})" if log else ""
+    log, line = failing_log(books, own[-1], 0)
+    return f"planning job {own[-1].id} failed; see {log} ({line})" if log else ""
 
 
 def _tag(sweep: Sweep) -> str:
     return hashlib.sha256("\0".join(sweep.wake).encode()).hexdigest()[:8]
 
 
-def _wake(
+def _submit_planning_job(
     sweep: Sweep,
     books: Ledger,
-    seen: Seen,
-    cells: Sequence[Cell],
+    cluster: ClusterState,
+    jobs: Sequence[PlannedJob],
     states: Mapping[str, tuple[str, str]],
     ids: Mapping[str, str],
     changed: bool,
 ) -> str:
-    """Have SLURM make the next pass when something has ended (rule 10); losing it loses nothing."""
-    if not sweep.wake or not sweep.cluster.wake:
+    """Submit the job that runs the next pass once a task has ended (rule 10); losing it is
+    harmless. Returns its id, or that of the planning job that is already pending."""
+    if not sweep.wake or not sweep.profile.wake:
         return ""
-    pending = _wakes(sweep, seen)
-    going = [t for t in pending if not t.stuck or t.reason == HELD]
-    changed = changed and not any(t.reason == HELD for t in going)
-    dependency = plan.wake_on(cells, states, ids)
-    later = not dependency and any(state in ("held", "here") for state, _ in states.values())
+    pending = _pending_planning_jobs(sweep, cluster)
+    going = [t for t in pending if not t.stuck or t.reason == HELD_BY_USER]
+    changed = changed and not any(t.reason == HELD_BY_USER for t in going)
+    dependency = plan.wake_dependency(jobs, states, ids)
+    later = not dependency and any(state in ("held", "local") for state, _ in states.values())
     if not (dependency or later) or (going and not changed):
         return going[0].id if going else ""
-    submission = books.intend(
+    submission = books.record_intent(
         kind="light",
         tasks=((),),
         command=sweep.wake,
         code=str(snapshot.take(sweep.package, books.folder / "code")),
         requeue=True,
         wakes=_tag(sweep),
-        profile=sweep.cluster.model_dump(mode="json"),
+        profile=sweep.profile.model_dump(mode="json"),
     )
-    light = sweep.cluster.kinds["light"]
-    how = Task(light, dependency, LATER_S if later else sweep.cluster.wake_delay_s)
-    id = _submit(sweep, books, submission, how)
+    light = sweep.profile.kinds["light"]
+    options = SbatchOptions(light, dependency, RECHECK_S if later else sweep.profile.wake_delay_s)
+    id = _submit(sweep, books, submission, options)
     if pending:
-        with suppress(Unreachable):  # one too many does no harm
-            queue.cancel([t.id for t in pending if t.mine])
+        with suppress(SlurmUnreachable):  # a second planning job is harmless
+            queue.cancel([t.id for t in pending if t.is_own])
     return id
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a pass would submit: the states, the batches, and one sbatch script of each shape."""
+    """What a pass would submit: the decision, and the sbatch script of each kind of job."""
 
     decision: Decision
     scripts: dict[str, str]
 
 
-def preview(sweep: Sweep, cells: Sequence[Cell]) -> Preview:
-    """The next pass, without submitting or writing anything. Raises Unreachable, and ValueError as
-    `advance` does."""
+def preview(sweep: Sweep, jobs: Sequence[PlannedJob]) -> Preview:
+    """The next pass, without submitting or writing anything. Raises SlurmUnreachable, and
+    ForeignCluster as `advance` does."""
     books = Ledger(sweep.root)
     limits = queue.limits()
-    books.check(limits)
-    seen = look(books, write=False)
-    done = recorded(sweep.root, _asked(cells), sweep.record)
-    decision = _decide(sweep, books, seen, cells, done, limits, True)
+    books.check_cluster(limits)
+    cluster = read_state(books, write=False)
+    done = keys_with_record(sweep.root, _needed_keys(jobs), sweep.record)
+    decision = _decide(sweep, books, cluster, jobs, done, limits, True)
     scripts: dict[str, str] = {}
-    for batch in decision.batches:
-        shape = batch.kind + (" with half the micro-batch" if batch.halvings else "")
-        one = Submission("UID", batch.kind, batch.tasks, batch.halvings, sweep.command)
-        one = replace(one, code=str(books.folder / "code" / "HASH"), requeue=sweep.cluster.requeue)
+    for array in decision.arrays:
+        shape = array.kind + (" with half the micro-batch" if array.halvings else "")
+        submission = Submission("UID", array.kind, array.tasks, array.halvings, sweep.command)
+        submission = replace(
+            submission, code=str(books.folder / "code" / "HASH"), requeue=sweep.profile.requeue
+        )
         if shape not in scripts:
-            how = Task(sweep.cluster.kinds[batch.kind])
-            scripts[shape] = executor.script(sweep.cluster, books, one, how)
+            options = SbatchOptions(sweep.profile.kinds[array.kind])
+            scripts[shape] = executor.script(sweep.profile, books, submission, options)
     return Preview(decision, scripts)

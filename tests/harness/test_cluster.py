@@ -17,18 +17,19 @@ from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.verbs import run as runs
 from lewel_bench.results.record import NAME
-from lewel_bench.slurm import attempt, control, inside, ledger, queue, retry, sweep
-from lewel_bench.slurm.plan import Batch
-from lewel_bench.slurm.sweep import Pass, Sweep
+from lewel_bench.slurm import actions, attempt, in_job, ledger, queue, retry, survey, sweep
+from lewel_bench.slurm.plan import JobArray
+from lewel_bench.slurm.profile import load_profile, parse_profile
+from lewel_bench.slurm.sweep import PlanningPass, Sweep
 from lewel_bench.terminal import escaped
 from tests.harness.test_cost import jobs_of
 
 
 def test_a_planning_job_has_patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nobody would run it again; a person is told at once."""
-    outcomes: list[Exception | Pass] = []
+    outcomes: list[Exception | PlanningPass] = []
 
-    def advance(work: Sweep, cells: object, *, attended: bool) -> Pass:
+    def advance(work: Sweep, cells: object, *, attended: bool) -> PlanningPass:
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -36,29 +37,34 @@ def test_a_planning_job_has_patience(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(sweep, "advance", advance)
     monkeypatch.setattr(cluster, "PAUSES_S", (0.0, 0.0, 0.0))
-    work = Sweep(tmp_path, cluster.cluster.load("cpu", {}), ())
-    down, busy = queue.Unreachable("down"), ledger.Busy("locked")
-    good, refused = Pass({}, wake="7"), Pass({}, broken="QOSMaxSubmitJobPerUserLimit")
-    outcomes += [down, busy, refused, good]
+    work = Sweep(tmp_path, load_profile("cpu", {}), ())
+    down, busy = queue.SlurmUnreachable("down"), ledger.PlannerBusy("locked")
+    good, rejected = (
+        PlanningPass({}, wake="7"),
+        PlanningPass({}, error="QOSMaxSubmitJobPerUserLimit"),
+    )
+    outcomes += [down, busy, rejected, good]
     assert cluster._advance(work, (), woken=True) == good and not outcomes
     outcomes += [down, good]
-    with pytest.raises(queue.Unreachable):
+    with pytest.raises(queue.SlurmUnreachable):
         cluster._advance(work, (), woken=False)
-    outcomes[:] = [refused] * 4
-    assert cluster._advance(work, (), woken=True) == refused and not outcomes
-    first, second = (Pass({}, {id: Batch("light", 0, ((id,),))}, broken="no") for id in "12")
+    outcomes[:] = [rejected] * 4
+    assert cluster._advance(work, (), woken=True) == rejected and not outcomes
+    first, second = (
+        PlanningPass({}, {id: JobArray("light", 0, ((id,),))}, error="no") for id in "12"
+    )
     outcomes[:] = [first, second, down, good]
     assert set(cluster._advance(work, (), woken=True).submitted) == {"1", "2"}
     outcomes[:] = [first, down, down, second]
     assert set(cluster._advance(work, (), woken=True).submitted) == {"1", "2"}
     outcomes[:] = [first, down, down, down]
     last = cluster._advance(work, (), woken=True)
-    assert set(last.submitted) == {"1"} and last.broken == "no job plans what comes next: down"
+    assert set(last.submitted) == {"1"} and last.error == "no planning job was submitted: down"
 
 
 def test_the_patience_of_a_planning_job_fits_its_time_limit() -> None:
     for name in ("a100", "cpu", "preemptible"):
-        light = cluster.cluster.load(name, {}).kinds["light"]
+        light = load_profile(name, {}).kinds["light"]
         tries = len(cluster.PAUSES_S) + 1
         longest = sum(cluster.PAUSES_S) + tries * ledger.WOKEN_LOCK_S
         assert longest < light.timeout_min * 60 - light.signal_delay_s
@@ -78,7 +84,7 @@ def test_what_plans_next_must_be_possible_too(
         raise ValueError("enough")
 
     monkeypatch.setenv(status.COMMAND, "lewel-bench run")  # else submit would leave it behind
-    monkeypatch.setattr(cluster.check, "possible", possible)
+    monkeypatch.setattr(cluster.check, "require_possible", possible)
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     context: Any = SimpleNamespace(site=site, root=tmp_path)
     with pytest.raises(ValueError, match="enough"):
@@ -119,9 +125,9 @@ def test_cancel_tells_what_it_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-D is a no; a job whose sbatch has not answered is not ended."""
-    live = {key: control.Live(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
-    monkeypatch.setattr(control, "survey", lambda root: live)
-    monkeypatch.setattr(control, "cancel", lambda root, keys: {"7": ["a"]})
+    live = {key: survey.LiveJob(key, "queued", job) for key, job in (("a", "7"), ("b", ""))}
+    monkeypatch.setattr(survey, "live_jobs", lambda root: live)
+    monkeypatch.setattr(actions, "cancel", lambda root, keys: {"7": ["a"]})
     monkeypatch.setattr(sys, "stdin", StringIO(""))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert cluster.cancel(tmp_path, ["a", "b"], sure=False) == 1
@@ -143,11 +149,13 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     status.write_spec(job, tmp_path)
     books = ledger.Ledger(tmp_path)
-    books.belongs("mine", queue.Limits("here", 1001, 10000))
-    intent = books.intend(kind="pretrain", tasks=((job.key,),))
-    books.submitted(intent.uid, "7")
+    books.bind_cluster("mine", queue.Limits("here", 1001, 10000))
+    intent = books.record_intent(kind="pretrain", tasks=((job.key,),))
+    books.record_submitted(intent.uid, "7")
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("here", 1001, 10000))
-    monkeypatch.setattr(queue, "tasks", lambda users=(): [queue.Task("7", intent.name, "RUNNING")])
+    monkeypatch.setattr(
+        queue, "tasks", lambda users=(): [queue.QueuedTask("7", intent.name, "RUNNING")]
+    )
     monkeypatch.setattr(cluster.shutil, "which", lambda name: f"/usr/bin/{name}")
     return job
 
@@ -160,18 +168,18 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     cluster.free(tmp_path, [submitted])  # it has ended, though no pass has seen it yet
 
-    def no_slurm(users: object = ()) -> list[queue.Task]:
-        raise ValueError("squeue is not on this machine")
+    def no_slurm(users: object = ()) -> list[queue.QueuedTask]:
+        raise ValueError("squeue not found")
 
     monkeypatch.setattr(queue, "tasks", no_slurm)
-    with pytest.raises(ValueError, match=r"squeue is not .*; remove .*\.slurm if nothing of it"):
+    with pytest.raises(ValueError, match=r"squeue not found; remove .*\.slurm if nothing of it"):
         cluster.free(tmp_path, [submitted])
     monkeypatch.setattr(queue, "limits", lambda: queue.Limits("there", 1001, 10000))
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     with pytest.raises(ValueError, match="this is 'there'") as away:
         cluster.free(tmp_path, [submitted])
     assert str(away.value).count("remove") == 1
-    work = cluster._sweep(tmp_path, cluster.cluster.load("cpu", {}), MachineSettings())
+    work = cluster._sweep(tmp_path, load_profile("cpu", {}), MachineSettings())
     keys = {submitted.key, "another"}
     assert not work.busy(keys)
     with Lock(tmp_path / submitted.key / status.LOCK):
@@ -254,9 +262,9 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     attempt.end(folder, tried, "oom", "CUDA out of memory")
     (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
     books = ledger.Ledger(tmp_path)
-    retried = books.intend(kind="pretrain", tasks=((submitted.key,),))
-    books.submitted(retried.uid, "8")
-    books.ended(ledger.Entry(retried, "8", ended={0: "CANCELLED"}))
+    retried = books.record_intent(kind="pretrain", tasks=((submitted.key,),))
+    books.record_submitted(retried.uid, "8")
+    books.record_ended(ledger.LedgerEntry(retried, "8", ended={0: "CANCELLED"}))
     state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
     assert (state.state, state.reason) == ("missing", "cancelled; run again to go on")
 
@@ -274,7 +282,7 @@ def test_status_warns_of_allocations_that_are_too_short(submitted: Job, tmp_path
     state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
     assert state.state == "running"
     assert "the last 3 allocations spent more time starting (about 60 s)" in state.reason
-    assert state.reason.endswith("after 5 it is given up")
+    assert state.reason.endswith("after 5 the job counts as failed")
 
 
 def test_a_full_disk_is_not_called_an_interruption(
@@ -308,11 +316,11 @@ def test_status_says_whether_something_goes_on(
 ) -> None:
     """A sweep whose planning job somebody cancelled was shown as one that had just begun."""
     books = ledger.Ledger(tmp_path)
-    wake = books.intend(kind="light", tasks=((),), wakes="tag")
-    books.submitted(wake.uid, "8")
-    tasks = [] if ended else [queue.Task("8", wake.name, "PENDING", "Dependency")]
+    wake = books.record_intent(kind="light", tasks=((),), wakes="tag")
+    books.record_submitted(wake.uid, "8")
+    tasks = [] if ended else [queue.QueuedTask("8", wake.name, "PENDING", "Dependency")]
     monkeypatch.setattr(queue, "tasks", lambda users=(): tasks)
-    books.ended(ledger.Entry(wake, "8", ended=ended))
+    books.record_ended(ledger.LedgerEntry(wake, "8", ended=ended))
     notes: list[str] = []
     cluster.live(tmp_path, status.survey(tmp_path), None, notes)
     assert message in notes[-1]
@@ -320,11 +328,11 @@ def test_status_says_whether_something_goes_on(
 
 def test_a_planning_job_keeps_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The site file may be edited while a sweep goes on."""
-    mine = cluster.cluster.parse("mine", {"defaults": {"partition": "then"}}, "the site file")
-    intent = ledger.Ledger(tmp_path).intend(
+    mine = parse_profile("mine", {"defaults": {"partition": "then"}}, "the site file")
+    intent = ledger.Ledger(tmp_path).record_intent(
         kind="light", tasks=((),), wakes="tag", profile=mine.model_dump(mode="json")
     )
-    monkeypatch.setenv(inside.WAKE, str(ledger.Ledger(tmp_path).intent(intent.uid)))
+    monkeypatch.setenv(in_job.WAKE, str(ledger.Ledger(tmp_path).intent_path(intent.uid)))
     site = Site(clusters={"renamed": {}})
     assert cluster.profile(site, "mine") == mine
     with pytest.raises(ValueError, match="unknown cluster 'other'"):
@@ -341,7 +349,7 @@ def test_a_log_does_not_steer_the_terminal(
     tail.write_text('#!/bin/sh\ncat "$4"\n')  # tail -n 50 -F FILE, which would not end
     tail.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(control, "logs", lambda root, key: [log])
+    monkeypatch.setattr(survey, "log_paths", lambda root, key: [log])
     with escaped():
         assert cluster.logs(tmp_path, ["k"], "k", follow) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "\\x1b[31mred \ufffd"

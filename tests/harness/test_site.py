@@ -9,7 +9,7 @@ from command_line import Bench
 
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import site
-from lewel_bench.slurm.cluster import Cluster, Resources
+from lewel_bench.slurm.profile import Profile, Resources
 
 ME, OTHER, ROOT = 1000, 1001, 0
 FILE = "lewel-bench.toml"
@@ -103,7 +103,7 @@ def test_every_text_of_a_profile_is_known_to_be_safe_or_not() -> None:
     quoted = {"name", "kinds", "source", "partition", "account", "qos", "constraint"}
     texts = {
         field
-        for model in (Cluster, Resources)
+        for model in (Profile, Resources)
         for field, info in model.model_fields.items()
         if info.annotation not in (int, float, bool)
     }

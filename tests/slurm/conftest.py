@@ -41,11 +41,11 @@ def lab(running: Lab) -> Iterator[Lab]:
     running.up()
     yield running
     running.up()  # starts again whatever a test stopped
-    ids = [task.id.partition("_")[0] for task in queue.tasks() if task.lives]
+    ids = [task.id.partition("_")[0] for task in queue.tasks() if task.is_alive]
     if ids:
         subprocess.run(["scancel", "-b", "--signal=KILL", *ids], capture_output=True)
         queue.cancel(sorted(set(ids)))
-        until(lambda: not any(task.lives for task in queue.tasks()), 60)
+        until(lambda: not any(task.is_alive for task in queue.tasks()), 60)
     for node in ("127.0.0.1", "127.0.0.2"):
         running.node("start", node)
 

@@ -6,15 +6,16 @@ import sys
 import time
 from pathlib import Path
 
-from lewel_bench.slurm import cluster, inside, sweep
-from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm import in_job, sweep
+from lewel_bench.slurm.plan import PlannedJob
+from lewel_bench.slurm.profile import parse_profile
 from lewel_bench.slurm.sweep import Sweep
 
 
 def main() -> None:
     root = Path(sys.argv[1])
-    profile = cluster.parse("lab", json.loads(sys.argv[2]), "the test")
-    cells = [Cell(key, kind, tuple(needs)) for key, kind, needs in json.loads(sys.argv[3])]
+    profile = parse_profile("lab", json.loads(sys.argv[2]), "the test")
+    cells = [PlannedJob(key, kind, tuple(needs)) for key, kind, needs in json.loads(sys.argv[3])]
     worker = str(Path(__file__).parent / "worker.py")
     wake = (__file__, *sys.argv[1:4])
     job = Sweep(root, profile, (worker, "{folder}"), wake)
@@ -23,7 +24,7 @@ def main() -> None:
         barrier(root, i)
         sweep.advance(job, cells[i : i + 1])
     if not rounds:
-        sweep.advance(job, cells, attended=inside.WAKE not in os.environ)
+        sweep.advance(job, cells, attended=in_job.WAKE not in os.environ)
 
 
 def barrier(root: Path, i: int) -> None:

@@ -15,15 +15,25 @@ from pathlib import Path
 import pytest
 from lab import Bench, Lab, until
 
-from lewel_bench.slurm import attempt, cluster, control, executor, inside, ledger, queue, snapshot
+from lewel_bench.slurm import (
+    actions,
+    attempt,
+    executor,
+    in_job,
+    ledger,
+    queue,
+    snapshot,
+    survey,
+)
 from lewel_bench.slurm.ledger import Submission
+from lewel_bench.slurm.profile import load_profile
 
 
 def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(1200):
-        bench.cell(f"c{i:04d}")
+        bench.add(f"c{i:04d}")
     subprocess.run(["scontrol", "update", "partition=main", "state=down"], check=True)
     try:
         began, cpu = time.monotonic(), time.process_time()
@@ -35,10 +45,10 @@ def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
         calls = []
         ask = queue.ask
         monkeypatch.setattr(queue, "ask", lambda c, *r: calls.append(c) or ask(c, *r))
-        live = control.survey(bench.root)
+        live = survey.live_jobs(bench.root)
         assert len(live) == 1200 and len(calls) == 1
-        assert sorted(one.place for one in live.values()) == list(range(1, 1201))
-        assert len(control.cancel(bench.root, list(live))) == 1200
+        assert sorted(job.position for job in live.values()) == list(range(1, 1201))
+        assert len(actions.cancel(bench.root, list(live))) == 1200
     finally:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(bench.idle)
@@ -46,7 +56,7 @@ def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
 
 def test_a_record_of_no_cell_makes_ready_too(bench: Bench) -> None:
     """An imported checkpoint has a record, and is no cell of the sweep that evaluates it."""
-    bench.cell("a", needs=["imported"])
+    bench.add("a", needs=["imported"])
     assert bench.run().states["a"][0] == "waiting"
     (bench.root / "imported").mkdir()
     (bench.root / "imported" / "record.json").write_text("{}")
@@ -58,14 +68,16 @@ def test_queued_jobs_run_the_code_that_was_there(bench: Bench, tmp_path: Path) -
     """The checkout is edited, and a folder `pretrain/` appears, between submit and start."""
     checkout = tmp_path / "checkout"
     package = checkout / "lewel_bench"
-    shutil.copytree(executor.package(), package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        executor.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     wanted = package / "slurm" / "wanted.py"
     wanted.write_text(
         "import sys\nfrom pathlib import Path\nfrom lewel_bench.files import create_json\n"
         "import lewel_bench.pretrain\n"
         "create_json(Path(sys.argv[1]) / 'record.json', {'code': 'then'})\n"
     )
-    bench.cell("a")
+    bench.add("a")
     bench.sweep = replace(
         bench.sweep, package=package, command=("-m", "lewel_bench.slurm.wanted", "{folder}")
     )
@@ -103,16 +115,16 @@ def test_a_snapshot_says_where_it_is_from(tmp_path: Path) -> None:
     first = snapshot.take(package, tmp_path / "code")
     assert snapshot.take(package, tmp_path / "code") == first
     assert snapshot.take(first / "thing", tmp_path / "elsewhere") == first
-    found = json.loads((first / snapshot.SNAPSHOT).read_text())
-    assert found == {
+    content = json.loads((first / snapshot.SNAPSHOT).read_text())
+    assert content == {
         "commit": git("rev-parse", "HEAD").strip(), "dirty": False, "diff": "", "untracked": []
     }  # fmt: skip
     (package / "__init__.py").write_text("x = 2\n")
     (package / "new.py").write_text("")
     second = snapshot.take(package, tmp_path / "code")
     assert second != first and (first / "thing" / "__init__.py").read_text() == "x = 1\n"
-    found = json.loads((second / snapshot.SNAPSHOT).read_text())
-    assert found["dirty"] and "+x = 2" in found["diff"] and found["untracked"] == ["new.py"]
+    content = json.loads((second / snapshot.SNAPSHOT).read_text())
+    assert content["dirty"] and "+x = 2" in content["diff"] and content["untracked"] == ["new.py"]
 
 
 def test_a_dead_rank_ends_the_job(lab: Lab, tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_a_dead_rank_ends_the_job(lab: Lab, tmp_path: Path) -> None:
         tmp_path / "runs",
         defaults={"nodes": 2, "tasks_per_node": 2, "timeout_min": 10, "signal_delay_s": 30},
     )
-    bench.cell("a")
+    bench.add("a")
     code = (
         "import os, sys, time, signal, pathlib\n"
         "names = 'RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
@@ -136,11 +148,11 @@ def test_a_dead_rank_ends_the_job(lab: Lab, tmp_path: Path) -> None:
     began = time.monotonic()
     until(bench.idle, 15)
     print(f"a dead rank ended the job after {time.monotonic() - began:.1f} s")
-    said = [(bench.root / "a" / f"rank{i}").read_text().split() for i in range(4)]
-    assert [one[:4] for one in said] == [
+    ranks = [(bench.root / "a" / f"rank{i}").read_text().split() for i in range(4)]
+    assert [rank[:4] for rank in ranks] == [
         ["0", "4", "0", "2"], ["1", "4", "1", "2"], ["2", "4", "0", "2"], ["3", "4", "1", "2"]
     ]  # fmt: skip
-    assert len({tuple(one[4:]) for one in said}) == 1
+    assert len({tuple(rank[4:]) for rank in ranks}) == 1
     assert bench.run().states["a"][0] == "submit"
 
 
@@ -149,20 +161,20 @@ def test_the_environment_of_a_job_does_not_leak() -> None:
         "SLURM_CONF": "c", "SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1", "SBATCH_X": "",
         "A": "b",
         "SUBMITIT_EXECUTOR": "slurm", "MASTER_ADDR": "n1", "RANK": "0", "CUDA_VISIBLE_DEVICES": "0",
-        attempt.VARIABLE: "x", inside.WAKE: "u", "PYTHONPATH": ".:/somewhere:relative",
+        attempt.CLAIM_VARIABLE: "x", in_job.WAKE: "u", "PYTHONPATH": ".:/somewhere:relative",
     }  # fmt: skip
-    assert executor.scrubbed(inherited, Path("/code")) == {
+    assert executor.clean_environment(inherited, Path("/code")) == {
         "SLURM_CONF": "c", "A": "b", "PYTHONSAFEPATH": "1", "PYTHONPATH": "/code:/somewhere"
     }  # fmt: skip
 
 
 def test_a_planner_that_does_not_scrub_is_caught(bench: Bench) -> None:
     """The mutant of test_planning_inside_an_array_task: what it submits believes to be task 1."""
-    bench.cell("a", ticks=2)
+    bench.add("a", ticks=2)
     mutant = (
         "import sys, runpy; from lewel_bench.slurm import executor; "
-        "old = executor.scrubbed; "
-        "executor.scrubbed = lambda e, c: {**e, **old(e, c)}; "
+        "old = executor.clean_environment; "
+        "executor.clean_environment = lambda e, c: {**e, **old(e, c)}; "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", mutant, *bench.planner_command()[1:]]
@@ -190,14 +202,16 @@ def test_without_fencing_split_brain_is_caught(
 ) -> None:
     """Two copies that both believe in their claim: what test_split_brain looks at goes wrong."""
     package = bench.root.parent / "mutant" / "lewel_bench"
-    shutil.copytree(executor.package(), package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        executor.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     path = package / "slurm" / "attempt.py"
     text = path.read_text()
-    held = 'return claim.get("attempt") == name'
-    assert held in text
-    path.write_text(text.replace(held, "return True"))
+    claim_line = 'return claim.get("attempt") == name'
+    assert claim_line in text
+    path.write_text(text.replace(claim_line, "return True"))
     bench.sweep = replace(bench.sweep, package=package)
-    bench.cell("a", ticks=100, tick_s=0.1, save_every=1000)
+    bench.add("a", ticks=100, tick_s=0.1, save_every=1000)
     bench.run()
     until(lambda: bench.ticks("a") >= 10)
     node = bench.attempts("a")[0].node
@@ -213,7 +227,7 @@ def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
     """The mutant of test_three_planners_in_the_same_second."""
     rounds = 10
     for i in range(rounds):
-        bench.cell(f"r{i:02d}", ticks=0)
+        bench.add(f"r{i:02d}", ticks=0)
     mutant = (
         "import sys, runpy, contextlib; from lewel_bench.slurm.ledger import Ledger; "
         "Ledger.lock = lambda *_: contextlib.nullcontext(); "
@@ -227,18 +241,18 @@ def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
     )
     assert submitted > rounds
     bench.finish()
-    assert all("first" in bench.commits(cell.key) for cell in bench.cells)
+    assert all("first" in bench.commits(cell.key) for cell in bench.jobs)
 
 
 def test_scripts_say_what_the_rules_ask(tmp_path: Path) -> None:
     """No cluster is needed to see them."""
     if shutil.which("srun") is None:
         pytest.skip("submitit needs srun")
-    profile = cluster.load("preemptible", {})
-    one = Submission("UID", "pretrain", (("a",), ("b",)), code="/code")
+    profile = load_profile("preemptible", {})
+    submission = Submission("UID", "pretrain", (("a",), ("b",)), code="/code")
     books = ledger.Ledger(tmp_path)
-    how = executor.Task(profile.kinds["pretrain"], "afterany:7")
-    text = executor.script(profile, books, one, how)
+    options = executor.SbatchOptions(profile.kinds["pretrain"], "afterany:7")
+    text = executor.script(profile, books, submission, options)
     for line in (
         "#SBATCH --array=0-1%2", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4",
         "#SBATCH --gpus-per-node=4", "#SBATCH --constraint='a100|h100'", "#SBATCH --requeue",

@@ -15,15 +15,15 @@ from unittest.mock import patch
 import pytest
 from lab import Bench, Lab, until
 
-from lewel_bench.slurm import control, queue, sweep
+from lewel_bench.slurm import actions, queue, survey, sweep
 from lewel_bench.slurm.ledger import Ledger
-from lewel_bench.slurm.queue import Unreachable
+from lewel_bench.slurm.queue import SlurmUnreachable
 
 LONG = {"ticks": 40, "tick_s": 0.1, "save_every": 5}
 
 
 def job(bench: Bench, key: str) -> str:
-    return control.survey(bench.root)[key].job
+    return survey.live_jobs(bench.root)[key].job
 
 
 def signal(bench: Bench, key: str, name: str) -> None:
@@ -31,9 +31,9 @@ def signal(bench: Bench, key: str, name: str) -> None:
 
 
 def test_a_graph_of_cells_and_a_second_run(bench: Bench) -> None:
-    bench.cell("p", "pretrain")
-    searches = [bench.cell(f"s{i}", "semi", ["p"]) for i in range(3)]
-    bench.cell("f", "light", searches)
+    bench.add("p", "pretrain")
+    searches = [bench.add(f"s{i}", "semi", ["p"]) for i in range(3)]
+    bench.add("f", "light", searches)
     first = bench.run()
     assert first.count("submit") == 1 and first.count("waiting") == 4
     assert bench.run().submitted == {}
@@ -48,9 +48,9 @@ def test_a_graph_of_cells_and_a_second_run(bench: Bench) -> None:
 def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "runs", wake=True)
     for p in ("p", "q"):
-        bench.cell(p, "pretrain")
-        searches = [bench.cell(f"{p}s{i}", "semi", [p]) for i in range(2)]
-        bench.cell(f"{p}f", "light", searches)
+        bench.add(p, "pretrain")
+        searches = [bench.add(f"{p}s{i}", "semi", [p]) for i in range(2)]
+        bench.add(f"{p}f", "light", searches)
     assert bench.run_with_wakes().wake
     bench.finish()
     bench.check()
@@ -59,26 +59,26 @@ def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> N
 def test_what_stops_a_sweep_is_shown(lab: Lab, tmp_path: Path) -> None:
     """A planning job that somebody cancelled, and a partition of which every node is drained."""
     bench = Bench(tmp_path / "runs", wake=True)
-    bench.cell("p", "pretrain", **LONG)
-    bench.cell("s", "semi", ["p"])
+    bench.add("p", "pretrain", **LONG)
+    bench.add("s", "semi", ["p"])
     drain = ["scontrol", "update", "nodename=ALL", "reason=test"]
     subprocess.run([*drain, "state=drain"], check=True)
     try:
         wake = bench.run_with_wakes().wake
-        around = control.look_around(bench.root)
+        around = survey.survey(bench.root)
         assert "none of its nodes can start a job (2 drain" in around.closed["main"]
-        (waker,) = around.wakers
-        assert (waker.job, waker.state) == (wake, "queued")
+        (planning_job,) = around.planning_jobs
+        assert (planning_job.job, planning_job.state) == (wake, "queued")
     finally:
         subprocess.run([*drain[:-1], "state=resume"], check=True)
     queue.cancel([wake])
-    until(lambda: control.look_around(bench.root).wakers[0].state == "CANCELLED")
-    until(lambda: control.survey(bench.root)["p"].state == "running")
-    assert not control.look_around(bench.root).closed
+    until(lambda: survey.survey(bench.root).planning_jobs[0].state == "CANCELLED")
+    until(lambda: survey.live_jobs(bench.root)["p"].state == "running")
+    assert not survey.survey(bench.root).closed
 
 
 def test_warned_twice_it_saves_and_goes_on_twice(bench: Bench) -> None:
-    bench.cell("a", **{**LONG, "save_every": 10**9})
+    bench.add("a", **{**LONG, "save_every": 10**9})
     bench.run()
     for restart in (0, 1):
         until(lambda n=restart: bench.ticks("a") >= 5 + 10 * n and len(bench.attempts("a")) > n)
@@ -87,14 +87,14 @@ def test_warned_twice_it_saves_and_goes_on_twice(bench: Bench) -> None:
     assert bench.run().submitted == {}
     bench.finish()
     bench.check()
-    assert [one.outcome for one in bench.attempts("a")] == ["stopped", "stopped", "done"]
+    assert [attempt.outcome for attempt in bench.attempts("a")] == ["stopped", "stopped", "done"]
     assert bench.ticks("a") == 40  # no tick was computed twice
 
 
 def test_a_real_time_limit(lab: Lab, tmp_path: Path) -> None:
     limits = {"timeout_min": 1, "signal_delay_s": 30}
     bench = Bench(tmp_path / "runs", defaults=limits)
-    bench.cell("a", ticks=350, tick_s=0.1)
+    bench.add("a", ticks=350, tick_s=0.1)
     bench.run()
     until(lambda: len(bench.attempts("a")) == 2, 80)
     bench.finish()
@@ -106,7 +106,7 @@ def test_a_real_time_limit(lab: Lab, tmp_path: Path) -> None:
 def test_preemption(lab: Lab, tmp_path: Path, told: bool) -> None:
     lab.configure(LAB_CTLD_PARAMS="preempt_send_user_signal" if told else "")
     bench = Bench(tmp_path / "runs", defaults={"partition": "low", "cpus_per_task": 2})
-    bench.cell("a", **LONG)
+    bench.add("a", **LONG)
     bench.run()
     until(lambda: bench.ticks("a") >= 3)
     mine = job(bench, "a")
@@ -120,7 +120,7 @@ def test_preemption(lab: Lab, tmp_path: Path, told: bool) -> None:
 
 
 def test_requeued_by_hand(bench: Bench) -> None:
-    bench.cell("a", **LONG)
+    bench.add("a", **LONG)
     bench.run()
     until(lambda: bench.ticks("a") >= 12)
     subprocess.run(["scontrol", "requeue", job(bench, "a")], check=True)
@@ -131,7 +131,7 @@ def test_requeued_by_hand(bench: Bench) -> None:
 
 
 def test_a_node_loses_power(lab: Lab, bench: Bench) -> None:
-    bench.cell("a", **LONG)
+    bench.add("a", **LONG)
     bench.run()
     until(lambda: bench.ticks("a") >= 12)
     node = bench.attempts("a")[0].node
@@ -140,12 +140,12 @@ def test_a_node_loses_power(lab: Lab, bench: Bench) -> None:
     assert bench.run().submitted == {}
     bench.finish()
     bench.check()
-    assert [one.outcome for one in bench.attempts("a")] == ["", "done"]
+    assert [attempt.outcome for attempt in bench.attempts("a")] == ["", "done"]
 
 
 def test_split_brain(lab: Lab, bench: Bench) -> None:
     """Only the node's daemon dies: the task lives on beside the copy that SLURM starts."""
-    bench.cell("a", ticks=200, tick_s=0.1, save_every=5)
+    bench.add("a", ticks=200, tick_s=0.1, save_every=5)
     bench.run()
     until(lambda: bench.ticks("a") >= 10)
     node = bench.attempts("a")[0].node
@@ -162,12 +162,12 @@ def test_split_brain(lab: Lab, bench: Bench) -> None:
 @pytest.mark.parametrize("which", ["task", "array"])
 def test_cancelled_by_hand(bench: Bench, which: str) -> None:
     for key in "ab":
-        bench.cell(key, **LONG)
+        bench.add(key, **LONG)
     bench.run()
     until(lambda: bench.ticks("a") >= 3 and bench.ticks("b") >= 3)
     id = job(bench, "a")
     queue.cancel([id if which == "task" else id.partition("_")[0]])
-    until(lambda: "a" not in control.survey(bench.root))
+    until(lambda: "a" not in survey.live_jobs(bench.root))
     # a pass that nobody asked for leaves alone what somebody ended
     assert bench.run(attended=False).states["a"][0] == "cancelled"
     until(bench.idle)
@@ -177,27 +177,27 @@ def test_cancelled_by_hand(bench: Bench, which: str) -> None:
 
 
 def test_failures_wait_for_a_person(bench: Bench) -> None:
-    bench.cell("a", fault="raise")
-    bench.cell("b", fault="nan")
-    bench.cell("c", "light", ["a"])
-    bench.cell("d")
+    bench.add("a", fault="raise")
+    bench.add("b", fault="nan")
+    bench.add("c", "light", ["a"])
+    bench.add("d")
     bench.run()
     until(bench.idle)
     again = bench.run()
     assert again.submitted == {}
     for key, why in (
-        ("a", "it failed: a test's raise"),
-        ("b", "its loss was not finite: a test's nan"),
+        ("a", "failed: a test's raise"),
+        ("b", "non-finite loss: a test's nan"),
     ):
         state, reason = again.states[key]
-        said, _, log = reason.partition("; see ")
-        assert (state, said) == ("given_up", why)
-        assert Path(log) in control.logs(bench.root, key)
-    assert again.states["c"] == ("blocked", "needs a, which is given_up")
+        message, _, log = reason.partition("; see ")
+        assert (state, message) == ("given_up", why)
+        assert Path(log) in survey.log_paths(bench.root, key)
+    assert again.states["c"] == ("blocked", "needs a (given up)")
     assert again.states["d"] == ("done", "")
     for key in "ab":
         (bench.root / key / "mended").touch()
-    control.again(bench.root, ["a", "b"])
+    actions.retry(bench.root, ["a", "b"])
     bench.run()
     until(bench.idle)
     bench.run()
@@ -206,8 +206,8 @@ def test_failures_wait_for_a_person(bench: Bench) -> None:
 
 
 def test_out_of_memory_once_more_with_half(bench: Bench) -> None:
-    bench.cell("a", fault="oom")
-    bench.cell("b", fault="sigkill")
+    bench.add("a", fault="oom")
+    bench.add("b", fault="sigkill")
     bench.run()
     until(bench.idle)
     (bench.root / "b" / "mended").touch()
@@ -221,7 +221,7 @@ def test_out_of_memory_once_more_with_half(bench: Bench) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_planner_is_killed_around_sbatch(bench: Bench, tmp_path: Path, when: str) -> None:
     for i in range(3):
-        bench.cell(f"a{i}", ticks=5, tick_s=0.4)
+        bench.add(f"a{i}", ticks=5, tick_s=0.4)
     real = shutil.which("sbatch")
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / "sbatch"
@@ -239,16 +239,16 @@ def test_the_planner_is_killed_around_sbatch(bench: Bench, tmp_path: Path, when:
 
 
 def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
-    bench.cell("a", ticks=280, tick_s=0.1, save_every=5)
-    bench.cell("b", fault="sigkill")
+    bench.add("a", ticks=280, tick_s=0.1, save_every=5)
+    bench.add("b", fault="sigkill")
     bench.run()
-    until(lambda: bench.ticks("a") >= 3 and sum(t.lives for t in queue.tasks()) == 1)
+    until(lambda: bench.ticks("a") >= 3 and sum(t.is_alive for t in queue.tasks()) == 1)
     seen = time.time()
     subprocess.run(["scontrol", "update", f"JobId={job(bench, 'a')}", "Comment=new"], check=True)
     until(lambda: lab.saved() > seen)  # else it takes the job that has ended for a running one
     lab.controller("kill")
-    for ask in (bench.run, lambda: control.survey(bench.root)):
-        with pytest.raises(Unreachable):
+    for ask in (bench.run, lambda: survey.live_jobs(bench.root)):
+        with pytest.raises(SlurmUnreachable):
             ask()
     lab.controller("start")  # while the job runs
     assert bench.run().states["a"][0] == "live"
@@ -264,12 +264,12 @@ def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
 def test_the_controller_forgets_a_job(lab: Lab, bench: Bench) -> None:
     # a controller without memory counts from 1 again, and drains a node that has a job of that id
     subprocess.run(["sbatch", "--wrap=true", "--output=/dev/null"], check=True)
-    bench.cell("a", ticks=150, tick_s=0.1, save_every=5)
+    bench.add("a", ticks=150, tick_s=0.1, save_every=5)
     bench.run()
     until(lambda: bench.ticks("a") >= 3)
     lab.controller("amnesia")
     lab.controller("start")
-    until(lambda: not control.survey(bench.root))
+    until(lambda: not survey.live_jobs(bench.root))
     assert len(bench.run().submitted) == 1  # the task of the lost job may live on: it is fenced
     bench.finish()
     bench.check()
@@ -282,14 +282,14 @@ def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
         pytest.skip("needs to mount a small file system")
     try:
         bench = Bench(tmp_path / "runs")
-        bench.cell("a", **LONG)
+        bench.add("a", **LONG)
         bench.run()
         until(lambda: bench.ticks("a") >= 7)
         filler = tmp_path / "filler"
         with suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        until(lambda: not control.survey(bench.root))
+        until(lambda: not survey.live_jobs(bench.root))
         assert not bench.done()
         (tried,) = bench.attempts("a")
         assert tried.outcome == "disk full" and "no space left" in tried.message
@@ -307,14 +307,14 @@ def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
 def test_three_planners_in_the_same_second(bench: Bench, tmp_path: Path) -> None:
     rounds = 50
     for i in range(rounds):
-        bench.cell(f"r{i:02d}", ticks=0)
+        bench.add(f"r{i:02d}", ticks=0)
     planners = [bench.planner(rounds=str(rounds)) for _ in range(3)]
     for planner in planners:
         out, _ = planner.communicate(timeout=200)
         assert planner.returncode == 0, out
     bench.finish()
     bench.check()
-    assert all(len(bench.attempts(cell.key)) == 1 for cell in bench.cells)
+    assert all(len(bench.attempts(cell.key)) == 1 for cell in bench.jobs)
 
 
 def test_two_users_share_a_run_root(lab: Lab) -> None:
@@ -332,23 +332,23 @@ def test_two_users_share_a_run_root(lab: Lab) -> None:
     try:
         bench = Bench(shared / "runs", python=python_for(first))
         for key in "ab":
-            bench.cell(key, **LONG)
+            bench.add(key, **LONG)
         plan_as(bench, first)
         until(lambda: bench.ticks("a") >= 10 and bench.ticks("b") >= 10)
         plan_as(bench, second)
         assert [e.submission.user for e in Ledger(bench.root).entries()] == [uid("daemon")]
-        with pytest.raises(ValueError, match="submitted by daemon, the first is job"):
+        with pytest.raises(ValueError, match=r"such as SLURM job .*, were submitted by daemon"):
             cancel_as(uid("games"), bench)
         queue.cancel([job(bench, "b")])
-        until(lambda: "b" not in control.survey(bench.root))
+        until(lambda: "b" not in survey.live_jobs(bench.root))
         plan_as(bench, second)  # which goes on from the other's checkpoint
         assert len(Ledger(bench.root).entries()) == 2
         bench.finish()
         bench.check()
     finally:
         os.umask(before)
-    assert [one.outcome for one in bench.attempts("a")] == ["done"]
-    assert [one.outcome for one in bench.attempts("b")] == ["stopped", "done"]
+    assert [attempt.outcome for attempt in bench.attempts("a")] == ["done"]
+    assert [attempt.outcome for attempt in bench.attempts("b")] == ["stopped", "done"]
     assert bench.attempts("b")[1].mark
     closed = [p for p in shared.rglob("*") if not p.stat().st_mode & 0o020]
     assert not closed, closed
@@ -382,20 +382,20 @@ def plan_as(bench: Bench, who: dict[str, Any]) -> None:
 
 def cancel_as(user: int, bench: Bench) -> None:
     with patch.object(queue.os, "getuid", lambda: user):
-        control.cancel(bench.root, ["a"])
+        actions.cancel(bench.root, ["a"])
 
 
 def test_planning_inside_an_array_task(bench: Bench) -> None:
     """Its environment says SLURM_ARRAY_TASK_ID=1; what it submits must not believe that."""
     for i in range(2):
-        bench.cell(f"a{i}", ticks=2)
+        bench.add(f"a{i}", ticks=2)
     command = ["sbatch", "--array=1-1", "-n2", "-o", str(bench.root / "planner.log")]
     wrapped = shlex.join(bench.planner_command())
     subprocess.run([*command, f"--wrap={wrapped}"], check=True, env=bench.planner_environment())
     bench.finish(40)
     bench.check()
     assert all(len(bench.attempts(f"a{i}")) == 1 for i in range(2))
-    single = bench.cell("b", ticks=2)
+    single = bench.add("b", ticks=2)
     wrapped = shlex.join(bench.planner_command())
     subprocess.run([*command, f"--wrap={wrapped}"], check=True, env=bench.planner_environment())
     bench.finish(40)

@@ -31,5 +31,5 @@ def test_the_first_job_makes_the_images(lab: Lab, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "4 submitted now" in done.stdout and cpu < 3  # making them takes ten
     until(lambda: any((tmp_path / "runs").glob("*/events.jsonl")), 120)
-    queue.cancel([task.id for task in queue.tasks() if task.lives])
+    queue.cancel([task.id for task in queue.tasks() if task.is_alive])
     assert list((tmp_path / "runs" / "data").glob("shapes-*/imagenet/train"))

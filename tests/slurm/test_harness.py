@@ -40,11 +40,11 @@ def words(images: Path, evals: tuple[str, ...] = (), **more: Any) -> list[str]:
     settings = {**SHARED, **more}
     for name in evals:
         settings |= {f"{name}.{k}": v for k, v in PROTOCOLS[name].items()}
-    found = ["run", "--method", "lewel_m,moco_v2", "--epochs", "200", "--suite", "shapes"]
-    found += ["--evals", ",".join(evals) or "none", "--data", str(images), "--workers", "0"]
+    words = ["run", "--method", "lewel_m,moco_v2", "--epochs", "200", "--suite", "shapes"]
+    words += ["--evals", ",".join(evals) or "none", "--data", str(images), "--workers", "0"]
     for name, value in settings.items():
-        found += ["--set", f"{name}={json.dumps(value)}"]
-    return found
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return words
 
 
 class Here:
@@ -72,7 +72,7 @@ class Here:
     def status(self) -> dict[str, dict[str, Any]]:
         shown = self.bench("status", "--format", "json", "--cluster", "lab")
         assert shown.returncode == 0, shown.stderr
-        return {one["key"]: one for one in json.loads(shown.stdout)["jobs"]}
+        return {job["key"]: job for job in json.loads(shown.stdout)["jobs"]}
 
     def logs(self) -> str:
         paths = (self.root / ".slurm" / "logs").glob("*/*log*")
@@ -86,11 +86,11 @@ def here(lab: Lab, tmp_path: Path) -> Here:
 
 def measured(root: Path) -> dict[str, Any]:
     """What must not depend on where and how a job ran."""
-    found = {}
-    for name, one in records(root).items():
-        outcome = {k: v for k, v in one["outcome"].items() if k != "attempts"}
-        found[name] = (one["metrics"], outcome, one["checkpoint"])
-    return found
+    measurements = {}
+    for name, record in records(root).items():
+        outcome = {k: v for k, v in record["outcome"].items() if k != "attempts"}
+        measurements[name] = (record["metrics"], outcome, record["checkpoint"])
+    return measurements
 
 
 def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     assert cpu < 5  # the tests share the machine with the jobs
     assert first.returncode == 0, first.stderr
     assert "2 submitted now" in first.stdout and "goes on from here" in first.stdout
-    states = {one["state"] for one in here.status().values()}
+    states = {job["state"] for job in here.status().values()}
     assert states and states <= {"queued", "running", "missing"}
     again = here.bench(*asked, "--cluster", "lab")
     assert " pretrain jobs in " not in again.stdout, again.stdout
@@ -112,11 +112,11 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     site.write_text(SITE.replace("clusters.lab", "clusters.renamed"))  # the jobs keep their profile
 
     def over() -> bool:
-        return not any(task.lives for task in queue.tasks())
+        return not any(task.is_alive for task in queue.tasks())
 
     until(over, 240)
     site.write_text(SITE)
-    assert {one["state"] for one in here.status().values()} == {"done"}, here.logs()
+    assert {job["state"] for job in here.status().values()} == {"done"}, here.logs()
     last = here.bench(*asked, "--cluster", "lab")
     assert "nothing to do" in last.stdout
     (tmp_path / "local").mkdir()
@@ -124,8 +124,8 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     done = local.bench(*asked)
     assert done.returncode == 0, done.stderr
     assert measured(here.root) == measured(local.root)
-    one = next(iter(records(here.root).values()))
-    (attempt,) = one["outcome"]["attempts"]
+    record = next(iter(records(here.root).values()))
+    (attempt,) = record["outcome"]["attempts"]
     assert attempt["outcome"] == "done" and attempt["seconds"] > 0
     (final, *_) = (r for r in records(here.root).values() if r["kind"] == "final")
     half = here.root / final["key"] / "record.json"
@@ -145,7 +145,7 @@ def test_two_nodes_of_two_processes_train_as_torchrun_does(
     asked[asked.index("lewel_m,moco_v2")] = "lewel_m"
     first = here.bench(*asked, "--cluster", "two")
     assert first.returncode == 0, first.stderr
-    until(lambda: not any(t.lives for t in queue.tasks()), 200)
+    until(lambda: not any(t.is_alive for t in queue.tasks()), 200)
     (tmp_path / "local").mkdir()
     local = Here(tmp_path / "local")
     done = local.bench(*asked, "--processes", "4")
@@ -158,41 +158,41 @@ def test_mistakes_exit_2_in_one_line(here: Here, images: Path) -> None:
     asked = words(images)
     site = here.folder / "lewel-bench.toml"
 
-    def said(name: str, *more: str, **variables: str) -> str:
+    def mistake(name: str, *more: str, **variables: str) -> str:
         done = here.bench(*asked, "--cluster", name, *more, **variables)
         assert done.returncode == 2, done.stdout + done.stderr
         (line,) = done.stderr.strip().splitlines()
         return line
 
-    assert "unknown cluster 'lba'. Did you mean 'lab'?" in said("lba")
+    assert "unknown cluster 'lba'. Did you mean 'lab'?" in mistake("lba")
     defaults = "[clusters.x.defaults]\ntimeout_min = 10\nsignal_delay_s = 30\n"
     for setting, message in (
         ("partition = 'mian'", "unknown partition 'mian'. Did you mean 'main'?"),
-        ("cpus_per_task = 500", "need 500 a node, but no node of the default partition has more"),
+        ("cpus_per_task = 500", "need 500 per node, but no node of the default partition has more"),
         ("nodes = 9", "nodes 9, but the default partition has 2 such nodes"),
         ("constraint = 'moon'", "nvalid"),
     ):
         site.write_text(f"{SITE}{defaults}{setting}\n")
-        assert message in said("x")
+        assert message in mistake("x")
     site.write_text(SITE)
     blocked = here.folder / "blocked"
     blocked.mkdir()
     (blocked / ".slurm").write_text("a file")
-    assert "choose another --root" in said("lab", "--root", str(blocked))
+    assert "choose another --root" in mistake("lab", "--root", str(blocked))
     bare = here.folder / "bin"
     bare.mkdir()
-    assert "is not on this machine" in said("lab", PATH=str(bare))
+    assert "not found: run this on a login node" in mistake("lab", PATH=str(bare))
     books = here.root / ".slurm"
     books.mkdir(parents=True, exist_ok=True)
     (books / "cluster.json").write_text(json.dumps({"profile": "far", "cluster": "elsewhere"}))
-    assert "were submitted to the cluster 'elsewhere'" in said("lab")
-    assert not any(task.lives for task in queue.tasks())
+    assert "were submitted to the cluster 'elsewhere'" in mistake("lab")
+    assert not any(task.is_alive for task in queue.tasks())
 
 
 def test_doctor(here: Here) -> None:
     sound = here.bench("doctor", "--cluster", "lab")
     assert sound.returncode == 0, sound.stdout
-    assert "ran on 127.0.0." in sound.stdout and "hard link work" in sound.stdout
+    assert "ran on 127.0.0." in sound.stdout and "created once and locked" in sound.stdout
     bare = here.folder / "python3"
     bare.write_text("#!/bin/bash\necho 'No module named submitit' >&2; exit 1\n")
     bare.chmod(0o755)
@@ -209,11 +209,11 @@ def test_hands(here: Here, images: Path) -> None:
     dry = here.bench(*asked, "--cluster", "lab", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "#SBATCH --array=0-1%2" in dry.stdout and "array of 2 pretrain tasks" in dry.stdout
-    assert not any(task.lives for task in queue.tasks())
+    assert not any(task.is_alive for task in queue.tasks())
     here.bench(*asked, "--cluster", "lab")
-    until(lambda: not any(t.lives for t in queue.tasks()), 120)
+    until(lambda: not any(t.is_alive for t in queue.tasks()), 120)
     status = here.status()
-    assert {one["state"] for one in status.values()} == {"failed"}, status
+    assert {job["state"] for job in status.values()} == {"failed"}, status
     key = next(iter(status))
     logs = here.bench("logs", key)
     assert "the loss is" in logs.stdout
@@ -243,12 +243,12 @@ def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
     asked[asked.index("lewel_m,moco_v2")] = "moco_v2"
     first = here.bench(*asked, "--cluster", "lab")
     assert first.returncode == 0 and "goes on from here" in first.stdout, first.stderr
-    until(lambda: not any(t.lives for t in queue.tasks()), 120)
+    until(lambda: not any(t.is_alive for t in queue.tasks()), 120)
     shown = json.loads(here.bench("status", "--format", "json").stdout)
-    (pretraining,) = [one for one in shown["jobs"] if one["kind"] == "pretrain"]
+    (pretraining,) = [job for job in shown["jobs"] if job["kind"] == "pretrain"]
     assert pretraining["reason"].startswith("never started (FAILED); see ")
     assert "nomod: command not found); the next run tries again" in pretraining["reason"]
-    (note,) = [one["note"] for one in shown["cluster"]]
+    (note,) = [note["note"] for note in shown["cluster"]]
     assert note.startswith("nothing will submit the ") and "ended as FAILED, see " in note
     assert note.endswith("nomod: command not found): run the same command again")
     again = here.bench(*asked, "--cluster", "lab")
@@ -270,7 +270,11 @@ def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path:
     path.unlink()
 
     def done() -> bool:
-        return {one["kind"] for one in records(here.root).values()} == {"import", "search", "final"}
+        return {record["kind"] for record in records(here.root).values()} == {
+            "import",
+            "search",
+            "final",
+        }
 
     until(done, 200)
 
@@ -287,6 +291,6 @@ def test_a_method_of_ones_own_runs_as_it_was_submitted(here: Here, images: Path)
     first = here.bench(*asked, "--cluster", "lab")
     assert first.returncode == 0, first.stderr
     mine.write_text("raise SystemExit('edited while the job was queued')")
-    until(lambda: not any(t.lives for t in queue.tasks()), 120)
-    (one,) = records(here.root).values()
-    assert (here.root / one["key"] / "method.py").read_text() == example.read_text(), here.logs()
+    until(lambda: not any(t.is_alive for t in queue.tasks()), 120)
+    (record,) = records(here.root).values()
+    assert (here.root / record["key"] / "method.py").read_text() == example.read_text(), here.logs()

@@ -10,7 +10,7 @@ import pytest
 
 from lewel_bench import files
 from lewel_bench.slurm import attempt, ledger, queue
-from lewel_bench.slurm.queue import Task, Unreachable
+from lewel_bench.slurm.queue import QueuedTask, SlurmUnreachable
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -25,32 +25,32 @@ def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = queue.tasks()
     assert (first.index, first.reason, first.user, first.name) == (3, "Priority", 7, "lewel-x")
     assert second.name == "a | b"
-    assert (second.index, second.nodes, second.lives) == (0, "n1", True)
+    assert (second.index, second.nodes, second.is_alive) == (0, "n1", True)
     answer(monkeypatch, "garbage\n")
-    with pytest.raises(Unreachable, match="garbage"):
+    with pytest.raises(SlurmUnreachable, match="garbage"):
         queue.tasks()
 
 
 @pytest.mark.parametrize(
     ("state", "reason", "stuck"),
     [
-        ("PENDING", "PartitionConfig", "asks for more than a node"),
+        ("PENDING", "PartitionConfig", "requests more than a node"),
         ("PENDING", "launch failed requeued held", "scontrol release"),
         ("PENDING", "Priority", ""),
         ("RUNNING", "PartitionConfig", ""),
     ],
 )
 def test_reasons_that_never_go_away(state: str, reason: str, stuck: str) -> None:
-    found = Task("1", "x", state, reason).stuck
-    assert stuck in found and bool(stuck) == bool(found)
+    message = QueuedTask("1", "x", state, reason).stuck
+    assert stuck in message and bool(stuck) == bool(message)
 
 
 def test_a_command_that_fails_is_not_an_empty_answer(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match="slurm_load_jobs error"):
+    with pytest.raises(SlurmUnreachable, match="slurm_load_jobs error"):
         queue.ask(["sh", "-c", "echo slurm_load_jobs error >&2; exit 1"])
-    with pytest.raises(Unreachable, match="did not answer within"):
+    with pytest.raises(SlurmUnreachable, match="did not answer within"):
         queue.ask(["sleep", "5"], 0.1)
-    with pytest.raises(ValueError, match="not on this machine"):
+    with pytest.raises(ValueError, match="no-such-squeue not found"):
         queue.ask(["no-such-squeue"])
 
 
@@ -65,13 +65,13 @@ def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> No
     text = "7_0|CANCELLED by 0|u\n7_1|OUT_OF_MEMORY|u\n7_2|PENDING|u\n7_3|COMPLETED|other\n"
     answer(monkeypatch, text)
     ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY"}  # 7_3 was handed out again
-    assert queue.endings({f"7_{i}": "u" for i in range(4)}) == ended
+    assert queue.final_states({f"7_{i}": "u" for i in range(4)}) == ended
 
     def absent(command: object, timeout_s: float = 0) -> str:
-        raise Unreachable("Slurm accounting storage is disabled")
+        raise SlurmUnreachable("Slurm accounting storage is disabled")
 
     monkeypatch.setattr(queue, "ask", absent)
-    assert queue.endings({"7_0": "u"}) == {}
+    assert queue.final_states({"7_0": "u"}) == {}
 
 
 def test_sacct_is_asked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +80,8 @@ def test_sacct_is_asked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sacct.write_text('#!/bin/sh\nfor last; do :; done; echo "${last%%,*}|FAILED|u"\n')
     sacct.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = queue.endings({f"1234567_{i:05d}": "u" for i in range(12000)})
-    assert len(found) == 24 and found["1234567_00000"] == "FAILED"
+    states = queue.final_states({f"1234567_{i:05d}": "u" for i in range(12000)})
+    assert len(states) == 24 and states["1234567_00000"] == "FAILED"
 
 
 def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,48 +112,50 @@ def test_one_of_many_processes_creates_a_file(tmp_path: Path) -> None:
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(5)
     ]
-    assert sorted(one.communicate()[0].strip() for one in started) == ["False"] * 4 + ["True"]
+    assert sorted(process.communicate()[0].strip() for process in started) == ["False"] * 4 + [
+        "True"
+    ]
 
 
 def test_the_last_to_start_has_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = attempt.begin(tmp_path, "u", 0, 1, 0, "checkpoint-*")
-    monkeypatch.setenv(attempt.VARIABLE, f"{tmp_path}:{first.name}")
-    attempt.check()
+    monkeypatch.setenv(attempt.CLAIM_VARIABLE, f"{tmp_path}:{first.name}")
+    attempt.check_claim()
     (tmp_path / "checkpoint-00000001").touch()
     second = attempt.begin(tmp_path, "u", 0, 2, 1, "checkpoint-*")
     with pytest.raises(files.ClaimLost):
-        attempt.check()
-    assert not attempt.holds(tmp_path, first.name) and attempt.holds(tmp_path, second.name)
+        attempt.check_claim()
+    assert not attempt.has_claim(tmp_path, first.name) and attempt.has_claim(tmp_path, second.name)
     attempt.end(tmp_path, second, "oom", "no memory")
-    found = attempt.history(tmp_path)
-    assert [one.outcome for one in found] == ["", "oom"]
-    assert (found[1].mark, found[1].halvings) == ("checkpoint-00000001", 1)
+    attempts = attempt.history(tmp_path)
+    assert [attempt.outcome for attempt in attempts] == ["", "oom"]
+    assert (attempts[1].mark, attempts[1].halvings) == ("checkpoint-00000001", 1)
     (tmp_path / attempt.CLAIM).unlink()
-    assert not attempt.holds(tmp_path, second.name)  # a claim that is gone is lost
+    assert not attempt.has_claim(tmp_path, second.name)  # a claim that is gone is lost
 
 
 def test_what_a_record_says_of_its_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
-    attempt.forgive(tmp_path)
+    attempt.reset(tmp_path)
     now = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
-    monkeypatch.setenv(attempt.VARIABLE, f"{tmp_path}:{now.name}")
-    said = attempt.summary(tmp_path)
-    assert [one["outcome"] for one in said] == ["killed", "done"]
-    assert json.dumps(said) and lost.name != now.name and said[0]["processes"] == 4
-    assert attempt.node() not in json.dumps(said)  # a record may go round
+    monkeypatch.setenv(attempt.CLAIM_VARIABLE, f"{tmp_path}:{now.name}")
+    attempts = attempt.summary(tmp_path)
+    assert [attempt["outcome"] for attempt in attempts] == ["killed", "done"]
+    assert json.dumps(attempts) and lost.name != now.name and attempts[0]["processes"] == 4
+    assert attempt.node_name() not in json.dumps(attempts)  # a record may go round
 
 
 def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
     """JSON that is no submission and no attempt, as a half-restored backup leaves it."""
     books = ledger.Ledger(tmp_path)
-    one = books.intend(kind="light", tasks=(("key",),))
+    submission = books.record_intent(kind="light", tasks=(("key",),))
     for text in ("{}", '{"uid": "x", "kind": "light", "tasks": 3}'):
         (books.submissions / "x.intent.json").write_text(text)
-        assert [entry.submission for entry in books.entries()] == [one]
+        assert [entry.submission for entry in books.entries()] == [submission]
         with pytest.raises(ValueError, match=r"x\.intent\.json is missing or damaged"):
-            books.one("x")
-    real = attempt.begin(tmp_path / "key", one.uid, 0, 1, 0, "*")
+            books.submission("x")
+    real = attempt.begin(tmp_path / "key", submission.uid, 0, 1, 0, "*")
     (tmp_path / "key" / files.ATTEMPTS / "0.json").write_text("{}")
-    assert [found.name for found in attempt.history(tmp_path / "key")] == [real.name]
+    assert [attempt.name for attempt in attempt.history(tmp_path / "key")] == [real.name]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.slurm import control
+from lewel_bench.slurm import actions, survey
 from lewel_bench.slurm.attempt import Attempt, begin
 from lewel_bench.slurm.attempt import end as end_attempt
-from lewel_bench.slurm.ledger import Entry, Ledger
-from lewel_bench.slurm.retry import End, Verdict, judge
+from lewel_bench.slurm.ledger import Ledger, LedgerEntry
+from lewel_bench.slurm.retry import TaskEnd, Verdict, judge
 
 
 def attempt(n: int, outcome: str = "", mark: str = "", uid: str = "", **more: object) -> Attempt:
@@ -27,13 +27,13 @@ def attempt(n: int, outcome: str = "", mark: str = "", uid: str = "", **more: ob
     )
 
 
-def end(n: int, state: str) -> End:
-    return End(f"u{n}", 0, state, float(n))
+def end(n: int, state: str) -> TaskEnd:
+    return TaskEnd(f"u{n}", 0, state, float(n))
 
 
 def test_an_error_waits_for_retry() -> None:
     failed = [attempt(1, "error", message="ValueError: no")]
-    assert judge(failed, [end(1, "FAILED")], "", 5) == Verdict(False, "it failed: ValueError: no")
+    assert judge(failed, [end(1, "FAILED")], "", 5) == Verdict(False, "failed: ValueError: no")
     assert judge([*failed, attempt(2, "retry")], [end(1, "FAILED")], "", 5).again
     assert not judge([attempt(1, "nan")], [], "", 5).again
 
@@ -52,7 +52,7 @@ def test_a_time_limit_while_it_makes_progress() -> None:
     assert judge(standing, states[:4], "checkpoint-00000001", 5).again
     standing.append(attempt(4, mark="checkpoint-00000001"))
     verdict = judge(standing, states[:5], "checkpoint-00000001", 5)
-    assert verdict == Verdict(False, "no progress in 5 attempts, the last: TIMEOUT")
+    assert verdict == Verdict(False, "no progress in 5 attempts; last cause: TIMEOUT")
     assert judge(standing, states[:5], "checkpoint-00000002", 5).again
 
 
@@ -74,22 +74,24 @@ def test_killed_again_and_again_without_progress() -> None:
 
 def test_what_slurm_itself_started_again_costs_nothing() -> None:
     tried = [attempt(n, uid="u", restart=n) for n in range(30)]
-    assert judge(tried, [End("u", 0, "NODE_FAIL", 0.0)], "", 5).again
+    assert judge(tried, [TaskEnd("u", 0, "NODE_FAIL", 0.0)], "", 5).again
 
 
 def test_jobs_that_never_started() -> None:
     assert judge([], [end(n, "FAILED") for n in range(4)], "", 5).again
     verdict = judge([], [end(n, "FAILED") for n in range(5)], "", 5)
-    assert verdict == Verdict(False, "no progress in 5 attempts, the last: never started (FAILED)")
+    assert verdict == Verdict(
+        False, "no progress in 5 attempts; last cause: never started (FAILED)"
+    )
     assert judge([], [end(n, "UNREACHED") for n in range(50)], "", 5).again
     assert judge([attempt(5, "retry")], [end(n, "FAILED") for n in range(5)], "", 5).again
 
 
 def test_progress_forgives_what_never_started_before_it() -> None:
-    lost = [End(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(4)]
+    lost = [TaskEnd(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(4)]
     tried = [attempt(10, "killed"), attempt(11, "killed", mark="checkpoint-5")]
     assert judge(tried, lost, "checkpoint-9", 4).again
-    late = [End(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(20, 24)]
+    late = [TaskEnd(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(20, 24)]
     assert "no progress in 4 attempts" in judge(tried, late, "checkpoint-9", 4).reason
 
 
@@ -97,12 +99,16 @@ def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> No
     """Its task ran into the time limit, or stopped, before it came to the second cell."""
     books = Ledger(tmp_path)
     for state in ("TIMEOUT", "COMPLETED", "TIMEOUT"):
-        one = books.intend(kind="light", tasks=(("a", "b"),), max_attempts=3)
-        books.ended(Entry(one, "5", ended={0: state}))
-        end_attempt(tmp_path / "a", begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks), "stopped")
-    found = control.given_up(tmp_path, ["a", "b"])
-    assert found["b"].again and found["b"].reason == ""
-    assert found["a"].reason == "no progress in 3 attempts, the last: TIMEOUT"
+        submission = books.record_intent(kind="light", tasks=(("a", "b"),), max_attempts=3)
+        books.record_ended(LedgerEntry(submission, "5", ended={0: state}))
+        end_attempt(
+            tmp_path / "a",
+            begin(tmp_path / "a", submission.uid, 0, 1, 0, submission.marks),
+            "stopped",
+        )
+    verdicts = survey.verdicts_on(tmp_path, ["a", "b"])
+    assert verdicts["b"].again and verdicts["b"].reason == ""
+    assert verdicts["a"].reason == "no progress in 3 attempts; last cause: TIMEOUT"
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -113,19 +119,19 @@ def test_what_ends_a_pack_excuses_no_cell_that_had_failed(
 ) -> None:
     """It was tried without end, each time that the second cell was cut short."""
     books = Ledger(tmp_path)
-    one = books.intend(kind="light", tasks=(("a", "b"),))
-    books.ended(Entry(one, "5", ended={0: state}))
-    tried = begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
+    submission = books.record_intent(kind="light", tasks=(("a", "b"),))
+    books.record_ended(LedgerEntry(submission, "5", ended={0: state}))
+    tried = begin(tmp_path / "a", submission.uid, 0, 1, 0, submission.marks)
     if outcome == "error":  # maybe of what ended the task
         end_attempt(tmp_path / "a", tried, outcome, "no")
-        assert control.given_up(tmp_path, ["a"])["a"].again
+        assert survey.verdicts_on(tmp_path, ["a"])["a"].again
     end_attempt(tmp_path / "a", tried, outcome, "no")
-    begin(tmp_path / "b", one.uid, 0, 1, 0, one.marks)
+    begin(tmp_path / "b", submission.uid, 0, 1, 0, submission.marks)
     if again:  # by SLURM itself
-        begin(tmp_path / "a", one.uid, 0, 1, 0, one.marks)
-    found = control.given_up(tmp_path, ["a", "b"])
-    assert found["b"].again
-    assert not found["a"].again and found["a"].reason.endswith("no")
+        begin(tmp_path / "a", submission.uid, 0, 1, 0, submission.marks)
+    verdicts = survey.verdicts_on(tmp_path, ["a", "b"])
+    assert verdicts["b"].again
+    assert not verdicts["a"].again and verdicts["a"].reason.endswith("no")
 
 
 def test_cancelled() -> None:
@@ -139,15 +145,15 @@ def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
     (tmp_path / "key" / "checkpoint-00012.json").touch()  # no checkpoint by these marks
     books = Ledger(tmp_path)
     for _ in range(2):
-        one = books.intend(
+        submission = books.record_intent(
             kind="light", tasks=(("key",),), marks="checkpoint-*-*.pt", max_attempts=2
         )
-        began = begin(tmp_path / "key", one.uid, 0, 1, 0, one.marks)
+        began = begin(tmp_path / "key", submission.uid, 0, 1, 0, submission.marks)
         end_attempt(tmp_path / "key", began, "killed")
-    verdict = control.given_up(tmp_path, ["key"])["key"]
-    assert verdict == Verdict(False, "no progress in 2 attempts, the last: killed")
-    assert control.again(tmp_path, ["key"]) == ["key"]
-    assert control.given_up(tmp_path, ["key"])["key"].again
+    verdict = survey.verdicts_on(tmp_path, ["key"])["key"]
+    assert verdict == Verdict(False, "no progress in 2 attempts; last cause: killed")
+    assert actions.retry(tmp_path, ["key"]) == ["key"]
+    assert survey.verdicts_on(tmp_path, ["key"])["key"].again
 
 
 def test_attempts_that_others_took_over_are_counted() -> None:
@@ -155,7 +161,10 @@ def test_attempts_that_others_took_over_are_counted() -> None:
     taken = [attempt(n, "fenced") for n in range(5)]
     assert judge([*taken[:4], attempt(4, "killed")], [], "", 5).again
     verdict = judge(taken, [], "", 5)
-    assert not verdict.again and "5 attempts in a row were taken over by another" in verdict.reason
+    assert (
+        not verdict.again
+        and "5 attempts in a row lost their claim to another attempt" in verdict.reason
+    )
     moving = [attempt(n, "fenced", mark=f"checkpoint-{n}") for n in range(9)]
     assert judge(moving, [], "checkpoint-9", 5).again
     assert judge([*taken, attempt(6, "retry")], [], "", 5).again

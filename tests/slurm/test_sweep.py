@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from lab import Bench
 
-from lewel_bench.slurm import control, ledger, sweep
-from lewel_bench.slurm.executor import Rejected
-from lewel_bench.slurm.ledger import Busy, Entry, Foreign, Ledger
-from lewel_bench.slurm.plan import Cell
+from lewel_bench.slurm import actions, ledger, survey, sweep
+from lewel_bench.slurm.executor import SubmissionRejected
+from lewel_bench.slurm.ledger import ForeignCluster, Ledger, LedgerEntry, PlannerBusy
+from lewel_bench.slurm.plan import PlannedJob
 
 CONFIG = "ClusterName = stand-in\\nMaxArraySize = 1001\\nMaxJobCount = 10000\\n"
 ME = os.getuid()
@@ -25,15 +25,15 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Cells of two kinds, which go out with two calls of sbatch."""
-    there = tmp_path / "bin"
-    there.mkdir()
-    stand_in(there, "scontrol", f"printf '{CONFIG}'")
-    stand_in(there, "squeue", "true")
-    monkeypatch.setenv("PATH", f"{there}:{os.environ['PATH']}")
-    found = Bench(tmp_path / "runs", wake=True)
-    found.cell("a", "pretrain")
-    found.cell("b", "light")
-    return found
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    stand_in(bin_folder, "scontrol", f"printf '{CONFIG}'")
+    stand_in(bin_folder, "squeue", "true")
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    bench = Bench(tmp_path / "runs", wake=True)
+    bench.add("a", "pretrain")
+    bench.add("b", "light")
+    return bench
 
 
 def accept(bench: Bench, which: str) -> None:
@@ -52,28 +52,28 @@ def show(bench: Bench, *lines: str) -> None:
     stand_in(bench.root.parent / "bin", "squeue", f"cat {bench.root.parent}/queue")
 
 
-def answered(bench: Bench) -> list[Entry]:
+def answered(bench: Bench) -> list[LedgerEntry]:
     """The submissions that sbatch took, in their order."""
     return sorted((e for e in Ledger(bench.root).entries() if e.id), key=lambda e: e.id or "")
 
 
-def line(entry: Entry, state: str, reason: str = "None") -> str:
+def line(entry: LedgerEntry, state: str, reason: str = "None") -> str:
     return f"{entry.id}|{state}|1|0:00||{reason}|{ME}|main|{entry.submission.name}"
 
 
 def test_refused_from_the_start(bench: Bench) -> None:
     """Nothing of it is kept: a run on one's own machine was refused for such jobs."""
     accept(bench, "$n -le 0")
-    with pytest.raises(Rejected, match="QOSMaxSubmitJobPerUserLimit"):
+    with pytest.raises(SubmissionRejected, match="QOSMaxSubmitJobPerUserLimit"):
         bench.run()
-    assert not control.unfinished_elsewhere(bench.root)
+    assert not survey.unfinished_keys(bench.root)
 
 
 @pytest.mark.parametrize("accepted", [1, 2])
 def test_a_refusal_keeps_no_other_batch_back(bench: Bench, accepted: int) -> None:
     accept(bench, f"$n -eq {accepted}")
     done = bench.run()
-    assert list(done.submitted) == [str(accepted)] and "QOSMaxSubmit" in done.broken
+    assert list(done.submitted) == [str(accepted)] and "QOSMaxSubmit" in done.error
     states = [state for state, _ in done.states.values()]
     assert states == (["submit", "held"] if accepted == 1 else ["held", "submit"])
 
@@ -82,9 +82,9 @@ def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
     accept(bench, "$n -le 2")
     done = bench.run_with_wakes()
     assert done.count("submit") == 2 and not done.wake
-    assert done.broken.startswith("no job plans what comes next: SLURM refused 1 light jobs: ")
-    assert "QOSMaxSubmit" in done.broken
-    assert done.broken.endswith("set max_queued of cluster lab (now 2000) below it")
+    assert done.error.startswith("no planning job was submitted: SLURM rejected 1 light job: ")
+    assert "QOSMaxSubmit" in done.error
+    assert done.error.endswith("set max_queued of cluster lab (now 2000) below it")
 
 
 def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
@@ -95,7 +95,7 @@ def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
     job, wake = answered(bench)
     show(bench, line(job, "RUNNING"), line(wake, "RUNNING"))
     second = bench.run_with_wakes()
-    assert not second.submitted and "QOSMaxSubmit" in second.broken and second.wake == "5"
+    assert not second.submitted and "QOSMaxSubmit" in second.error and second.wake == "5"
     assert second.states["b"][0] == "held"
 
 
@@ -124,18 +124,18 @@ def test_what_was_refused_is_known_on_another_host(
 
 def test_a_refusal_that_was_heard(bench: Bench) -> None:
     """sbatch gave up waiting for an answer to what the controller had taken."""
-    there, queue = bench.root.parent / "bin", bench.root.parent / "queue"
+    bin_folder, queue = bench.root.parent / "bin", bench.root.parent / "queue"
     stand_in(
-        there,
+        bin_folder,
         "sbatch",
         f'echo "7|PENDING|1|0:00||None|{ME}|main|$(grep -o "lewel-[0-9a-f]*" "$1" | head -1)" '
         f"> {queue}\n"
         "echo Socket timed out >&2; exit 1",
     )
-    stand_in(there, "squeue", f"cat {queue} 2> /dev/null || true")
-    bench.cells = bench.cells[:1]
+    stand_in(bin_folder, "squeue", f"cat {queue} 2> /dev/null || true")
+    bench.jobs = bench.jobs[:1]
     done = bench.run()
-    assert list(done.submitted) == ["7"] and not done.broken
+    assert list(done.submitted) == ["7"] and not done.error
     assert sorted(Ledger(bench.root).logs(answered(bench)[0].submission.uid).glob("7_submitted*"))
 
 
@@ -144,19 +144,19 @@ def test_an_sbatch_of_another_host_is_looked_at_again(
 ) -> None:
     """Its planner was killed; what it may have submitted has no id that could wake a pass."""
     accept(bench, "$n -le 9")
-    bench.cells = bench.cells[:1]
-    Ledger(bench.root).intend(kind="pretrain", tasks=(("a",),))
+    bench.jobs = bench.jobs[:1]
+    Ledger(bench.root).record_intent(kind="pretrain", tasks=(("a",),))
     on_another_host(monkeypatch)
     done = bench.run_with_wakes()
-    assert done.states["a"] == ("held", "its sbatch has not answered yet") and done.wake == "1"
+    assert done.states["a"] == ("held", "sbatch has not answered yet") and done.wake == "1"
     script = wake_script(bench)
-    assert f"--begin=now+{sweep.LATER_S}\n" in script and "--dependency" not in script
+    assert f"--begin=now+{sweep.RECHECK_S}\n" in script and "--dependency" not in script
 
 
 def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     """With nothing of its own in the queue a sweep that was held back ended for good."""
     accept(bench, "$n -le 9")
-    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
+    bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 1}))
     show(
         bench,
         f"90|RUNNING|1|0:00||None|{ME}|main|lewel-other",
@@ -170,7 +170,7 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
 def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> None:
     """It may be a long one, while others make room."""
     accept(bench, "$n -le 9")
-    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 2}))
+    bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 2}))
     show(bench, f"90|RUNNING|1|0:00||None|{ME}|main|lewel-other")
     done = bench.run_with_wakes()
     assert [state for state, _ in done.states.values()] == ["submit", "held"]
@@ -188,7 +188,7 @@ def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     show(bench, *living, line(wake, "PENDING", "PartitionConfig"))
     done = bench.run_with_wakes()
     assert done.wake == "4" and "PartitionConfig" in done.stuck["planning job 3"]
-    assert done.stuck["planning job 3"].endswith("; job 4 takes its place")
+    assert done.stuck["planning job 3"].endswith("; job 4 replaces it")
     assert (bench.root.parent / "cancelled").read_text() == "3\n"
 
 
@@ -201,18 +201,20 @@ def test_a_planning_job_that_cannot_be_cancelled_is_one_too_many(bench: Bench) -
     living = line(a, "RUNNING"), line(b, "RUNNING")
     show(bench, *living, line(wake, "PENDING", "PartitionConfig"))
     done = bench.run_with_wakes()
-    assert done.wake == "4" and not done.broken
+    assert done.wake == "4" and not done.error
 
 
 def test_a_planning_job_that_a_person_holds_is_left_alone(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     bench.run_with_wakes()
     a, b, wake = answered(bench)
-    held = line(wake, "PENDING", "JobHeldUser")
+    held_line = line(wake, "PENDING", "JobHeldUser")
     for living in ([line(a, "RUNNING"), line(b, "RUNNING")], [line(a, "RUNNING")]):
-        show(bench, *living, held)  # then b is lost, and submitted again
+        show(bench, *living, held_line)  # then b is lost, and submitted again
         done = bench.run_with_wakes()
-        assert done.wake == "3" and done.stuck["planning job 3"].endswith("release lets it go")
+        assert done.wake == "3" and done.stuck["planning job 3"].endswith(
+            "release it with scontrol release"
+        )
     assert len(done.submitted) == 1
 
 
@@ -221,18 +223,18 @@ def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
     bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
     done = bench.run()
     assert [batch.tasks for batch in done.submitted.values()] == [(("b",),)]
-    assert done.states["a"] == ("here", "")
+    assert done.states["a"] == ("local", "")
 
 
 def test_what_waits_for_somebody_here_is_looked_at_again(bench: Bench) -> None:
     """The sweep ended, as no job of its own would wake a pass."""
     accept(bench, "$n -le 9")
-    bench.cells[1:] = [Cell("b", "light", ("a",))]
+    bench.jobs[1:] = [PlannedJob("b", "light", ("a",))]
     bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
     done = bench.run_with_wakes()
-    assert [state for state, _ in done.states.values()] == ["here", "waiting"]
+    assert [state for state, _ in done.states.values()] == ["local", "waiting"]
     script = wake_script(bench)
-    assert done.wake == "1" and f"--begin=now+{sweep.LATER_S}\n" in script
+    assert done.wake == "1" and f"--begin=now+{sweep.RECHECK_S}\n" in script
     assert "--dependency" not in script
     show(bench, line(answered(bench)[0], "PENDING", "BeginTime"))
     assert bench.run_with_wakes().wake == "1"
@@ -242,7 +244,10 @@ def test_a_planning_job_waits_less_for_another_planner(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "WOKEN_LOCK_S", 0.01)
-    with Ledger(bench.root).lock(), pytest.raises(Busy, match=r"planning here for 0\.01 s"):
+    with (
+        Ledger(bench.root).lock(),
+        pytest.raises(PlannerBusy, match=r"lock for 0\.01 s while planning"),
+    ):
         bench.run(attended=False)
 
 
@@ -252,30 +257,32 @@ def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
     away = CONFIG.replace("stand-in", "away")
     stand_in(bench.root.parent / "bin", "scontrol", f"printf '{away}'")
     for look in (
-        lambda: control.survey(bench.root),
-        lambda: sweep.preview(bench.sweep, bench.cells),
-        lambda: control.cancel(bench.root, ["a"]),
+        lambda: survey.live_jobs(bench.root),
+        lambda: sweep.preview(bench.sweep, bench.jobs),
+        lambda: actions.cancel(bench.root, ["a"]),
     ):
-        with pytest.raises(Foreign, match="submitted to the cluster 'stand-in'"):
+        with pytest.raises(ForeignCluster, match="submitted to the cluster 'stand-in'"):
             look()
 
 
 def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(bench.root.parent / "bin", "scancel", "true")
     books = Ledger(bench.root)
-    one = books.intend(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
-    books.submitted(one.uid, "7")
-    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{ME}|main|{one.name}" for i in range(50)))
+    submission = books.record_intent(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
+    books.record_submitted(submission.uid, "7")
+    show(bench, *(f"7_{i}|PENDING|1|0:00||None|{ME}|main|{submission.name}" for i in range(50)))
     written: list[str] = []
-    monkeypatch.setattr(Ledger, "ended", lambda self, entry: written.append(entry.submission.uid))
-    assert len(control.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
-    assert written == [one.uid]
+    monkeypatch.setattr(
+        Ledger, "record_ended", lambda self, entry: written.append(entry.submission.uid)
+    )
+    assert len(actions.cancel(bench.root, [f"k{i}" for i in range(50)])) == 50
+    assert written == [submission.uid]
 
 
 OTHER = ME + 70_000  # no name
 
 
-def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Entry:
+def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> LedgerEntry:
     with monkeypatch.context() as patched:
         patched.setattr(ledger.os, "getuid", lambda: OTHER)
         accept(bench, "$n -le 9")
@@ -286,17 +293,17 @@ def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Entry
 def test_the_queue_is_asked_about_every_user_of_the_ledger(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench.cells = bench.cells[:1]
+    bench.jobs = bench.jobs[:1]
     theirs = submitted_by_another(bench, monkeypatch)
-    there = bench.root.parent
+    folder = bench.root.parent
     living = line(theirs, "RUNNING").replace(f"|{ME}|", f"|{OTHER}|")
-    stand_in(there / "bin", "squeue", f'echo "$@" > {there}/asked; echo "{living}"')
+    stand_in(folder / "bin", "squeue", f'echo "$@" > {folder}/asked; echo "{living}"')
     done = bench.run()
     assert done.states["a"] == ("live", "") and not done.submitted
-    assert f"-u {ME},{OTHER} " in (there / "asked").read_text()
+    assert f"-u {ME},{OTHER} " in (folder / "asked").read_text()
     # their jobs do not count against this user's limit, nor do they make room
-    bench.sweep = replace(bench.sweep, cluster=bench.profile.model_copy(update={"max_queued": 1}))
-    bench.cell("c", "pretrain")
+    bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 1}))
+    bench.add("c", "pretrain")
     assert bench.run().states["c"][0] == "submit"
 
 
@@ -306,6 +313,8 @@ def test_jobs_of_another_user_that_slurm_hides_are_not_taken_for_dead(
     submitted_by_another(bench, monkeypatch)
     monkeypatch.setattr(ledger.os, "getuid", lambda: OTHER + 1)
     stand_in(bench.root.parent / "bin", "scontrol", f"printf '{CONFIG}PrivateData = jobs,usage\\n'")
-    for look in (bench.run, lambda: control.survey(bench.root)):
-        with pytest.raises(Foreign, match=f"user {OTHER} has submitted jobs.*PrivateData=jobs"):
+    for look in (bench.run, lambda: survey.live_jobs(bench.root)):
+        with pytest.raises(
+            ForeignCluster, match=f"user {OTHER} has submitted jobs.*PrivateData=jobs"
+        ):
             look()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lewel_bench.files import FULL, ClaimLost, create_json, write_json
 from lewel_bench.slurm import attempt
-from lewel_bench.slurm.inside import EXIT
+from lewel_bench.slurm.in_job import EXIT
 
 stop: list[int] = []
 
@@ -25,8 +25,8 @@ stop: list[int] = []
 def main() -> int:
     folder = Path(sys.argv[1])
     spec = json.loads((folder / "spec.json").read_text())
-    for one in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(one, lambda number, frame: stop.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: stop.append(number))
     saved = sorted(folder.glob("checkpoint-*"))
     state = json.loads(saved[-1].read_text()) if saved else {"tick": 0, "value": folder.name}
     fault = spec.get("fault", "")
@@ -53,7 +53,7 @@ def main() -> int:
             if stop:
                 return EXIT["stopped"]
     try:
-        attempt.check()
+        attempt.check_claim()
     except ClaimLost:
         return EXIT["fenced"]
     first = create_json(folder / "record.json", {"value": state["value"]})

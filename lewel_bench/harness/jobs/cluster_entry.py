@@ -1,6 +1,6 @@
 """Entry point of a job on a cluster: `-m lewel_bench.harness.jobs.cluster_entry FOLDER SETTINGS`.
 
-It says with its exit code how it ended, see slurm.inside.CODES. Of a pack it goes on with the next
+It says with its exit code how it ended, see slurm.in_job.CODES. Of a pack it goes on with the next
 cell as long as all goes well; a cell that fails ends the process, and the rest get a new one.
 """
 
@@ -28,7 +28,7 @@ from lewel_bench.harness.status import WORK, read_spec
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged, Stopped
 from lewel_bench.slurm import attempt
-from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel
+from lewel_bench.slurm.in_job import EXIT, HALVINGS, Channel
 
 # what may be over when the job is tried again
 PASSING = (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)
@@ -57,7 +57,7 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     try:
         distributed.start(jobs.machine(settings).device)
     except jobs.NoDevice as error:  # on this node; another may have one
-        broken = jobs.NoDevice(f"node {attempt.node()}: {error}")
+        broken = jobs.NoDevice(f"node {attempt.node_name()}: {error}")
         write_failure(folder, broken)
         print(broken, file=sys.stderr)
         return EXIT["io"]
@@ -71,7 +71,7 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     try:
         material.generated(job)
         stop = partial(_stop, channel)
-        jobs.run(job, folder.parent, _halved(settings, job), report, stop, attempt.check)
+        jobs.run(job, folder.parent, _halved(settings, job), report, stop, attempt.check_claim)
     except Stopped:
         return EXIT["stopped"]
     except ClaimLost as lost:
@@ -108,7 +108,7 @@ def _stop(channel: Channel) -> bool:
     global _looked
     channel.ready()
     if time.monotonic() - _looked > 1:
-        attempt.check()
+        attempt.check_claim()
         _looked = time.monotonic()
     return signals.asked_to_stop()
 

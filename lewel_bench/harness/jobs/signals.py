@@ -18,9 +18,9 @@ def listen(answer: str = "saving, then stopping") -> None:
     """From now on the first of SIGNALS asks to stop, which `answer` says; a second Ctrl-C ends the
     process at once. A SIGHUP that `nohup` had ignored stays ignored."""
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-    for one in SIGNALS:
-        if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:
-            signal.signal(one, partial(_receive, answer, terminals))
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, partial(_receive, answer, terminals))
 
 
 def asked_to_stop() -> bool:

@@ -16,7 +16,7 @@ from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
-from lewel_bench.slurm.inside import EXIT, HALVINGS, Channel
+from lewel_bench.slurm.in_job import EXIT, HALVINGS, Channel
 from tests.harness.test_cost import jobs_of
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.slurm import attempt, control, inside
-from lewel_bench.slurm.ledger import Entry, Ledger
+from lewel_bench.slurm import actions, attempt, in_job, survey
+from lewel_bench.slurm.ledger import Ledger, LedgerEntry
 
 WARNED = """
 import os, pathlib, signal, sys, time
@@ -40,22 +40,22 @@ SAVES = "(folder / 'checkpoint-1').touch(); sys.exit(75)"
 )
 def test_only_a_preemption_in_its_grace_time_asks_for_more(shown: str, told: bool) -> None:
     """SLURM leaves PreemptTime out where nothing was ever preempted."""
-    assert inside.in_grace(shown) == told
+    assert in_job.shows_preemption(shown) == told
 
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the only commands that a job finds, and the signals of this process kept."""
-    there = tmp_path / "bin"
-    there.mkdir()
-    monkeypatch.setenv("PATH", str(there))
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    monkeypatch.setenv("PATH", str(bin_folder))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(inside, "LEAVE_S", 0.0)
+    monkeypatch.setattr(in_job, "REQUEUE_WAIT_S", 0.0)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    before = [signal.getsignal(one) for one in signals]
-    yield there
-    for one, handler in zip(signals, before, strict=True):
-        signal.signal(one, handler)
+    before = [signal.getsignal(number) for number in signals]
+    yield bin_folder
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
 
 
 def run(folder: Path, code: str) -> int:
@@ -63,8 +63,8 @@ def run(folder: Path, code: str) -> int:
     books = Ledger(folder / "runs")
     command = ("-c", WARNED + code, "{folder}")
     (books.root / "key").mkdir(parents=True, exist_ok=True)
-    one = books.intend(kind="light", tasks=(("key",),), command=command)
-    return inside.Watch(books, one).run()
+    submission = books.record_intent(kind="light", tasks=(("key",),), command=command)
+    return in_job.TaskRunner(books, submission).run()
 
 
 @pytest.mark.parametrize(("code", "asks"), [(SAVES, True), (FINISHES, False)])
@@ -83,8 +83,8 @@ def test_a_node_without_scontrol_ends_a_saved_job_cleanly(
 ) -> None:
     assert run(tmp_path, SAVES) == 0
     assert "No such file or directory: 'scontrol'" in capfd.readouterr().err
-    (one,) = attempt.history(tmp_path / "runs" / "key")
-    assert one.outcome == "stopped"
+    (tried,) = attempt.history(tmp_path / "runs" / "key")
+    assert tried.outcome == "stopped"
 
 
 def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> None:
@@ -92,7 +92,7 @@ def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> Non
     (commands / "squeue").chmod(0o755)
     asked = {"paths": [str(commands), "/not/there"], "commands": ["squeue", "sbatch"]}
     (tmp_path / "u.asked.json").write_text(json.dumps(asked))
-    inside.probe(str(tmp_path), "u")
+    in_job.probe(str(tmp_path), "u")
     answer = json.loads((tmp_path / "u.answer.json").read_text())
     assert (answer["missing"], answer["lacks"]) == (["/not/there"], ["sbatch"])
     assert answer["python"] == sys.version.split()[0]
@@ -101,26 +101,26 @@ def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> Non
 def test_an_old_failure_does_not_hide_the_new_one(tmp_path: Path, commands: Path) -> None:
     """Of several ranks the first to fail writes it, and no other after that."""
     (tmp_path / "runs" / "key").mkdir(parents=True)
-    (tmp_path / "runs" / "key" / inside.FAILURE).write_text('{"message": "the old one"}')
+    (tmp_path / "runs" / "key" / in_job.FAILURE).write_text('{"message": "the old one"}')
     new = """
 path = folder / 'failure.json'
 path.exists() or path.write_text('{"message": "the new one"}')
 sys.exit(1)
 """
     run(tmp_path, new)
-    (one,) = attempt.history(tmp_path / "runs" / "key")
-    assert (one.outcome, one.message) == ("error", "the new one")
+    (tried,) = attempt.history(tmp_path / "runs" / "key")
+    assert (tried.outcome, tried.message) == ("error", "the new one")
 
 
 PACK = """
 import json, os, pathlib, sys
-from lewel_bench.slurm.attempt import check
-from lewel_bench.slurm.inside import Channel
+from lewel_bench.slurm.attempt import check_claim
+from lewel_bench.slurm.in_job import Channel
 channel, folder = Channel(), pathlib.Path(sys.argv[1])
 while folder:
     channel.ready()
     (folder / 'process').write_text(str(os.getpid()))
-    check()
+    check_claim()
     if (folder / 'dies').exists():
         os.kill(os.getpid(), 9)
     (folder / 'record.json').write_text('{}')
@@ -132,15 +132,17 @@ def test_the_cells_of_a_pack_share_a_process(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Importing torch took longer than the cells. One that dies takes no other with it."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(inside.__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(in_job.__file__).parents[2]))
     books = Ledger(tmp_path)
     for key in "abcde":
         (tmp_path / key).mkdir()
     (tmp_path / "c" / "dies").touch()
-    one = books.intend(kind="light", tasks=(tuple("abcde"),), command=("-c", PACK, "{folder}"))
+    submission = books.record_intent(
+        kind="light", tasks=(tuple("abcde"),), command=("-c", PACK, "{folder}")
+    )
     began = time.monotonic()
-    assert inside.Watch(books, one).run() == 1
-    assert time.monotonic() - began < inside.PART_S
+    assert in_job.TaskRunner(books, submission).run() == 1
+    assert time.monotonic() - began < in_job.EXIT_TIMEOUT_S
     process = {key: (tmp_path / key / "process").read_text() for key in "abcde"}
     assert process["a"] == process["b"] == process["c"] != process["d"] == process["e"]
     tried = {key: attempt.history(tmp_path / key) for key in "abcde"}
@@ -150,7 +152,7 @@ def test_the_cells_of_a_pack_share_a_process(
 
 SHORT = """
 import json, os, pathlib, signal, sys, time
-from lewel_bench.slurm.inside import Channel
+from lewel_bench.slurm.in_job import Channel
 signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 folder = pathlib.Path(sys.argv[1])
 time.sleep(1)
@@ -173,8 +175,8 @@ def test_an_allocation_must_train_for_longer_than_it_starts(
     asks: bool,
 ) -> None:
     """A time limit that left room for a few steps was asked for again for ever."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(inside.__file__).parents[2]))
-    monkeypatch.setattr(inside, "POLL_S", 0.01)
+    monkeypatch.setenv("PYTHONPATH", str(Path(in_job.__file__).parents[2]))
+    monkeypatch.setattr(in_job, "POLL_S", 0.01)
     (commands / "scontrol").write_text(
         f'#!/bin/sh\n[ "$1" = show ] || echo $@ >> {tmp_path}/asked\n'
     )
@@ -182,20 +184,20 @@ def test_an_allocation_must_train_for_longer_than_it_starts(
     books = Ledger(tmp_path)
     (tmp_path / "key").mkdir()
     code = SHORT.replace("SHARE", str(share))
-    one = books.intend(
+    submission = books.record_intent(
         kind="light", tasks=(("key",),), command=("-c", code, "{folder}"), max_attempts=2
     )
     for _ in range(2):
-        inside.Watch(books, one).run()
+        in_job.TaskRunner(books, submission).run()
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == ["requeue 7"] * (2 if asks else 1)
-    books.submitted(one.uid, "7")
-    books.ended(Entry(one, "7", ended={0: "COMPLETED"}))
-    verdict = control.given_up(tmp_path, ["key"])["key"]
+    books.record_submitted(submission.uid, "7")
+    books.record_ended(LedgerEntry(submission, "7", ended={0: "COMPLETED"}))
+    verdict = survey.verdicts_on(tmp_path, ["key"])["key"]
     assert verdict.again == asks
     assert ("the last 2 allocations spent more time starting" in verdict.reason) == (not asks)
-    control.again(tmp_path, ["key"])
-    assert control.given_up(tmp_path, ["key"])["key"].again
+    actions.retry(tmp_path, ["key"])
+    assert survey.verdicts_on(tmp_path, ["key"])["key"].again
 
 
 def test_a_full_disk_is_called_so(
@@ -206,7 +208,7 @@ def test_a_full_disk_is_called_so(
     def full(path: Path, content: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    code = f"sys.exit({inside.EXIT['disk full']})"
+    code = f"sys.exit({in_job.EXIT['disk full']})"
     with monkeypatch.context() as patched:
         begin = attempt.begin
 
@@ -217,7 +219,9 @@ def test_a_full_disk_is_called_so(
 
         patched.setattr(attempt, "begin", begin_then_fill)
         run(tmp_path, code)
-    (one,) = attempt.history(tmp_path / "runs" / "key")
-    assert one.outcome == "disk full" and one.message.startswith("no space left on the file system")
-    verdict = control.given_up(tmp_path / "runs", ["key"])["key"]
+    (tried,) = attempt.history(tmp_path / "runs" / "key")
+    assert tried.outcome == "disk full" and tried.message.startswith(
+        "no space left on the file system"
+    )
+    verdict = survey.verdicts_on(tmp_path / "runs", ["key"])["key"]
     assert verdict.again and verdict.reason.startswith("disk full, no space left on the file")

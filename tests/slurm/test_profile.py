@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from lewel_bench.files import create_json
-from lewel_bench.slurm import check, cluster, queue
-from lewel_bench.slurm.cluster import EXAMPLES, KINDS
+from lewel_bench.slurm import check, queue
 from lewel_bench.slurm.ledger import Ledger, Submission
-from lewel_bench.slurm.queue import Nodes, Unreachable, _minutes
+from lewel_bench.slurm.profile import EXAMPLES, KINDS, Resources, load_profile, parse_profile
+from lewel_bench.slurm.queue import NodeGroup, SlurmUnreachable, _minutes
 
 
 @pytest.mark.parametrize("name", ["a100", "cpu", "preemptible"])
 def test_the_examples_load(name: str) -> None:
-    profile = cluster.load(name, {})
+    profile = load_profile(name, {})
     assert set(profile.kinds) == set(KINDS)
     pretrain = {"a100": 8, "cpu": 1, "preemptible": 8}  # processes
     assert profile.kinds["pretrain"].world == pretrain[name]
@@ -29,7 +29,7 @@ def test_all_examples_are_tested() -> None:
 
 
 def test_a_kind_changes_the_defaults_and_nothing_else() -> None:
-    a100 = cluster.load("a100", {})
+    a100 = load_profile("a100", {})
     assert a100.kinds["pretrain"].tasks == 8 and a100.kinds["linear"].tasks == 1
     assert a100.kinds["pretrain"].parameters()["time"] == 2880
     assert a100.kinds["light"].parameters()["exclude"] == "node007"
@@ -41,50 +41,53 @@ def passed(options: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ({"defaults": {"partitoin": "gpu"}}, "Did you mean 'partition'?"),
         ({"max_queud": 3, "defaults": {}}, "Did you mean 'max_queued'?"),
         ({"defaults": {"nodes": 1}, "kinds": {"pretrian": {}}}, "Did you mean 'pretrain'?"),
         ({"kinds": {"pretrain": {}}}, "no settings for kinds linear, semi, dense, light"),
         ({"defaults": {"submitit": {"exclud": "n1"}}}, "Did you mean 'exclude'?"),
-        ({"defaults": {"submitit": {"partition": "x"}}}, "contradicts the field partition"),
+        ({"defaults": {"submitit": {"partition": "x"}}}, "conflicts with the field partition"),
         ({"defaults": {"submitit": {"teardown": ["x"]}}}, "its exit code would hide"),
         ({"defaults": {"gpus_per_node": 2, "tasks_per_node": 4}}, "more than gpus_per_node 2"),
-        ({"defaults": {"gpus_per_node": 2, "submitit": {"gres": "gpu:2"}}}, "contradicts gpus"),
+        ({"defaults": {"gpus_per_node": 2, "submitit": {"gres": "gpu:2"}}}, "conflicts with gpus"),
         (passed({"job-name": "mine"}), "additional_parameters.job-name cannot be set: the ledger"),
-        (passed({"partition": "x"}), "additional_parameters.partition contradicts the field"),
+        (passed({"partition": "x"}), "additional_parameters.partition conflicts with the field"),
         (passed({"hold": True}), "additional_parameters.hold cannot be set: a job that is held"),
         (passed({"wait": True}), "additional_parameters.wait cannot be set"),
         (passed({"parsable": True}), "additional_parameters.parsable cannot be set"),
         (passed({"test-only": True}), "additional_parameters.test-only cannot be set"),
         (passed({"ntasks": 4}), "additional_parameters.ntasks cannot be set: use the fields"),
-        (passed(3), "additional_parameters is a table"),
+        (passed(3), "additional_parameters must be a table"),
         ({"defaults": {"nodes": 2, "pack": 3}}, "only jobs of one process can be packed"),
         ({"defaults": {"timeout_min": 2}}, "more than half of timeout_min 2"),
         ({"defaults": {"nodes": 0}}, "greater than 0"),
-        ({"defaults": {"nodes": 1}, "container": "apptainer exec x"}, "name the interpreter"),
-        ({"defaults": 3}, "are tables"),
+        (
+            {"defaults": {"nodes": 1}, "container": "apptainer exec x"},
+            "set python to the interpreter",
+        ),
+        ({"defaults": 3}, "must be tables"),
         (
             {"defaults": {"nodes": 0}, "kinds": {"semi": {"nodes": 1}}},
             "kinds.pretrain, linear, dense",
         ),
     ],
 )
-def test_a_wrong_profile(content: dict[str, Any], said: str) -> None:
+def test_a_wrong_profile(content: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=r"cluster mine \(the site file\)") as error:
-        cluster.load("mine", {"mine": content})
-    assert said in str(error.value)
+        load_profile("mine", {"mine": content})
+    assert expected in str(error.value)
 
 
 def test_a_wrong_default_is_said_once() -> None:
     with pytest.raises(ValueError, match="defaults: ") as error:
-        cluster.load("mine", {"mine": {"defaults": {"partitoin": "gpu"}}})
+        load_profile("mine", {"mine": {"defaults": {"partitoin": "gpu"}}})
     assert str(error.value).count("Did you mean") == 1
 
 
 def test_empty_defaults_are_there() -> None:
-    mine = cluster.load("mine", {"mine": {"defaults": {}}})
+    mine = load_profile("mine", {"mine": {"defaults": {}}})
     assert set(mine.kinds) == set(KINDS)
 
 
@@ -92,56 +95,56 @@ def test_empty_defaults_are_there() -> None:
 def test_a_run_root_that_slurm_would_misread(tmp_path: Path, name: str) -> None:
     """%j became a job's number, and the logs and jobs went elsewhere."""
     with pytest.raises(ValueError, match="choose another --root"):
-        check.writable(tmp_path / name)
+        check.require_writable(tmp_path / name)
     assert not (tmp_path / name).exists()
-    check.writable(tmp_path / "it's a $plain (name) #1")
+    check.require_writable(tmp_path / "it's a $plain (name) #1")
 
 
 def test_an_unknown_profile() -> None:
     with pytest.raises(ValueError, match=r"unknown cluster 'a10'\. Did you mean 'a100'"):
-        cluster.load("a10", {"mine": {}})
+        load_profile("a10", {"mine": {}})
 
 
 FARM = [
-    Nodes("gpu", 1440, 4, 64, 500_000, 8, frozenset({"a100"})),
-    Nodes("gpu", 1440, 2, 128, 900_000, 8, frozenset({"h100"})),
-    Nodes("cpu", float("inf"), 9, 32, 100_000, 0, frozenset()),
-    Nodes("", float("inf"), 9, 32, 100_000, 0, frozenset()),
+    NodeGroup("gpu", 1440, 4, 64, 500_000, 8, frozenset({"a100"})),
+    NodeGroup("gpu", 1440, 2, 128, 900_000, 8, frozenset({"h100"})),
+    NodeGroup("cpu", float("inf"), 9, 32, 100_000, 0, frozenset()),
+    NodeGroup("", float("inf"), 9, 32, 100_000, 0, frozenset()),
 ]
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "expected"),
     [
         ({"partition": "gpu", "gpus_per_node": 8, "cpus_per_task": 8}, ""),
         ({"partition": "gpus"}, "Did you mean 'gpu'?"),
         ({"partition": "gpu", "gpus_per_node": 9}, "no node of partition gpu has more than 8"),
-        ({"cpus_per_task": 33}, "need 33 a node, but no node of the default partition has"),
+        ({"cpus_per_task": 33}, "need 33 per node, but no node of the default partition has"),
         ({"partition": "gpu", "nodes": 3, "cpus_per_task": 100}, "partition gpu has 2 such nodes"),
-        ({"partition": "gpu", "timeout_min": 1441}, "over the limit of partition gpu, 1440 min"),
+        ({"partition": "gpu", "timeout_min": 1441}, "exceeds the limit of partition gpu, 1440 min"),
         ({"partition": "cpu", "mem_gb": 200}, "no node of partition cpu has more than 97"),
         ({"partition": "gpu,cpu", "timeout_min": 3000}, ""),
     ],
 )
-def test_what_a_cluster_can_never_run(asked: dict[str, Any], said: str) -> None:
-    found = check.misfit(cluster.Resources(**asked), FARM)
-    assert said in found and bool(said) == bool(found)
+def test_what_a_cluster_can_never_run(asked: dict[str, Any], expected: str) -> None:
+    message = check.misfit_message(Resources(**asked), FARM)
+    assert expected in message and bool(expected) == bool(message)
 
 
 def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def ask(command: list[str], timeout_s: float = 0) -> str:
         if command[0] == "scontrol":
             return "ClusterName = c\n"
-        raise Unreachable(f"{command[0]} did not answer")
+        raise SlurmUnreachable(f"{command[0]} did not answer")
 
-    monkeypatch.setattr(check, "present", lambda: None)
+    monkeypatch.setattr(check, "require_commands", lambda: None)
     monkeypatch.setattr(queue, "ask", ask)
-    found = list(check.doctor(cluster.load("cpu", {}), tmp_path, []))
-    assert found == [("cluster", "problem", "sinfo did not answer")]
-    waits = queue.Task("7", "x", "PENDING", "PartitionConfig")
+    checks = list(check.doctor(load_profile("cpu", {}), tmp_path, []))
+    assert checks == [("cluster", "problem", "sinfo did not answer")]
+    waits = queue.QueuedTask("7", "x", "PENDING", "PartitionConfig")
     monkeypatch.setattr(queue, "tasks", lambda: [waits])
     answer, why = check._answer(tmp_path / "none", "7", 5)
-    assert answer is None and "(scancel did not answer: scancel 7 yourself)" in why
+    assert answer is None and "(scancel did not answer: run scancel 7)" in why
 
 
 @pytest.mark.parametrize("wake", [True, False])
@@ -151,19 +154,19 @@ def test_doctor_looks_for_what_jobs_call(
     """Without sinfo they do plan; where none plans, only scontrol counts."""
     asked: list[str] = []
 
-    def probe(on: object, books: Ledger, one: Submission) -> str:
+    def probe(on: object, books: Ledger, submission: Submission) -> str:
         folder = books.folder / "doctor"
-        asked.extend(json.loads((folder / f"{one.uid}.asked.json").read_text())["commands"])
+        asked.extend(json.loads((folder / f"{submission.uid}.asked.json").read_text())["commands"])
         lacks = [name for name in asked if name != "scontrol"]
         answer = {"node": "n", "python": "3", "missing": [], "lacks": lacks}
-        create_json(folder / f"{one.uid}.answer.json", answer)
+        create_json(folder / f"{submission.uid}.answer.json", answer)
         return "7"
 
     monkeypatch.setattr(check.executor, "probe", probe)
-    on = cluster.load("cpu", {}).model_copy(update={"wake": wake})
-    found = list(check._from_a_node(on, tmp_path, [], 1))
+    on = load_profile("cpu", {}).model_copy(update={"wake": wake})
+    checks = list(check._check_node(on, tmp_path, [], 1))
     assert set(asked) == {"scontrol", *(("sbatch", "squeue", "scancel", "srun") if wake else ())}
-    assert [state for _, state, _ in found] == (["ok", "warning"] if wake else ["ok"])
+    assert [state for _, state, _ in checks] == (["ok", "warning"] if wake else ["ok"])
 
 
 def test_sbatch_is_asked_about_the_options_of_the_script(
@@ -176,21 +179,21 @@ def test_sbatch_is_asked_about_the_options_of_the_script(
     asked: list[list[str]] = []
     monkeypatch.setattr(queue, "ask", asked.append)
     content = {"constraint": "a|b", "submitit": {"stderr_to_stdout": True, "nodelist": "n[1-2]"}}
-    check._refused(cluster.parse("x", {"defaults": content}, ""), "light")
+    check._rejection_message(parse_profile("x", {"defaults": content}, ""), "light")
     assert {"--constraint=a|b", "--nodelist=n[1-2]", "--signal=USR2@120"} <= set(asked[0])
     assert "stderr" not in " ".join(asked[0])
 
 
 def test_a_python_without_our_packages(tmp_path: Path) -> None:
-    assert not check.lacks(
-        cluster.parse("x", {"defaults": {"nodes": 1}, "python": sys.executable}, ""), KINDS
+    assert not check.missing_packages_message(
+        parse_profile("x", {"defaults": {"nodes": 1}, "python": sys.executable}, ""), KINDS
     )
     venv.create(tmp_path, with_pip=False)
     python = str(tmp_path / "bin" / "python3")
-    bare = cluster.parse("x", {"defaults": {"nodes": 1}, "python": python}, "")
-    assert f"{python} lacks submitit" in check.lacks(bare, KINDS)
+    bare = parse_profile("x", {"defaults": {"nodes": 1}, "python": python}, "")
+    assert f"{python} lacks submitit" in check.missing_packages_message(bare, KINDS)
     loaded = {"defaults": {"setup": ["module load torch"]}, "python": python}
-    assert not check.lacks(cluster.parse("x", loaded, ""), KINDS)
+    assert not check.missing_packages_message(parse_profile("x", loaded, ""), KINDS)
 
 
 def test_time_limits() -> None:
