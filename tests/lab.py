@@ -1,4 +1,4 @@
-"""A private SLURM for tests, and sweeps of trivial cells on it."""
+"""A private SLURM for tests, and sweeps of trivial jobs on it."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ class Lab:
         self.call("slurm-up")
 
     def configure(self, **settings: str) -> None:
-        """Restart with other settings; they stay."""
+        """Restart with other settings, which persist."""
         self.environment |= settings
         self.up()
 
@@ -64,13 +64,13 @@ class Lab:
         self.call("slurm-controller", what)
 
     def saved(self) -> float:
-        """When the controller last saved what it knows of jobs; every 5 s if that has changed."""
+        """When the controller last saved its job states; it saves changes every 5 s."""
         state = self.folder / "ctld" / "job_state"
         return state.stat().st_mtime if state.exists() else 0.0
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something to become true; a controller that is slow to answer is asked again."""
+    """Wait until `true()` is true; calls that the controller does not answer are repeated."""
     end = time.monotonic() + seconds
 
     def is_true() -> object:
@@ -90,7 +90,7 @@ def _queue() -> str:
 
 
 class Bench:
-    """A run root with trivial cells."""
+    """A run root with trivial jobs."""
 
     def __init__(self, root: Path, **profile: object) -> None:
         self.root = root
@@ -111,14 +111,14 @@ class Bench:
         return sweep.advance(self.sweep, self.jobs, attended=attended)
 
     def run_with_wakes(self) -> PlanningPass:
-        """A run whose client goes away: SLURM makes the passes after it."""
+        """A run whose planning jobs make all later passes."""
         wake = tuple(self.planner_command()[1:])
         return sweep.advance(replace(self.sweep, wake=wake), self.jobs)
 
     def planner_command(self, *arguments: str) -> list[str]:
         given = {**PROFILE, **self.changes}
-        cells = [(cell.key, cell.kind, cell.needs) for cell in self.jobs]
-        command = [str(HERE / "planner.py"), str(self.root), json.dumps(given), json.dumps(cells)]
+        jobs = [(job.key, job.kind, job.needs) for job in self.jobs]
+        command = [str(HERE / "planner.py"), str(self.root), json.dumps(given), json.dumps(jobs)]
         return [self.profile.python or sys.executable, *command, *arguments]
 
     def planner_environment(self, **more: str) -> dict[str, str]:
@@ -128,7 +128,7 @@ class Bench:
     def planner(
         self, rounds: str = "", who: Mapping[str, Any] | None = None, **more: str
     ) -> "subprocess.Popen[str]":
-        """A run in a process of its own, maybe another user's."""
+        """A run in its own process, perhaps as another user."""
         return subprocess.Popen(
             self.planner_command(*filter(None, [rounds])),
             **(who or {}),
@@ -139,14 +139,14 @@ class Bench:
         )
 
     def done(self) -> bool:
-        keys = [cell.key for cell in self.jobs]
+        keys = [job.key for job in self.jobs]
         return len(sweep.keys_with_record(self.root, keys, "record.json")) == len(keys)
 
     def idle(self) -> bool:
         return not any(t.is_alive for t in queue.tasks())
 
     def finish(self, seconds: float = 90) -> None:
-        """Wait for every record, and for the jobs behind them to go."""
+        """Wait for every record, and for all SLURM jobs to end."""
         until(self.done, seconds)
         until(self.idle, 90)
 
@@ -162,12 +162,12 @@ class Bench:
         return [line.split()[0] for line in lines]
 
     def check(self) -> None:
-        """Every record is what an undisturbed cell writes, and was committed once."""
-        for cell in self.jobs:
-            spec = json.loads((self.root / cell.key / "spec.json").read_text())
-            value = cell.key
+        """Check that every record equals that of an undisturbed job, and was committed once."""
+        for job in self.jobs:
+            spec = json.loads((self.root / job.key / "spec.json").read_text())
+            value = job.key
             for _ in range(spec["ticks"]):
                 value = hashlib.sha256(value.encode()).hexdigest()
-            record = json.loads((self.root / cell.key / "record.json").read_text())
-            assert record == {"value": value}, cell.key
-            assert self.commits(cell.key) == ["first"], cell.key
+            record = json.loads((self.root / job.key / "record.json").read_text())
+            assert record == {"value": value}, job.key
+            assert self.commits(job.key) == ["first"], job.key

@@ -37,7 +37,7 @@ def running() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(running: Lab) -> Iterator[Lab]:
-    """The cluster, whole and empty again after the test."""
+    """The cluster; repaired and emptied after the test."""
     running.up()
     yield running
     running.up()  # starts again whatever a test stopped
@@ -52,5 +52,5 @@ def lab(running: Lab) -> Iterator[Lab]:
 
 @pytest.fixture
 def bench(lab: Lab, tmp_path: Path) -> Bench:
-    """Cells on the cluster."""
+    """A run root with jobs for the cluster."""
     return Bench(tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""A planner in a process of its own: python planner.py ROOT PROFILE CELLS [ROUNDS]"""
+"""A planner in its own process: python planner.py ROOT PROFILE JOBS [ROUNDS]"""
 
 import json
 import os
@@ -15,16 +15,16 @@ from lewel_bench.slurm.sweep import Sweep
 def main() -> None:
     root = Path(sys.argv[1])
     profile = parse_profile("lab", json.loads(sys.argv[2]), "the test")
-    cells = [PlannedJob(key, kind, tuple(needs)) for key, kind, needs in json.loads(sys.argv[3])]
+    jobs = [PlannedJob(key, kind, tuple(needs)) for key, kind, needs in json.loads(sys.argv[3])]
     worker = str(Path(__file__).parent / "worker.py")
     wake = (__file__, *sys.argv[1:4])
-    job = Sweep(root, profile, (worker, "{folder}"), wake)
+    work = Sweep(root, profile, (worker, "{folder}"), wake)
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     for i in range(rounds):
         barrier(root, i)
-        sweep.advance(job, cells[i : i + 1])
+        sweep.advance(work, jobs[i : i + 1])
     if not rounds:
-        sweep.advance(job, cells, attended=in_job.WAKE not in os.environ)
+        sweep.advance(work, jobs, attended=in_job.WAKE not in os.environ)
 
 
 def barrier(root: Path, i: int) -> None:

@@ -54,8 +54,8 @@ def test_a_thousand_jobs_in_seconds_and_one_call_to_see_them(
     until(bench.idle)
 
 
-def test_a_record_of_no_cell_makes_ready_too(bench: Bench) -> None:
-    """An imported checkpoint has a record, and is no cell of the sweep that evaluates it."""
+def test_a_record_without_a_job_makes_jobs_ready(bench: Bench) -> None:
+    """An imported checkpoint has a record, but no job in the sweep that evaluates it."""
     bench.add("a", needs=["imported"])
     assert bench.run().states["a"][0] == "waiting"
     (bench.root / "imported").mkdir()
@@ -64,7 +64,7 @@ def test_a_record_of_no_cell_makes_ready_too(bench: Bench) -> None:
     until(lambda: bench.run().states["a"][0] == "done")
 
 
-def test_queued_jobs_run_the_code_that_was_there(bench: Bench, tmp_path: Path) -> None:
+def test_queued_jobs_run_the_submitted_code(bench: Bench, tmp_path: Path) -> None:
     """The checkout is edited, and a folder `pretrain/` appears, between submit and start."""
     checkout = tmp_path / "checkout"
     package = checkout / "lewel_bench"
@@ -98,7 +98,7 @@ def test_queued_jobs_run_the_code_that_was_there(bench: Bench, tmp_path: Path) -
     assert json.loads((bench.root / "a" / "record.json").read_text()) == {"code": "then"}
 
 
-def test_a_snapshot_says_where_it_is_from(tmp_path: Path) -> None:
+def test_a_snapshot_records_its_commit(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     package = checkout / "thing"
     package.mkdir(parents=True)
@@ -168,8 +168,8 @@ def test_the_environment_of_a_job_does_not_leak() -> None:
     }  # fmt: skip
 
 
-def test_a_planner_that_does_not_scrub_is_caught(bench: Bench) -> None:
-    """The mutant of test_planning_inside_an_array_task: what it submits believes to be task 1."""
+def test_a_planner_that_keeps_its_environment_is_caught(bench: Bench) -> None:
+    """The mutant of test_planning_inside_an_array_task: its jobs take themselves for task 1."""
     bench.add("a", ticks=2)
     mutant = (
         "import sys, runpy; from lewel_bench.slurm import executor; "
@@ -200,7 +200,7 @@ def test_a_planner_that_does_not_scrub_is_caught(bench: Bench) -> None:
 def test_without_fencing_split_brain_is_caught(
     lab: Lab, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two copies that both believe in their claim: what test_split_brain looks at goes wrong."""
+    """Two copies that both keep their claim violate what test_split_brain checks."""
     package = bench.root.parent / "mutant" / "lewel_bench"
     shutil.copytree(
         executor.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__")
@@ -219,8 +219,8 @@ def test_without_fencing_split_brain_is_caught(
     lab.node("down", node)
     until(lambda: len(bench.attempts("a")) == 2)
     bench.finish()
-    assert bench.ticks("a") > 150  # both went on to the end
-    assert "late" in bench.commits("a")  # and only the link kept the second from committing
+    assert bench.ticks("a") > 150  # both ran to the end
+    assert "late" in bench.commits("a")  # only the hard link kept the second from committing
 
 
 def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
@@ -241,11 +241,11 @@ def test_planners_without_a_lock_are_caught(bench: Bench) -> None:
     )
     assert submitted > rounds
     bench.finish()
-    assert all("first" in bench.commits(cell.key) for cell in bench.jobs)
+    assert all("first" in bench.commits(job.key) for job in bench.jobs)
 
 
-def test_scripts_say_what_the_rules_ask(tmp_path: Path) -> None:
-    """No cluster is needed to see them."""
+def test_scripts_follow_the_rules(tmp_path: Path) -> None:
+    """Needs no cluster."""
     if shutil.which("srun") is None:
         pytest.skip("submitit needs srun")
     profile = load_profile("preemptible", {})

@@ -1,4 +1,4 @@
-"""Faults on a real SLURM: every one ends, after at most one more run, in the undisturbed result."""
+"""Faults on a real SLURM: each ends, after at most one more run, in the result without a fault."""
 
 import os
 import pwd
@@ -30,7 +30,7 @@ def signal(bench: Bench, key: str, name: str) -> None:
     subprocess.run(["scancel", f"--signal={name}", job(bench, key)], check=True)
 
 
-def test_a_graph_of_cells_and_a_second_run(bench: Bench) -> None:
+def test_a_graph_of_jobs_and_a_second_run(bench: Bench) -> None:
     bench.add("p", "pretrain")
     searches = [bench.add(f"s{i}", "semi", ["p"]) for i in range(3)]
     bench.add("f", "light", searches)
@@ -45,7 +45,7 @@ def test_a_graph_of_cells_and_a_second_run(bench: Bench) -> None:
     assert bench.run().submitted == {}
 
 
-def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> None:
+def test_a_sweep_continues_without_its_client(lab: Lab, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "runs", wake=True)
     for p in ("p", "q"):
         bench.add(p, "pretrain")
@@ -57,7 +57,7 @@ def test_a_sweep_goes_on_when_the_client_has_gone(lab: Lab, tmp_path: Path) -> N
 
 
 def test_what_stops_a_sweep_is_shown(lab: Lab, tmp_path: Path) -> None:
-    """A planning job that somebody cancelled, and a partition of which every node is drained."""
+    """A cancelled planning job, and a partition whose nodes are all drained."""
     bench = Bench(tmp_path / "runs", wake=True)
     bench.add("p", "pretrain", **LONG)
     bench.add("s", "semi", ["p"])
@@ -77,7 +77,7 @@ def test_what_stops_a_sweep_is_shown(lab: Lab, tmp_path: Path) -> None:
     assert not survey.survey(bench.root).closed
 
 
-def test_warned_twice_it_saves_and_goes_on_twice(bench: Bench) -> None:
+def test_a_job_warned_twice_saves_and_resumes_twice(bench: Bench) -> None:
     bench.add("a", **{**LONG, "save_every": 10**9})
     bench.run()
     for restart in (0, 1):
@@ -144,7 +144,7 @@ def test_a_node_loses_power(lab: Lab, bench: Bench) -> None:
 
 
 def test_split_brain(lab: Lab, bench: Bench) -> None:
-    """Only the node's daemon dies: the task lives on beside the copy that SLURM starts."""
+    """Only the node's daemon dies: the task survives while SLURM starts a second copy."""
     bench.add("a", ticks=200, tick_s=0.1, save_every=5)
     bench.run()
     until(lambda: bench.ticks("a") >= 10)
@@ -155,7 +155,7 @@ def test_split_brain(lab: Lab, bench: Bench) -> None:
     until(lambda: bench.attempts("a")[0].outcome == "fenced", 10)
     bench.finish()
     bench.check()
-    # what both ticked is at most what the first did until it looked at its claim, and its save
+    # the first copy ticks on until it checks its claim and saves
     assert bench.ticks("a") <= 200 + 30
 
 
@@ -168,7 +168,7 @@ def test_cancelled_by_hand(bench: Bench, which: str) -> None:
     id = job(bench, "a")
     queue.cancel([id if which == "task" else id.partition("_")[0]])
     until(lambda: "a" not in survey.live_jobs(bench.root))
-    # a pass that nobody asked for leaves alone what somebody ended
+    # an unattended pass does not submit cancelled jobs again
     assert bench.run(attended=False).states["a"][0] == "cancelled"
     until(bench.idle)
     assert bench.run().states["a"][0] == "submit"
@@ -176,7 +176,7 @@ def test_cancelled_by_hand(bench: Bench, which: str) -> None:
     bench.check()
 
 
-def test_failures_wait_for_a_person(bench: Bench) -> None:
+def test_failures_wait_for_retry(bench: Bench) -> None:
     bench.add("a", fault="raise")
     bench.add("b", fault="nan")
     bench.add("c", "light", ["a"])
@@ -245,7 +245,9 @@ def test_the_controller_is_down(lab: Lab, bench: Bench) -> None:
     until(lambda: bench.ticks("a") >= 3 and sum(t.is_alive for t in queue.tasks()) == 1)
     seen = time.time()
     subprocess.run(["scontrol", "update", f"JobId={job(bench, 'a')}", "Comment=new"], check=True)
-    until(lambda: lab.saved() > seen)  # else it takes the job that has ended for a running one
+    until(
+        lambda: lab.saved() > seen
+    )  # else the restarted controller takes the ended job for a running one
     lab.controller("kill")
     for ask in (bench.run, lambda: survey.live_jobs(bench.root)):
         with pytest.raises(SlurmUnreachable):
@@ -270,7 +272,9 @@ def test_the_controller_forgets_a_job(lab: Lab, bench: Bench) -> None:
     lab.controller("amnesia")
     lab.controller("start")
     until(lambda: not survey.live_jobs(bench.root))
-    assert len(bench.run().submitted) == 1  # the task of the lost job may live on: it is fenced
+    assert (
+        len(bench.run().submitted) == 1
+    )  # the task of the lost job may survive, without the claim
     bench.finish()
     bench.check()
     assert len(bench.attempts("a")) == 2
@@ -298,7 +302,7 @@ def test_the_run_root_is_full_during_a_save(lab: Lab, tmp_path: Path) -> None:
         bench.finish()
         bench.check()
         resumed = bench.attempts("a")[-1]
-        assert resumed.mark  # it went on from its last good checkpoint
+        assert resumed.mark  # it resumed from its last complete checkpoint
     finally:
         until(bench.idle, 30)
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
@@ -314,12 +318,12 @@ def test_three_planners_in_the_same_second(bench: Bench, tmp_path: Path) -> None
         assert planner.returncode == 0, out
     bench.finish()
     bench.check()
-    assert all(len(bench.attempts(cell.key)) == 1 for cell in bench.jobs)
+    assert all(len(bench.attempts(job.key)) == 1 for job in bench.jobs)
 
 
 def test_two_users_share_a_run_root(lab: Lab) -> None:
-    """Each planner took the other's running jobs for dead, submitted them again and fenced the
-    living ones, without end."""
+    """Each planner took the other's running jobs for lost, submitted them again and fenced the
+    running ones, endlessly."""
     first, second = (
         {"user": name, "group": GROUP, "extra_groups": [], "umask": 0o002, "cwd": "/"}
         for name in ("daemon", "games")
@@ -341,7 +345,7 @@ def test_two_users_share_a_run_root(lab: Lab) -> None:
             cancel_as(uid("games"), bench)
         queue.cancel([job(bench, "b")])
         until(lambda: "b" not in survey.live_jobs(bench.root))
-        plan_as(bench, second)  # which goes on from the other's checkpoint
+        plan_as(bench, second)  # it resumes from the other user's checkpoint
         assert len(Ledger(bench.root).entries()) == 2
         bench.finish()
         bench.check()
@@ -362,7 +366,7 @@ def uid(name: str) -> int:
 
 
 def python_for(who: dict[str, Any]) -> str:
-    """An interpreter that another user can start, which one in root's home is not."""
+    """An interpreter that another user can start, unlike one in root's home."""
     packages = [path for path in sys.path if "site-packages" in path]
     code = f"import sys; sys.path += {packages}; import submitit, pydantic, filelock"
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
@@ -386,7 +390,7 @@ def cancel_as(user: int, bench: Bench) -> None:
 
 
 def test_planning_inside_an_array_task(bench: Bench) -> None:
-    """Its environment says SLURM_ARRAY_TASK_ID=1; what it submits must not believe that."""
+    """Its SLURM_ARRAY_TASK_ID=1 must not reach the jobs that it submits."""
     for i in range(2):
         bench.add(f"a{i}", ticks=2)
     command = ["sbatch", "--array=1-1", "-n2", "-o", str(bench.root / "planner.log")]

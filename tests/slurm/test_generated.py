@@ -19,7 +19,7 @@ signal_delay_s = 30
 ASKED = ("--suite", "shapes", "--table", "1", "--method", "lewel_m,moco_v2", "--cluster", "lab")
 
 
-def test_the_first_job_makes_the_images(lab: Lab, tmp_path: Path) -> None:
+def test_the_first_job_generates_the_images(lab: Lab, tmp_path: Path) -> None:
     """The client, on a login node, returns in seconds."""
     (tmp_path / "lewel-bench.toml").write_text(SITE)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -29,7 +29,7 @@ def test_the_first_job_makes_the_images(lab: Lab, tmp_path: Path) -> None:
     cpu = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
     print(f"submitted with {cpu:.1f} s of CPU")
     assert done.returncode == 0, done.stderr
-    assert "4 submitted now" in done.stdout and cpu < 3  # making them takes ten
+    assert "4 submitted now" in done.stdout and cpu < 3  # generating them takes ten
     until(lambda: any((tmp_path / "runs").glob("*/events.jsonl")), 120)
     queue.cancel([task.id for task in queue.tasks() if task.is_alive])
     assert list((tmp_path / "runs" / "data").glob("shapes-*/imagenet/train"))

@@ -53,14 +53,14 @@ class Here:
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "runs"
         (folder / "lewel-bench.toml").write_text(SITE)
-        (folder / "pretrain").mkdir()  # must not stand in for anything of ours
+        (folder / "pretrain").mkdir()  # must not shadow lewel_bench.pretrain
         (folder / "pretrain" / "__init__.py").write_text("raise SystemExit('the wrong pretrain')")
 
     def bench(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*words),
             cwd=self.folder,
-            # named: some profiles have programs of their own
+            # named, because some profiles name programs
             env=environment(
                 PYTHONSAFEPATH="1", LEWEL_BENCH_CONFIG=str(self.folder / "lewel-bench.toml"), **more
             ),
@@ -85,7 +85,7 @@ def here(lab: Lab, tmp_path: Path) -> Here:
 
 
 def measured(root: Path) -> dict[str, Any]:
-    """What must not depend on where and how a job ran."""
+    """The results that must not depend on where and how a job ran."""
     measurements = {}
     for name, record in records(root).items():
         outcome = {k: v for k, v in record["outcome"].items() if k != "attempts"}
@@ -93,7 +93,7 @@ def measured(root: Path) -> dict[str, Any]:
     return measurements
 
 
-def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_path: Path) -> None:
+def test_a_table_fills_without_its_client(here: Here, images: Path, tmp_path: Path) -> None:
     asked = words(images, ("linear_lars", "semi_1pct"))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
@@ -129,7 +129,7 @@ def test_a_table_fills_after_the_client_has_gone(here: Here, images: Path, tmp_p
     assert attempt["outcome"] == "done" and attempt["seconds"] > 0
     (final, *_) = (r for r in records(here.root).values() if r["kind"] == "final")
     half = here.root / final["key"] / "record.json"
-    half.write_text(half.read_text()[:100])  # as a full disk or a bad copy leaves it
+    half.write_text(half.read_text()[:100])  # as after a full disk or an incomplete copy
     refused = here.bench(*asked, "--cluster", "lab")
     assert refused.returncode == 2 and f"{half}: half-written" in refused.stderr
     again = here.bench(*asked, "--cluster", "lab", "--replace-corrupt")
@@ -203,8 +203,7 @@ def test_doctor(here: Here) -> None:
     assert "No module named submitit" in broken.stdout
 
 
-def test_hands(here: Here, images: Path) -> None:
-    """cancel, retry, logs and --dry-run."""
+def test_cancel_retry_logs_and_dry_run(here: Here, images: Path) -> None:
     asked = words(images, **{"optimizer.lr": 1e30, "schedule.warmup_epochs": 0})
     dry = here.bench(*asked, "--cluster", "lab", "--dry-run")
     assert dry.returncode == 0, dry.stderr
@@ -233,8 +232,8 @@ def test_hands(here: Here, images: Path) -> None:
 
 
 def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
-    """The jobs and the planning job died, `status` said "not started", and `run` submitted again
-    without a word."""
+    """The jobs and the planning job failed, `status` showed "not started", and `run` submitted
+    them again silently."""
     broken = SITE.replace(
         "[clusters.lab.defaults]\n", "[clusters.lab.defaults]\nsetup = ['nomod x']\n"
     )
@@ -258,7 +257,7 @@ def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
 
 
 def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path: Path) -> None:
-    """Proved on the login node; its file may go before the jobs run."""
+    """It is checked on the login node; its file may be deleted before the jobs run."""
     path = tmp_path / "moco.pth.tar"
     layouts.write(path, layouts.LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2)))
     asked = ["eval", "--checkpoint", str(path), "--name", "mine", "--suite", "shapes", "--force"]
@@ -279,7 +278,7 @@ def test_an_imported_checkpoint_is_evaluated(here: Here, images: Path, tmp_path:
     until(done, 200)
 
 
-def test_a_method_of_ones_own_runs_as_it_was_submitted(here: Here, images: Path) -> None:
+def test_a_plugin_method_runs_as_submitted(here: Here, images: Path) -> None:
     example = Path(__file__).parents[2] / "docs" / "own_method.py"
     mine = here.folder / "mine.py"
     mine.write_text(example.read_text())

@@ -1,4 +1,4 @@
-"""What a job reads off SLURM, without one."""
+"""The code inside a SLURM job, without SLURM."""
 
 import errno
 import json
@@ -38,14 +38,14 @@ SAVES = "(folder / 'checkpoint-1').touch(); sys.exit(75)"
         ("JobState=CANCELLED PreemptTime=2026-11-25T13:34", False),
     ],
 )
-def test_only_a_preemption_in_its_grace_time_asks_for_more(shown: str, told: bool) -> None:
-    """SLURM leaves PreemptTime out where nothing was ever preempted."""
+def test_only_a_preemption_in_its_grace_time_is_one(shown: str, told: bool) -> None:
+    """SLURM omits PreemptTime where nothing was ever preempted."""
     assert in_job.shows_preemption(shown) == told
 
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the only commands that a job finds, and the signals of this process kept."""
+    """The only folder in PATH; restores the signal handlers of this process."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     monkeypatch.setenv("PATH", str(bin_folder))
@@ -68,10 +68,10 @@ def run(folder: Path, code: str) -> int:
 
 
 @pytest.mark.parametrize(("code", "asks"), [(SAVES, True), (FINISHES, False)])
-def test_only_what_is_left_to_do_asks_for_more(
+def test_only_unfinished_jobs_are_requeued(
     tmp_path: Path, commands: Path, code: str, asks: bool
 ) -> None:
-    """A job that finished after its warning was started again, for nothing."""
+    """A job that finished after its warning was requeued needlessly."""
     (commands / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
     (commands / "scontrol").chmod(0o755)
     assert run(tmp_path, code) == 0
@@ -87,7 +87,7 @@ def test_a_node_without_scontrol_ends_a_saved_job_cleanly(
     assert tried.outcome == "stopped"
 
 
-def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> None:
+def test_the_test_job_reports_what_a_node_lacks(tmp_path: Path, commands: Path) -> None:
     (commands / "squeue").write_text("")
     (commands / "squeue").chmod(0o755)
     asked = {"paths": [str(commands), "/not/there"], "commands": ["squeue", "sbatch"]}
@@ -98,8 +98,8 @@ def test_doctor_is_told_what_a_node_lacks(tmp_path: Path, commands: Path) -> Non
     assert answer["python"] == sys.version.split()[0]
 
 
-def test_an_old_failure_does_not_hide_the_new_one(tmp_path: Path, commands: Path) -> None:
-    """Of several ranks the first to fail writes it, and no other after that."""
+def test_an_old_failure_does_not_hide_a_new_one(tmp_path: Path, commands: Path) -> None:
+    """Only the first rank that fails writes failure.json."""
     (tmp_path / "runs" / "key").mkdir(parents=True)
     (tmp_path / "runs" / "key" / in_job.FAILURE).write_text('{"message": "the old one"}')
     new = """
@@ -128,10 +128,10 @@ while folder:
 """
 
 
-def test_the_cells_of_a_pack_share_a_process(
+def test_the_jobs_of_a_pack_share_a_process(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Importing torch took longer than the cells. One that dies takes no other with it."""
+    """Importing torch took longer than the jobs. A killed job does not end the others."""
     monkeypatch.setenv("PYTHONPATH", str(Path(in_job.__file__).parents[2]))
     books = Ledger(tmp_path)
     for key in "abcde":
@@ -174,7 +174,7 @@ def test_an_allocation_must_train_for_longer_than_it_starts(
     share: float,
     asks: bool,
 ) -> None:
-    """A time limit that left room for a few steps was asked for again for ever."""
+    """A job whose time limit allowed a few steps was requeued endlessly."""
     monkeypatch.setenv("PYTHONPATH", str(Path(in_job.__file__).parents[2]))
     monkeypatch.setattr(in_job, "POLL_S", 0.01)
     (commands / "scontrol").write_text(
@@ -200,10 +200,10 @@ def test_an_allocation_must_train_for_longer_than_it_starts(
     assert survey.verdicts_on(tmp_path, ["key"])["key"].again
 
 
-def test_a_full_disk_is_called_so(
+def test_a_full_disk_is_reported(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither failure.json nor the attempt could be written, and it was "interrupted"."""
+    """Neither failure.json nor the attempt could be written, and status showed "interrupted"."""
 
     def full(path: Path, content: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

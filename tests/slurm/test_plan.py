@@ -17,10 +17,10 @@ PACK = {"semi": 2}
 
 
 def decide(
-    cells: list[PlannedJob], done=(), live=(), judge=lambda key: None, **more
+    jobs: list[PlannedJob], done=(), live=(), judge=lambda key: None, **more
 ) -> plan.Decision:
     options = {"pack": PACK, "max_array": 1001, "room": 100, **more}
-    return plan.plan(cells, set(done), set(live), judge, **options)
+    return plan.plan(jobs, set(done), set(live), judge, **options)
 
 
 CHAIN = [
@@ -44,14 +44,14 @@ def test_readiness_comes_from_records() -> None:
 
 
 def test_arrays_are_split_and_the_queue_is_not_overfilled() -> None:
-    cells = [PlannedJob(f"c{i}", "linear") for i in range(25)]
-    split = decide(cells, max_array=11, room=23)
+    jobs = [PlannedJob(f"c{i}", "linear") for i in range(25)]
+    split = decide(jobs, max_array=11, room=23)
     assert [len(batch.tasks) for batch in split.arrays] == [10, 10, 3]
     assert split.states["c24"] == ("held", "the queue is full (max_queued)")
-    assert decide(cells, room=-4).arrays == ()
+    assert decide(jobs, room=-4).arrays == ()
 
 
-def test_what_was_given_up_blocks_those_that_need_it_and_no_others() -> None:
+def test_a_failed_job_blocks_only_jobs_that_need_it() -> None:
     verdicts = {"s1": Verdict(False, "failed: no"), "s2": Verdict(True, halvings=1)}
     decision = decide(CHAIN, done=["p"], judge=verdicts.get)
     assert decision.states["s1"] == ("given_up", "failed: no")
@@ -62,18 +62,18 @@ def test_what_was_given_up_blocks_those_that_need_it_and_no_others() -> None:
     ]
 
 
-def test_only_a_person_starts_again_what_a_person_ended() -> None:
+def test_only_an_attended_pass_submits_cancelled_jobs() -> None:
     judge = {"p": Verdict(True, "cancelled", cancelled=True)}.get
     assert decide(CHAIN, judge=judge).arrays
     alone = decide(CHAIN, judge=judge, attended=False)
     assert not alone.arrays and alone.states["s1"][0] == "blocked"
 
 
-def test_the_next_pass_waits_for_what_unblocks_the_first_cell() -> None:
+def test_the_next_pass_waits_for_tasks_that_unblock_jobs() -> None:
     live = {"p": "7", "q": "8_1"}
-    cells = [*CHAIN, PlannedJob("q", "pretrain"), PlannedJob("t", "semi", ("q",))]
-    states = decide(cells, live=live).states
-    assert plan.wake_dependency(cells, states, live) == "afterany:7?afterany:8_1"
+    jobs = [*CHAIN, PlannedJob("q", "pretrain"), PlannedJob("t", "semi", ("q",))]
+    states = decide(jobs, live=live).states
+    assert plan.wake_dependency(jobs, states, live) == "afterany:7?afterany:8_1"
     searches = {"s1": "9_0", "s2": "9_0", "s3": "9_1"}
     states = decide(CHAIN, done=["p"], live=searches).states
     assert plan.wake_dependency(CHAIN, states, searches) == "afterany:9_0:9_1"
@@ -81,16 +81,16 @@ def test_the_next_pass_waits_for_what_unblocks_the_first_cell() -> None:
     assert plan.wake_dependency(CHAIN, states, {"f": "11"}) == "afterany:11"
     assert plan.wake_dependency(CHAIN, states, {}) == ""
     many = {f"c{i}": f"12_{i}" for i in range(500)}
-    cells = [PlannedJob(key, "linear") for key in many]
-    assert plan.wake_dependency(cells, decide(cells, live=many).states, many) == "afterany:12"
+    jobs = [PlannedJob(key, "linear") for key in many]
+    assert plan.wake_dependency(jobs, decide(jobs, live=many).states, many) == "afterany:12"
 
 
-def test_cells_held_back_are_looked_at_when_anything_ends() -> None:
+def test_held_jobs_are_planned_when_any_task_ends() -> None:
     live = {"c0": "5_0", "c1": "5_1"}
-    cells = [PlannedJob(f"c{i}", "linear") for i in range(4)]
-    states = decide(cells, live=live, room=0).states
+    jobs = [PlannedJob(f"c{i}", "linear") for i in range(4)]
+    states = decide(jobs, live=live, room=0).states
     assert states["c3"][0] == "held"
-    assert plan.wake_dependency(cells, states, live) == "afterany:5_0?afterany:5_1"
+    assert plan.wake_dependency(jobs, states, live) == "afterany:5_0?afterany:5_1"
 
 
 def entry(uid: str = "u", id: str | None = "5", tasks=(("a",), ("b",))) -> LedgerEntry:
@@ -101,20 +101,20 @@ def task(index: int, state: str, uid: str = "u", id: str = "5") -> QueuedTask:
     return QueuedTask(f"{id}_{index}", f"{ledger.PREFIX}{uid}", state)
 
 
-def test_completing_lives_and_unknown_is_lost() -> None:
+def test_completing_is_alive_and_unknown_is_lost() -> None:
     submitted = entry()
     reconciled = ledger.reconcile([submitted], [task(0, "COMPLETING")], {})
     assert set(reconciled.live) == {"a"}
     assert submitted.ended == {1: "UNKNOWN"}
 
 
-def test_a_job_id_that_was_handed_out_again_is_somebody_elses() -> None:
+def test_a_reused_job_id_is_another_submission() -> None:
     submitted = entry(tasks=(("a",),))
     reconciled = ledger.reconcile([submitted], [QueuedTask("5", "lewel-other", "RUNNING")], {})
     assert not reconciled.live and submitted.ended == {0: "UNKNOWN"}
 
 
-def test_a_job_that_slurm_started_again_lives_though_it_was_seen_to_end() -> None:
+def test_a_requeued_job_is_alive_again() -> None:
     submitted = entry(tasks=(("a",),))
     ledger.reconcile([submitted], [task(0, "NODE_FAIL")], {})
     assert submitted.is_over
@@ -122,14 +122,14 @@ def test_a_job_that_slurm_started_again_lives_though_it_was_seen_to_end() -> Non
     assert (
         set(reconciled.live) == {"a"} and reconciled.ended == [submitted] and not submitted.is_over
     )
-    # how it ended the last time counts, whether anybody saw it live in between or not
+    # the last final state counts, whether or not a pass saw the task alive in between
     for state in ("FAILED", "TIMEOUT"):
         reconciled = ledger.reconcile([submitted], [task(0, state)], {})
         assert submitted.ended == {0: state} and reconciled.ended == [submitted]
     assert not ledger.reconcile([submitted], [], {}).ended and submitted.ended == {0: "TIMEOUT"}
 
 
-def test_a_submission_without_an_answer_is_found_by_its_name() -> None:
+def test_a_submission_without_an_answer_is_identified_by_name() -> None:
     lost, new = entry("x", None), entry("y", None)
     waits = entry("z", None, (("c",), ("d",)))
     reconciled = ledger.reconcile([lost, new, waits], [task(0, "PENDING", "y", "9")], {"z": True})
@@ -139,12 +139,12 @@ def test_a_submission_without_an_answer_is_found_by_its_name() -> None:
     assert waits.id is None and not waits.void
 
 
-# A cluster in a few lines, to let planners loose on: whatever happens, no key may be computed
-# twice as long as its job lives, and everything ends.
+# A simulated cluster for planners: whatever happens, no key may be submitted while its job is
+# alive, and every job ends.
 
 
 class Simulated:
-    """Cells, records, a ledger and a queue in memory."""
+    """Jobs, records, a ledger and a queue in memory."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -210,10 +210,10 @@ def simulate(seed: int, mutant: str = "") -> Simulated:
     return world
 
 
-def test_whatever_happens_everything_ends_and_nothing_is_doubled() -> None:
+def test_every_job_ends_and_none_is_submitted_twice() -> None:
     for seed in range(50):
         world = simulate(seed)
-        assert world.done == {cell.key for cell in CHAIN}, seed
+        assert world.done == {job.key for job in CHAIN}, seed
         assert world.doubled == 0, seed
 
 
@@ -225,16 +225,16 @@ def test_mutants_are_caught(mutant: str) -> None:
 
 
 def resident() -> int:
-    """The bytes of memory that this process holds now."""
+    """The resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_ten_thousand_cells(tmp_path: Path) -> None:
-    """30,000 jobs: 10,000 pretrainings done, as many searches live, as many finals waiting."""
+def test_thirty_thousand_jobs(tmp_path: Path) -> None:
+    """10,000 pre-trainings are done, as many searches are running, as many finals are waiting."""
     before = resident()  # other tests share this process
     books = ledger.Ledger(tmp_path)
     n = 10_000
-    cells = [
+    jobs = [
         job
         for i in range(n)
         for job in (
@@ -254,12 +254,12 @@ def test_ten_thousand_cells(tmp_path: Path) -> None:
     done = {f"p{i:011d}" for i in range(n)}
     began = time.process_time()
     reconciled = ledger.reconcile(books.entries(), queue, {})
-    decision = decide(cells, done, reconciled.live, room=2000)
+    decision = decide(jobs, done, reconciled.live, room=2000)
     wake = plan.wake_dependency(
-        cells, decision.states, {k: e.task_id(i) for k, (e, i, _) in reconciled.live.items()}
+        jobs, decision.states, {k: e.task_id(i) for k, (e, i, _) in reconciled.live.items()}
     )
     spent = time.process_time() - began
     assert len(reconciled.live) == n and decision.arrays == ()
     assert len(decision.states) == 3 * n and wake
     assert spent < 3, spent
-    assert resident() - before < 500 * 2**20  # all of it still lives
+    assert resident() - before < 500 * 2**20  # nothing of it is freed yet

@@ -1,4 +1,4 @@
-"""Cluster profiles: the examples, and what is wrong with a wrong one."""
+"""Cluster profiles: the examples, the errors in others, and doctor's checks."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def test_all_examples_are_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.toml")} == {"a100", "cpu", "preemptible"}
 
 
-def test_a_kind_changes_the_defaults_and_nothing_else() -> None:
+def test_a_kind_overrides_only_the_defaults() -> None:
     a100 = load_profile("a100", {})
     assert a100.kinds["pretrain"].tasks == 8 and a100.kinds["linear"].tasks == 1
     assert a100.kinds["pretrain"].parameters()["time"] == 2880
@@ -80,20 +80,20 @@ def test_a_wrong_profile(content: dict[str, Any], expected: str) -> None:
     assert expected in str(error.value)
 
 
-def test_a_wrong_default_is_said_once() -> None:
+def test_an_error_in_the_defaults_is_reported_once() -> None:
     with pytest.raises(ValueError, match="defaults: ") as error:
         load_profile("mine", {"mine": {"defaults": {"partitoin": "gpu"}}})
     assert str(error.value).count("Did you mean") == 1
 
 
-def test_empty_defaults_are_there() -> None:
+def test_empty_defaults_apply_to_every_kind() -> None:
     mine = load_profile("mine", {"mine": {"defaults": {}}})
     assert set(mine.kinds) == set(KINDS)
 
 
 @pytest.mark.parametrize("name", ["%j", "a\\b", "a:b", "a\nb"])
 def test_a_run_root_that_slurm_would_misread(tmp_path: Path, name: str) -> None:
-    """%j became a job's number, and the logs and jobs went elsewhere."""
+    """sbatch replaced %j by the job id, and jobs and logs used another folder."""
     with pytest.raises(ValueError, match="choose another --root"):
         check.require_writable(tmp_path / name)
     assert not (tmp_path / name).exists()
@@ -126,12 +126,14 @@ FARM = [
         ({"partition": "gpu,cpu", "timeout_min": 3000}, ""),
     ],
 )
-def test_what_a_cluster_can_never_run(asked: dict[str, Any], expected: str) -> None:
+def test_requests_that_a_cluster_can_never_satisfy(asked: dict[str, Any], expected: str) -> None:
     message = check.misfit_message(Resources(**asked), FARM)
     assert expected in message and bool(expected) == bool(message)
 
 
-def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_reports_which_command_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def ask(command: list[str], timeout_s: float = 0) -> str:
         if command[0] == "scontrol":
             return "ClusterName = c\n"
@@ -148,10 +150,10 @@ def test_doctor_says_what_slurm_does_not(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.parametrize("wake", [True, False])
-def test_doctor_looks_for_what_jobs_call(
+def test_doctor_checks_the_commands_that_jobs_call(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wake: bool
 ) -> None:
-    """Without sinfo they do plan; where none plans, only scontrol counts."""
+    """Planning needs no sinfo; without planning jobs only scontrol is needed."""
     asked: list[str] = []
 
     def probe(on: object, books: Ledger, submission: Submission) -> str:
@@ -169,10 +171,10 @@ def test_doctor_looks_for_what_jobs_call(
     assert [state for _, state, _ in checks] == (["ok", "warning"] if wake else ["ok"])
 
 
-def test_sbatch_is_asked_about_the_options_of_the_script(
+def test_sbatch_checks_the_options_of_the_script(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Some of submitit's names are no options of sbatch, and were refused."""
+    """Some parameters of submitit are not options of sbatch, which rejected them."""
     (tmp_path / "srun").write_text("")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))  # submitit looks for srun
@@ -184,7 +186,7 @@ def test_sbatch_is_asked_about_the_options_of_the_script(
     assert "stderr" not in " ".join(asked[0])
 
 
-def test_a_python_without_our_packages(tmp_path: Path) -> None:
+def test_a_python_without_the_packages(tmp_path: Path) -> None:
     assert not check.missing_packages_message(
         parse_profile("x", {"defaults": {"nodes": 1}, "python": sys.executable}, ""), KINDS
     )

@@ -1,4 +1,4 @@
-"""Reading what SLURM prints, and files that several machines share."""
+"""Parsing the output of SLURM's commands, and files that machines share."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_squeue(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RUNNING", "PartitionConfig", ""),
     ],
 )
-def test_reasons_that_never_go_away(state: str, reason: str, stuck: str) -> None:
+def test_reasons_of_jobs_that_never_start(state: str, reason: str, stuck: str) -> None:
     message = QueuedTask("1", "x", state, reason).stuck
     assert stuck in message and bool(stuck) == bool(message)
 
@@ -55,7 +55,7 @@ def test_a_command_that_fails_is_not_an_empty_answer(tmp_path: Path) -> None:
 
 
 def test_options_in_the_environment_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQUEUE_PARTITION in a user's shell leaves living jobs out, and they were submitted again."""
+    """SQUEUE_PARTITION in a user's shell hid running jobs, which were submitted again."""
     for name in ("SQUEUE_PARTITION", "SLURM_CLUSTERS", "SCANCEL_STATE", "SLURM_CONF"):
         monkeypatch.setenv(name, "mine")
     assert queue.ask(["sh", "-c", "env | grep -E '^(S[A-Z]+)_.*=mine'"]) == "SLURM_CONF=mine\n"
@@ -64,7 +64,7 @@ def test_options_in_the_environment_hide_nothing(monkeypatch: pytest.MonkeyPatch
 def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "7_0|CANCELLED by 0|u\n7_1|OUT_OF_MEMORY|u\n7_2|PENDING|u\n7_3|COMPLETED|other\n"
     answer(monkeypatch, text)
-    ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY"}  # 7_3 was handed out again
+    ended = {"7_0": "CANCELLED", "7_1": "OUT_OF_MEMORY"}  # the id 7_3 belongs to another job
     assert queue.final_states({f"7_{i}": "u" for i in range(4)}) == ended
 
     def absent(command: object, timeout_s: float = 0) -> str:
@@ -74,8 +74,8 @@ def test_sacct_explains_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> No
     assert queue.final_states({"7_0": "u"}) == {}
 
 
-def test_sacct_is_asked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12,000 ids are more than one argument holds."""
+def test_sacct_is_called_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12,000 ids do not fit into one argument."""
     sacct = tmp_path / "sacct"
     sacct.write_text('#!/bin/sh\nfor last; do :; done; echo "${last%%,*}|FAILED|u"\n')
     sacct.chmod(0o755)
@@ -92,7 +92,7 @@ def test_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert named.features == default.features == {"a100", "ib"}
 
 
-def test_the_first_writer_wins_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_the_first_writer_wins_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.json"
     assert files.create_json(path, {"n": 1}) and not files.create_json(path, {"n": 2})
     assert files.read_json(path) == {"n": 1}
@@ -103,7 +103,7 @@ def test_the_first_writer_wins_and_leaves_nothing_beside(tmp_path: Path) -> None
         assert files.read_json(path) is None
 
 
-def test_one_of_many_processes_creates_a_file(tmp_path: Path) -> None:
+def test_exactly_one_process_creates_a_file(tmp_path: Path) -> None:
     code = "import sys; from lewel_bench.files import create_json; from pathlib import Path; "
     code += "print(create_json(Path(sys.argv[1]), {}))"
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
@@ -131,12 +131,10 @@ def test_the_last_to_start_has_the_claim(tmp_path: Path, monkeypatch: pytest.Mon
     assert [attempt.outcome for attempt in attempts] == ["", "oom"]
     assert (attempts[1].mark, attempts[1].halvings) == ("checkpoint-00000001", 1)
     (tmp_path / attempt.CLAIM).unlink()
-    assert not attempt.has_claim(tmp_path, second.name)  # a claim that is gone is lost
+    assert not attempt.has_claim(tmp_path, second.name)  # a missing claim is lost
 
 
-def test_what_a_record_says_of_its_attempts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_attempts_in_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
     attempt.reset(tmp_path)
     now = attempt.begin(tmp_path, "u", 0, 4, 0, "*")
@@ -144,11 +142,11 @@ def test_what_a_record_says_of_its_attempts(
     attempts = attempt.summary(tmp_path)
     assert [attempt["outcome"] for attempt in attempts] == ["killed", "done"]
     assert json.dumps(attempts) and lost.name != now.name and attempts[0]["processes"] == 4
-    assert attempt.node_name() not in json.dumps(attempts)  # a record may go round
+    assert attempt.node_name() not in json.dumps(attempts)  # records are shared
 
 
-def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
-    """JSON that is no submission and no attempt, as a half-restored backup leaves it."""
+def test_unrelated_json_files_are_ignored(tmp_path: Path) -> None:
+    """JSON that is neither a submission nor an attempt, as in an incomplete backup."""
     books = ledger.Ledger(tmp_path)
     submission = books.record_intent(kind="light", tasks=(("key",),))
     for text in ("{}", '{"uid": "x", "kind": "light", "tasks": 3}'):

@@ -1,4 +1,4 @@
-"""Which failures are tried again."""
+"""Which failed jobs are submitted again."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_out_of_memory_once_with_half() -> None:
     assert judge([attempt(1)], [end(1, "OUT_OF_MEMORY")], "", 5).halvings == 1
     twice = [attempt(1, "oom"), attempt(2, "oom", halvings=1)]
     assert not judge(twice, [], "", 5).again
-    # it stays halved whatever ends it next
+    # it stays halved whatever ends the next attempt
     later = [attempt(1, "oom"), attempt(2, "", halvings=1)]
     assert judge(later, [end(2, "NODE_FAIL")], "", 5).halvings == 1
 
@@ -72,7 +72,7 @@ def test_killed_again_and_again_without_progress() -> None:
     assert not judge(killed, [], "", 5).again
 
 
-def test_what_slurm_itself_started_again_costs_nothing() -> None:
+def test_requeues_by_slurm_do_not_count() -> None:
     tried = [attempt(n, uid="u", restart=n) for n in range(30)]
     assert judge(tried, [TaskEnd("u", 0, "NODE_FAIL", 0.0)], "", 5).again
 
@@ -87,7 +87,7 @@ def test_jobs_that_never_started() -> None:
     assert judge([attempt(5, "retry")], [end(n, "FAILED") for n in range(5)], "", 5).again
 
 
-def test_progress_forgives_what_never_started_before_it() -> None:
+def test_progress_resets_the_count_of_tasks_that_never_started() -> None:
     lost = [TaskEnd(f"x{n}", 0, "UNKNOWN", float(n)) for n in range(4)]
     tried = [attempt(10, "killed"), attempt(11, "killed", mark="checkpoint-5")]
     assert judge(tried, lost, "checkpoint-9", 4).again
@@ -95,8 +95,8 @@ def test_progress_forgives_what_never_started_before_it() -> None:
     assert "no progress in 4 attempts" in judge(tried, late, "checkpoint-9", 4).reason
 
 
-def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> None:
-    """Its task ran into the time limit, or stopped, before it came to the second cell."""
+def test_the_end_of_a_task_counts_only_for_jobs_that_it_started(tmp_path: Path) -> None:
+    """The task reached its time limit, or stopped, before the second job of the pack."""
     books = Ledger(tmp_path)
     for state in ("TIMEOUT", "COMPLETED", "TIMEOUT"):
         submission = books.record_intent(kind="light", tasks=(("a", "b"),), max_attempts=3)
@@ -114,15 +114,15 @@ def test_the_end_of_a_pack_is_not_blamed_for_its_beginning(tmp_path: Path) -> No
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
 @pytest.mark.parametrize("outcome", ["error", "nan"])
-def test_what_ends_a_pack_excuses_no_cell_that_had_failed(
+def test_the_end_of_a_task_does_not_excuse_an_earlier_failure(
     tmp_path: Path, state: str, again: bool, outcome: str
 ) -> None:
-    """It was tried without end, each time that the second cell was cut short."""
+    """The failed job was submitted again whenever the second job was interrupted."""
     books = Ledger(tmp_path)
     submission = books.record_intent(kind="light", tasks=(("a", "b"),))
     books.record_ended(LedgerEntry(submission, "5", ended={0: state}))
     tried = begin(tmp_path / "a", submission.uid, 0, 1, 0, submission.marks)
-    if outcome == "error":  # maybe of what ended the task
+    if outcome == "error":  # perhaps caused by the end of the task
         end_attempt(tmp_path / "a", tried, outcome, "no")
         assert survey.verdicts_on(tmp_path, ["a"])["a"].again
     end_attempt(tmp_path / "a", tried, outcome, "no")
@@ -142,7 +142,7 @@ def test_cancelled() -> None:
 def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
     """Its max_attempts, and the checkpoints that the attempts were marked with."""
     (tmp_path / "key").mkdir()
-    (tmp_path / "key" / "checkpoint-00012.json").touch()  # no checkpoint by these marks
+    (tmp_path / "key" / "checkpoint-00012.json").touch()  # does not match the marks
     books = Ledger(tmp_path)
     for _ in range(2):
         submission = books.record_intent(
@@ -156,8 +156,8 @@ def test_status_judges_by_the_profile_that_submitted(tmp_path: Path) -> None:
     assert survey.verdicts_on(tmp_path, ["key"])["key"].again
 
 
-def test_attempts_that_others_took_over_are_counted() -> None:
-    """Two planners that did not see each other's jobs fenced each other without end."""
+def test_attempts_that_lost_their_claim_are_counted() -> None:
+    """Two planners that did not see each other's jobs fenced each other endlessly."""
     taken = [attempt(n, "fenced") for n in range(5)]
     assert judge([*taken[:4], attempt(4, "killed")], [], "", 5).again
     verdict = judge(taken, [], "", 5)

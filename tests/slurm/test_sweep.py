@@ -1,4 +1,4 @@
-"""A pass that SLURM cuts short, with stand-ins for its commands."""
+"""Planning passes, with scripts instead of SLURM's commands."""
 
 import os
 from dataclasses import replace
@@ -24,7 +24,7 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Cells of two kinds, which go out with two calls of sbatch."""
+    """Jobs of two kinds, which two calls of sbatch submit."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     stand_in(bin_folder, "scontrol", f"printf '{CONFIG}'")
@@ -37,7 +37,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def accept(bench: Bench, which: str) -> None:
-    """An sbatch that takes the calls for which `which`, a test of the shell about $n, is true."""
+    """An sbatch that accepts its n-th call if the shell test `which` of $n is true."""
     seen = bench.root.parent / "calls"
     script = (
         f'echo "$@" >> {seen}; n=$(wc -l < {seen}); [ {which} ] && '
@@ -47,13 +47,13 @@ def accept(bench: Bench, which: str) -> None:
 
 
 def show(bench: Bench, *lines: str) -> None:
-    """A queue."""
+    """Let squeue print `lines`."""
     (bench.root.parent / "queue").write_text("".join(f"{line}\n" for line in lines))
     stand_in(bench.root.parent / "bin", "squeue", f"cat {bench.root.parent}/queue")
 
 
 def answered(bench: Bench) -> list[LedgerEntry]:
-    """The submissions that sbatch took, in their order."""
+    """The submissions that sbatch accepted, in order."""
     return sorted((e for e in Ledger(bench.root).entries() if e.id), key=lambda e: e.id or "")
 
 
@@ -61,8 +61,8 @@ def line(entry: LedgerEntry, state: str, reason: str = "None") -> str:
     return f"{entry.id}|{state}|1|0:00||{reason}|{ME}|main|{entry.submission.name}"
 
 
-def test_refused_from_the_start(bench: Bench) -> None:
-    """Nothing of it is kept: a run on one's own machine was refused for such jobs."""
+def test_nothing_is_submitted(bench: Bench) -> None:
+    """A run without the cluster was refused because of jobs that sbatch had rejected."""
     accept(bench, "$n -le 0")
     with pytest.raises(SubmissionRejected, match="QOSMaxSubmitJobPerUserLimit"):
         bench.run()
@@ -70,7 +70,7 @@ def test_refused_from_the_start(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("accepted", [1, 2])
-def test_a_refusal_keeps_no_other_batch_back(bench: Bench, accepted: int) -> None:
+def test_a_rejection_does_not_stop_other_arrays(bench: Bench, accepted: int) -> None:
     accept(bench, f"$n -eq {accepted}")
     done = bench.run()
     assert list(done.submitted) == [str(accepted)] and "QOSMaxSubmit" in done.error
@@ -78,7 +78,7 @@ def test_a_refusal_keeps_no_other_batch_back(bench: Bench, accepted: int) -> Non
     assert states == (["submit", "held"] if accepted == 1 else ["held", "submit"])
 
 
-def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
+def test_a_rejected_planning_job_is_reported(bench: Bench) -> None:
     accept(bench, "$n -le 2")
     done = bench.run_with_wakes()
     assert done.count("submit") == 2 and not done.wake
@@ -87,8 +87,8 @@ def test_the_refusal_of_the_planning_job_is_told(bench: Bench) -> None:
     assert done.error.endswith("set max_queued of cluster lab (now 2000) below it")
 
 
-def test_after_a_refusal_somebody_goes_on(bench: Bench) -> None:
-    """What is refused waits for what lives, and the planning job is asked for all the same."""
+def test_a_planning_job_is_submitted_after_a_rejection(bench: Bench) -> None:
+    """Rejected jobs wait for running jobs, and a planning job is still submitted."""
     accept(bench, "$n -ne 2 -a $n -ne 4")
     first = bench.run_with_wakes()
     assert list(first.submitted) == ["1"] and first.wake == "3"
@@ -108,10 +108,10 @@ def wake_script(bench: Bench) -> str:
     return Path((bench.root.parent / "calls").read_text().split()[-1]).read_text()
 
 
-def test_what_was_refused_is_known_on_another_host(
+def test_a_rejection_is_known_on_another_host(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There it was taken for an sbatch at work, no pass was woken, and the sweep was over."""
+    """It was taken for a running sbatch, no planning job was submitted, and the sweep ended."""
     accept(bench, "$n -ne 2")
     assert bench.run_with_wakes().wake == "3"
     job, wake = answered(bench)
@@ -122,8 +122,8 @@ def test_what_was_refused_is_known_on_another_host(
     assert [batch.tasks for batch in done.submitted.values()] == [(("b",),)] and done.wake == "5"
 
 
-def test_a_refusal_that_was_heard(bench: Bench) -> None:
-    """sbatch gave up waiting for an answer to what the controller had taken."""
+def test_an_sbatch_that_fails_but_submits(bench: Bench) -> None:
+    """sbatch timed out on a submission that the controller had accepted."""
     bin_folder, queue = bench.root.parent / "bin", bench.root.parent / "queue"
     stand_in(
         bin_folder,
@@ -139,10 +139,10 @@ def test_a_refusal_that_was_heard(bench: Bench) -> None:
     assert sorted(Ledger(bench.root).logs(answered(bench)[0].submission.uid).glob("7_submitted*"))
 
 
-def test_an_sbatch_of_another_host_is_looked_at_again(
+def test_an_sbatch_of_another_host_is_checked_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its planner was killed; what it may have submitted has no id that could wake a pass."""
+    """Its planner was killed, so no job id is known that could wake a pass."""
     accept(bench, "$n -le 9")
     bench.jobs = bench.jobs[:1]
     Ledger(bench.root).record_intent(kind="pretrain", tasks=(("a",),))
@@ -153,8 +153,8 @@ def test_an_sbatch_of_another_host_is_looked_at_again(
     assert f"--begin=now+{sweep.RECHECK_S}\n" in script and "--dependency" not in script
 
 
-def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
-    """With nothing of its own in the queue a sweep that was held back ended for good."""
+def test_held_jobs_wait_for_another_sweep(bench: Bench) -> None:
+    """A sweep whose jobs were all held, with none in the queue, ended for good."""
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 1}))
     show(
@@ -167,8 +167,8 @@ def test_another_sweep_that_fills_the_queue_is_waited_for(bench: Bench) -> None:
     assert "--dependency=afterany:90\n" in wake_script(bench)
 
 
-def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> None:
-    """It may be a long one, while others make room."""
+def test_held_jobs_wait_for_any_task(bench: Bench) -> None:
+    """The sweep's own task may be long, while others make room."""
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 2}))
     show(bench, f"90|RUNNING|1|0:00||None|{ME}|main|lewel-other")
@@ -177,7 +177,7 @@ def test_what_is_held_back_does_not_wait_for_its_own_job_alone(bench: Bench) -> 
     assert "--dependency='afterany:1?afterany:90'\n" in wake_script(bench)
 
 
-def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
+def test_a_stuck_planning_job_is_replaced(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     stand_in(bench.root.parent / "bin", "scancel", f"echo $@ > {bench.root.parent}/cancelled")
     assert bench.run_with_wakes().wake == "3"
@@ -192,8 +192,8 @@ def test_a_planning_job_that_cannot_start_does_not_count(bench: Bench) -> None:
     assert (bench.root.parent / "cancelled").read_text() == "3\n"
 
 
-def test_a_planning_job_that_cannot_be_cancelled_is_one_too_many(bench: Bench) -> None:
-    """It was said that not all was submitted, and the new one was not told."""
+def test_a_planning_job_that_cannot_be_cancelled_is_harmless(bench: Bench) -> None:
+    """An error was reported, and the new planning job was not."""
     accept(bench, "$n -le 9")
     stand_in(bench.root.parent / "bin", "scancel", "echo slow >&2; exit 1")
     bench.run_with_wakes()
@@ -204,13 +204,13 @@ def test_a_planning_job_that_cannot_be_cancelled_is_one_too_many(bench: Bench) -
     assert done.wake == "4" and not done.error
 
 
-def test_a_planning_job_that_a_person_holds_is_left_alone(bench: Bench) -> None:
+def test_a_planning_job_that_a_user_holds_is_kept(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     bench.run_with_wakes()
     a, b, wake = answered(bench)
     held_line = line(wake, "PENDING", "JobHeldUser")
     for living in ([line(a, "RUNNING"), line(b, "RUNNING")], [line(a, "RUNNING")]):
-        show(bench, *living, held_line)  # then b is lost, and submitted again
+        show(bench, *living, held_line)  # the second time b is lost, and submitted again
         done = bench.run_with_wakes()
         assert done.wake == "3" and done.stuck["planning job 3"].endswith(
             "release it with scontrol release"
@@ -218,7 +218,7 @@ def test_a_planning_job_that_a_person_holds_is_left_alone(bench: Bench) -> None:
     assert len(done.submitted) == 1
 
 
-def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
+def test_jobs_of_a_local_run_are_not_submitted(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
     done = bench.run()
@@ -226,8 +226,8 @@ def test_what_somebody_computes_here_is_not_submitted(bench: Bench) -> None:
     assert done.states["a"] == ("local", "")
 
 
-def test_what_waits_for_somebody_here_is_looked_at_again(bench: Bench) -> None:
-    """The sweep ended, as no job of its own would wake a pass."""
+def test_jobs_that_need_a_local_run_are_checked_later(bench: Bench) -> None:
+    """The sweep ended, because none of its own jobs could wake a pass."""
     accept(bench, "$n -le 9")
     bench.jobs[1:] = [PlannedJob("b", "light", ("a",))]
     bench.sweep = replace(bench.sweep, busy=lambda keys: {"a"}.intersection(keys))
@@ -240,7 +240,7 @@ def test_what_waits_for_somebody_here_is_looked_at_again(bench: Bench) -> None:
     assert bench.run_with_wakes().wake == "1"
 
 
-def test_a_planning_job_waits_less_for_another_planner(
+def test_a_planning_job_waits_shorter_for_another_planner(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "WOKEN_LOCK_S", 0.01)
@@ -251,7 +251,7 @@ def test_a_planning_job_waits_less_for_another_planner(
         bench.run(attended=False)
 
 
-def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
+def test_jobs_of_another_cluster_are_not_taken_for_lost(bench: Bench) -> None:
     accept(bench, "$n -le 9")
     bench.run()
     away = CONFIG.replace("stand-in", "away")
@@ -265,7 +265,7 @@ def test_another_clusters_jobs_are_not_taken_for_gone(bench: Bench) -> None:
             look()
 
 
-def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_writes_each_submission_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(bench.root.parent / "bin", "scancel", "true")
     books = Ledger(bench.root)
     submission = books.record_intent(kind="light", tasks=tuple((f"k{i}",) for i in range(50)))
@@ -279,7 +279,7 @@ def test_cancel_writes_once_a_submission(bench: Bench, monkeypatch: pytest.Monke
     assert written == [submission.uid]
 
 
-OTHER = ME + 70_000  # no name
+OTHER = ME + 70_000  # a user without a name
 
 
 def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> LedgerEntry:
@@ -290,7 +290,7 @@ def submitted_by_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Ledge
     return answered(bench)[0]
 
 
-def test_the_queue_is_asked_about_every_user_of_the_ledger(
+def test_squeue_is_called_for_every_user_of_the_ledger(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.jobs = bench.jobs[:1]
@@ -301,13 +301,13 @@ def test_the_queue_is_asked_about_every_user_of_the_ledger(
     done = bench.run()
     assert done.states["a"] == ("live", "") and not done.submitted
     assert f"-u {ME},{OTHER} " in (folder / "asked").read_text()
-    # their jobs do not count against this user's limit, nor do they make room
+    # another user's jobs neither count against this user's limit nor make room
     bench.sweep = replace(bench.sweep, profile=bench.profile.model_copy(update={"max_queued": 1}))
     bench.add("c", "pretrain")
     assert bench.run().states["c"][0] == "submit"
 
 
-def test_jobs_of_another_user_that_slurm_hides_are_not_taken_for_dead(
+def test_hidden_jobs_of_another_user_are_not_taken_for_lost(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted_by_another(bench, monkeypatch)

@@ -1,9 +1,9 @@
-"""A stand-in for what computes a cell: ticks, saves, obeys signals and commits like the real one.
+"""Stands in for the process that computes a job: ticks, saves, handles signals and commits.
 
     python worker.py FOLDER
 
 `FOLDER/spec.json`: ticks, tick_s, save_every, fault ("", raise, nan, oom, sigkill, leave).
-The result is a function of the ticks alone, so an interrupted cell must give the same bytes.
+The result is a function of the ticks alone, so an interrupted job must give the same bytes.
 """
 
 import hashlib
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except OSError as error:
-        with suppress(OSError):  # the log is on the full disk, too
+        with suppress(OSError):  # the log is on the full disk too
             print(error, file=sys.stderr, flush=True)
         os._exit(EXIT["disk full" if error.errno in FULL else "io"])

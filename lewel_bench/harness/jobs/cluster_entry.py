@@ -1,7 +1,7 @@
 """Entry point of a job on a cluster: `-m lewel_bench.harness.jobs.cluster_entry FOLDER SETTINGS`.
 
-It says with its exit code how it ended, see slurm.in_job.CODES. Of a pack it goes on with the next
-cell as long as all goes well; a cell that fails ends the process, and the rest get a new one.
+The exit code tells how it ended, see slurm.in_job.CODES. The process also computes the next jobs of
+its pack; a job that fails ends the process, and the remaining jobs get a new one.
 """
 
 import errno
@@ -30,22 +30,22 @@ from lewel_bench.pretrain.report import Diverged, Stopped
 from lewel_bench.slurm import attempt
 from lewel_bench.slurm.in_job import EXIT, HALVINGS, Channel
 
-# what may be over when the job is tried again
+# errors that may be gone when the job is tried again
 PASSING = (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)
-LOCK_S = 30.0  # for a copy that lost its claim to notice
+LOCK_S = 30.0  # for another copy to notice that it lost its claim
 
 
 def main() -> int:
-    """Compute the job of a folder, and those of its pack after it; the exit code."""
+    """Compute the job of a folder and the next jobs of its pack; the exit code."""
     terminal.prepare()
     folder: Path | None = Path(sys.argv[1])
-    settings = _granted(MachineSettings.model_validate_json(sys.argv[2]))
+    settings = _with_allocated_device(MachineSettings.model_validate_json(sys.argv[2]))
     signals.listen()
     channel = Channel()
     while folder:
         if code := _compute(folder, settings, channel):
             return code
-        # several processes have no pack, and end together
+        # jobs of more than one process are not packed
         folder = channel.next() if distributed.world() == 1 else None
     return 0
 
@@ -56,15 +56,15 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     job = read_spec(folder)
     try:
         distributed.start(jobs.machine(settings).device)
-    except jobs.NoDevice as error:  # on this node; another may have one
-        broken = jobs.NoDevice(f"node {attempt.node_name()}: {error}")
-        write_failure(folder, broken)
-        print(broken, file=sys.stderr)
+    except jobs.NoDevice as error:  # another node may have one
+        node_error = jobs.NoDevice(f"node {attempt.node_name()}: {error}")
+        write_failure(folder, node_error)
+        print(node_error, file=sys.stderr)
         return EXIT["io"]
     lock = Lock(folder / WORK, LOCK_S)
     if distributed.rank() == 0:
-        # it shows this machine that somebody works here; who may write, the claim says, also when
-        # the holder is frozen and never lets go
+        # it shows other processes of this machine that the job is running; the claim decides who
+        # may write, also if the holder of the lock is frozen
         with suppress(Held):
             lock.acquire()
     report = view.plain(job.name)
@@ -83,7 +83,7 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
         try:
             fits.half_micro_batch(job, distributed.world(), settings.micro_batch)
         except ValueError:
-            return 1  # what would help is in failure.json
+            return 1  # failure.json tells what would help
         return EXIT["oom"]
     except (ValueError, OSError) as error:
         print(f"{job.name}: {error}", file=sys.stderr)
@@ -94,37 +94,37 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     return 0
 
 
-def _granted(settings: MachineSettings) -> MachineSettings:
-    """`settings` with CUDA asked for where SLURM granted a GPU and nobody chose a device: a node
-    whose driver is broken must not train on its CPU."""
+def _with_allocated_device(settings: MachineSettings) -> MachineSettings:
+    """`settings` with device cuda if SLURM allocated a GPU and no device was chosen: a node with a
+    broken driver must not train on its CPU."""
     if settings.device or not int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
         return settings
     return settings.model_copy(update={"device": "cuda"})
 
 
 def _stop(channel: Channel) -> bool:
-    """Asked after every step and before every save, so that a copy that lost its claim saves
-    nothing; looks at most once a second."""
-    global _looked
+    """Whether to stop; called after every step and before every save. Raises ClaimLost if another
+    copy has taken over, so that this one saves nothing; checks the claim at most once a second."""
+    global _checked
     channel.ready()
-    if time.monotonic() - _looked > 1:
+    if time.monotonic() - _checked > 1:
         attempt.check_claim()
-        _looked = time.monotonic()
+        _checked = time.monotonic()
     return signals.asked_to_stop()
 
 
-_looked = 0.0
+_checked = 0.0
 
 
 def _halved(settings: MachineSettings, job: Job) -> MachineSettings:
-    """Half the micro-batch for every time the job ran out of memory, where that is possible; the
-    global batch and the batch-norm groups stay."""
+    """`settings` with the micro-batch halved for every time the job ran out of memory, if possible;
+    the global batch and the batch-norm groups are unchanged."""
     times = int(os.environ.get(HALVINGS, "0"))
     if not times:
         return settings
     try:
         micro = fits.half_micro_batch(job, distributed.world(), settings.micro_batch, times)
-    except ValueError:  # SLURM ended it for its host memory
+    except ValueError:  # it ran out of host memory
         return settings
     return settings.model_copy(update={"micro_batch": micro})
 
@@ -133,6 +133,6 @@ if __name__ == "__main__":
     code = main()
     try:
         sys.stdout.flush()
-    except OSError:  # on a full disk Python would leave with a code of its own
+    except OSError:  # on a full disk Python would exit with another code
         os._exit(code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Turning signals into a request to save and stop."""
+"""Signals as requests to save and stop."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ _received: list[int] = []
 
 
 def listen(answer: str = "saving, then stopping") -> None:
-    """From now on the first of SIGNALS asks to stop, which `answer` says; a second Ctrl-C ends the
-    process at once. A SIGHUP that `nohup` had ignored stays ignored."""
+    """Handle SIGNALS from now on: the first one requests a stop and prints `answer`; a second
+    Ctrl-C ends the process at once. A SIGHUP that `nohup` ignores stays ignored."""
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -24,17 +24,17 @@ def listen(answer: str = "saving, then stopping") -> None:
 
 
 def asked_to_stop() -> bool:
-    """Whether a signal has come."""
+    """Whether a signal has arrived."""
     return bool(_received)
 
 
 def received() -> int | None:
-    """The signal that came first."""
+    """The first signal that arrived, or None."""
     return _received[0] if _received else None
 
 
 def _receive(answer: str, terminals: list[TextIO], number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:  # a terminal that was closed refuses every write
+    if number == signal.SIGHUP:  # writes to a closed terminal fail
         for stream in terminals:
             discard(stream)
     if _received and number == signal.SIGINT:
@@ -42,5 +42,5 @@ def _receive(answer: str, terminals: list[TextIO], number: int, frame: FrameType
         signal.raise_signal(signal.SIGINT)
     _received.append(number)
     name = signal.Signals(number).name
-    with suppress(OSError):  # no print: this may come within one, which cannot be entered twice
-        os.write(2, f"\n{name}: {answer} (Ctrl-C again stops at once)\n".encode())
+    with suppress(OSError):  # not print, which is not reentrant: the signal may interrupt one
+        os.write(2, f"\n{name}: {answer} (press Ctrl-C again to stop at once)\n".encode())
