@@ -41,6 +41,49 @@ def test_import_rule(folder: str) -> None:
                 assert name[1] not in NOT_FOR_EVALS, f"{path} imports {'.'.join(name)}"
 
 
+def _package_imports() -> dict[str, list[tuple[str, bool]]]:
+    """Of each module the modules of the package that it imports, and whether in a function; what
+    only a type checker imports is left out."""
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    imports: dict[str, list[tuple[str, bool]]] = {}
+    for module, path in modules.items():
+        targets: list[tuple[str, bool]] = []
+        pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text()), False)]
+        while pending:
+            node, late = pending.pop()
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                pending += [(child, late) for child in node.orelse]
+                continue
+            if isinstance(node, ast.Import):
+                targets += [(alias.name, late) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path} has a relative import"
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    targets.append((name if name in modules else str(node.module), late))
+            late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            pending += [(child, late) for child in ast.iter_child_nodes(node)]
+        imports[module] = [(name, late) for name, late in targets if name in modules]
+    return imports
+
+
+IMPORTS = _package_imports()
+
+
+def test_no_import_cycle() -> None:
+    """Neither at module level nor by imports in functions: one can always be read before another."""
+    graph = {module: {name for name, _ in names} - {module} for module, names in IMPORTS.items()}
+    while leaves := {module for module, names in graph.items() if not names}:
+        graph = {m: names - leaves for m, names in graph.items() if m not in leaves}
+    cyclic = {m: sorted(names) for m, names in graph.items()}
+    assert not cyclic, f"these import each other, or what does: {cyclic}"
+
+
 @pytest.mark.parametrize("folder", ALLOWED)
 def test_root_shortcut_leads_to_the_code(folder: str) -> None:
     link = PACKAGE.parent / folder
