@@ -4,7 +4,6 @@ What is random is drawn from (seed, step) or from torch's generators, whose stat
 run that was killed goes on bit for bit where its last checkpoint stands.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
+from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
-from lewel_bench.pretrain import checkpoint, distributed
+from lewel_bench.pretrain import checkpoint, distributed, pacer
 from lewel_bench.pretrain.report import Stopped
 
 Role = Literal["select", "report"]
@@ -188,9 +187,8 @@ class _Loop:
         self.pending: list[Tensor] = []  # losses of the last steps, on the device
         # where looking costs nothing, every step is looked at
         free = self.device.type == "cpu" and distributed.world() == 1
-        self.check_every = 1 if free else ASK_EVERY
-        self.saved_at = self.logged_at = time.perf_counter()
-        self.logged = self.state.step
+        self.check_every = 1 if free else pacer.ASK_EVERY
+        self.pacer = pacer.Pacer(at.machine, at.stop, self.state.step)
         self.recent: list[float] = []  # losses since the last log
 
     def train(self, until: int) -> None:
@@ -198,7 +196,7 @@ class _Loop:
         state = self.state
         if state.step >= until or self._ended():
             return
-        self.logged_at, self.logged = time.perf_counter(), state.step
+        self.pacer.restart_log(state.step)
         for batch in self.learner.batches(state.step):
             self.pending.append(self._step(batch))
             state.step += 1
@@ -219,9 +217,9 @@ class _Loop:
         if self._ended() or state.half is not None or state.step != self.protocol.steps // 2:
             return
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        random = generators(self.device)
+        random = distributed.random_states(self.device)
         state.half, _ = _parted(self.evaluate(("select",))["select"])
-        set_generators(random, self.device)
+        distributed.set_random_state(random, self.device)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
@@ -257,28 +255,22 @@ class _Loop:
         return loss.detach()
 
     def _after_step(self, until: int) -> None:
-        """Look at the losses, log, save and stop, each when it is time to."""
-        state, at, now = self.state, self.at, time.perf_counter()
-        logs = now - self.logged_at > LOG_EVERY_S
-        alone = distributed.world() == 1
-        if state.step == until or state.step % self.check_every == 0 or (alone and logs):
+        """Check the losses, log, save and stop, each when it is due."""
+        state, last = self.state, self.state.step == until
+        if not self.pacer.asks(state.step, last=last):
+            return
+        logs = self.pacer.log_is_due()
+        if last or logs or state.step % self.check_every == 0:
             self._check()
-        elif not alone:
-            return  # ranks ask one another at fixed steps only
         if state.diverged is not None:
             return
         if (logs or state.step == self.protocol.steps) and self.recent:
-            self._log(now)
-        stopping = distributed.any_rank(at.stop(), self.device)
-        due = now - self.saved_at >= at.machine.save_every_s
-        if stopping or distributed.any_rank(due, self.device):
-            self._check()  # a state behind a loss that is not finite is never saved
-            if state.diverged is not None:
-                return
-            self._save()
-        if stopping:
-            distributed.wait()  # a rank that leaves early has the others killed before they saved
-            raise Stopped(f"saved at step {state.step} of {self.protocol.steps}")
+            self._log()
+        if self.pacer.save_is_due():
+            self._check()  # no state behind a loss that is not finite is saved
+            if state.diverged is None:
+                self._save()
+                self.pacer.saved(f"step {state.step} of {self.protocol.steps}")
 
     def _check(self) -> None:
         """Fetch the losses that nobody has seen; the first that is not finite ends the run."""
@@ -295,18 +287,18 @@ class _Loop:
             self.state.loss_sum += loss
             self.recent.append(loss)
 
-    def _log(self, now: float) -> None:
+    def _log(self) -> None:
         step = self.state.step
-        images = (step - self.logged) * self.protocol.batch
+        steps, seconds = self.pacer.since_log(step)
         self.at.report(
             "step",
             step=step,
             steps=self.protocol.steps,
             loss=round(sum(self.recent) / len(self.recent), 6),
             lr=self.lr * self.factor(step - 1),
-            images_per_s=round(images / max(now - self.logged_at, 1e-9), 1),
+            images_per_s=round(steps * self.protocol.batch / seconds, 1),
         )
-        self.recent, self.logged, self.logged_at = [], step, now
+        self.recent = []
 
     def _ended(self) -> bool:
         return self.state.diverged is not None or self.state.pruned is not None
@@ -314,11 +306,8 @@ class _Loop:
     def _save(self) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
         state, learner = self.state, self.learner
-        own = generators(self.device)
-        everyone: list[Any] = [own] * distributed.world()
-        if distributed.world() > 1:
-            torch.distributed.all_gather_object(everyone, own)
-        self.saved_at, self.saved = time.perf_counter(), state.step
+        random = distributed.random_states(self.device)
+        self.saved = state.step
         if distributed.rank() != 0:
             return
         content = {
@@ -330,22 +319,18 @@ class _Loop:
             "model": learner.model.state_dict(),
             "optimizer": learner.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "generators": everyone,
+            "generators": random,
         }
         checkpoint.save(self.at.folder, state.step, content)
 
     def _resumed(self) -> _State:
-        def warn(message: str) -> None:
-            self.at.report("warning", message=message)
-
-        saved = checkpoint.load(self.at.folder, self.device, warn)
+        saved = checkpoint.load(self.at.folder, self.at.report, self.device)
         if saved is None:
             return _State()
         self.learner.model.load_state_dict(saved["model"])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        everyone = saved["generators"]
-        set_generators(everyone[distributed.rank() % len(everyone)], self.device)
+        distributed.set_random_state(saved["generators"], self.device)
         spent = self.at.clock.resume(saved)
         self.at.report("resumed", step=saved["step"], steps=self.protocol.steps, seconds=spent)
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
@@ -355,18 +340,3 @@ def _parted(found: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
     """What a table shows, and what goes with it."""
     metrics = {name: float(value) for name, value in found.items() if isinstance(value, float)}
     return metrics, {name: value for name, value in found.items() if name not in metrics}
-
-
-def generators(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's random generators that a run on `device` draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set what `generators` gave."""
-    torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

@@ -5,7 +5,6 @@ without a vote is not predicted: top-5 counts the classes that have one, five at
 Shapes: Q queries, N images in the bank, D features, C classes.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from torch.nn.functional import normalize
 
 from lewel_bench.evals import features, scores
 from lewel_bench.evals.classification import Knn
-from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.outcome import Outcome, Splits
-from lewel_bench.pretrain.distributed import Machine, any_rank, rank, world
+from lewel_bench.pretrain.distributed import Machine, rank
+from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 SIMILARITIES = 2**27  # how many are held at once: 512 MiB in fp32
@@ -82,19 +81,16 @@ def _top5_note(most: int) -> list[str]:
 
 def _watch(steps: int, machine: Machine, report: Report, stop: Stop) -> Callable[[], None]:
     """What reports each of the batches, which are nearly all of the work, and leaves if asked."""
-    step, logged_at = 0, time.perf_counter()
+    step, pacer = 0, Pacer(machine, stop)
 
     def after() -> None:
-        nonlocal step, logged_at
+        nonlocal step
         step += 1
-        now = time.perf_counter()
-        if now - logged_at > LOG_EVERY_S or step == steps:
-            logged_at = now
+        if step == steps or pacer.log_is_due():
+            pacer.restart_log(step)
             report("step", step=step, steps=steps)
-        # several ranks ask one another at fixed steps only
-        asks = world() == 1 or step % ASK_EVERY == 0
-        if asks and any_rank(stop(), machine.device):
-            raise Stopped("kNN keeps nothing on its way and will begin again")
+        if pacer.asks(step) and pacer.stop_requested():
+            raise Stopped("kNN does not checkpoint; it will restart from the beginning")
 
     return after
 

@@ -3,7 +3,6 @@
 Everything random is drawn from (seed, epoch), so a run that was killed goes on bit for bit.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,10 @@ from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
 from lewel_bench.pretrain.data import Images, image_batches
 from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Schedule
-from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.report import Report, Stop
 from lewel_bench.pretrain.schedule import lr_at, step_decay
-
-LOG_EVERY_S = 1.0
-ASK_EVERY = 20  # steps between questions to the other ranks
 
 History = list[dict[str, Any]]
 
@@ -70,7 +67,7 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) 
     batch = batch_size(protocol, len(images))
     steps = len(images) // batch  # an epoch
     first, start, history = _resume(learner, at)
-    saver = _Saver(learner, at, batch, steps, protocol.epochs)
+    saver = _Saver(learner, at, batch, steps, protocol.epochs, first * steps + start)
     for epoch in range(first, protocol.epochs):
         factor = lr_factor(protocol, epoch)
         batches = image_batches(
@@ -150,10 +147,7 @@ def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> di
 
 
 def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
-    def warn(message: str) -> None:
-        at.report("warning", message=message)
-
-    state = checkpoint.load(at.folder, at.machine.device, warn)
+    state = checkpoint.load(at.folder, at.report, at.machine.device)
     if state is None:
         return 0, 0, []
     learner.load_state_dict(state["learner"])
@@ -163,44 +157,37 @@ def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
 
 
 class _Saver:
-    """Logs and saves between steps, when it is time to."""
+    """Logs and saves between steps, when the pacer says so."""
 
-    def __init__(self, learner: Learner, at: Place, batch: int, steps: int, epochs: int) -> None:
+    def __init__(
+        self, learner: Learner, at: Place, batch: int, steps: int, epochs: int, done: int
+    ) -> None:
         self.learner, self.at, self.batch = learner, at, batch
         self.steps, self.total = steps, at.before + steps * epochs + at.after
-        self.saved_at = self.logged_at = time.perf_counter()
-        self.unlogged = 0  # steps since the last log
+        self.pacer = Pacer(at.machine, at.stop, at.before + done)
 
     def after_step(self, epoch: int, step: int, history: History) -> None:
         """Epoch `epoch` has done `step` steps."""
         at = self.at
         done = at.before + epoch * self.steps + step
-        self.unlogged += 1
-        if distributed.world() > 1 and step % ASK_EVERY and step != self.steps:
+        if not self.pacer.asks(step, last=step == self.steps):
             return
-        now = time.perf_counter()
-        if now - self.logged_at > LOG_EVERY_S:
-            rate = self.unlogged * self.batch / (now - self.logged_at)
-            self.logged_at, self.unlogged = now, 0
+        if self.pacer.log_is_due():
+            steps, seconds = self.pacer.since_log(done)
             at.report(
                 "step",
                 step=done,
                 steps=self.total,
                 epoch=round(epoch + step / self.steps, 3),
-                images_per_s=round(rate, 1),
+                images_per_s=round(steps * self.batch / seconds, 1),
             )
-        stopping = distributed.any_rank(at.stop(), at.machine.device)
-        due = now - self.saved_at >= at.machine.save_every_s
-        if stopping or distributed.any_rank(due, at.machine.device):
+        if self.pacer.save_is_due():
             self.save(epoch, step, history)
-        if stopping:
-            distributed.wait()  # a rank that leaves early has the others killed before they saved
-            raise Stopped(f"saved at step {done} of {self.total}")
+            self.pacer.saved(f"step {done} of {self.total}")
 
     def save(self, epoch: int, step: int, history: History) -> None:
         """Write a checkpoint (rank 0; every rank must call it)."""
         state = self.learner.state_dict()
-        self.saved_at = time.perf_counter()
         if distributed.rank() == 0:
             done = epoch * self.steps + step
             content = {"epoch": epoch, "step": step, "history": history, "learner": state}

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.pretrain.report import Report
 from lewel_bench.value import explain
 
 PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
@@ -49,10 +50,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return path
 
 
-def load(
-    folder: Path, device: torch.device | str = "cpu", warn: Callable[[str], None] = print
-) -> dict[str, Any] | None:
-    """The newest intact state in `folder`, or None; corrupt files are named through `warn`."""
+def load(folder: Path, report: Report, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The newest intact state in `folder`, or None; corrupt files are reported as warnings."""
     for path in reversed(_files(folder)):
         data = path.read_bytes()
         if not _intact(path, data):
@@ -61,7 +60,7 @@ def load(
             then = (
                 f"using the one before, {before.name}" if before else "none is left, starting over"
             )
-            warn(f"checkpoint {path} is corrupt (its hash does not match): {then}")
+            report("warning", message=f"checkpoint {path} is corrupt (hash mismatch): {then}")
             continue
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         return state

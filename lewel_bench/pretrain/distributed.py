@@ -115,6 +115,26 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def random_states(device: torch.device) -> list[dict[str, Tensor]]:
+    """The states of torch's random generators on every rank, in rank order."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    if world() == 1:
+        return [own]
+    states: list[Any] = [None] * world()
+    dist.all_gather_object(states, own)
+    return states
+
+
+def set_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
+    """Restore this rank's part of `random_states`, which another number of ranks may have saved."""
+    own = states[rank() % len(states)]
+    torch.set_rng_state(own["cpu"].cpu())
+    if "cuda" in own and device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"].cpu(), device)
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` holds on any rank; every rank must ask at the same point."""
     if world() == 1:

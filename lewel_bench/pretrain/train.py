@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,13 @@ from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.method import Method, Views, answer
 from lewel_bench.pretrain.norm import RunningStatistics
+from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Recipe, shares
-from lewel_bench.pretrain.report import Diverged, Report, Stop, Stopped
+from lewel_bench.pretrain.report import Diverged, Report, Stop
 from lewel_bench.pretrain.schedule import lr_at
 from lewel_bench.pretrain.views import AUGMENTS
 
 Monitor = Callable[[ResNet, int], dict[str, float]]  # of a backbone after so many epochs
-LOG_EVERY_S = 1.0  # how often losses are fetched from the device
-
-
-@dataclass
-class Window:
-    """What happened since the last log."""
-
-    start: int  # the first step of the window
-    since: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,15 +63,15 @@ def run(
     true, Diverged when a loss is not finite, ValueError when the images or the
     number of processes do not fit the recipe.
     """
-    loop = Loop(recipe, seed, images, folder, machine, report)
+    loop = Loop(recipe, seed, images, folder, machine, report, stop)
     if monitor and loop.step == 0:
         loop.observe(0, monitor)
     for epoch in range(loop.step // loop.per_epoch, recipe.epochs):
-        loop.train_epoch(epoch, stop)
+        loop.train_epoch(epoch)
         if monitor and ((epoch + 1) % monitor_every == 0 or epoch + 1 == recipe.epochs):
             loop.observe(epoch + 1, monitor)
         if epoch + 1 < recipe.epochs:
-            loop.save_if_due(stop)
+            loop.save_if_due()
     return loop.finish()
 
 
@@ -95,6 +86,7 @@ class Loop:
         folder: Path,
         machine: Machine,
         report: Report,
+        stop: Stop,
     ) -> None:
         self.recipe, self.seed, self.folder, self.machine = recipe, seed, folder, machine
         self.images, self.report = images, report
@@ -138,10 +130,10 @@ class Loop:
             world=distributed.world(),
             workers=machine.workers,
         )
-        self.saved_at = time.perf_counter()
-        self.window = Window(self.step)
+        self.pacer = Pacer(machine, stop, self.step)
+        self.waited = 0.0  # seconds for data since the last log
 
-    def train_epoch(self, epoch: int, stop: Stop) -> None:
+    def train_epoch(self, epoch: int) -> None:
         """All remaining steps of `epoch`; the last log of an epoch is at its end."""
         batches: Iterator[Batch] = iter(self.batches)
         if self.step == epoch * self.per_epoch:
@@ -150,15 +142,15 @@ class Loop:
         while self.step < (epoch + 1) * self.per_epoch:
             began = time.perf_counter()
             batch = next(batches)
-            self.window.waited += time.perf_counter() - began
+            self.waited += time.perf_counter() - began
             self.losses[self.step % self.per_epoch] = self.train_step(batch)
             self.step += 1
             if self.step % self.per_epoch == 0:
                 self._log()
-            elif distributed.world() == 1 or self.step % 20 == 0:  # asking every rank costs
-                if time.perf_counter() - self.window.since > LOG_EVERY_S:
+            elif self.pacer.asks(self.step):
+                if self.pacer.log_is_due():
                     self._log()
-                self.save_if_due(stop)
+                self.save_if_due()
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step on the local part of a global batch; returns its mean loss."""
@@ -216,7 +208,8 @@ class Loop:
         self.report("monitor", epoch=epoch, step=self.step, **measured)
         if note := collapse_note(self.metrics, self.recipe.backbone):
             self.report("warning", message=f"epoch {epoch}: {note}")
-        self.window = Window(self.step)
+        self.pacer.restart_log(self.step)
+        self.waited = 0.0
 
     def finish(self) -> Trained:
         """Write the backbone, and the projector beside it; on every rank, but rank 0's count."""
@@ -231,18 +224,16 @@ class Loop:
         return Trained(path, dict(self.metrics), self.seconds)
 
     def _log(self) -> None:
-        window, now = self.window, time.perf_counter()
         if self.step % self.per_epoch == 0:
             distributed.average([self.losses])  # every rank is here
-        first = window.start % self.per_epoch
         all_losses = self.losses[: (self.step - 1) % self.per_epoch + 1].tolist()
-        losses = all_losses[first:]
-        spent = now - window.since
+        steps, spent = self.pacer.since_log(self.step)
+        losses, waited = all_losses[-steps:], self.waited
         self.seconds += spent
-        self.window = Window(self.step)
-        for i, loss in enumerate(losses):
+        self.waited = 0.0
+        for step, loss in enumerate(losses, self.step - steps):
             if not math.isfinite(loss):
-                raise Diverged(self._diverged(window.start + i, loss))
+                raise Diverged(self._diverged(step, loss))
         named = {name: float(value) for name, value in self.diagnostics.items()}
         lr = float(self.optimizer.param_groups[0]["lr"])
         if self.step % self.per_epoch == 0:
@@ -255,7 +246,7 @@ class Loop:
             loss=round(sum(losses) / len(losses), 6),
             lr=lr,
             images_per_s=round(len(losses) * self.recipe.batch / spent, 1),
-            data_wait=round(window.waited / spent, 4),
+            data_wait=round(waited / spent, 4),
             **{name: round(value, 6) for name, value in named.items()},
         )
 
@@ -269,24 +260,18 @@ class Loop:
             f"Try a lower rate, such as --set optimizer.lr={recipe.optimizer.lr / 2:g}"
         )
 
-    def save_if_due(self, stop: Stop) -> None:
-        """Save when it is time to, or when a stop was asked for (then raise Stopped)."""
-        device = self.machine.device
-        stopping = distributed.any_rank(stop(), device)
-        due = time.perf_counter() - self.saved_at >= self.machine.save_every_s
-        if not (stopping or distributed.any_rank(due, device)):
+    def save_if_due(self) -> None:
+        """Save when it is time to, or when a stop was requested (then raise Stopped)."""
+        if not self.pacer.save_is_due():
             return
-        if self.window.start < self.step:
-            self._log()  # a state behind a loss that is not finite is never saved
+        if self.pacer.logged < self.step:
+            self._log()  # checks the losses: no state behind a loss that is not finite is saved
         self.save()
-        if stopping:
-            distributed.wait()  # a rank that leaves early has the others killed before they saved
-            raise Stopped(f"saved at step {self.step} of {self.steps}")
+        self.pacer.saved(f"step {self.step} of {self.steps}")
 
     def save(self) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
-        states = _rng_of_every_rank(self.machine.device)
-        self.saved_at = time.perf_counter()
+        states = distributed.random_states(self.machine.device)
         if distributed.rank() != 0:
             return
         path = checkpoint.save(
@@ -306,10 +291,7 @@ class Loop:
         self.report("checkpoint", step=self.step, file=path.name)
 
     def _resume(self) -> None:
-        def warn(message: str) -> None:
-            self.report("warning", message=message)
-
-        state = checkpoint.load(self.folder, self.machine.device, warn)
+        state = checkpoint.load(self.folder, self.report, self.machine.device)
         if state is None:
             return
         self.method.load_state_dict(state["method"])
@@ -317,10 +299,7 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.metrics, self.seconds = state["step"], state["metrics"], state["seconds"]
         self.losses.copy_(state["losses"])
-        own = state["rng"][distributed.rank() % len(state["rng"])]
-        torch.set_rng_state(own["cpu"].cpu())
-        if "cuda" in own and torch.cuda.is_available():
-            torch.cuda.set_rng_state(own["cuda"].cpu(), self.machine.device)
+        distributed.set_random_state(state["rng"], self.machine.device)
         self.report("resumed", step=self.step, steps=self.steps)
 
     def _parallel(self) -> Callable[..., object]:
@@ -388,14 +367,3 @@ def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:
             f"set a smaller batch, such as --set batch={max(1, count // 4)}"
         )
     return shares(recipe, distributed.world(), machine.micro_batch)
-
-
-def _rng_of_every_rank(device: torch.device) -> list[dict[str, Tensor]]:
-    own = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(device)
-    if distributed.world() == 1:
-        return [own]
-    everyone: list[Any] = [None] * distributed.world()
-    torch.distributed.all_gather_object(everyone, own)
-    return everyone

@@ -10,7 +10,7 @@ from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits
-from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain import checkpoint, pacer
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.report import Stopped, never, silent
@@ -79,7 +79,7 @@ class Learner:
 
 
 def state(folder):
-    saved = checkpoint.load(folder)
+    saved = checkpoint.load(folder, silent)
     return saved["model"] | {"rng": saved["generators"][0]["cpu"]}
 
 
@@ -163,7 +163,7 @@ def test_the_seconds_of_earlier_attempts_are_counted(run, tmp_path, monkeypatch)
     run(report=clock.heard(silent))
     assert 1000 < clock.seconds() < 1100
     # one that was written before seconds were kept
-    old = checkpoint.load(tmp_path / "a")
+    old = checkpoint.load(tmp_path / "a", silent)
     del old["seconds"]
     checkpoint.save(tmp_path / "old", STEPS, old)
     clock.go_on(7.0)
@@ -209,7 +209,7 @@ def test_divergence_is_named_by_its_step(run, tmp_path, monkeypatch, step):
         assert outcome.metrics == {} and outcome.extra["select"] == {}
         assert outcome.extra["diverged_at_step"] == step
         assert outcome.warnings == [f"diverged at step {step} of 12 at lr 0.1, weight decay 0"]
-        saved = checkpoint.load(tmp_path / folder)
+        saved = checkpoint.load(tmp_path / folder, silent)
         assert saved is None or saved["step"] < step
 
 
@@ -249,7 +249,7 @@ def test_losses_are_fetched_at_fixed_steps_where_that_costs(run, monkeypatch):
 
 
 def test_progress_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "LOG_EVERY_S", 0)
+    monkeypatch.setattr(pacer, "LOG_EVERY_S", 0)
     told = []
     at = Place(1, tmp_path, Machine(), lambda event, **f: told.append((event, f)), never)
     splits = DenseSplits([0], [0], [0])
@@ -275,7 +275,7 @@ def work(rank, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    finetune.ASK_EVERY = 4
+    pacer.ASK_EVERY = 4
     found = []
     for place, stops in (("whole", [never]), ("stopped", [lambda: rank == 1, never])):
         for stop in stops:

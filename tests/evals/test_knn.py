@@ -8,6 +8,7 @@ import torch
 
 from lewel_bench.evals import features, knn
 from lewel_bench.evals.classification import Knn
+from lewel_bench.pretrain import pacer
 from lewel_bench.pretrain.report import Stopped, never, silent
 
 BANK, QUERIES, FEATURES, CLASSES = 200, 40, 16, 7
@@ -91,7 +92,7 @@ def test_a_bank_smaller_than_k_is_said(clouds):
 def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_path, monkeypatch):
     """72 and 36 images: 5 and 3 batches of at most 16."""
     monkeypatch.setattr(features, "FORWARD", 16)
-    monkeypatch.setattr(knn, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(pacer, "LOG_EVERY_S", 0.0)
     protocol = Knn(name="x", label="x", source="x", image_size=32, resize=36, ks=(5, 1))
     seen = []
 
@@ -103,7 +104,7 @@ def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_pat
     place |= {"machine": machine, "report": report}
     knn.run(protocol, **place, stop=never)
     assert seen == list(range(1, 9))
-    with pytest.raises(Stopped, match="begin again"):
+    with pytest.raises(Stopped, match="restart from the beginning"):
         knn.run(protocol, **place, stop=lambda: len(seen) == 8 + 3)
     assert len(seen) == 8 + 3
 

@@ -12,6 +12,7 @@ from lewel_bench.evals import features, heads, linear, loop
 from lewel_bench.evals.classification import Linear
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import Splits
+from lewel_bench.pretrain import pacer
 from lewel_bench.pretrain.data import image_batches
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.report import Stopped, never, silent
@@ -184,7 +185,7 @@ def test_refit_is_a_training_on_everything_with_the_chosen_settings(run, splits)
 
 
 def test_the_steps_of_both_trainings_are_reported_as_one_count(run, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_EVERY_S", 0)
+    monkeypatch.setattr(pacer, "LOG_EVERY_S", 0)
     seen = []
     run(
         change(SGD, {"refit": True}),

@@ -117,7 +117,9 @@ def test_the_rates_are_each_their_own(run, backbone_file, tmp_path):
     short = change(TINY, {"epochs": 1, "milestones": (), "weight_decay": 0.0})
     run(short, lr=(1e-30, 0.3), folder="head")
     run(short, lr=(0.03, 1e-30), folder="backbone")
-    head, whole = (checkpoint.load(tmp_path / f)["learner"]["model"] for f in ("head", "backbone"))
+    head, whole = (
+        checkpoint.load(tmp_path / f, silent)["learner"]["model"] for f in ("head", "backbone")
+    )
     assert torch.equal(head["backbone.conv1.weight"], before["conv1.weight"])
     assert not torch.equal(whole["backbone.conv1.weight"], before["conv1.weight"])
     assert not torch.equal(head["fc.weight"], whole["fc.weight"])
@@ -130,7 +132,7 @@ def test_killed_and_run_again_is_the_same_bitwise(run, machine, tmp_path, step):
     with pytest.raises(Killed):
         run(folder="killed", machine=replace(machine, save_every_s=0), stop=killed_after(step))
     assert run(folder="killed") == whole
-    a, b = (checkpoint.load(tmp_path / f)["learner"]["model"] for f in ("whole", "killed"))
+    a, b = (checkpoint.load(tmp_path / f, silent)["learner"]["model"] for f in ("whole", "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -150,7 +152,7 @@ def test_micro_batches_change_nothing_but_rounding(run, machine, tmp_path):
     protocol = change(TINY, {"batch": 32, "bn_group": 8, "epochs": 1, "milestones": ()})
     run(protocol, folder="whole")
     run(protocol, folder="parts", machine=replace(machine, micro_batch=8))
-    a, b = (checkpoint.load(tmp_path / f)["learner"]["model"] for f in ("whole", "parts"))
+    a, b = (checkpoint.load(tmp_path / f, silent)["learner"]["model"] for f in ("whole", "parts"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"micro-batch 4 is not made of whole .* groups of 8"):

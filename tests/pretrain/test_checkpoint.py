@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipe import Backbone
+from lewel_bench.pretrain.report import silent
 
 
 def _state(step: int) -> dict[str, object]:
@@ -19,7 +20,7 @@ def test_newest_intact_of_two_is_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         checkpoint.save(tmp_path, step, _state(step))
     assert len(list(tmp_path.glob("*.pt"))) == checkpoint.KEPT == 2
-    state = checkpoint.load(tmp_path)
+    state = checkpoint.load(tmp_path, silent)
     assert state is not None and state["step"] == 15
     assert torch.equal(state["weights"], torch.full((3,), 15.0))
 
@@ -36,14 +37,14 @@ def test_corrupt_file_falls_back_and_says_so(tmp_path: Path, damage: str) -> Non
     else:
         data = bytearray()
     last.write_bytes(data)
-    message: list[str] = []
-    state = checkpoint.load(tmp_path, warn=message.append)
+    messages: list[str] = []
+    state = checkpoint.load(tmp_path, lambda event, message: messages.append(message))
     assert state is not None and state["step"] == 1
-    assert len(message) == 1 and str(last) in message[0] and "corrupt" in message[0]
+    assert len(messages) == 1 and str(last) in messages[0] and "corrupt" in messages[0]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path, silent) is None
 
 
 def test_full_disk_names_the_last_good_checkpoint(
@@ -59,7 +60,7 @@ def test_full_disk_names_the_last_good_checkpoint(
         checkpoint.save(tmp_path, 2, _state(2))
     assert good.name in str(caught.value) and "step 2" in str(caught.value)
     assert list(tmp_path.iterdir()) == [good]
-    state = checkpoint.load(tmp_path)
+    state = checkpoint.load(tmp_path, silent)
     assert state is not None and state["step"] == 1
 
 

@@ -27,7 +27,7 @@ from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.files import write_atomically
-from lewel_bench.pretrain import checkpoint
+from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.distributed import Machine, any_rank, rank, wait, world
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
@@ -150,16 +150,11 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
 
     def begin(self, backbone: Path, spec: Backbone) -> None:
         """Go on from the newest checkpoint of the folder, or begin with the backbone's weights."""
-
-        def warn(message: str) -> None:
-            self.at.report("warning", message=message)
-
-        saved = checkpoint.load(self.at.folder, "cpu", warn)
+        saved = checkpoint.load(self.at.folder, self.at.report)
         if saved is not None:
             _bare(self.model).load_state_dict(saved["model"])
             self.load_state_dict(saved["trainer"])
-            states = saved["generators"]
-            finetune.set_generators(states[rank() % len(states)], self.at.machine.device)
+            distributed.set_random_state(saved["generators"], self.at.machine.device)
             self.start_iter = saved["step"]
             self.data_loader.start = saved["step"]
             spent = self.at.clock.resume(saved)
@@ -199,10 +194,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
 
     def save(self, step: int) -> None:
         """Write a complete checkpoint (rank 0; every rank must call it)."""
-        own = finetune.generators(self.at.machine.device)
-        everyone: list[Any] = [own] * world()
-        if world() > 1:
-            torch.distributed.all_gather_object(everyone, own)
+        random = distributed.random_states(self.at.machine.device)
         if rank() != 0:
             return
         content = {
@@ -210,7 +202,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
             "seconds": self.at.clock.seconds(),
             "model": _bare(self.model).state_dict(),
             "trainer": self.state_dict(),
-            "generators": everyone,
+            "generators": random,
         }
         checkpoint.save(self.at.folder, step, content)
 

@@ -1,7 +1,6 @@
 """What happens between two steps of detectron2's trainer: looks, logs, saves and stops."""
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from fvcore.nn.precise_bn import update_bn_stats
 from lewel_bench.evals import finetune
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_eval import evaluate
-from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S, Place
+from lewel_bench.evals.loop import Place
 from lewel_bench.pretrain import distributed
-from lewel_bench.pretrain.distributed import any_rank, world
-from lewel_bench.pretrain.report import Stopped
+from lewel_bench.pretrain.pacer import Pacer
 
 
 class Pruned(Exception):
@@ -28,8 +26,7 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
     def __init__(self, protocol: Detection, at: Place, rivals: Sequence[float]) -> None:
         self.protocol, self.at, self.rivals = protocol, at, rivals
         self.seen: dict[str, float] = {}
-        self.saved_at = self.logged_at = time.perf_counter()
-        self.logged = 0
+        self.pacer = Pacer(at.machine, at.stop)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen}
@@ -40,25 +37,19 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
     def before_train(self) -> None:
         if self._looks(self.trainer.start_iter):
             self._look(self.trainer.start_iter)  # it was stopped before, or within
-        self.logged, self.logged_at = self.trainer.start_iter, time.perf_counter()
+        self.pacer.restart_log(self.trainer.start_iter)
 
     def after_step(self) -> None:
-        step, now = self.trainer.iter + 1, time.perf_counter()
-        last = step == self.trainer.max_iter
-        half = self._looks(step)
-        if now - self.logged_at > LOG_EVERY_S or last:
-            self._log(step, now)
-        if world() > 1 and step % ASK_EVERY and not last and not half:
+        step, steps = self.trainer.iter + 1, self.trainer.max_iter
+        last, half = step == steps, self._looks(step)
+        if last or self.pacer.log_is_due():
+            self._log(step)
+        if not self.pacer.asks(step, last=last or half):
             return
-        device = self.at.machine.device
-        stopping = any_rank(self.at.stop(), device)
-        due = now - self.saved_at >= self.at.machine.save_every_s
-        if stopping or last or half or any_rank(due, device):
+        if self.pacer.save_is_due(now=last or half):
             self.trainer.save(step)
-            self.saved_at = time.perf_counter()
-        if stopping and not last:
-            distributed.wait()
-            raise Stopped(f"saved at step {step} of {self.trainer.max_iter}")
+            if not last:
+                self.pacer.saved(f"step {step} of {steps}")
         if half:
             self._look(step)
 
@@ -74,7 +65,7 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         trainer = self.trainer
         buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
         device = self.at.machine.device
-        states = finetune.generators(device)
+        random = distributed.random_states(device)
         if self.protocol.precise_bn:
             batches = trainer.build_train_loader(trainer.cfg)
             with EventStorage():
@@ -82,7 +73,7 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         metrics, _ = evaluate(
             trainer.cfg, trainer.model, trainer.names["select"], self.protocol, self.at
         )
-        finetune.set_generators(states, device)
+        distributed.set_random_state(random, device)
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
         self.seen = {"step": step, **metrics}
@@ -90,9 +81,9 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         if reason is not None:
             raise Pruned(reason)
 
-    def _log(self, step: int, now: float) -> None:
+    def _log(self, step: int) -> None:
         latest = self.trainer.storage.latest()
-        images = (step - self.logged) * self.protocol.batch
+        steps, seconds = self.pacer.since_log(step)
         loss = latest.get("total_loss", (math.nan, step))[0]  # rank 0 has it
         self.at.report(
             "step",
@@ -100,6 +91,5 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
             steps=self.trainer.max_iter,
             loss=round(float(loss), 6),
             lr=latest["lr"][0],
-            images_per_s=round(images / max(now - self.logged_at, 1e-9), 1),
+            images_per_s=round(steps * self.protocol.batch / seconds, 1),
         )
-        self.logged, self.logged_at = step, now

@@ -25,6 +25,7 @@ from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
 
@@ -161,10 +162,8 @@ class _Training:
             return
         goes_on = {} if saved is None else {"resume": True, "load_from": str(saved[1])}
         runner = _runner({**self.config, **goes_on})
-        every_s = self.machine.save_every_s
-        runner.register_hook(
-            parts.Watch(self.folder, report, stop, every_s, self.clock, half, halfway)
-        )
+        pacer = Pacer(self.machine, stop)
+        runner.register_hook(parts.Watch(self.folder, report, pacer, self.clock, half, halfway))
         runner.train()
 
     def measure(self, role: str, path: Path | None = None) -> dict[str, Any]:

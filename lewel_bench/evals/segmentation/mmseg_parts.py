@@ -3,7 +3,6 @@ without rounding, and a hook that saves, stops and looks at the loss. Importing 
 """
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 from torch import nn
 
 from lewel_bench.evals.clock import Clock
-from lewel_bench.evals.loop import ASK_EVERY, LOG_EVERY_S
 from lewel_bench.evals.segmentation import masks
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import distributed
-from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.pacer import ASK_EVERY, Pacer
+from lewel_bench.pretrain.report import Report
 
 LAST = "last_checkpoint"  # the file in which mmengine looks for the path of the newest one
 
@@ -104,8 +103,8 @@ class LewelBenchIoU(IoUMetric):  # type: ignore[misc]
 
 
 class Watch(Hook):  # type: ignore[misc]
-    """Reports the loss, saves every `every_s` seconds, half-way and at the end, and stops when
-    asked; `halfway` is called with the checkpoint at step `half`."""
+    """Reports the loss, saves when due, half-way and at the end, and stops when asked; `halfway`
+    is called with the checkpoint at step `half`."""
 
     priority = "LOWEST"  # after the schedulers, whose state is saved
 
@@ -113,40 +112,36 @@ class Watch(Hook):  # type: ignore[misc]
         self,
         folder: Path,
         report: Report,
-        stop: Stop,
-        every_s: float,
+        pacer: Pacer,
         clock: Clock,
         half: int | None,
         halfway: Callable[[Path], None],
     ) -> None:
-        self.folder, self.report, self.stop, self.every_s = folder, report, stop, every_s
-        self.clock, self.half, self.halfway = clock, half, halfway
-        self.saved_at = self.logged_at = time.perf_counter()
+        self.folder, self.report, self.pacer, self.clock = folder, report, pacer, clock
+        self.half, self.halfway = half, halfway
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         step, steps, device = runner.iter + 1, runner.max_iters, outputs["loss"].device
-        now, last, half = time.perf_counter(), step == steps, step == self.half
-        alone, asks = distributed.world() == 1, last or half or step % ASK_EVERY == 0
-        looks = asks or (alone and device.type == "cpu")
+        last, half = step == steps, step == self.half
+        asks = self.pacer.asks(step, last=last or half)
+        free = device.type == "cpu" or step % ASK_EVERY == 0  # fetching a loss makes a GPU wait
         # the loss is this rank's own: all leave, or the others would wait for it
-        if looks and distributed.any_rank(not bool(outputs["loss"].isfinite().all()), device):
+        if (asks and (free or last or half)) and distributed.any_rank(
+            not bool(outputs["loss"].isfinite().all()), device
+        ):
             raise Diverged(step)
-        if last or now - self.logged_at > LOG_EVERY_S:
-            self.logged_at, loss = now, round(float(outputs["loss"]), 6)
+        if last or self.pacer.log_is_due():
+            self.pacer.restart_log(step)
+            loss = round(float(outputs["loss"]), 6)
             self.report("step", step=step, steps=steps, loss=loss)
-        if not (alone or asks):
-            return  # ranks ask one another at fixed steps only
-        stopping = distributed.any_rank(self.stop(), device)
-        due = distributed.any_rank(now - self.saved_at >= self.every_s, device)
-        if last or half or stopping or due:
+        if asks and self.pacer.save_is_due(now=last or half):
             checkpoint = save(runner, self.folder, step, self.clock.seconds())
-            self.saved_at = now
             if half:
                 self.halfway(checkpoint)
-        if stopping and not last:
-            raise Stopped(f"saved at step {step} of {steps}")
+            if not last:
+                self.pacer.saved(f"step {step} of {steps}")
 
 
 def save(runner: Any, folder: Path, step: int, seconds: float) -> Path:

@@ -5,8 +5,9 @@ B images, V = 2 views, P = h·w positions, d maps.
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -175,11 +176,15 @@ def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
         method.projector.load_state_dict(weights)
         method.backbone.load_state_dict(checkpoint.read_backbone(backbone)[0])
         return method
-    state = checkpoint.open_file(named) if named else checkpoint.load(folder)
+    state = checkpoint.open_file(named) if named else checkpoint.load(folder, _print_warning)
     if state is None:
         raise ValueError(_lacking(folder, job))
     method.load_state_dict(state["method"])
     return method
+
+
+def _print_warning(event: str, /, **fields: Any) -> None:
+    print(f"warning: {fields['message']}", file=sys.stderr)
 
 
 def _lacking(folder: Path, job: Job) -> str:

@@ -464,7 +464,7 @@ def test_killed_and_resumed_is_undisturbed(data: Path, file: Path, tmp_path: Pat
         # a save after each step, and a log
         always = Machine(save_every_s=0.0)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr("lewel_bench.evals.detection.detectron_watch.LOG_EVERY_S", 0.0)
+            patch.setattr("lewel_bench.pretrain.pacer.LOG_EVERY_S", 0.0)
             ran(protocol, data, file, tmp_path / place, machine=always, report=killer)
         events: list[str] = []
         again = ran(
@@ -500,7 +500,7 @@ def test_stopped_within_the_look_half_way_keeps_its_steps(
     asked = iter([False] * 2 + [True] * 9)  # after two steps, then before an image
     with pytest.raises(Stopped, match="saved before the evaluation"):
         ran(protocol, data, file, tmp_path / "stopped", stop=lambda: next(asked))
-    saved = checkpoint.load(tmp_path / "stopped")
+    saved = checkpoint.load(tmp_path / "stopped", silent)
     assert saved is not None and saved["step"] == 2
     whole = ran(protocol, data, file, tmp_path / "whole")
     assert repr(ran(protocol, data, file, tmp_path / "stopped")) == repr(whole)

@@ -146,7 +146,7 @@ def test_is_plain_fine_tuning(run, voc, backbone_file, tmp_path):
         sgd.zero_grad()
         sum(net([e.image for e in batch], targets).values()).backward()
         sgd.step()
-    trained = checkpoint.load(tmp_path / "a")["model"]
+    trained = checkpoint.load(tmp_path / "a", silent)["model"]
     for name, value in net.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_killed_and_run_again_is_the_same_bitwise(run, machine, tmp_path, protoc
         assert run(protocol, folder=folder) == whole
         predictions = [tmp_path / f / "predictions.json" for f in ("whole", folder)]
         assert predictions[0].read_bytes() == predictions[1].read_bytes()
-        a, b = (checkpoint.load(tmp_path / f)["model"] for f in ("whole", folder))
+        a, b = (checkpoint.load(tmp_path / f, silent)["model"] for f in ("whole", folder))
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -189,7 +189,7 @@ def test_a_stop_within_the_evaluation_is_heeded(run):
 
 def test_precise_bn_measures_and_none_does_not(run, tmp_path):
     with_it, without = run(), run(change(C4, {"precise_bn": 0}), folder="b")
-    a, b = (checkpoint.load(tmp_path / f)["model"] for f in "ab")
+    a, b = (checkpoint.load(tmp_path / f, silent)["model"] for f in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)  # training is the same
     assert with_it.extra["train_loss"] == without.extra["train_loss"]
     found = [(tmp_path / f / "predictions.json").read_bytes() for f in "ab"]

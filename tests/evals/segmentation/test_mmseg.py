@@ -15,6 +15,7 @@ from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.evals.segmentation import data, lists, masks, metric, mmseg_config, run
 from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Backbone, change
 from lewel_bench.pretrain.report import Stopped, never, silent
 from tests.evals.segmentation.making import TINY
@@ -254,7 +255,8 @@ def test_all_ranks_leave_where_one_diverges(monkeypatch, tmp_path, own: float) -
     monkeypatch.setattr(parts.distributed, "world", lambda: 2)
     # the other rank's loss is not finite
     monkeypatch.setattr(parts.distributed, "any_rank", lambda bad, _: asked.append(bad) or True)
-    watch = parts.Watch(tmp_path, silent, never, 1e9, Clock(), None, lambda path: None)
+    pacer = Pacer(Machine(), never)
+    watch = parts.Watch(tmp_path, silent, pacer, Clock(), None, lambda path: None)
     runner = SimpleNamespace(iter=parts.ASK_EVERY - 1, max_iters=1000)
     with pytest.raises(parts.Diverged, match=str(parts.ASK_EVERY)):
         watch.after_train_iter(runner, 0, outputs={"loss": torch.tensor(own)})

@@ -61,7 +61,7 @@ def test_killed_and_resumed_equals_undisturbed(train, tmp_path, steps: int) -> N
         train("killed", machine=busy, stop=killed_after(steps))
     again = train("killed", machine=busy)
     assert (again.metrics, again.extra) == (whole.metrics, whole.extra)
-    states = [checkpoint.load(tmp_path / name)["model"] for name in ("whole", "killed")]
+    states = [checkpoint.load(tmp_path / name, silent)["model"] for name in ("whole", "killed")]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
