@@ -312,7 +312,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="crash-sweep-") as place:
-        for name in ("runs", "local", "companions", "job", "material", "view", "gc"):
+        modules = ("verbs.run", "verbs.gc", "jobs.local", "jobs.workers", "jobs.job", "view")
+        for name in (*modules, "plan.data_check"):
             importlib.import_module(f"lewel_bench.harness.{name}")
         sweep = Sweep(Path(place))
         for name in sweep.modules:
