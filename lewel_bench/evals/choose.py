@@ -21,8 +21,7 @@ def choose(
     `score` is the metric that chooses; `grids` are the values of each field that `chosen` names,
     `lower` the protocol's field to set lower when all diverge. Ties go to the lower select loss,
     then to the first. `paper_rule` is the paper's: the best of any candidate (and evaluated epoch)
-    on the report split. Raises ValueError when every candidate diverged, or a candidate has no
-    score to choose by.
+    on the report split. Raises ValueError when every candidate diverged, or one has no score.
     """
     alive = [r for r in candidates if r.outcome["extra"]["select"]]
     if not alive:

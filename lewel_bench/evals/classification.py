@@ -274,16 +274,19 @@ def batch_of(protocol: Linear | Semi, count: int, processes: int) -> int:
 def bn_group_of(
     protocol: Semi, batch: int, processes: int, micro_batch: int | None
 ) -> tuple[int | None, list[str]]:
-    """The protocol's batch-norm group, or None (the whole batch) where `batch` is not made of
-    groups, with a warning. Raises ValueError where a micro-batch is not made of them."""
+    """The protocol's batch-norm group, or None (the whole batch) where it does not divide
+    `batch`, with a warning. Raises ValueError where it does not divide a micro-batch."""
     group, warnings = protocol.bn_group, list[str]()
     if group is not None and batch % group:
-        warnings.append(f"a batch of {batch} images is not made of groups of {group}: one group")
+        warnings.append(
+            f"a batch of {batch} images cannot be divided into batch-norm groups of {group}: the "
+            "whole batch is one group"
+        )
         group = None
     micro, local = micro_batch or batch, batch // processes
     if micro < local and (group is None or micro % group):
         raise ValueError(
-            f"micro-batch {micro} is not made of whole batch-norm groups of "
-            f"{group or batch}: choose a multiple of {group or batch}"
+            f"micro-batch {micro} is not a multiple of the batch-norm group of {group or batch} "
+            f"images: choose {group or batch} or a multiple"
         )
     return group, warnings

@@ -35,12 +35,12 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def mean_of(spec: Backbone) -> tuple[float, ...]:
-    """What is taken from pixels of 0 to 255 for a backbone, before they are padded with zeros."""
+    """What is subtracted from pixels of 0 to 255 for a backbone, before padding with zeros."""
     return tuple(255 * value for value in spec.mean) if spec.mean else MEAN
 
 
 def for_pixels_of_its_own(spec: Backbone) -> Backbone:
-    """`spec` for a model that takes the mean off itself."""
+    """`spec` for a model that subtracts the mean itself."""
     return spec.model_copy(update={"mean": None})
 
 
@@ -50,7 +50,7 @@ class Dense(Protocol):
     `held_out` training images choose among the candidates. With `refit` the chosen candidate is
     trained again on all training images, in `trials` runs of other seeds; without, the number is
     that of the candidate itself. `prune`: a candidate whose score on the held-out images after half
-    of the steps is below this share of the best finished candidate's then is stopped (None: never).
+    of the steps is below this fraction of the best finished candidate's is stopped (None: never).
     """
 
     NOT_IDENTITY: ClassVar[set[str]] = Protocol.NOT_IDENTITY | {"lrs", "weight_decays", "trials"}
@@ -75,8 +75,8 @@ class Dense(Protocol):
     def _grid_is_sound(self) -> Self:
         if self.trials > 1 and not self.refit:
             raise ValueError(
-                f"trials {self.trials}: without refit the number is that of the candidate; "
-                "set refit, or trials to 1"
+                f"trials {self.trials} needs refit, which trains the chosen candidate again: set "
+                "refit, or trials to 1"
             )
         check_grid("lrs", self.lrs)
         check_grid("weight_decays", self.weight_decays)
@@ -210,14 +210,14 @@ class Detection(Dense):
 
     `model` c4: RoI features from res4, res5 with an extra norm as the head; fpn: feature pyramid,
     4conv1fc box head, norm in every head. `min_sizes` are the shortest edges drawn in training,
-    `test_size` the one at test; the longest is at most `max_size`. `anchors` are the sides of the
-    square anchors at ratios 1/2, 1, 2: all at the one level of c4, one a level of fpn (P2 to P6).
+    `test_size` the one at test; the longest is at most `max_size`. `anchors` are the sizes of the
+    square anchors at ratios 1/2, 1, 2: all on c4's single level, one per level of fpn (P2 to P6).
     `rois` are sampled from an image for the heads, `rpn_samples` for the RPN; of its proposals
     `pre_nms` and `post_nms` (train, test) are kept before and after suppression, per level before.
-    `precise_bn` batches measure the batch-norm statistics anew before evaluation (0: none).
-    Weight decay spares norm parameters. The rate falls tenfold at each of `milestones` (steps) and
-    rises from `warmup_factor` linearly over `warmup` steps. `metric`: PASCAL's AP with 11 points
-    of recall (voc07) or all (voc12), or COCO's.
+    `precise_bn` batches re-estimate the batch-norm statistics before evaluation (0: none).
+    Norm parameters have no weight decay. The learning rate falls tenfold at each of `milestones`
+    (steps) and rises from `warmup_factor` linearly over `warmup` steps. `metric`: PASCAL's AP with
+    11 points of recall (voc07) or all (voc12), or COCO's.
     """
 
     engines: ClassVar[tuple[str, ...]] = ("native", "detectron2")
@@ -246,7 +246,7 @@ class Detection(Dense):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_milestones(self.milestones, self.steps, "steps")
-        # detectron2 rises to the rate after the warm-up: beyond a milestone that is another
+        # detectron2 warms up to the full learning rate: a milestone before the end would be lost
         last = self.milestones[0] - 1 if self.milestones else self.steps
         if self.warmup > last:
             raise ValueError(
@@ -255,12 +255,12 @@ class Detection(Dense):
             )
         if self.model == "fpn" and len(self.anchors) != 5:
             raise ValueError(
-                f"fpn has five levels (P2 to P6): anchors needs 5 sides, not {len(self.anchors)}"
+                f"fpn has five levels (P2 to P6): anchors needs 5 sizes, not {len(self.anchors)}"
             )
         if self.masks and self.metric != "coco":
             raise ValueError("masks need metric coco: VOC's detection metric has boxes only")
         if not self.anchors:
-            raise ValueError("anchors is empty: give at least one side in pixels")
+            raise ValueError("anchors is empty: give at least one size in pixels")
         return self
 
     def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
@@ -307,9 +307,9 @@ class Segmentation(Dense):
 
     Training images are resized to fit `scale` (long, short edge) times a ratio drawn from
     `ratios`, cropped to `crop` (again, up to ten times, while one class fills more than
-    `max_class_share`), flipped, distorted in colour and padded; tested whole at `scale`. The rate
-    falls as (1 - step / (steps - 1)) ^ `power` to `min_lr`. The heads have `head_width` channels,
-    the auxiliary one `aux_width` and a loss weight of `aux_weight`.
+    `max_class_share`), flipped, distorted in colour and padded; tested whole at `scale`. The
+    learning rate falls as (1 - step / (steps - 1)) ^ `power` to `min_lr`. The head has `head_width`
+    channels, the auxiliary head `aux_width` channels and a loss weight of `aux_weight`.
     """
 
     engines: ClassVar[tuple[str, ...]] = ("native", "mmseg")

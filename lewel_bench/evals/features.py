@@ -68,7 +68,7 @@ def effective_rank(*x: Tensor) -> float:
     features that are all zero or not finite.
     """
     gram = x[0].new_zeros(x[0].shape[1], x[0].shape[1], dtype=torch.float64)  # (D, D)
-    for part in (part.double() for one in x for part in torch.split(one, CHUNK)):
+    for part in (part.double() for features in x for part in torch.split(features, CHUNK)):
         gram += part.mT @ part
     if not bool(gram.isfinite().all()):
         return 0.0

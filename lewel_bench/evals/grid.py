@@ -1,4 +1,4 @@
-"""Grids of learning rates: what a candidate may be, and a best one at the edge."""
+"""Grids of learning rates and weight decays: their types, their checks, and the edge warning."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -24,15 +24,15 @@ def edge_warning(what: str, best: float, candidates: Sequence[float]) -> str | N
 
 
 def check_grid(field: str, values: Sequence[float]) -> None:
-    """Raise ValueError where a value stands twice."""
+    """Raise ValueError for a duplicate value."""
     if len(set(values)) < len(values):
-        raise ValueError(f"{field} names a value twice: {', '.join(f'{v:g}' for v in values)}")
+        raise ValueError(f"{field} lists a value twice: {', '.join(f'{v:g}' for v in values)}")
 
 
 def check_milestones(milestones: tuple[int, ...], end: int, unit: str) -> None:
-    """Raise ValueError unless the milestones rise and stay below `end` (epochs or steps)."""
+    """Raise ValueError unless the milestones increase and stay below `end` (epochs or steps)."""
     if list(milestones) != sorted(set(milestones)) or any(m >= end for m in milestones):
         raise ValueError(
-            f"milestones {milestones} must rise and stay below {unit} {end}: "
+            f"milestones {milestones} must increase and stay below {unit} ({end}): "
             f"scale them together with {unit}"
         )

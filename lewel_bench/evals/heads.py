@@ -37,7 +37,7 @@ class Heads:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        one = torch.empty(classes, features).normal_(
+        initial = torch.empty(classes, features).normal_(
             0, init_std, generator=torch.Generator().manual_seed(seed)
         )
         self.optimizer, self.momentum, self.trust = optimizer, momentum, trust
@@ -45,7 +45,7 @@ class Heads:
             1
         )  # (G,)
         self.decays = any(decay for _, decay in grid)
-        self.weight = one.to(device, dtype).repeat(len(grid), 1, 1)  # (G, C, D)
+        self.weight = initial.to(device, dtype).repeat(len(grid), 1, 1)  # (G, C, D)
         self.bias = self.weight.new_zeros(len(grid), classes)  # (G, C)
         self.weight_velocity = torch.zeros_like(self.weight)
         self.bias_velocity = torch.zeros_like(self.bias)

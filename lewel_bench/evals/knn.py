@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (InstDisc, arXiv 1805.01978).
 
-Each of the k nearest of the bank by cosine votes for its class with weight exp(cosine / T). A class
-without a vote is not predicted: top-5 counts the classes that have one, five at most.
+Each of the k nearest images of the bank by cosine votes for its class with weight exp(cosine / T).
+A class without a vote is not predicted: top-5 counts the classes that have votes, five at most.
 Shapes: Q queries, N images in the bank, D features, C classes.
 """
 
@@ -19,7 +19,7 @@ from lewel_bench.pretrain.distributed import Machine, rank
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
-SIMILARITIES = 2**27  # how many are held at once: 512 MiB in fp32
+SIMILARITIES = 2**27  # kept in memory at once: 512 MiB in fp32
 
 
 def run(
@@ -35,8 +35,8 @@ def run(
 ) -> Outcome:
     """kNN accuracy of the report split with the train split as bank; nothing is chosen.
 
-    `metrics` has top1 and top5 of the first k and top1_k20 and so on of the others. There is no
-    randomness (`seed` is part of every runner's signature) and nothing to resume. Raises Stopped.
+    `metrics` has top1 and top5 of the first k, and top1_k20 and so on of the others. Deterministic
+    (`seed` is part of every runner's signature) and not resumable. Raises Stopped.
     """
     splits.check()
     net = features.load(backbone, machine)
@@ -76,11 +76,11 @@ def run(
 def _top5_note(most: int) -> list[str]:
     if most >= 5:
         return []
-    return [f"top5 counts every class that a neighbour votes for, {most} at most"]
+    return [f"top5 counts the classes that neighbours vote for: at most {most}"]
 
 
 def _watch(steps: int, machine: Machine, report: Report, stop: Stop) -> Callable[[], None]:
-    """What reports each of the batches, which are nearly all of the work, and leaves if asked."""
+    """A function to call after each batch, which reports progress and raises Stopped if asked."""
     step, pacer = 0, Pacer(machine, stop)
 
     def after() -> None:
@@ -102,17 +102,17 @@ def measure(
     temperature: float,
     classes: int,
 ) -> tuple[dict[str, float], list[str]]:
-    """Accuracies in percent for each k, and warnings where the bank is smaller than k."""
+    """Accuracies in percent for each k, with a warning for each k larger than the bank."""
     metrics, warnings = dict[str, float](), list[str]()
     for i, k in enumerate(ks):
         if k > len(bank[0]):
-            warnings.append(f"kNN: k {k} is more than the {len(bank[0])} images of the bank: all")
+            warnings.append(f"kNN: k {k} exceeds the bank of {len(bank[0])} images: all are used")
         votes = vote(bank, queries[0], min(k, len(bank[0])), temperature, classes)
-        found = scores.score(lambda chosen: chosen[None], votes, queries[1])
+        accuracy = scores.score(lambda chosen: chosen[None], votes, queries[1])
         if i == 0:
-            metrics.update(top1=found["top1"][0], top5=found["top5"][0])
+            metrics.update(top1=accuracy["top1"][0], top5=accuracy["top5"][0])
         else:
-            metrics[f"top1_k{k}"] = found["top1"][0]
+            metrics[f"top1_k{k}"] = accuracy["top1"][0]
     return metrics, warnings
 
 
@@ -120,15 +120,15 @@ def measure(
 def vote(
     bank: tuple[Tensor, Tensor], queries: Tensor, k: int, temperature: float, classes: int
 ) -> Tensor:
-    """Sum of the weights of each class (Q, C) among the k nearest of the bank (N, D), (N,), over
-    the weight of the nearest; -inf for a class that none of them has."""
+    """Sum of the weights of each class (Q, C) among the k nearest images of the bank (N, D), (N,),
+    relative to the weight of the nearest; -inf for a class without votes."""
     keys = normalize(bank[0], dim=1)  # (N, D)
     votes = queries.new_full((len(queries), classes), -torch.inf)
     chunk = max(1, SIMILARITIES // len(keys))
     for query, out in zip(torch.split(queries, chunk), torch.split(votes, chunk), strict=True):
         near = (normalize(query, dim=1) @ keys.mT).topk(k, dim=1)  # (q, k)
         voted = bank[1][near.indices]  # (q, k)
-        # over the largest: a low temperature must not overflow
+        # relative to the largest, so that a low temperature does not overflow
         weights = ((near.values - near.values[:, :1]) / temperature).exp()
         out.scatter_(1, voted, 0.0).scatter_add_(1, voted, weights)
     return votes

@@ -60,12 +60,14 @@ def run(
         outcome = _refitted(outcome, again[-1])
     if protocol.knn_k:
         bank = _cache(net, images, protocol, machine)
-        found, notes = knn.measure(
+        accuracy, notes = knn.measure(
             bank, shown, [protocol.knn_k], protocol.knn_temperature, len(images.classes)
         )
-        name, held = ("train", "") if protocol.refit else ("train_less_held_out", " not held out")
-        outcome.metrics[f"knn_top1_bank_{name}"] = found["top1"]
-        outcome.extra["note"] += f". kNN bank: the {len(images)} training images{held}"
+        name, excluded = (
+            ("train", "") if protocol.refit else ("train_less_held_out", " not held out")
+        )
+        outcome.metrics[f"knn_top1_bank_{name}"] = accuracy["top1"]
+        outcome.extra["note"] += f". kNN bank: the {len(images)} training images{excluded}"
         outcome.warnings.extend(notes)
     if rank() == 0:
         scores.write_predictions(
@@ -79,14 +81,16 @@ def run(
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> int:
-    """The place of the row with the best select_top1, then the lowest select_loss, then the first.
+    """The index of the row with the best select_top1, then the lowest select_loss, then the first.
 
-    Reads nothing else of the rows. Raises ValueError when every row diverged.
+    Reads only these two fields. Raises ValueError when every row diverged.
     """
     alive = [g for g, row in enumerate(rows) if row["select_top1"] is not None]
     if not alive:
         rates = ", ".join(f"{row['lr']:g} (step {row['diverged_at']})" for row in rows)
-        raise ValueError(f"every head of the grid diverged: lr {rates}. Set lower lrs")
+        raise ValueError(
+            f"every head of the grid diverged: lr {rates}. Set lower learning rates (lrs)"
+        )
     return max(alive, key=lambda g: (rows[g]["select_top1"], -rows[g]["select_loss"]))
 
 
@@ -118,7 +122,7 @@ class _Probe:
         self.load_state_dict = self.heads.load_state_dict
 
     def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:
-        # every rank updates the same heads with the whole batch: nothing to keep in step
+        # every rank updates the same heads with the whole batch, so they stay equal
         x = gather(features.pooled(self.net, pixels, self.micro_batch))
         self.heads.step(x, gather(labels), factor)
 
@@ -126,9 +130,9 @@ class _Probe:
         return loop.none_if(self.heads.mean_loss(steps), self.heads.divergence())
 
     def evaluate(self) -> dict[str, Any]:
-        gone = self.heads.divergence()
+        diverged = self.heads.divergence()
         return {
-            prefix + name: loop.none_if(values, gone)
+            prefix + name: loop.none_if(values, diverged)
             for prefix, split in self.cached.items()
             for name, values in scores.score(self.heads.logits, *split).items()
         }
@@ -158,27 +162,28 @@ def _outcome(
     splits: Splits,
 ) -> Outcome:
     row = rows[best]
-    ours = {name: row[name] for name in ("top1", "top5")}
+    metrics = {name: row[name] for name in ("top1", "top5")}
     seen = loop.best_seen(history)
     at = rows[seen.pop("candidate")]
-    train, held = len(splits.train), len(splits.select)
+    train, held_out = len(splits.train), len(splits.select)
+    count = train + held_out
     warnings = [
         *loop.batch_warning(protocol, train),
         *scores.top5_note(len(splits.train.classes)),
-        *(f"lr {r['lr']:g} diverged at step {r['diverged_at']}" for r in rows if _gone(r)),
+        *(f"lr {r['lr']:g} diverged at step {r['diverged_at']}" for r in rows if _has_diverged(r)),
         *filter(None, (_edge(name, row, rows) for name in ("lr", "weight_decay"))),
     ]
     return Outcome(
-        metrics=dict(ours),
+        metrics=dict(metrics),
         paper_rule={**seen, "lr": at["lr"], "weight_decay": at["weight_decay"]},
-        selection_gap=gap(seen, ours),
+        selection_gap=gap(seen, metrics),
         chosen={name: row[name] for name in ("lr", "weight_decay")},
         grid=rows,
         warnings=warnings,
         extra={
             "select": {name: row[f"select_{name}"] for name in ("top1", "top5", "loss")},
-            "note": f"{held} of {train + held} training images ({held / (train + held):.1%}) were "
-            "held out to choose the lr",
+            "note": f"{held_out} of {count} training images ({held_out / count:.1%}) were held out "
+            "to choose the learning rate",
             "history": history,
         },
     )
@@ -186,14 +191,16 @@ def _outcome(
 
 def _refitted(outcome: Outcome, last: dict[str, Any]) -> Outcome:
     if last["train_loss"][0] is None:
-        raise ValueError(f"the refit with {outcome.chosen} diverged: choose a grid of lower lrs")
+        raise ValueError(
+            f"the refit with {outcome.chosen} diverged: set lower learning rates (lrs)"
+        )
     metrics = {name: last[name][0] for name in ("top1", "top5")}
     extra = {**outcome.extra, "held_out": outcome.metrics}
-    extra["note"] += "; the metrics are of a second training on all of them"
+    extra["note"] += "; the metrics are those of a second training on all of them"
     return replace(outcome, metrics=metrics, extra=extra)
 
 
-def _gone(row: dict[str, Any]) -> bool:
+def _has_diverged(row: dict[str, Any]) -> bool:
     return row["diverged_at"] is not None
 
 

@@ -14,38 +14,39 @@ DataT = TypeVar("DataT")  # the images and annotations of a dense task
 
 @dataclass(frozen=True)
 class Splits:
-    """`train` fits, `select` (held out of the training set) chooses, `report` decides nothing."""
+    """`train` fits, `select` (held out of the training set) chooses, `report` is only measured."""
 
     train: Images
     select: Images
     report: Images
 
     def check(self) -> None:
-        """Raise ValueError for an empty split or splits that disagree about the classes."""
+        """Raise ValueError for an empty split or splits that have different classes."""
         for role in ("train", "select", "report"):
             images: Images = getattr(self, role)
             if len(images) == 0:
                 raise ValueError(f"the {role} split has no images")
             if images.classes != self.train.classes:
                 raise ValueError(
-                    f"the {role} split has other classes than the train split "
+                    f"the classes of the {role} split differ from those of the train split "
                     f"({len(images.classes)} and {len(self.train.classes)})"
                 )
         if len(self.train.classes) < 2:
-            raise ValueError(f"one class ({self.train.classes[0]}) leaves nothing to classify")
+            only = self.train.classes[0]
+            raise ValueError(f"classification needs at least two classes, got 1: {only}")
 
 
 @dataclass(frozen=True)
 class DenseSplits(Generic[DataT]):
-    """`train` fits, `select` (held out of the training set; None where nothing is left to choose)
-    chooses, `report` decides nothing."""
+    """`train` fits, `select` (held out of the training set; None where the choice is made)
+    chooses, `report` is only measured."""
 
     train: DataT
     select: DataT | None
     report: DataT
 
     def check(self) -> None:
-        """Raise ValueError for an empty split, splits that disagree about the classes, or one from
+        """Raise ValueError for an empty split, splits that have different classes, or one from
         which nothing can be learnt or on which nothing can be measured."""
         for role in ("train", "select", "report"):
             split: Any = getattr(self, role)
@@ -56,7 +57,7 @@ class DenseSplits(Generic[DataT]):
             train: Any = self.train
             if split.classes != train.classes:
                 raise ValueError(
-                    f"the {role} split has other classes than the train split "
+                    f"the classes of the {role} split differ from those of the train split "
                     f"({len(split.classes)} and {len(train.classes)})"
                 )
             if role == "train" and (reason := split.untrainable()):
@@ -110,9 +111,9 @@ class Outcome:
     """The numbers of one evaluation, in percent.
 
     `metrics` is what a table shows. `paper_rule` is the same run read as the paper does, best over
-    evaluated epochs and candidates on the report split (top-5 is the one beside the best top-1);
-    `selection_gap` is paper rule minus ours, in points. `chosen` are the settings behind
-    `metrics`, `grid` every candidate's numbers (None after it diverged).
+    evaluated epochs and candidates on the report split (with the top-5 of the best top-1);
+    `selection_gap` is the paper rule's minus the reported metric, in points. `chosen` are the
+    settings behind `metrics`, `grid` every candidate's numbers (None after it diverged).
     """
 
     metrics: dict[str, float]
@@ -124,13 +125,13 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def gap(paper_rule: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
-    """Paper rule minus ours for each metric that both have."""
-    return {name: paper_rule[name] - ours[name] for name in ours if name in paper_rule}
+def gap(paper_rule: dict[str, float], reported: dict[str, float]) -> dict[str, float]:
+    """The paper rule's minus the reported value for each metric that both have."""
+    return {name: paper_rule[name] - reported[name] for name in reported if name in paper_rule}
 
 
 def join(first: Images, second: Images) -> Images:
-    """The images of both, which must lie under one root with one list of classes."""
+    """The images of both, which must share their root and their list of classes."""
     assert (first.root, first.classes) == (second.root, second.classes)
     labels = np.concatenate([first.labels, second.labels])
     return replace(first, files=first.files + second.files, labels=labels)

@@ -165,8 +165,8 @@ def measured_note(
     if engine:
         parts.append(f"engine {engine}")
     if held_out is not None:
-        several = candidates > 1
-        parts.append(f"chosen on {held_out} held-out images" if several else "one learning rate")
+        has_grid = candidates > 1
+        parts.append(f"chosen on {held_out} held-out images" if has_grid else "one learning rate")
     if refit:
         parts.append("trained again on all images")
     return ", ".join(parts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain.data import Images
 
-CHUNK = 2048  # images whose logits are held at once
+CHUNK = 2048  # images whose logits are in memory at once
 
 
 @torch.no_grad()
@@ -24,8 +24,8 @@ def score(
     """top1 and top5 in percent and mean cross-entropy of G candidates on N images.
 
     `logits` turns features (n, D) into (G, n, C). With fewer than 5 classes top5 is the hit rate
-    among all of them. A class with a logit of -inf is never predicted; a candidate with other
-    logits that are not finite scores as they fall.
+    among all of them. A class with a logit of -inf is never predicted. Other logits that are not
+    finite are ranked as `topk` orders them.
     """
     totals: Tensor | int = 0
     for x, y in zip(torch.split(features, CHUNK), torch.split(labels, CHUNK), strict=True):
@@ -46,10 +46,10 @@ def score(
 
 
 def top5_note(classes: int) -> list[str]:
-    """A note for a table's reader where top-5 is not among five classes of many."""
+    """A note for a table's reader where fewer than five classes make top-5 meaningless."""
     if classes >= 5:
         return []
-    return [f"top5 counts all {classes} classes: it is 100 whatever was learned"]
+    return [f"top5 is always 100: there are only {classes} classes"]
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def write_predictions(
 ) -> None:
     """Write index, files, label, top5 (N, K) classes and their probabilities, atomically.
 
-    `probabilities` turns features (n, D) into (n, C); each row of `top5` starts with the best. In
-    place of a class that is not predicted (a probability of -inf) `top5` has -1.
+    `probabilities` turns features (n, D) into (n, C); each row of `top5` starts with the best.
+    `top5` has -1 for a class that is not predicted (a probability of -inf).
     """
     parts = [probabilities(x) for x in torch.split(features, CHUNK)]
     best = [part.topk(min(5, part.shape[-1])) for part in parts]

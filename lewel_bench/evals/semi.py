@@ -49,10 +49,10 @@ def run(
     last, seen = history[-1], loop.best_seen(history)
     seen.pop("candidate", None)
     if last["train_loss"][0] is None:
-        said = f"diverged in epoch {last['epoch']} at backbone lr {lr[0]:g}, head lr {lr[1]:g}"
+        warning = f"diverged in epoch {last['epoch']} at backbone lr {lr[0]:g}, head lr {lr[1]:g}"
         extra = {"select": {}, "history": history, "diverged_at_epoch": last["epoch"]}
         return Outcome(
-            metrics={}, paper_rule=seen, chosen=chosen, warnings=[*warnings, said], extra=extra
+            metrics={}, paper_rule=seen, chosen=chosen, warnings=[*warnings, warning], extra=extra
         )
     shown, _ = learner.extract(splits.report)
     if rank() == 0:
@@ -160,7 +160,7 @@ class _FineTuned:
         """Features and labels of a split with the present backbone, in eval mode."""
         average(self.buffers)
         self.model.eval()
-        found = features.extract(
+        extracted = features.extract(
             self.model.backbone,
             images,
             size=self.protocol.image_size,
@@ -168,7 +168,7 @@ class _FineTuned:
             machine=self.machine,
         )
         self.model.train()
-        return found
+        return extracted
 
     def state_dict(self) -> dict[str, Any]:
         average(self.buffers)

@@ -1,9 +1,9 @@
 """A backbone's weights under the names of the paper's engines, and back.
 
-Ours are torchvision's: `layer1.0.bn2.weight`. detectron2 counts stages from the stem and keeps a
-norm inside its convolution: `res2.0.conv2.norm.weight`; mmseg's names are torchvision's behind a
-prefix. Every key must find its place: a weight left behind would be a random layer in a detector
-whose numbers look like a bad method's.
+lewel-bench uses torchvision's names: `layer1.0.bn2.weight`. detectron2 counts stages from the stem
+and keeps a norm inside its convolution: `res2.0.conv2.norm.weight`; mmseg prefixes torchvision's
+names. Every key must be converted: a missed weight would be a random layer in a detector, whose
+numbers would then look like those of a bad method.
 """
 
 import re
@@ -20,7 +20,7 @@ from lewel_bench.pretrain.recipe import Backbone
 State = Mapping[str, Tensor]
 Model = Literal["c4", "fpn"]
 
-# what a detector and a segmenter have beside the backbone
+# prefixes of the weights of a detector and a segmenter outside the backbone
 DETECTRON2_OTHERS = (
     "proposal_generator.",
     "roi_heads.",
@@ -29,55 +29,55 @@ DETECTRON2_OTHERS = (
     "pixel_std",
 )
 MMSEG_OTHERS = ("decode_head.", "auxiliary_head.", "data_preprocessor.")
-SHOWN = 6  # keys that a message lists before it counts the rest
+SHOWN = 6  # keys that a message lists; the others are counted
 
 
 def to_detectron2(state: State, spec: Backbone, model: Model) -> dict[str, Tensor]:
-    """The weights by the names of a detectron2 C4 or FPN detector.
+    """The weights under the names of a detectron2 C4 or FPN detector.
 
-    Raises ValueError when they are not those of `spec`: naming both architectures, or the keys.
+    Raises ValueError when they are not those of `spec`, naming both architectures or the keys.
     """
     check(state, spec)
     return {detectron2_name(key, model): value for key, value in state.items()}
 
 
 def from_detectron2(state: State, spec: Backbone, model: Model) -> dict[str, Tensor]:
-    """The backbone's weights out of a whole detector's, by torchvision's names.
+    """The backbone's weights from those of a whole detector, under torchvision's names.
 
-    Raises ValueError listing the keys that belong to no part of the detector, and those missing.
+    Raises ValueError listing unexpected and missing keys.
     """
-    ours = {detectron2_name(key, model): key for key in shapes(spec)}
-    return _taken(state, spec, ours, DETECTRON2_OTHERS, f"detectron2's {model} detector")
+    keys = {detectron2_name(key, model): key for key in shapes(spec)}
+    return _taken(state, spec, keys, DETECTRON2_OTHERS, f"detectron2's {model} detector")
 
 
 def to_mmseg(state: State, spec: Backbone) -> dict[str, Tensor]:
-    """The weights by the names of an mmseg segmenter. Raises ValueError as `to_detectron2`."""
+    """The weights under the names of an mmseg segmenter. Raises ValueError as `to_detectron2`."""
     check(state, spec)
     return {f"backbone.{key}": value for key, value in state.items()}
 
 
 def from_mmseg(state: State, spec: Backbone) -> dict[str, Tensor]:
-    """The backbone's weights out of a whole segmenter's. Raises ValueError as `from_detectron2`."""
-    ours = {f"backbone.{key}": key for key in shapes(spec)}
-    return _taken(state, spec, ours, MMSEG_OTHERS, "mmseg's segmenter")
+    """The backbone's weights from those of a segmenter. Raises ValueError as `from_detectron2`."""
+    keys = {f"backbone.{key}": key for key in shapes(spec)}
+    return _taken(state, spec, keys, MMSEG_OTHERS, "mmseg's segmenter")
 
 
 def detectron2_name(key: str, model: Model) -> str:
-    """The name of one of our keys in a detectron2 detector.
+    """The name of a torchvision key in a detectron2 detector.
 
-    In C4 the last stage is the head of the regions. Raises ValueError for a key of no ResNet.
+    In C4 the last stage is the RoI head. Raises ValueError for a key that no ResNet has.
     """
-    if found := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
-        norm = ".norm" if found[1] == "bn" else ""
-        stage, rest = "stem", f"conv1{norm}.{found[2]}"
-    elif found := re.fullmatch(r"layer([1-4])\.(\d+)\.(conv|bn)([1-3])\.(\w+)", key):
-        norm = ".norm" if found[3] == "bn" else ""
-        stage, rest = f"res{int(found[1]) + 1}", f"{found[2]}.conv{found[4]}{norm}.{found[5]}"
-    elif found := re.fullmatch(r"layer([1-4])\.(\d+)\.downsample\.([01])\.(\w+)", key):
-        norm = ".norm" if found[3] == "1" else ""
-        stage, rest = f"res{int(found[1]) + 1}", f"{found[2]}.shortcut{norm}.{found[4]}"
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
+        norm = ".norm" if match[1] == "bn" else ""
+        stage, rest = "stem", f"conv1{norm}.{match[2]}"
+    elif match := re.fullmatch(r"layer([1-4])\.(\d+)\.(conv|bn)([1-3])\.(\w+)", key):
+        norm = ".norm" if match[3] == "bn" else ""
+        stage, rest = f"res{int(match[1]) + 1}", f"{match[2]}.conv{match[4]}{norm}.{match[5]}"
+    elif match := re.fullmatch(r"layer([1-4])\.(\d+)\.downsample\.([01])\.(\w+)", key):
+        norm = ".norm" if match[3] == "1" else ""
+        stage, rest = f"res{int(match[1]) + 1}", f"{match[2]}.shortcut{norm}.{match[4]}"
     else:
-        raise ValueError(f"{key!r} is no weight of a ResNet by torchvision's names")
+        raise ValueError(f"{key!r} is not a weight of a ResNet in torchvision's naming")
     if model == "fpn":
         return f"backbone.bottom_up.{stage}.{rest}"
     return f"{'roi_heads' if stage == 'res5' else 'backbone'}.{stage}.{rest}"
@@ -90,15 +90,16 @@ def check(state: State, spec: Backbone) -> None:
     other = [k for k in wanted if k in state and tuple(state[k].shape) != wanted[k]]
     if not (missing or rest or other):
         return
-    held, named = describe({k: tuple(v.shape) for k, v in state.items()}), describe(wanted)
-    if held is not None and held != named:
-        raise ValueError(f"the weights are those of a {held}, not of a {named}: {_spec(spec)}")
-    said = [f"missing {listed(missing)}"] if missing else []
-    said += [f"not of it {listed(rest)}"] if rest else []
-    said += [
-        f"of another shape {listed(f'{k} {tuple(state[k].shape)} for {wanted[k]}' for k in other)}"
+    actual, named = describe({k: tuple(v.shape) for k, v in state.items()}), describe(wanted)
+    if actual is not None and actual != named:
+        raise ValueError(f"the weights are those of a {actual}, not of a {named}: {_spec(spec)}")
+    problems = [f"missing {listed(missing)}"] if missing else []
+    problems += [f"unexpected {listed(rest)}"] if rest else []
+    problems += [
+        "with another shape "
+        + listed(f"{k} {tuple(state[k].shape)}, expected {wanted[k]}" for k in other)
     ] * bool(other)
-    raise ValueError(f"the weights are not those of a {named}: {'; '.join(said)}")
+    raise ValueError(f"the weights are not those of a {named}: {'; '.join(problems)}")
 
 
 def shapes(spec: Backbone) -> dict[str, tuple[int, ...]]:
@@ -109,9 +110,9 @@ def shapes(spec: Backbone) -> dict[str, tuple[int, ...]]:
 
 
 def describe(sizes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The architecture that keys and shapes speak of, None where they speak of no ResNet of ours.
+    """The architecture that keys and shapes imply, None where they imply no known ResNet.
 
-    The two 3x3 stems differ in their stride only, which weights do not show.
+    The two 3x3 stems differ only in their stride, which weights do not show.
     """
     stem = sizes.get("conv1.weight", ())
     blocks = tuple(
@@ -136,25 +137,25 @@ def describe(sizes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many there are beyond."""
+    """The first names, and how many others follow."""
     every = list(names)
     more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
     return ", ".join(every[:SHOWN]) + more
 
 
 def _taken(
-    state: State, spec: Backbone, ours: Mapping[str, str], others: tuple[str, ...], whose: str
+    state: State, spec: Backbone, keys: Mapping[str, str], others: tuple[str, ...], whose: str
 ) -> dict[str, Tensor]:
-    rest = [key for key in state if key not in ours and not key.startswith(others)]
+    rest = [key for key in state if key not in keys and not key.startswith(others)]
     if rest:
-        raise ValueError(f"{len(rest)} keys have no place in {whose}: {listed(rest)}")
-    taken = {key: state[name] for name, key in ours.items() if name in state}
+        raise ValueError(f"{len(rest)} unexpected keys in {whose}: {listed(rest)}")
+    taken = {key: state[name] for name, key in keys.items() if name in state}
     check(taken, spec)
     return taken
 
 
 def _spec(spec: Backbone) -> str:
     return (
-        f"the recipe's backbone is arch {spec.arch}, stem {spec.stem}, width {spec.width}; give "
-        "the file that belongs to it"
+        f"the recipe's backbone is arch {spec.arch}, stem {spec.stem}, width {spec.width}; use "
+        "the file that matches it"
     )

@@ -33,8 +33,8 @@ def splits(tmp_path_factory) -> Splits:
             for i in range(count):
                 draw(c, rng).save(folder / f"{i:03d}.png")
     train = read_folder(root, "train")
-    rest, held = holdout(train, 36, seed=0)
-    return Splits(train.take(rest), train.take(held), read_folder(root, "val", train.classes))
+    rest, held_out = holdout(train, 36, seed=0)
+    return Splits(train.take(rest), train.take(held_out), read_folder(root, "val", train.classes))
 
 
 def draw(c: int, rng: np.random.Generator) -> Image.Image:

@@ -19,7 +19,7 @@ def ratio(*, arch: str, size: int, batch: int, classes: int, optimizer: str, rou
     net = backbone.build(Backbone(arch=arch)).eval().to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     y = torch.randint(classes, (batch,))
-    one, twelve = (
+    single, twelve = (
         Heads(
             grid,
             net.channels,
@@ -36,7 +36,7 @@ def ratio(*, arch: str, size: int, batch: int, classes: int, optimizer: str, rou
     ratios = []
     for i in range(rounds + 1):
         seconds = {}
-        for heads in (one, twelve) if i % 2 else (twelve, one):
+        for heads in (single, twelve) if i % 2 else (twelve, single):
             start = time.process_time()
             heads.step(features.pooled(net, x), y)
             seconds[len(heads.lr)] = time.process_time() - start

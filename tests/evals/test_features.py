@@ -71,13 +71,13 @@ def test_the_checksum_sees_parameters_and_statistics(file, machine):
 def test_files_that_hold_something_else(file, machine, tmp_path):
     state, _ = checkpoint.read_backbone(file)
     other = tmp_path / "other.safetensors"
-    for header, said in (
+    for header, message in (
         ({"arch": "resnet50"}, "does not hold the backbone its header names"),
         ({"arch": "resnet99"}, "does not name a backbone in its header: arch: Input should be"),
         ({"arch": "resnet18", "stem": "cifar"}, "size mismatch"),
     ):
         checkpoint.write_backbone(other, state, header)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             features.load(other, machine)
     with pytest.raises(ValueError, match="cannot read the backbone"):
         features.load(tmp_path / "absent.safetensors", machine)

@@ -276,7 +276,7 @@ def work(rank, folder):
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     pacer.ASK_EVERY = 4
-    found = []
+    scores = []
     for place, stops in (("whole", [never]), ("stopped", [lambda: rank == 1, never])):
         for stop in stops:
             learner = Learner(0.1, rank=rank)
@@ -285,10 +285,10 @@ def work(rank, folder):
                 splits = DenseSplits([0], [0], [0])
                 outcome = finetune.run(learner, TINY, (0.1, 0.0), splits, lambda s: 1.0, at)
             except Stopped as stopped:
-                found.append(str(stopped))
+                scores.append(str(stopped))
                 dist.barrier()
-        found.append((outcome, learner.model.state_dict()))
-    torch.save(found, folder / f"{rank}.pt")
+        scores.append((outcome, learner.model.state_dict()))
+    torch.save(scores, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -322,5 +322,7 @@ def test_splits_are_checked():
         DenseSplits(Some([1]), Some(), Some([1])).check()
     with pytest.raises(ValueError, match=r"on the 1 images of the select split \(here\): no obj"):
         DenseSplits(Some([2]), Some([2]), Some([1])).check()
-    with pytest.raises(ValueError, match=r"the report split has other classes .*\(2 and 1\)"):
+    with pytest.raises(
+        ValueError, match=r"the classes of the report split differ from .*\(2 and 1\)"
+    ):
         DenseSplits(Some([1]), None, Other([1])).check()

@@ -49,10 +49,10 @@ def test_votes_equal_the_loop(clouds, monkeypatch, k, temperature):
     weights = votes.clamp_min(0) / votes.clamp_min(0).sum(1, keepdim=True)
     shares = (expected / expected.sum(1, keepdim=True)).float()
     torch.testing.assert_close(weights, shares, rtol=2e-5, atol=1e-6)
-    found, warnings = knn.measure(bank, queries, [k, 5], temperature, CLASSES)
+    accuracy, warnings = knn.measure(bank, queries, [k, 5], temperature, CLASSES)
     hits = (expected.argmax(1) == queries[1]).double().mean()
-    assert found["top1"] == pytest.approx(100 * float(hits))
-    assert set(found) == {"top1", "top5", "top1_k5"} and not warnings
+    assert accuracy["top1"] == pytest.approx(100 * float(hits))
+    assert set(accuracy) == {"top1", "top5", "top1_k5"} and not warnings
 
 
 @pytest.mark.parametrize("k", [1, 3, 200])
@@ -71,9 +71,9 @@ def test_top5_counts_only_classes_with_a_vote(k):
             votes[voted] = votes.get(voted, 0) + math.exp(row[i] / 0.07)
         ranked = sorted(votes, key=lambda c: -votes[c])
         hits = {n: hits[n] + (label in ranked[:n]) for n in hits}
-    found, _ = knn.measure(bank, queries, [k], 0.07, 50)
-    assert found == pytest.approx({f"top{n}": 100 * hits[n] / 300 for n in hits})
-    assert k > 1 or found["top5"] == found["top1"]
+    accuracy, _ = knn.measure(bank, queries, [k], 0.07, 50)
+    assert accuracy == pytest.approx({f"top{n}": 100 * hits[n] / 300 for n in hits})
+    assert k > 1 or accuracy["top5"] == accuracy["top1"]
 
 
 def test_a_low_temperature_follows_the_nearest_neighbour(clouds):
@@ -84,9 +84,9 @@ def test_a_low_temperature_follows_the_nearest_neighbour(clouds):
 
 def test_a_bank_smaller_than_k_is_said(clouds):
     bank, queries = clouds
-    found, warnings = knn.measure(bank, queries, [500], 0.07, CLASSES)
-    assert found == knn.measure(bank, queries, [BANK], 0.07, CLASSES)[0]
-    assert warnings == ["kNN: k 500 is more than the 200 images of the bank: all"]
+    accuracy, warnings = knn.measure(bank, queries, [500], 0.07, CLASSES)
+    assert accuracy == knn.measure(bank, queries, [BANK], 0.07, CLASSES)[0]
+    assert warnings == ["kNN: k 500 exceeds the bank of 200 images: all are used"]
 
 
 def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_pat
     place |= {"machine": machine, "report": report}
     knn.run(protocol, **place, stop=never)
     assert seen == list(range(1, 9))
-    with pytest.raises(Stopped, match="restart from the beginning"):
+    with pytest.raises(Stopped, match="will restart from the beginning"):
         knn.run(protocol, **place, stop=lambda: len(seen) == 8 + 3)
     assert len(seen) == 8 + 3
 
@@ -132,5 +132,5 @@ def test_run(splits, backbone_file, machine, tmp_path, k):
     assert (saved["top5"] == -1).any() and saved["probability"].sum(1) == pytest.approx(1)
     assert outcome.extra["note"] == "bank: all 72 training images"
     assert outcome.warnings == (
-        [] if k == 5 else ["top5 counts every class that a neighbour votes for, 1 at most"]
+        [] if k == 5 else ["top5 counts the classes that neighbours vote for: at most 1"]
     )

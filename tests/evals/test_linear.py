@@ -192,7 +192,7 @@ def test_the_steps_of_both_trainings_are_reported_as_one_count(run, monkeypatch)
         report=lambda event, /, **fields: seen.append(fields) if event == "step" else None,
     )
     whole = 8 * (72 // 16) + 8 * (108 // 16)  # 36 of the 108 images choose
-    assert [(one["step"], one["steps"]) for one in seen] == [
+    assert [(fields["step"], fields["steps"]) for fields in seen] == [
         (step, whole) for step in range(1, whole + 1)
     ]
     first, again = seen[: 8 * (72 // 16)], seen[8 * (72 // 16) :]
@@ -305,7 +305,7 @@ def test_fewer_than_five_classes(run, splits):
     )
     outcome = run(splits=few)
     assert outcome.metrics["top5"] == 100
-    assert "top5 counts all 3 classes: it is 100 whatever was learned" in outcome.warnings
+    assert "top5 is always 100: there are only 3 classes" in outcome.warnings
 
 
 def test_a_changed_backbone_is_noticed(run, monkeypatch):
@@ -335,5 +335,7 @@ def test_splits_that_do_not_fit(run, splits):
     with pytest.raises(ValueError, match="the select split has no images"):
         run(splits=replace(splits, select=nothing))
     other = replace(splits.report, classes=("a", "b"))
-    with pytest.raises(ValueError, match=r"the report split has other classes .* \(2 and 6\)"):
+    with pytest.raises(
+        ValueError, match=r"the classes of the report split differ from .* \(2 and 6\)"
+    ):
         run(splits=replace(splits, report=other))

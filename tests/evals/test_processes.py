@@ -61,7 +61,7 @@ def test_two_processes_measure_what_one_does(splits, backbone_file, machine, tmp
         assert calibrated == calibrated_digest(backbone_file, splits, machine)
         torch.testing.assert_close(x2, x)
         assert torch.equal(y2, y)
-        for one, other in zip(mine, theirs, strict=True):
-            assert other.chosen == one.chosen
-            assert other.extra["select"] == pytest.approx(one.extra["select"], rel=1e-4)
+        for value, other in zip(mine, theirs, strict=True):
+            assert other.chosen == value.chosen
+            assert other.extra["select"] == pytest.approx(value.extra["select"], rel=1e-4)
     assert (two / "linear/predictions.npz").exists()

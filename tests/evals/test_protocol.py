@@ -20,7 +20,7 @@ def test_loads_from_plain_data_and_has_a_source(protocol):
 
 
 def test_published_rates_are_in_their_grids():
-    found = 0
+    count = 0
     for protocol in PROTOCOLS.values():
         if isinstance(protocol, Linear):
             assert protocol.published_lr in protocol.lrs
@@ -28,11 +28,11 @@ def test_published_rates_are_in_their_grids():
                 "sgd": {0.05, 0.1, 0.2, 0.3, 0.4, 5.0, 30.0},  # BYOL, SwAV, EMAN, PCL, MoCo
                 "lars": {0.32, 1.6, 3.2},  # SimSiam's text and code, LEWEL
             }[protocol.optimizer] <= set(protocol.lrs)
-            found += 1
+            count += 1
         elif isinstance(protocol, Semi):
             assert protocol.published_lr in protocol.grid()
-            found += 1
-    assert found == 8
+            count += 1
+    assert count == 8
 
 
 def test_the_papers_settings():
@@ -78,12 +78,12 @@ def test_a_candidates_identity_does_not_know_the_grid():
 
 
 @pytest.mark.parametrize(
-    "name, settings, said",
+    "name, settings, message",
     [
         ("linear_sgd", {"epochs": 0}, "epochs"),
         ("linear_sgd", {"lrs": (0.1, -1.0)}, "greater than 0"),
         ("linear_sgd", {"lrs": ()}, "at least 1"),
-        ("linear_sgd", {"lrs": (0.1, 0.1)}, "lrs names a value twice: 0.1, 0.1"),
+        ("linear_sgd", {"lrs": (0.1, 0.1)}, "lrs lists a value twice: 0.1, 0.1"),
         ("linear_sgd", {"epochs": 20}, "scale them together with epochs"),
         ("linear_sgd", {"epoch": 20}, "Did you mean 'epochs'"),
         ("coco_fpn_1x", {"steps": 500, "milestones": (400,)}, "warmup 1000 must be at most 399"),
@@ -92,8 +92,8 @@ def test_a_candidates_identity_does_not_know_the_grid():
         ("semi_1pct", {"fraction": 1.5}, "less than or equal to 1"),
     ],
 )
-def test_mistakes_are_named(name, settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
         change(PROTOCOLS[name], settings)
 
 

@@ -155,7 +155,7 @@ def test_micro_batches_change_nothing_but_rounding(run, machine, tmp_path):
     a, b = (checkpoint.load(tmp_path / f, silent)["learner"]["model"] for f in ("whole", "parts"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"micro-batch 4 is not made of whole .* groups of 8"):
+    with pytest.raises(ValueError, match=r"micro-batch 4 is not a multiple of the .* group of 8"):
         run(protocol, folder="x", machine=replace(machine, micro_batch=4))
 
 
@@ -163,7 +163,10 @@ def test_a_set_smaller_than_a_batch_is_one_batch_and_one_group(run):
     protocol = change(TINY, {"batch": 256, "bn_group": 64, "epochs": 1, "milestones": ()})
     outcome = run(protocol)
     assert "72 training images are fewer than the batch of 256: used 72" in outcome.warnings
-    assert "a batch of 72 images is not made of groups of 64: one group" in outcome.warnings
+    assert (
+        "a batch of 72 images cannot be divided into batch-norm groups of 64: the whole batch is "
+        "one group"
+    ) in outcome.warnings
 
 
 def test_the_report_split_decides_nothing(run, splits):

@@ -37,9 +37,9 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("model", ["c4", "fpn"])
 def test_detectron2_round_trip_is_exact(spec: Backbone, model: Model) -> None:
     state = state_of(spec)
-    there = weights.to_detectron2(state, spec, model)
-    assert len(there) == len(state)
-    assert equal(weights.from_detectron2(there, spec, model), state)
+    converted = weights.to_detectron2(state, spec, model)
+    assert len(converted) == len(state)
+    assert equal(weights.from_detectron2(converted, spec, model), state)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.arch)
@@ -54,7 +54,7 @@ def test_shapes_are_those_of_the_backbone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "c4", "fpn"),
+    ("key", "c4", "fpn"),
     [
         ("conv1.weight", "backbone.stem.conv1.weight", "backbone.bottom_up.stem.conv1.weight"),
         (
@@ -84,9 +84,9 @@ def test_shapes_are_those_of_the_backbone() -> None:
         ),
     ],
 )
-def test_detectron2_names(ours: str, c4: str, fpn: str) -> None:
-    assert weights.detectron2_name(ours, "c4") == c4
-    assert weights.detectron2_name(ours, "fpn") == fpn
+def test_detectron2_names(key: str, c4: str, fpn: str) -> None:
+    assert weights.detectron2_name(key, "c4") == c4
+    assert weights.detectron2_name(key, "fpn") == fpn
 
 
 def test_a_detector_keeps_its_own_keys() -> None:
@@ -113,32 +113,34 @@ def _misshapen(state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (_without, "missing layer2.0.bn1.weight"),
-        (_with, "not of it fc.weight, layer9.0.conv1.weight"),
-        (_misshapen, "of another shape layer2.1.bn1.bias (7,) for (32,)"),
+        (_with, "unexpected fc.weight, layer9.0.conv1.weight"),
+        (_misshapen, "with another shape layer2.1.bn1.bias (7,), expected (32,)"),
     ],
 )
-def test_every_key_is_accounted_for(spoil: Callable[[dict[str, Tensor]], None], said: str) -> None:
+def test_every_key_is_accounted_for(
+    spoil: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
     state = state_of(TINY)
     spoil(state)
     for convert in (weights.to_mmseg, lambda s, b: weights.to_detectron2(s, b, "fpn")):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             convert(state, TINY)
 
 
 def test_a_foreign_key_in_a_detector_is_listed() -> None:
     detector = weights.to_detectron2(state_of(TINY), TINY, "fpn")
     detector["backbone.bottom_up.res6.0.conv1.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"1 keys have no place .*: backbone\.bottom_up\.res6"):
+    with pytest.raises(ValueError, match=r"1 unexpected keys in .*: backbone\.bottom_up\.res6"):
         weights.from_detectron2(detector, TINY, "fpn")
-    with pytest.raises(ValueError, match="no place in mmseg's segmenter"):
+    with pytest.raises(ValueError, match="unexpected keys in mmseg's segmenter"):
         weights.from_mmseg(detector, TINY)
 
 
 @pytest.mark.parametrize(
-    ("held", "named", "said"),
+    ("actual", "named", "message"),
     [
         (
             R50,
@@ -150,9 +152,9 @@ def test_a_foreign_key_in_a_detector_is_listed() -> None:
         (Backbone(arch="resnet18", width=16), TINY, "with a 7x7 stem of width 16, not of"),
     ],
 )
-def test_another_architecture_is_named(held: Backbone, named: Backbone, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        weights.to_detectron2(state_of(held), named, "c4")
+def test_another_architecture_is_named(actual: Backbone, named: Backbone, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weights.to_detectron2(state_of(actual), named, "c4")
 
 
 def test_a_deep_stem_is_named() -> None:
@@ -163,5 +165,5 @@ def test_a_deep_stem_is_named() -> None:
 
 
 def test_no_key_of_a_resnet() -> None:
-    with pytest.raises(ValueError, match=r"'fc\.weight' is no weight of a ResNet"):
+    with pytest.raises(ValueError, match=r"'fc\.weight' is not a weight of a ResNet"):
         weights.detectron2_name("fc.weight", "c4")

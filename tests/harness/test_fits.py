@@ -44,7 +44,7 @@ REFUSED_UNMADE = [
     (("--set", f"{SEG}.held_out=100", "--evals", SEG), "of 100 training images at most 99"),
     (("--evals", "semi_10pct", "--processes", "4"), "a batch of 54 cannot be shared by 4"),
     (("--evals", "semi_1pct", "--set", "bn_group=8", "--micro-batch", "8"),
-     "micro-batch 8 is not made of whole batch-norm groups of 24"),
+     "micro-batch 8 is not a multiple of the batch-norm group of 24"),
 ]  # fmt: skip
 
 

@@ -80,8 +80,8 @@ def voc_without_2007(root: Path) -> list[str]:
         return []
     sets, _ = voc.splits(root)
     images = [(year, name) for year, set_ in sets for name in voc.listed(root, year, set_)[0]]
-    found = voc.classes(root, sets) or {n for a in voc.parse_all(root, images) for n in a.names}
-    if not set(found) <= set(voc.CLASSES):
+    classes = voc.classes(root, sets) or {n for a in voc.parse_all(root, images) for n in a.names}
+    if not set(classes) <= set(voc.CLASSES):
         return []
     return [
         f"{root}: PASCAL VOC's classes without VOC2007, which voc07_det_c4 trains on and is tested "

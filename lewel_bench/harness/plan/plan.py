@@ -164,7 +164,7 @@ def evaluations(
 ) -> list[Job]:
     """The jobs that evaluate a backbone by several protocols, at the suite's scale."""
     protocols = (scale_protocol(name, suite, settings) for name in evals)
-    return [job for one in protocols for job in evaluation(one, upstream, suite, dataset)]
+    return [job for protocol in protocols for job in evaluation(protocol, upstream, suite, dataset)]
 
 
 def pretraining(

@@ -104,7 +104,7 @@ def test_rates(lr: float) -> None:
 
 def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
     other = replace(splits.report, classes=("background", "disc"))
-    with pytest.raises(ValueError, match="report split has other classes"):
+    with pytest.raises(ValueError, match="classes of the report split differ"):
         train(splits=replace(splits, report=other))
     one = [replace(part, classes=("background",)) for part in (splits.train, splits.report)]
     with pytest.raises(ValueError, match="at least two classes"):
