@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from lewel_bench.evals.dataset import Dataset
-from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
+from lewel_bench.evals.grid import Decays, Fraction, Grid, Lr, check_grid, check_milestones
 from lewel_bench.evals.protocol import (
     Candidate,
     Description,
@@ -42,7 +42,7 @@ class Linear(Protocol):
     runner: Literal["linear"] = "linear"
     image_size: Positive = 224
     resize: Positive = 256
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     optimizer: Literal["sgd", "lars"]
     lrs: Grid
     weight_decays: Decays = (0.0,)
@@ -162,10 +162,10 @@ class Semi(Protocol):
     job_class: ClassVar[str] = "semi"
 
     runner: Literal["semi"] = "semi"
-    fraction: Share
+    fraction: Fraction
     image_size: Positive = 224
     resize: Positive = 256
-    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     backbone_lrs: Grid
     head_lrs: Grid
     published_lr: tuple[Lr, Lr] | None = None

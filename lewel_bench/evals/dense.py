@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from lewel_bench.evals.dataset import Dataset
-from lewel_bench.evals.grid import Decays, Grid, Lr, Share, check_grid, check_milestones
+from lewel_bench.evals.grid import Decays, Fraction, Grid, Lr, check_grid, check_milestones
 from lewel_bench.evals.protocol import (
     Candidate,
     Description,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lewel_bench.evals.outcome import CandidateResult, DenseSplits, Inputs, Outcome
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Side = Positive  # pixels
+Pixels = Positive
 # ImageNet's red, green, blue of 0..255: the backbones' weights are torchvision's, not Caffe's
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -68,7 +68,7 @@ class Dense(Protocol):
     held_out: Positive
     refit: bool = True
     trials: Positive = 1
-    prune: Share | None = None
+    prune: Fraction | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @model_validator(mode="after")
@@ -228,9 +228,9 @@ class Detection(Dense):
     model: Literal["c4", "fpn"]
     masks: bool
     metric: Literal["voc07", "voc12", "coco"]
-    min_sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
-    test_size: Side = 800
-    max_size: Side = 1333
+    min_sizes: Annotated[tuple[Pixels, ...], Field(min_length=1)]
+    test_size: Pixels = 800
+    max_size: Pixels = 1333
     milestones: tuple[Positive, ...]
     warmup: Annotated[int, Field(ge=0)]
     warmup_factor: Rate = 0.001
@@ -317,10 +317,10 @@ class Segmentation(Dense):
 
     runner: Literal["segmentation"] = "segmentation"
     engine: Literal["native", "mmseg"] = "native"
-    scale: tuple[Side, Side] = (2048, 512)
+    scale: tuple[Pixels, Pixels] = (2048, 512)
     ratios: tuple[Ratio, Ratio] = (0.5, 2.0)
-    crop: Side = 512
-    max_class_share: Share = 0.75
+    crop: Pixels = 512
+    max_class_share: Fraction = 0.75
     power: Rate = 0.9
     min_lr: Rate = 1e-4
     head_width: Positive = 512

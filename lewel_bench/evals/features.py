@@ -21,21 +21,21 @@ from lewel_bench.pretrain.data import Images, image_batches
 from lewel_bench.pretrain.distributed import Machine, gather, rank, world
 from lewel_bench.pretrain.norm import BatchNorm
 
-CHUNK = 4096  # features held in double precision at once
+CHUNK = 4096  # features converted to double precision at once
 
 
 def load(path: Path, machine: Machine, bn_group: int | None = None) -> ResNet:
     """The backbone of a file, in eval mode and without gradients.
 
-    `bn_group` is the number of images whose statistics a batch norm shares if it is trained on.
-    Raises ValueError naming the file when its header or tensors do not make a ResNet.
+    `bn_group` is the number of images that share batch-norm statistics if it is trained further.
+    Raises ValueError naming the file when its header and tensors do not form a ResNet.
     """
     state, spec = checkpoint.read_network(path)
     try:
         net = resnet.build(spec, norm=partial(BatchNorm, group=bn_group))
         net.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the backbone its header names: {error}") from None
+        raise ValueError(f"{path} does not contain the backbone in its header: {error}") from None
     net.requires_grad_(False).eval()
     net.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if machine.compile:
@@ -61,11 +61,11 @@ def pooled(net: ResNet, pixels: Tensor, micro_batch: int | None = None) -> Tenso
 
 @torch.no_grad()
 def effective_rank(*x: Tensor) -> float:
-    """RankMe of all features (N, D): in how many directions they spread, from 1 to min(N, D).
+    """RankMe of all features (N, D): the number of directions they span, from 1 to min(N, D).
 
     exp of the entropy of the singular values over their sum (arXiv 2210.02885, eq. 1). As there,
-    the features are not centred: where all are nearly the same vector, it is nearly 1. 0 for
-    features that are all zero or not finite.
+    the features are not centred: for nearly equal vectors it is nearly 1. 0 for features that are
+    all zero or not finite.
     """
     gram = x[0].new_zeros(x[0].shape[1], x[0].shape[1], dtype=torch.float64)  # (D, D)
     for part in (part.double() for features in x for part in torch.split(features, CHUNK)):
@@ -78,7 +78,7 @@ def effective_rank(*x: Tensor) -> float:
 
 
 def calibrated(net: ResNet, images: Images, *, size: int, resize: int, machine: Machine) -> ResNet:
-    """A copy of a network with the batch-norm statistics of some of the images."""
+    """A copy of a network with batch-norm statistics estimated on up to 256 of the images."""
     net = copy.deepcopy(net)
     some = images.take(np.linspace(0, len(images) - 1, min(256, len(images))).round().astype(int))
     batches = image_batches(
@@ -97,8 +97,8 @@ def calibrated(net: ResNet, images: Images, *, size: int, resize: int, machine: 
 
 @torch.no_grad()
 def calibrate(net: ResNet, parts: Iterable[Tensor]) -> None:
-    """Make the batch-norm statistics of a network those of normalised pixels, the mean over
-    `parts`, as if it were trained on them at a learning rate of 0; leaves it in eval mode."""
+    """Set the batch-norm statistics of a network to those of normalised pixels, averaged over
+    `parts`, as training at a learning rate of 0 would; leaves it in eval mode."""
     net.train()
     for i, part in enumerate(parts):
         for module in net.modules():
@@ -111,7 +111,7 @@ def calibrate(net: ResNet, parts: Iterable[Tensor]) -> None:
 
 
 def passes(images: Images) -> int:
-    """How many batches `extract` makes of the images."""
+    """The number of batches in which `extract` reads the images."""
     return math.ceil(math.ceil(len(images) / world()) / FORWARD)
 
 
@@ -127,7 +127,7 @@ def extract(
     """Features (N, D) and labels (N,) of the images' centre crops, in order, on every rank;
     `after` is called after each batch."""
     count, ranks = len(images), world()
-    # every rank needs slices of one size: images are repeated to a multiple, then cut off
+    # every rank needs slices of equal size: images are repeated to a multiple, then cut off
     padded = images.take(np.arange(math.ceil(count / ranks) * ranks) % count)
     features = torch.empty(0, device=machine.device)
     filled = 0

@@ -10,7 +10,7 @@ from lewel_bench.pretrain.recipe import Rate
 Lr = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Grid = Annotated[tuple[Lr, ...], Field(min_length=1)]
 Decays = Annotated[tuple[Rate, ...], Field(min_length=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def edge_warning(what: str, best: float, candidates: Sequence[float]) -> str | None:

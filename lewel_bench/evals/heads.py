@@ -16,10 +16,10 @@ LARC_EPS = 1e-8  # apex.parallel.LARC's default
 
 
 class Heads:
-    """G linear classifiers in fp32 with their momentum; one per (lr, weight decay).
+    """G linear classifiers in fp32 with their momentum, each with its (lr, weight decay).
 
     All start from the same N(0, init_std) weight, drawn from `seed`, and zero bias. A head whose
-    loss is not finite is frozen from that step on; the others never notice. Nothing in `step`
+    loss is not finite is frozen from that step on, without effect on the others. `step` never
     waits for the device.
     """
 
@@ -60,7 +60,7 @@ class Heads:
 
     def step(self, x: Tensor, labels: Tensor, factor: float = 1.0) -> None:
         """One optimizer step of every living head on features x (B, D), labels (B,), at `factor`
-        times its rate."""
+        times its learning rate."""
         slopes, loss = self._loss(x, labels)
         finite = loss.isfinite()
         alive = (self.diverged_at < 0) & finite
@@ -82,17 +82,17 @@ class Heads:
         return mean
 
     def divergence(self) -> list[int | None]:
-        """The step at which each head diverged, None for one that has not; waits."""
+        """The step at which each head diverged, None if it has not; waits for the device."""
         broken = ~(self.weight.isfinite().all(-1) & self.bias.isfinite()).all(-1)
         self.diverged_at.masked_fill_((self.diverged_at < 0) & broken, self.steps)
         return [None if at < 0 else at for at in self.diverged_at.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from."""
+        """The state that training resumes from."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from a `state_dict`."""
         for name in _STATE:
             setattr(self, name, state[name])
 

@@ -31,13 +31,13 @@ def run(
     report: Report,
     stop: Stop,
 ) -> Outcome:
-    """Train every head of the grid, choose one on the select split, report it on the report split.
+    """Train every head of the grid, choose on the select split, measure on the report split.
 
-    The chosen head is the one with the best select top-1 after the last epoch (then the lower
-    select loss); no epoch is chosen. With `refit` its settings are trained once more on train and
-    select together: `metrics` are then the refit's, while `selection_gap` and `extra["held_out"]`
-    still compare within the first run. Goes on from the checkpoints in `folder`; raises Stopped
-    after saving, ValueError when every head diverged or the splits do not fit.
+    The chosen head has the best select top-1 after the last epoch (then the lower select loss); no
+    epoch is chosen. With `refit` its settings are trained once more on train and select together:
+    `metrics` are then the refit's, while `selection_gap` and `extra["held_out"]` still compare
+    within the first run. Resumes from the checkpoints in `folder`; raises Stopped after saving,
+    ValueError when every head diverged or the splits do not match.
     """
     splits.check()
     net = features.load(backbone, machine)
@@ -87,9 +87,9 @@ def choose(rows: Sequence[dict[str, Any]]) -> int:
     """
     alive = [g for g, row in enumerate(rows) if row["select_top1"] is not None]
     if not alive:
-        rates = ", ".join(f"{row['lr']:g} (step {row['diverged_at']})" for row in rows)
+        lrs = ", ".join(f"{row['lr']:g} (step {row['diverged_at']})" for row in rows)
         raise ValueError(
-            f"every head of the grid diverged: lr {rates}. Set lower learning rates (lrs)"
+            f"every head of the grid diverged: lr {lrs}. Set lower learning rates (lrs)"
         )
     return max(alive, key=lambda g: (rows[g]["select_top1"], -rows[g]["select_loss"]))
 
@@ -205,5 +205,5 @@ def _has_diverged(row: dict[str, Any]) -> bool:
 
 
 def _edge(name: str, best: dict[str, Any], rows: list[dict[str, Any]]) -> str | None:
-    # a neighbour that diverged bounds the grid as well as one that did worse
+    # a diverged neighbour bounds the grid as well as a worse one
     return edge_warning(name, best[name], [row[name] for row in rows])

@@ -1,8 +1,8 @@
 """The protocols of the paper's tables, as values with their sources.
 
-Where the paper states one rate we search around it: the rate that suits a reproduction need not be
-the paper's, and the search costs little (heads share one pass). The `_text` variants train the one
-stated rate. Sources beyond LEWEL (arXiv 2203.14898): SimSiam = arXiv 2011.10566 and
+Where the paper states one learning rate we search around it: the best for a reproduction need not
+be the paper's, and the search costs little (heads share one pass). The `_text` variants train the
+stated learning rate only. Sources beyond LEWEL (arXiv 2203.14898): SimSiam = arXiv 2011.10566 and
 facebookresearch/simsiam @a7bc177, EMAN = arXiv 2101.08482 and
 amazon-science/exponential-moving-average-normalization @f79248b, LEWEL's code = LayneH/LEWEL
 @4ee47eb, MoCo = facebookresearch/moco @7397dfe, PyContrast = HobbitLong/PyContrast, whose InfoMin
@@ -44,8 +44,8 @@ LINEAR_LARS = Linear(
 )
 
 # SGD: LEWEL and EMAN .4; BYOL's sweep .05-.4; SwAV and Barlow Twins .3; PCL 5; MoCo 30 (all at
-# batch 256, BYOL at 1024); the steps between and one beyond, so that no published rate but BYOL's
-# smallest is an edge.
+# batch 256, BYOL at 1024); steps between and a value beyond, so that no published learning rate but
+# BYOL's smallest is an edge.
 LINEAR_SGD = Linear(
     name="linear_sgd",
     label="linear probe, SGD, 50 epochs",
@@ -65,7 +65,7 @@ KNN = Knn(
     "lightly's benchmarks",
 )
 
-# 1 %: the paper's 1e-4 / 1.0 and one and two decades above it for the backbone, where others train
+# 1 %: the paper's 1e-4 / 1.0, and ten and a hundred times that for the backbone, as others train
 # it: SwAV .02 / 5, Barlow Twins .005 / .5, VICReg .03 / .08 (20 epochs, no weight decay).
 SEMI_1PCT = Semi(
     name="semi_1pct",
@@ -89,8 +89,8 @@ SEMI_10PCT = Semi(
     published_lr=(1e-2, 0.1),
 )
 
-# Held out of VOC's 16,551 training images: as many as VOC07 val has. The rates: MoCo's .02 in the
-# middle, LEWEL's "larger" one, and Barlow Twins' .1 (methods that EMA batch norm trains differ).
+# Held out of VOC's 16,551 training images: as many as VOC07 val has. Learning rates: MoCo's .02 in
+# the middle, LEWEL's "larger" one, and Barlow Twins' .1 (methods with EMA batch norm differ).
 VOC07_DET_C4 = Detection(
     name="voc07_det_c4",
     label="VOC detection, Faster R-CNN R50-C4, trainval07+12 to test07, 24k iterations",
@@ -131,7 +131,7 @@ VOC12_SEG_FCN_D8 = Segmentation(
 
 
 def _coco(name: str, label: str, source: str, model: Literal["c4", "fpn"], scale: int) -> Detection:
-    per_level = model == "fpn"  # its limits are per level, c4's for the one level
+    per_level = model == "fpn"  # its limits are per level, c4 has a single level
     return Detection(
         name=name,
         label=label,

@@ -30,12 +30,13 @@ def run(
     report: Report,
     stop: Stop,
 ) -> Outcome:
-    """Fine-tune at `lr` = (backbone rate, head rate); the train split is the labelled subset.
+    """Fine-tune at `lr` = (backbone lr, head lr); the train split is the labelled subset.
 
-    `extra["select"]` holds what a choice among candidates reads (top1, top5, loss on the select
-    split after the last epoch), `metrics` and `paper_rule` the report split's. A run whose loss is
-    not finite ends with empty `metrics` and `select` and its epoch in `extra["diverged_at_epoch"]`.
-    Goes on from the checkpoints in `folder`; raises Stopped after saving.
+    `extra["select"]` has what the choice among candidates reads (top1, top5 and loss on the select
+    split after the last epoch); `metrics` and `paper_rule` are the report split's. A run whose loss
+    is not finite ends with empty `metrics` and `select`, and its epoch in
+    `extra["diverged_at_epoch"]`. Resumes from the checkpoints in `folder`; raises Stopped after
+    saving.
     """
     splits.check()
     count = len(splits.train)
@@ -114,19 +115,20 @@ class _FineTuned:
         self.statistics = RunningStatistics(self.model)
         groups = (net.parameters(), self.model.fc.parameters())
         self.optimizer = torch.optim.SGD(
-            [{"params": list(p), "lr": rate} for p, rate in zip(groups, lr, strict=True)],
+            [{"params": list(p), "lr": of_group} for p, of_group in zip(groups, lr, strict=True)],
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         )
         self.forward: nn.Module = self.model
         if world() > 1:
-            # running statistics are averaged where they are read: broadcasting would lose groups
+            # running statistics are averaged when they are read: a broadcast would drop those of
+            # the other ranks' groups
             self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.loss_sum = torch.zeros((), device=machine.device)
 
     def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.lr, strict=True):
-            group["lr"] = rate * factor
+        for group, lr in zip(self.optimizer.param_groups, self.lr, strict=True):
+            group["lr"] = lr * factor
         self.statistics.start()
         micro = min(self.machine.micro_batch or len(pixels), len(pixels))
         for x, y in zip(torch.split(pixels, micro), torch.split(labels, micro), strict=True):
@@ -157,7 +159,7 @@ class _FineTuned:
         }
 
     def extract(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Features and labels of a split with the present backbone, in eval mode."""
+        """Features and labels of a split with the current backbone, in eval mode."""
         average(self.buffers)
         self.model.eval()
         extracted = features.extract(

@@ -68,11 +68,11 @@ def test_the_checksum_sees_parameters_and_statistics(file, machine):
     assert features.digest(net) != before
 
 
-def test_files_that_hold_something_else(file, machine, tmp_path):
+def test_files_without_a_backbone(file, machine, tmp_path):
     state, _ = checkpoint.read_backbone(file)
     other = tmp_path / "other.safetensors"
     for header, message in (
-        ({"arch": "resnet50"}, "does not hold the backbone its header names"),
+        ({"arch": "resnet50"}, "does not contain the backbone in its header"),
         ({"arch": "resnet99"}, "does not name a backbone in its header: arch: Input should be"),
         ({"arch": "resnet18", "stem": "cifar"}, "size mismatch"),
     ):

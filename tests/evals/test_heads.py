@@ -198,7 +198,7 @@ def test_a_step_never_waits_for_the_device(optimizer):
     assert waits.count > 0  # the counter counts
 
 
-def test_going_on_from_a_state_is_going_on():
+def test_resuming_equals_continuing():
     whole, first, second = (make([(0.1, 0.0), (0.3, 1e-4)], "lars") for _ in range(3))
     for step, x, labels in batches(20):
         whole.step(x, labels)

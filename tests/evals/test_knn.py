@@ -82,14 +82,14 @@ def test_a_low_temperature_follows_the_nearest_neighbour(clouds):
     assert knn.measure(bank, queries, [20], 1e-4, CLASSES)[0]["top1"] == nearest
 
 
-def test_a_bank_smaller_than_k_is_said(clouds):
+def test_a_bank_smaller_than_k_warns(clouds):
     bank, queries = clouds
     accuracy, warnings = knn.measure(bank, queries, [500], 0.07, CLASSES)
     assert accuracy == knn.measure(bank, queries, [BANK], 0.07, CLASSES)[0]
     assert warnings == ["kNN: k 500 exceeds the bank of 200 images: all are used"]
 
 
-def test_it_says_how_far_it_is_and_stops(splits, backbone_file, machine, tmp_path, monkeypatch):
+def test_reports_progress_and_stops(splits, backbone_file, machine, tmp_path, monkeypatch):
     """72 and 36 images: 5 and 3 batches of at most 16."""
     monkeypatch.setattr(features, "FORWARD", 16)
     monkeypatch.setattr(pacer, "LOG_EVERY_S", 0.0)

@@ -19,7 +19,7 @@ def test_loads_from_plain_data_and_has_a_source(protocol):
     assert protocol.source and protocol.label
 
 
-def test_published_rates_are_in_their_grids():
+def test_published_learning_rates_are_in_their_grids():
     count = 0
     for protocol in PROTOCOLS.values():
         if isinstance(protocol, Linear):
@@ -69,7 +69,7 @@ def test_identity_is_what_determines_the_number():
         assert change(sgd, {field: value}).identity() != sgd.identity()
 
 
-def test_a_candidates_identity_does_not_know_the_grid():
+def test_a_candidates_identity_is_independent_of_the_grid():
     semi = PROTOCOLS["semi_10pct"]
     wider = change(semi, {"head_lrs": (0.01, 0.1, 1.0, 10.0)})
     assert semi.identity() != wider.identity()

@@ -111,8 +111,8 @@ def test_is_plain_fine_tuning(run, splits, backbone_file, machine):
     assert outcome.extra["select"]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_rates_are_each_their_own(run, backbone_file, tmp_path):
-    """With a vanishing backbone rate only the head moves, and the other way round."""
+def test_backbone_and_head_have_separate_learning_rates(run, backbone_file, tmp_path):
+    """With a vanishing backbone learning rate only the head changes, and vice versa."""
     before, _ = checkpoint.read_backbone(backbone_file)
     short = change(TINY, {"epochs": 1, "milestones": (), "weight_decay": 0.0})
     run(short, lr=(1e-30, 0.3), folder="head")

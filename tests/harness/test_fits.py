@@ -69,7 +69,7 @@ def test_folders_that_are_too_small(
 
 
 @pytest.mark.parametrize(("words", "message"), REFUSED_UNMADE)
-def test_generated_images_that_are_not_made(
+def test_generated_images_that_do_not_exist_yet(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert message in refused(words, capsys, tmp_path / "runs")

@@ -153,7 +153,7 @@ def test_mistakes_are_named_before_anything_runs(
     assert "Traceback" not in done.stderr and not records(tmp_path / "runs")
 
 
-def test_an_engine_that_is_not_there(images: Path, dense: Path, bench: Bench) -> None:
+def test_a_missing_engine(images: Path, dense: Path, bench: Bench) -> None:
     site = Path(bench("--version").args[0]).parent  # an interpreter is asked for, this is a folder
     assert site.is_dir()
     run = words("run", images, dense, "voc07_det_c4", engine="detectron2")
