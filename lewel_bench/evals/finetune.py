@@ -82,8 +82,8 @@ def run(
     outcome = _run(learner, protocol, candidate, splits, factor, at, rivals)
     micro = at.machine.micro_batch
     if micro and micro < protocol.batch // distributed.world():
-        said = f"micro-batch {micro} is not used: batch norm needs the whole batch"
-        return replace(outcome, warnings=[*outcome.warnings, said])
+        warning = f"micro-batch {micro} is not used: batch norm needs the whole batch"
+        return replace(outcome, warnings=[*outcome.warnings, warning])
     return outcome
 
 
@@ -98,12 +98,12 @@ def ended(
     """The outcome of a run that diverged at a step (1-based), or was pruned for a reason."""
     named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
     if diverged is not None:
-        found: dict[str, Any] = {"diverged_at_step": diverged}
-        said = f"diverged at step {diverged} of {protocol.steps} at {named}"
+        reason: dict[str, Any] = {"diverged_at_step": diverged}
+        warning = f"diverged at step {diverged} of {protocol.steps} at {named}"
     else:
-        found, said = {"pruned": pruned}, f"{named}: {pruned}"
-    extra = {"select": {}, **extra, **found}
-    return Outcome(metrics={}, chosen=chosen(candidate), warnings=[said], extra=extra)
+        reason, warning = {"pruned": pruned}, f"{named}: {pruned}"
+    extra = {"select": {}, **extra, **reason}
+    return Outcome(metrics={}, chosen=chosen(candidate), warnings=[warning], extra=extra)
 
 
 def chosen(candidate: tuple[float, float]) -> dict[str, float]:
@@ -115,12 +115,12 @@ def verdict(
     protocol: Detection | Segmentation, half: Mapping[str, float], rivals: Sequence[float]
 ) -> str | None:
     """Why a run whose select metrics after half of the steps are `half` ends there, if it does."""
-    share, best, found = protocol.prune, max(rivals, default=0.0), half[protocol.score]
-    if share is None or found >= share * best:
+    share, best, score = protocol.prune, max(rivals, default=0.0), half[protocol.score]
+    if share is None or score >= share * best:
         return None
     return (
         f"stopped after {protocol.steps // 2} of {protocol.steps} steps: select {protocol.score} "
-        f"{found:.2f} is below {share:g} of the best candidate's {best:.2f}"
+        f"{score:.2f} is below {share:g} of the best candidate's {best:.2f}"
     )
 
 
@@ -144,11 +144,11 @@ def _run(
         extra["half"] = {"step": protocol.steps // 2, **state.half}
     if state.diverged is not None or state.pruned is not None:
         return ended(protocol, candidate, extra, diverged=state.diverged, pruned=state.pruned)
-    found = loop.evaluate(("report",) if splits.select is None else ("select", "report"))
-    metrics, beside = _parted(found["report"])
-    extra |= {"train_loss": state.loss_sum / protocol.steps, **beside}
-    if "select" in found:
-        extra["select"] = _parted(found["select"])[0]
+    measured = loop.evaluate(("report",) if splits.select is None else ("select", "report"))
+    metrics, details = _parted(measured["report"])
+    extra |= {"train_loss": state.loss_sum / protocol.steps, **details}
+    if "select" in measured:
+        extra["select"] = _parted(measured["select"])[0]
     return Outcome(metrics=metrics, chosen=chosen(candidate), extra=extra)
 
 
@@ -233,13 +233,13 @@ class _Loop:
         """The metrics of splits with the present model, whose batch norms `settle` may change."""
         self.learner.settle()
         self.learner.model.eval()
-        found: dict[str, Metrics] = {}
+        measured: dict[str, Metrics] = {}
         for role in roles:
-            found[role] = self.learner.evaluate(role)
-            shown, _ = _parted(found[role])
+            measured[role] = self.learner.evaluate(role)
+            shown, _ = _parted(measured[role])
             self.at.report("evaluated", step=self.state.step, split=role, **shown)
         self.learner.model.train()
-        return found
+        return measured
 
     def _step(self, batch: Any) -> Tensor:
         rate = self.lr * self.factor(self.state.step)
@@ -336,7 +336,7 @@ class _Loop:
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 
 
-def _parted(found: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
+def _parted(measured: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
     """What a table shows, and what goes with it."""
-    metrics = {name: float(value) for name, value in found.items() if isinstance(value, float)}
-    return metrics, {name: value for name, value in found.items() if name not in metrics}
+    metrics = {name: float(value) for name, value in measured.items() if isinstance(value, float)}
+    return metrics, {name: value for name, value in measured.items() if name not in metrics}

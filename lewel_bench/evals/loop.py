@@ -141,8 +141,8 @@ def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> di
     for entry in history:
         for g, value in enumerate(entry.get("top1", ())):
             if value is not None and (not best or value > best["top1"]):
-                found = {name: entry[name][g] for name in metrics}
-                best = {"epoch": entry["epoch"], "candidate": g, **found}
+                scores = {name: entry[name][g] for name in metrics}
+                best = {"epoch": entry["epoch"], "candidate": g, **scores}
     return best
 
 
@@ -195,6 +195,6 @@ class _Saver:
             checkpoint.save(self.at.folder, done, content)
 
 
-def none_if(values: Sequence[float], gone: Sequence[object]) -> list[float | None]:
+def none_if(values: Sequence[float], lost: Sequence[object]) -> list[float | None]:
     """`values` with None where a candidate is gone (JSON has no NaN)."""
-    return [None if g is not None else v for v, g in zip(values, gone, strict=True)]
+    return [None if g is not None else v for v, g in zip(values, lost, strict=True)]

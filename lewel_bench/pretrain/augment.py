@@ -170,11 +170,11 @@ def _random_box(height: int, width: int, scale: Span, ratio: Span, numbers: list
 
 def _find_resizers() -> dict[str, Any]:
     """The private operators that write into a given tensor: a copy less than `interpolate`."""
-    found = {}
+    values = {}
     for name in ("bilinear", "bicubic"):
         packet = getattr(torch.ops.aten, f"_upsample_{name}2d_aa", None)
-        found[name] = getattr(packet, "out", None)
-    return found
+        values[name] = getattr(packet, "out", None)
+    return values
 
 
 _RESIZERS = _find_resizers()

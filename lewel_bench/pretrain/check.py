@@ -1,4 +1,4 @@
-"""Is an image folder fit for training? Everything wrong with it at once, before a job is queued."""
+"""Check an image folder before a job is queued, and report all problems at once."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """`problems` stop a run; `notes` say what was converted or left aside."""
+    """`problems` stop a run; `notes` list what was converted or skipped."""
 
     root: Path
     splits: dict[str, SplitReport]
@@ -86,7 +86,7 @@ def check(
 
 def fingerprint(images: Images) -> str:
     """12 hexadecimal digits that change with any file's name or size, and with neither the place of
-    the folder nor the order of its files. Raises ValueError naming a file that is gone."""
+    the folder nor the order of its files. Raises ValueError naming a file that is missing."""
 
     def sizes(files: Sequence[str]) -> list[str]:
         return [f"{file}\0{_size(images.root / file)}\n" for file in files]
@@ -105,8 +105,8 @@ def _look(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, li
     def look(some: Sequence[str]) -> list[tuple[str, str, str]]:
         return [(file, *_inspect(images.root / file)) for file in some]
 
-    for found in _threads(look, files):
-        for file, problem, kind in found:
+    for result in _threads(look, files):
+        for file, problem, kind in result:
             if problem:
                 problems.append(problem)
             elif kind:

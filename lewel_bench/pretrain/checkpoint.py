@@ -68,15 +68,15 @@ def load(folder: Path, report: Report, device: torch.device | str = "cpu") -> di
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file's name is that of one of our checkpoints."""
+    """Whether the file's name is that of a checkpoint."""
     return path.name.startswith("checkpoint-") and path.suffix == ".pt"
 
 
 def open_file(path: Path) -> dict[str, Any]:
-    """The state in one checkpoint of ours. Raises ValueError for a corrupt one."""
+    """The state in a checkpoint file. Raises ValueError if it is corrupt."""
     data = path.read_bytes()
     if not _intact(path, data):
-        raise ValueError(f"{path} is corrupt: its name holds the hash of another content")
+        raise ValueError(f"{path} is corrupt (hash mismatch)")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 
@@ -92,7 +92,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of a finished job, and what killed writes left."""
+    """Remove the checkpoints of a finished job, and incomplete writes."""
     for path in (*_files(folder), *folder.glob("checkpoint-*.corrupt"), *_torn(folder)):
         path.unlink(missing_ok=True)
 
@@ -106,9 +106,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def header_of(spec: Backbone) -> dict[str, Any]:
-    """What the header of a backbone's file says of its architecture."""
-    found = spec.model_dump(mode="json")
-    return {k: v if isinstance(v, list) else str(v) for k, v in found.items()}
+    """The architecture entries of a backbone file's header."""
+    header = spec.model_dump(mode="json")
+    return {k: v if isinstance(v, list) else str(v) for k, v in header.items()}
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -129,14 +129,16 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with open(path, "rb") as head:
             length = int.from_bytes(head.read(8), "little")
         if length > HEADER:
-            raise ValueError(f"its header says that it has {length:,} bytes")
+            raise ValueError(f"its header is too large ({length:,} bytes)")
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["backbone"])
             if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
+                raise ValueError("its header is not a JSON object")
             return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118 (no dict)
     except KeyError:
-        raise ValueError(f"{path} has no header of lewel-bench: it was not written here") from None
+        raise ValueError(
+            f"{path} has no lewel-bench header: it was not written by lewel-bench"
+        ) from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the backbone {path}: {error}") from None
 
@@ -148,9 +150,7 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], Backbone]:
     try:
         return state, Backbone.model_validate(header)
     except ValidationError as error:
-        raise ValueError(
-            f"{path} does not name a backbone in its header: {explain(error)}"
-        ) from None
+        raise ValueError(f"{path} has no valid backbone in its header: {explain(error)}") from None
 
 
 def sha256(path: Path) -> str:

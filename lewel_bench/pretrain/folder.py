@@ -94,16 +94,16 @@ def list_folder(
             f"{folder}: only one class folder ({names[0]!r}): put the images of each class into a "
             f"folder of its own, at least two"
         )
-    found = {name for name in names if os.path.isdir(folder / name)}
+    folders = {name for name in names if os.path.isdir(folder / name)}
     with ThreadPoolExecutor(8) as pool:  # network file systems answer each listing slowly
         listed = list(
-            pool.map(lambda n: _class_folder(folder, n) if n in found else _Listing(), names)
+            pool.map(lambda n: _class_folder(folder, n) if n in folders else _Listing(), names)
         )
     problems, left_out = list(around.problems), Counter(around.left_out)
     for name, listing in zip(names, listed, strict=True):
         problems += listing.problems
         left_out.update(listing.left_out)
-        if not listing.files and not listing.problems and name in found:
+        if not listing.files and not listing.problems and name in folders:
             inside = counted(_frequent(listing.left_out))
             raise ValueError(
                 f"{folder / name}: class folder without images ("
@@ -119,7 +119,7 @@ def list_folder(
 
 def counted(left_out: Mapping[str, int]) -> str:
     """`3 .heic, 2 .txt`: the counts of an `Images.left_out`, the most frequent first."""
-    most_first = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    most_first = sorted(left_out.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{count:,} {kind}" for kind, count in most_first)
 
 
@@ -138,14 +138,14 @@ def _split_folder(root: Path, split: Split) -> Path:
     if folder:
         return folder
     allowed = " or ".join(f"{name}/" for name in NAMES[split])
-    raise ValueError(f"{root}: no folder {allowed} ({_found(root)}); {LAYOUT}")
+    raise ValueError(f"{root}: no folder {allowed} ({_contents_message(root)}); {LAYOUT}")
 
 
 def _find(root: Path, split: Split) -> Path | None:
     return next((root / name for name in NAMES[split] if os.path.isdir(root / name)), None)
 
 
-def _found(folder: Path) -> str:
+def _contents_message(folder: Path) -> str:
     if not os.path.lexists(folder):
         return "the folder does not exist"
     if os.path.exists(folder) and not os.path.isdir(folder):
@@ -190,7 +190,7 @@ def _class_folders(folder: Path) -> tuple[list[str], _Listing]:
             f"{folder}: {flat:,} image files without class folders: sort them into one folder a "
             f"class (for ImageNet's validation images with the official valprep.sh)"
         )
-    raise ValueError(f"{folder}: no class folders ({_found(folder)}); {LAYOUT}")
+    raise ValueError(f"{folder}: no class folders ({_contents_message(folder)}); {LAYOUT}")
 
 
 def _chosen(folder: Path, names: list[str], classes: Sequence[str]) -> list[str]:
@@ -202,7 +202,7 @@ def _chosen(folder: Path, names: list[str], classes: Sequence[str]) -> list[str]
     if missing:
         raise ValueError(
             f"{folder}: no folder for {len(missing)} of the {len(classes)} listed classes, first "
-            f"{missing[0]!r} ({_found(folder)}): add it or correct the class list"
+            f"{missing[0]!r} ({_contents_message(folder)}): add it or correct the class list"
         )
     return sorted(classes)
 
@@ -301,7 +301,7 @@ def _kind(name: str) -> str:
 
 
 def _frequent(left_out: Counter[str]) -> dict[str, int]:
-    most = dict(sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:LEFT_OUT])
+    most = dict(sorted(left_out.items(), key=lambda entry: (-entry[1], entry[0]))[:LEFT_OUT])
     others = left_out.total() - sum(most.values())
     return most | ({"others": others} if others else {})
 

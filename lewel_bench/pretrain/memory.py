@@ -1,4 +1,4 @@
-"""The most memory that a computation held."""
+"""Peak memory of a computation."""
 
 from collections.abc import Callable
 from pathlib import Path

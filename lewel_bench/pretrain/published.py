@@ -63,16 +63,16 @@ def read(
         g = {n.removeprefix(layout.g): n for n in below if n.startswith(layout.g)}
         f = {short: name for short, name in f.items() if not name.startswith(layout.g)}
         if f and g:
-            held = tensors([below[name] for name in (*f.values(), *g.values())])
-            of_f = {short: held[below[name]] for short, name in f.items()}
+            values = tensors([below[name] for name in (*f.values(), *g.values())])
+            of_f = {short: values[below[name]] for short, name in f.items()}
             # Conv1d of one tap in LEWEL, a Linear here
             of_g = {
-                short: one.squeeze(-1) if (one := held[below[name]]).ndim == 3 else one
+                short: value.squeeze(-1) if (value := values[below[name]]).ndim == 3 else value
                 for short, name in g.items()
             }
             return project, RECIPES[layout.recipe], _filled(path, layout, of_f, of_g)
     shown = ", ".join(list(below)[:3]) or "none"
-    known = ", ".join(f"{name} ({one.g}*)" for name, one in LAYOUTS.items())
+    known = ", ".join(f"{name} ({layout.g}*)" for name, layout in LAYOUTS.items())
     raise ValueError(
         f"{path}: no projector of a layout that is known here, {known}; its first names are {shown}"
     )

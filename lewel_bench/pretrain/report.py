@@ -1,4 +1,4 @@
-"""How a long computation talks to whoever started it: events out, a request to stop in."""
+"""How a long computation communicates with its caller: events out, stop requests in."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ class Report(Protocol):
 
 
 class Stopped(Exception):
-    """Raised after saving, when a stop was asked for; running again goes on from there."""
+    """Raised after saving, when a stop was requested; running again resumes from there."""
 
 
 class Diverged(ValueError):
@@ -21,9 +21,9 @@ class Diverged(ValueError):
 
 
 def silent(event: str, /, **fields: Any) -> None:
-    """A report that goes nowhere."""
+    """A report that discards all events."""
 
 
 def never() -> bool:
-    """A stop that is never asked for."""
+    """A stop that is never requested."""
     return False

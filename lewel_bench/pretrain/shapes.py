@@ -18,7 +18,7 @@ import numpy as np
 from lewel_bench.files import Lock, naming
 from lewel_bench.pretrain.shapes_labels import Coco, Voc, jpeg
 from lewel_bench.pretrain.shapes_revision import REVISION, Counts
-from lewel_bench.pretrain.shapes_scene import CLASSES, Rng, Scene, Thing, draw, spread
+from lewel_bench.pretrain.shapes_scene import CLASSES, Rng, Scene, Shape, draw, spread
 
 MARKER = "shapes.json"
 SIZES = ((80, 80), (96, 80), (80, 96), (88, 88), (84, 112), (112, 84))  # height, width
@@ -46,22 +46,22 @@ def make(
     with Lock(folder.parent / f".{folder.name}.lock", None), naming(folder):
         if _holds(folder, wanted):
             return folder
-        beside = folder.parent / f".{folder.name}.partial"
-        if beside.exists():
-            shutil.rmtree(beside)  # of a process that was killed: we hold the lock
+        partial = folder.parent / f".{folder.name}.partial"
+        if partial.exists():
+            shutil.rmtree(partial)  # of a process that was killed: we hold the lock
         total = counts.total()
-        for done, _ in enumerate(_write(beside, seed, counts), 1):
+        for done, _ in enumerate(_write(partial, seed, counts), 1):
             if progress:
                 progress(done, total)
-        (beside / MARKER).write_text(json.dumps(wanted, indent=1) + "\n")
-        beside.rename(folder)
+        (partial / MARKER).write_text(json.dumps(wanted, indent=1) + "\n")
+        partial.rename(folder)
     return folder
 
 
 def _holds(folder: Path, wanted: dict[str, object]) -> bool:
     """Whether the folder is the wanted data set; False where there is nothing yet."""
     try:
-        found = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text())
     except FileNotFoundError:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
@@ -71,10 +71,10 @@ def _holds(folder: Path, wanted: dict[str, object]) -> bool:
         return False
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {folder / MARKER}: {error}: delete {folder}") from None
-    if found != wanted:
+    if marker != wanted:
         raise ValueError(
-            f"{folder} holds another shapes data set, {json.dumps(found)}, not "
-            f"{json.dumps(wanted)}: choose another folder, or delete it to have it generated anew"
+            f"{folder} holds another shapes data set, {json.dumps(marker)}, not "
+            f"{json.dumps(wanted)}: choose another folder, or delete it to regenerate the data"
         )
     return True
 
@@ -122,17 +122,17 @@ def single(kind: int, rng: Rng) -> Scene:
     kinds = [kind] * int(rng.integers(7, 11)) + [other]
     centres = spread(len(kinds), height, width, rng)
     radii = rng.uniform(0.18, 0.27, len(kinds)) * min(height, width)
-    things = [
-        Thing(kinds[i], float(centres[i, 0]), float(centres[i, 1]), float(radii[i]), instance)
+    shapes = [
+        Shape(kinds[i], float(centres[i, 0]), float(centres[i, 1]), float(radii[i]), instance)
         for instance, i in enumerate(rng.permutation(len(kinds)), 1)
     ]
-    return draw(things, height, width, rng)
+    return draw(shapes, height, width, rng)
 
 
-def crowded(rng: Rng, *, crowds: bool) -> tuple[Scene, list[Thing], set[int]]:
-    """A scene of any classes: the scene, its things, and which instances are crowds.
+def crowded(rng: Rng, *, crowds: bool) -> tuple[Scene, list[Shape], set[int]]:
+    """A scene of any classes: the scene, its shapes, and which instances are crowds.
 
-    With `crowds`, one scene in six holds a crowd (many small things of one class, labelled as one
+    With `crowds`, one scene in six holds a crowd (many small shapes of one class, labelled as one
     instance), and one in twenty-five holds nothing, as in COCO.
     """
     height, width = DENSE_SIZES[rng.integers(len(DENSE_SIZES))]
@@ -141,8 +141,8 @@ def crowded(rng: Rng, *, crowds: bool) -> tuple[Scene, list[Thing], set[int]]:
     count = int(rng.integers(2, 7))
     centres = spread(count, height, width, rng, tries=2)  # near enough to cover one another
     radii = np.exp(rng.uniform(np.log(9), np.log(34), count))  # COCO's small, medium and large
-    things = [
-        Thing(
+    shapes = [
+        Shape(
             int(rng.integers(len(CLASSES))),
             float(centres[i, 0]),
             float(centres[i, 1]),
@@ -152,9 +152,9 @@ def crowded(rng: Rng, *, crowds: bool) -> tuple[Scene, list[Thing], set[int]]:
         for i in np.argsort(-radii)  # small ones in front, or they would often be hidden
     ]
     if not (crowds and rng.random() < 1 / 6):
-        return draw(things, height, width, rng), things, set()
+        return draw(shapes, height, width, rng), shapes, set()
     kind, y, x = int(rng.integers(len(CLASSES))), *rng.uniform(0.25, 0.75, 2) * (height, width)
     for dy, dx in rng.uniform(-20, 20, (int(rng.integers(7, 12)), 2)):
         radius = float(rng.uniform(5, 8))
-        things.append(Thing(kind, float(y + dy), float(x + dx), radius, count + 1))
-    return draw(things, height, width, rng), things, {count + 1}
+        shapes.append(Shape(kind, float(y + dy), float(x + dx), radius, count + 1))
+    return draw(shapes, height, width, rng), shapes, {count + 1}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lewel_bench.pretrain.shapes_scene import CLASSES, Scene, Thing
+from lewel_bench.pretrain.shapes_scene import CLASSES, Scene, Shape
 
 Mask = NDArray[np.bool_]
 SMALLEST = 16  # visible pixels; less is not labelled (void in VOC's masks)
@@ -30,10 +30,10 @@ class Label(NamedTuple):
     crowd: bool
 
 
-def labels(scene: Scene, things: Sequence[Thing], crowds: set[int]) -> list[Label]:
+def labels(scene: Scene, shapes: Sequence[Shape], crowds: set[int]) -> list[Label]:
     """The instances of which enough is visible to be labelled, in the order of their numbers."""
-    found = []
-    for instance, kind in sorted({thing.instance: thing.kind for thing in things}.items()):
+    annotations = []
+    for instance, kind in sorted({shape.instance: shape.kind for shape in shapes}.items()):
         mask = scene.instances == instance
         area = int(mask.sum())
         if area < SMALLEST:
@@ -43,8 +43,10 @@ def labels(scene: Scene, things: Sequence[Thing], crowds: set[int]) -> list[Labe
         inside, whole = scene.inside[instance], scene.whole[instance]
         difficult = area < 0.35 * whole or area < 60
         truncated, occluded = inside < 0.95 * whole, area < 0.9 * inside
-        found.append(Label(kind, mask, box, truncated, occluded, difficult, instance in crowds))
-    return found
+        annotations.append(
+            Label(kind, mask, box, truncated, occluded, difficult, instance in crowds)
+        )
+    return annotations
 
 
 class Voc:
@@ -59,22 +61,22 @@ class Voc:
             (root / folder).mkdir(parents=True)
 
     def add(
-        self, split: str, number: int, scene: Scene, things: Sequence[Thing], crowds: set[int]
+        self, split: str, number: int, scene: Scene, shapes: Sequence[Shape], crowds: set[int]
     ) -> None:
         """Writes the image, its xml and its masks. `crowds` must be empty: VOC has none."""
         assert not crowds
         name = f"{number:06d}" if self.year == 2007 else f"2008_{number:06d}"
-        found = labels(scene, things, crowds)
+        annotated = labels(scene, shapes, crowds)
         self.splits.setdefault(split, []).append(name)
         self.present[name] = {}
-        for label in found:
+        for label in annotated:
             earlier = self.present[name].get(label.kind, False)
             self.present[name][label.kind] = earlier or not label.difficult
         jpeg(scene, self.root / "JPEGImages" / f"{name}.jpg")
-        xml = _xml(name, f"VOC{self.year}", scene, found)
+        xml = _xml(name, f"VOC{self.year}", scene, annotated)
         (self.root / "Annotations" / f"{name}.xml").write_text(xml)
         by_class, by_object = np.zeros((2, *scene.instances.shape), np.uint8)
-        for number_in_image, label in enumerate(found, 1):
+        for number_in_image, label in enumerate(annotated, 1):
             by_class[label.mask], by_object[label.mask] = label.kind + 1, number_in_image
         void = _borders(scene.instances) | ((scene.instances > 0) & (by_object == 0))
         for kind, values in (("Class", by_class), ("Object", by_object)):
@@ -108,7 +110,7 @@ class Coco:
             (root / folder).mkdir(parents=True)
 
     def add(
-        self, split: str, number: int, scene: Scene, things: Sequence[Thing], crowds: set[int]
+        self, split: str, number: int, scene: Scene, shapes: Sequence[Shape], crowds: set[int]
     ) -> None:
         """Writes the image and keeps its annotations for `finish`."""
         height, width = scene.instances.shape
@@ -117,7 +119,7 @@ class Coco:
         self.images[split].append(
             {"id": number, "file_name": file, "height": height, "width": width, "license": 1}
         )
-        for label in labels(scene, things, crowds):
+        for label in labels(scene, shapes, crowds):
             self.count += 1
             left, top, right, bottom = label.box
             shape: Any = rle(label.mask) if label.crowd else polygons(label.mask)
@@ -158,7 +160,7 @@ def polygons(mask: Mask) -> list[list[int]]:
     Clockwise on the screen. Holes are filled, since COCO's polygons cannot hold any.
     """
     following = _edges(mask)
-    found = []
+    objects = []
     while following:
         start = next(iter(following))
         path, here, heading = [start], start, (0, 0)
@@ -175,8 +177,8 @@ def polygons(mask: Mask) -> list[list[int]]:
                 break
             path.append(here)
         if _twice_area(path) > 0:
-            found.append([value for point in _corners(path) for value in point])
-    return found
+            objects.append([value for point in _corners(path) for value in point])
+    return objects
 
 
 def rle(mask: Mask) -> dict[str, list[int]]:
@@ -226,13 +228,13 @@ def _filled_area(outlines: list[list[int]], size: tuple[int, ...]) -> int:
 def _borders(instances: NDArray[np.uint8]) -> Mask:
     """Pixels beside one of another instance (or of none): PASCAL's void border, 2 pixels wide."""
     border = np.zeros(instances.shape, bool)
-    for here, there in (
+    for here, target in (
         ((slice(1, None),), (slice(-1),)),
         ((..., slice(1, None)), (..., slice(-1))),
     ):
-        different = instances[here] != instances[there]
+        different = instances[here] != instances[target]
         border[here] |= different
-        border[there] |= different
+        border[target] |= different
     return border
 
 
@@ -250,14 +252,14 @@ def jpeg(scene: Scene, path: Path) -> None:
     Image.fromarray(scene.pixels).save(path, "JPEG", quality=92)
 
 
-def _xml(name: str, folder: str, scene: Scene, found: Sequence[Label]) -> str:
+def _xml(name: str, folder: str, scene: Scene, annotated: Sequence[Label]) -> str:
     """PASCAL's annotation; boxes there count pixels from 1 and include the last one."""
     height, width = scene.instances.shape
     lines = ["<annotation>", f"\t<folder>{folder}</folder>", f"\t<filename>{name}.jpg</filename>"]
     lines += ["\t<source>", "\t\t<database>lewel-bench shapes</database>", "\t</source>"]
     lines += ["\t<size>", f"\t\t<width>{width}</width>", f"\t\t<height>{height}</height>"]
     lines += ["\t\t<depth>3</depth>", "\t</size>", "\t<segmented>1</segmented>"]
-    for label in found:
+    for label in annotated:
         left, top, right, bottom = label.box
         lines += ["\t<object>", f"\t\t<name>{CLASSES[label.kind]}</name>"]
         lines += ["\t\t<pose>Unspecified</pose>", f"\t\t<truncated>{label.truncated:d}</truncated>"]

@@ -22,9 +22,9 @@ Rng = np.random.Generator
 SUPERSAMPLE = 3  # outlines are drawn this much larger and averaged down
 
 
-class Thing(NamedTuple):
+class Shape(NamedTuple):
     """An object to draw: class index, centre and radius in pixels, and the instance it is part of
-    (from 1; several things of one instance are a crowd)."""
+    (from 1; several shapes of one instance are a crowd)."""
 
     kind: int
     y: float
@@ -44,22 +44,22 @@ class Scene:
     whole: dict[int, int]
 
 
-def draw(things: Sequence[Thing], height: int, width: int, rng: Rng) -> Scene:
-    """The scene with `things` painted one after the other: later ones cover earlier ones."""
+def draw(shapes: Sequence[Shape], height: int, width: int, rng: Rng) -> Scene:
+    """The scene with `shapes` painted one after the other: later ones cover earlier ones."""
     image = _background(height, width, rng)
     instances = np.zeros((height, width), np.uint8)
     inside: dict[int, int] = {}
     whole: dict[int, int] = {}
-    for thing in things:
-        alpha, top, left = _silhouette(thing, rng)
+    for shape in shapes:
+        alpha, top, left = _silhouette(shape, rng)
         rows = slice(max(top, 0), min(top + len(alpha), height))
         columns = slice(max(left, 0), min(left + len(alpha), width))
         cut = alpha[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        whole[thing.instance] = whole.get(thing.instance, 0) + int((alpha > 0.5).sum())
-        inside[thing.instance] = inside.get(thing.instance, 0) + int((cut > 0.5).sum())
-        surface = _surface(thing, rows, columns, rng)
+        whole[shape.instance] = whole.get(shape.instance, 0) + int((alpha > 0.5).sum())
+        inside[shape.instance] = inside.get(shape.instance, 0) + int((cut > 0.5).sum())
+        surface = _surface(shape, rows, columns, rng)
         image[rows, columns] += cut[..., None] * (surface - image[rows, columns])
-        instances[rows, columns][cut > 0.5] = thing.instance
+        instances[rows, columns][cut > 0.5] = shape.instance
     return Scene(_photograph(image, rng), instances, inside, whole)
 
 
@@ -200,29 +200,29 @@ TEXTURES: dict[str, tuple[float, Callable[[Array, Array], Array]]] = {
 TILT = 0.35  # radians to either side, of outlines and of textures
 
 
-def _silhouette(thing: Thing, rng: Rng) -> tuple[Array, int, int]:
+def _silhouette(shape: Shape, rng: Rng) -> tuple[Array, int, int]:
     """(alpha (S, S) in 0..1, top, left) of the rotated, slightly squeezed outline."""
     angle, squeeze = rng.uniform(-TILT, TILT), rng.uniform(0.75, 1.0)
     c, s = np.cos(angle), np.sin(angle)
     turn = np.array([[c, s], [-s, c]]) * [[1], [squeeze]]
-    side = int(np.ceil(2.4 * thing.radius))
-    top, left = int(np.floor(thing.y - side / 2)), int(np.floor(thing.x - side / 2))
-    points = OUTLINES[CLASSES[thing.kind]] @ turn * thing.radius + (thing.x - left, thing.y - top)
+    side = int(np.ceil(2.4 * shape.radius))
+    top, left = int(np.floor(shape.y - side / 2)), int(np.floor(shape.x - side / 2))
+    points = OUTLINES[CLASSES[shape.kind]] @ turn * shape.radius + (shape.x - left, shape.y - top)
     mask = Image.new("L", (side * SUPERSAMPLE, side * SUPERSAMPLE))
     ImageDraw.Draw(mask).polygon([*(points * SUPERSAMPLE).ravel().tolist()], fill=255)
     return np.asarray(mask.reduce(SUPERSAMPLE), np.float32) / 255, top, left
 
 
-def _surface(thing: Thing, rows: slice, columns: slice, rng: Rng) -> Array:
-    """The textured, shaded surface of a thing over a window of the image: (h, w, 3)."""
-    typical, texture = TEXTURES[CLASSES[thing.kind]]
+def _surface(shape: Shape, rows: slice, columns: slice, rng: Rng) -> Array:
+    """The textured, shaded surface of a shape over a window of the image: (h, w, 3)."""
+    typical, texture = TEXTURES[CLASSES[shape.kind]]
     angle, period = rng.uniform(-TILT, TILT), typical * rng.uniform(0.87, 1.13)
-    y = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - thing.y) / period
-    x = (np.arange(columns.start, columns.stop, dtype=np.float32)[None] - thing.x) / period
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - shape.y) / period
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32)[None] - shape.x) / period
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     value = texture(c * x + s * y, c * y - s * x)
     low, high = _two_colours(rng, contrast=rng.uniform(0.55, 0.85))
-    shade = 1 + np.float32(rng.uniform(-0.3, 0.3) * period / thing.radius) * (c * y - s * x)
+    shade = 1 + np.float32(rng.uniform(-0.3, 0.3) * period / shape.radius) * (c * y - s * x)
     return (low + value[..., None] * (high - low)) * shade[..., None]
 
 

@@ -24,15 +24,15 @@ def holdout(
     if not 0 < count <= free.sum():
         raise ValueError(
             f"cannot hold out {count} of {len(images)} images: choose between 1 and {free.sum()} "
-            f"(one image of each class and {barred.sum()} excluded ones stay)"
+            f"(one image per class and {barred.sum()} excluded images are never held out)"
         )
     quota = _proportional(free, count)
-    held = [
+    held_out = [
         members[~barred[members]][:n]
         for members, n in zip(_shuffled(images, seed, _HOLDOUT), quota, strict=True)
     ]
     mask = np.zeros(len(images), dtype=bool)
-    mask[np.concatenate(held)] = True
+    mask[np.concatenate(held_out)] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
@@ -40,7 +40,7 @@ def subset(images: Images, fraction: float, seed: int) -> Indices:
     """Sorted indices of `fraction` of each class, at least one image. For one seed, a smaller
     fraction is part of a larger one."""
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction:g} of a training set: choose above 0 and at most 1")
+        raise ValueError(f"training fraction {fraction:g}: must be above 0 and at most 1")
     chosen = [
         members[: max(1, round(fraction * len(members)))]
         for members in _shuffled(images, seed, _SUBSET)
@@ -57,7 +57,7 @@ def subset_from_list(images: Images, list_file: Path) -> Indices:
         raise ValueError(f"{list_file}: list of files cannot be read: {error}") from None
     names = text.split()  # carriage returns are blanks too
     if not names:
-        raise ValueError(f"{list_file}: names no files: expected one file name a line")
+        raise ValueError(f"{list_file}: empty list: expected one file name per line")
     places: dict[str, int] = {}
     for index, file in enumerate(images.files):
         name = file.rsplit("/", 1)[-1]

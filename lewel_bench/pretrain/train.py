@@ -1,7 +1,7 @@
 """The one pre-training loop: every method, one process or many, resumable at any step.
 
 A run is determined by (recipe, seed, images). All randomness is drawn from (seed, step) or (seed,
-epoch, image), so a run that was killed goes on bit for bit where its last checkpoint stands.
+epoch, image), so a killed run resumes bit for bit from its last checkpoint.
 """
 
 import contextlib
@@ -57,11 +57,11 @@ def run(
 ) -> Trained:
     """Pre-train `recipe` on `images` and write `folder/backbone.safetensors`.
 
-    Goes on from the newest intact checkpoint in `folder`. `monitor` is called before the first step
+    Resumes from the newest intact checkpoint in `folder`. `monitor` is called before the first step
     and every `monitor_every` epochs with the backbone and the epoch, and returns named numbers; it
     must not draw from the global random generators. Raises Stopped after saving when `stop()` turns
-    true, Diverged when a loss is not finite, ValueError when the images or the
-    number of processes do not fit the recipe.
+    true, Diverged if a loss is not finite, ValueError if the images or the number of processes do
+    not fit the recipe.
     """
     loop = Loop(recipe, seed, images, folder, machine, report, stop)
     if monitor and loop.step == 0:
@@ -100,9 +100,9 @@ class Loop:
         )
         if self.method.joint and self.micro < self.local:
             raise ValueError(
-                f"{recipe.method} compares all images of a batch with each other: it needs its "
-                f"{self.local} images of a process in one piece, not in micro-batches of "
-                f"{self.micro}. Use more processes, or a smaller batch"
+                f"--micro-batch {self.micro}: {recipe.method} compares all images of a batch, so "
+                f"a process must hold its {self.local} images at once. Use more processes or a "
+                "smaller batch"
             )
         self.method.to(device=machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method.train()
@@ -169,8 +169,8 @@ class Loop:
             last = first + self.micro >= self.local
             with self._sync_gradients(last):
                 with self._autocast():
-                    found = self.forward(views.rows(rows), keys, rows)
-                loss, diagnostics = answer(self.method, found)
+                    output = self.forward(views.rows(rows), keys, rows)
+                loss, diagnostics = answer(self.method, output)
                 torch.autograd.backward(self.scaler.scale(loss * share))
             self.running.add(share)
             total += loss.detach() * share
@@ -212,15 +212,15 @@ class Loop:
         self.waited = 0.0
 
     def finish(self) -> Trained:
-        """Write the backbone, and the projector beside it; on every rank, but rank 0's count."""
+        """Write the backbone and the projector (rank 0), and return the result."""
         path = self.folder / "backbone.safetensors"
         if distributed.rank() == 0:
             header = checkpoint.header_of(self.recipe.backbone)
             checkpoint.write_backbone(path, self.method.backbone.state_dict(), header)
             if self.method.projector is not None:
                 header = {"method": self.recipe.method, "backbone": checkpoint.sha256(path)}
-                beside = self.folder / checkpoint.PROJECTOR
-                checkpoint.write_backbone(beside, self.method.projector.state_dict(), header)
+                projector = self.folder / checkpoint.PROJECTOR
+                checkpoint.write_backbone(projector, self.method.projector.state_dict(), header)
         return Trained(path, dict(self.metrics), self.seconds)
 
     def _log(self) -> None:
@@ -257,7 +257,7 @@ class Loop:
         return (
             f"the loss is {loss} at step {step} of {self.steps} (lr {lr:.6g}). "
             f"Last good checkpoint: {last or 'none'}. "
-            f"Try a lower rate, such as --set optimizer.lr={recipe.optimizer.lr / 2:g}"
+            f"Try a lower learning rate, such as --set optimizer.lr={recipe.optimizer.lr / 2:g}"
         )
 
     def save_if_due(self) -> None:
@@ -327,7 +327,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Centres:
-    """The training set as a method may see all of it (`method.TrainingSet`)."""
+    """The training set as methods see it between epochs (`method.TrainingSet`)."""
 
     images: Images
     recipe: Recipe
@@ -339,7 +339,7 @@ class Centres:
     @torch.no_grad()
     def features(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """`encode` of the centre crop of every image, (N, d), on every rank."""
-        found: Tensor | None = None
+        outputs: Tensor | None = None
         for batch in image_batches(
             self.images,
             self.recipe.image_size,
@@ -352,11 +352,11 @@ class Centres:
             if not len(batch.index):
                 continue
             z = encode(normalise(batch.pixels, self.machine.device))
-            if found is None:
-                found = z.new_zeros(len(self), z.shape[1])
-            found[batch.index.to(z.device)] = z
-        assert found is not None, "a batch has an image for every rank"
-        return distributed.total(found)
+            if outputs is None:
+                outputs = z.new_zeros(len(self), z.shape[1])
+            outputs[batch.index.to(z.device)] = z
+        assert outputs is not None, "a batch has an image for every rank"
+        return distributed.total(outputs)
 
 
 def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:

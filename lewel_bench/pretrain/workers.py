@@ -9,30 +9,31 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-Item = TypeVar("Item")
+Input = TypeVar("Input")
 Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class _Task(Dataset[Any], Generic[Item, Result]):
-    def __init__(self, work: Callable[[Item], Result]) -> None:
+class _Task(Dataset[Any], Generic[Input, Result]):
+    def __init__(self, work: Callable[[Input], Result]) -> None:
         self.work = work
 
-    def __getitems__(self, item: Item) -> Result | ValueError:
+    def __getitems__(self, key: Input) -> Result | ValueError:
         """A user's mistake comes back as a value: the loader would add a worker's traceback."""
         try:
-            return self.work(item)
+            return self.work(key)
         except ValueError as error:
             return error
 
 
 def in_order(
-    work: Callable[[Item], Result], plan: Iterator[Item], workers: int, ahead: int
+    work: Callable[[Input], Result], plan: Iterator[Input], workers: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """`work(item)` for each item of `plan`, which may be endless, by `workers` processes (0: here).
+    """`work(input)` for each input of `plan`, which may be endless, in `workers` processes (0: in
+    this process).
 
-    They are about `ahead` items further, and end when this is closed. Raises the ValueError that an
-    item did.
+    They are about `ahead` inputs further, and end when this is closed. Raises the ValueError of the
+    first input that fails.
     """
     loader: DataLoader[Any] = DataLoader(
         _Task(work),

@@ -73,7 +73,7 @@ def test_files_without_a_backbone(file, machine, tmp_path):
     other = tmp_path / "other.safetensors"
     for header, message in (
         ({"arch": "resnet50"}, "does not contain the backbone in its header"),
-        ({"arch": "resnet99"}, "does not name a backbone in its header: arch: Input should be"),
+        ({"arch": "resnet99"}, "has no valid backbone in its header: arch: Input should be"),
         ({"arch": "resnet18", "stem": "cifar"}, "size mismatch"),
     ):
         checkpoint.write_backbone(other, state, header)

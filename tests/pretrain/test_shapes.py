@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from lewel_bench.pretrain import shapes, shapes_labels
 from lewel_bench.pretrain.shapes import Counts, make
-from lewel_bench.pretrain.shapes_scene import CLASSES, Thing, draw
+from lewel_bench.pretrain.shapes_scene import CLASSES, Shape, draw
 
 FEW = Counts(
     **dict.fromkeys(("train", "val"), 1),
@@ -115,7 +115,7 @@ def test_a_single_scene_shows_mostly_its_class(kind):
 
 def test_later_things_cover_earlier_ones():
     square = CLASSES.index("cross")
-    below, above = Thing(square, 20, 20, 10, 1), Thing(square, 20, 20, 16, 2)
+    below, above = Shape(square, 20, 20, 10, 1), Shape(square, 20, 20, 16, 2)
     scene = draw([below, above], 40, 40, np.random.default_rng(0))
     assert scene.instances[20, 20] == 2
     (label,) = shapes_labels.labels(scene, [below, above], set())[-1:]
@@ -124,10 +124,10 @@ def test_later_things_cover_earlier_ones():
 
 def test_flags_of_cut_and_covered_things():
     kind = CLASSES.index("triangle")
-    cut, covered, cover = Thing(kind, 0, 20, 15, 1), Thing(kind, 40, 20, 12, 2), (44, 26)
-    things = [cut, covered, Thing(kind, *cover, 12, 3)]
-    scene = draw(things, 60, 60, np.random.default_rng(1))
-    first, second, third = shapes_labels.labels(scene, things, set())
+    cut, covered, cover = Shape(kind, 0, 20, 15, 1), Shape(kind, 40, 20, 12, 2), (44, 26)
+    shapes = [cut, covered, Shape(kind, *cover, 12, 3)]
+    scene = draw(shapes, 60, 60, np.random.default_rng(1))
+    first, second, third = shapes_labels.labels(scene, shapes, set())
     assert (first.truncated, first.occluded) == (True, False)
     assert (second.truncated, second.occluded) == (False, True)
     assert (third.truncated, third.occluded, third.difficult) == (False, False, False)
