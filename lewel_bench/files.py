@@ -234,7 +234,7 @@ def check_folder(folder: Path) -> None:
     try:
         write_atomically(probe, "")
         if create(probe, ""):
-            raise OSError(errno.EIO, f"{folder}: a file that exists was created again")
+            raise OSError(errno.EIO, f"{folder}: creating a file that exists succeeded")
         probe.unlink()
         create(probe, "")
         with Lock(probe):
@@ -332,8 +332,8 @@ def _flock(file: int, kind: int, path: Path) -> bool:
 def no_locks_message(folder: Path, error: OSError) -> str:
     """What to do where a file system has no locks."""
     return (
-        f"{folder}: files cannot be locked there ({error.strerror}). Choose a --root on another "
-        "file system, or have this one mounted with locks: NFS with its lock daemon (rpc.statd) "
+        f"{folder}: file locks do not work there ({error.strerror}). Choose a --root on another "
+        "file system, or mount this one with locks: NFS with its lock daemon (rpc.statd) "
         "or -o local_lock=flock, Lustre with -o flock"
     )
 

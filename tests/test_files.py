@@ -253,7 +253,7 @@ def test_a_file_system_without_locks_says_what_to_do(
     monkeypatch.setattr(fcntl, "flock", _refused(number))
     with pytest.raises(OSError, match="Lustre with -o flock") as caught:
         files.check_folder(tmp_path)
-    assert described(caught.value).startswith(f"{tmp_path}: files cannot be locked there (")
+    assert described(caught.value).startswith(f"{tmp_path}: file locks do not work there (")
     assert not os.listdir(tmp_path) and not is_held(tmp_path)
 
 

@@ -18,10 +18,10 @@ Text = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Holds = Literal["better", "no better", "on par", "at most"]
 HOLDS: dict[Holds, str] = {
-    "better": "the difference is above 0, and above the noise floor",
+    "better": "the difference exceeds the noise floor",
     "no better": "the difference is not above the noise floor",
-    "on par": "the difference is not below 0 by more than the noise floor",
-    "at most": "the value is not above the claimed one by more than the noise floor",
+    "on par": "the difference is not negative beyond the noise floor",
+    "at most": "the value does not exceed the claimed bound by more than the noise floor",
 }
 
 
@@ -53,7 +53,9 @@ class Claim(Value):
     def _bounded(self) -> Self:
         for pair in self.pairs:
             if (self.holds == "at most") == bool(pair.over):
-                raise ValueError(f"claim {self.id}: all but 'at most' name rows to be over")
+                raise ValueError(
+                    f"claim {self.id}: only 'at most' may leave out the rows to compare with"
+                )
             if self.holds == "at most" and pair.by is None:
                 raise ValueError(f"claim {self.id}: 'at most' needs a bound (by)")
         return self

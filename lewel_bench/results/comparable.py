@@ -47,7 +47,7 @@ class Published(Value):
         if (measured.images, measured.classes) != (wanted.images, self.classes):
             return f"not {self.label}'s {wanted.images:,} of {self.classes:,}"
         if self.names and measured.names != self.names:
-            return f"whose class names are not {self.label}'s"
+            return f"with class names that differ from {self.label}'s"
         if wanted.per_class and measured.per_class != wanted.per_class:
             low, high = wanted.per_class
             return f"not {low:,} to {high:,} images a class as in {self.label}"
@@ -106,7 +106,7 @@ def _data(record: Record, name: str, verbs: Mapping[str, str]) -> Iterator[str]:
 def _labelled(record: Record, wanted: Wanted) -> Iterator[str]:
     # the id of a data set that has the published lists; a folder of one's own has none
     if "fraction" in wanted.protocol and record.spec.get("data") != wanted.protocol_data:
-        yield "its labelled images were drawn here: they are not those of the published list"
+        yield "its labelled images were sampled locally, not taken from the published list"
 
 
 def described(data: Data) -> str:
@@ -119,7 +119,7 @@ def described(data: Data) -> str:
 def _protocol(measured: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
     engine = measured.get("engine")
     if engine is not None and engine not in ENGINES:
-        yield f"the engine {engine} is not tested for agreement with the paper's"
+        yield f"the engine {engine} has not been tested for agreement with the paper's"
     changed = _changed(measured, wanted, {"engine"})
     if changed:
         yield f"the protocol has {_listed(changed)}"
@@ -129,7 +129,7 @@ def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
     if wanted.recipe is None:
         return
     if before is None:
-        yield "there is no record of its backbone's pre-training"
+        yield "no record of the backbone's pre-training"
         return
     if before.kind == "import":
         usual = {"stride": "3x3", "mean": None}  # the same network otherwise
@@ -137,7 +137,7 @@ def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
         if changed := _changed(backbone, {**wanted.recipe["backbone"], **usual}, set()):
             yield f"the backbone has {_listed(changed)}"
         if before.warnings:
-            yield f"the checkpoint failed its check: {before.warnings[0]}"
+            yield f"the checkpoint failed its sanity check: {before.warnings[0]}"
         return
     yield from _pretraining(before, wanted.recipe, wanted.recipe_data, set())
 
@@ -166,7 +166,7 @@ def besides_method(
             continue
         values = "" if name == "augment" else f" ({_text(here)}, {_text(right)})"
         differences.append(f"{name}{values}")
-    return f"besides the method they differ in {_listed(differences)}" if differences else ""
+    return f"besides the method, they differ in {_listed(differences)}" if differences else ""
 
 
 def _changed(measured: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:

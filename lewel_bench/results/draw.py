@@ -66,7 +66,7 @@ def format_of(path: Path) -> Format:
     for format in FORMATS:
         if path.suffix.lower() == f".{format}":
             return format
-    raise ValueError(f"{path}: the ending of a figure's file says its format: .png or .svg")
+    raise ValueError(f"{path}: a figure's file name must end in .png or .svg")
 
 
 def draw(chart: Chart, format: Format) -> bytes:

@@ -69,7 +69,7 @@ class Figure(Value):
     def _consistent(self) -> Self:
         places = [point.x for point in self.points]
         if places != sorted(set(places)):
-            raise ValueError(f"the points of figure {self.id} must rise: {places}")
+            raise ValueError(f"the x values of figure {self.id} must increase: {places}")
         columns = [column.id for column in self.columns]
         for series in self.published:
             if series.x not in places:

@@ -277,7 +277,7 @@ def _elsewhere(
             if theirs is not None and theirs != value:
                 metrics.setdefault(bundle, []).append(f"{theirs:g} there, {value:g} here ({key})")
     return tuple(
-        f"the merged bundle {bundle} has another {column.metric}: {'; '.join(numbers)}"
+        f"the merged bundle {bundle} has a different {column.metric}: {'; '.join(numbers)}"
         for bundle, numbers in metrics.items()
     )
 
@@ -290,7 +290,7 @@ def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
     setting = max(shares, key=lambda name: shares[name], default="")
     excluded = [slot for slot in done if slot.setting != setting]
     return setting, [
-        f"seed {slot.seed} is not in the mean: it was measured with {slot.setting}, not {setting}"
+        f"seed {slot.seed} is excluded from the mean: measured with {slot.setting}, not {setting}"
         for slot in excluded
     ]
 
@@ -327,7 +327,7 @@ def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slo
     if slot.state != "done":
         return slot
     if slot.key not in records:
-        return _with(slot, "missing", f"{slot.key} is said to be done, but has no record")
+        return _with(slot, "missing", f"{slot.key} is marked done, but has no record")
     metrics = records[slot.key].metrics
     if column.metric not in metrics:
         has = ", ".join(sorted(metrics)) or "none"

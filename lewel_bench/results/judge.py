@@ -169,20 +169,20 @@ def _finding(
         judgement: Judgement = "missing"
     elif comparison.claim.holds == "at most" and not known:
         judgement = "inconclusive"
-        reasons.append("the bound is that of the paper's scale")
+        reasons.append("the bound holds at the paper's scale only")
     elif interval is None:
         judgement = "inconclusive"
         reasons.append(f"one seed; {bounds}")
     elif len(seeds) == 1 and not known:
         judgement = "inconclusive"
-        reasons.append("one seed, and no noise floor is known at this scale: add --seeds 3")
+        reasons.append("one seed, and the noise floor is unknown at this scale: add --seeds 3")
     else:
         judgement = decide(comparison.claim.holds, *interval, floor, by or 0.0)
         if known and by and comparison.over and not interval[0] <= by <= interval[1]:
-            reasons.append(f"the {by:+g} of the text is outside of the interval")
+            reasons.append(f"the {by:+g} stated in the text lies outside the interval")
         if judgement == "contradicted" and comparison.claim.holds in TOLERANT and not known:
             judgement = "inconclusive"
-            reasons.append("how near is near is not known at this scale")
+            reasons.append("no tolerance is known at this scale")
     return Finding(
         comparison,
         known,
@@ -209,7 +209,7 @@ def _left_out(
         if slot.seed in seeds:
             continue
         if slot.seed in side:
-            reason = "the other side lacks it"
+            reason = "missing on the other side"
         elif slot.state == "done":
             reason = f"measured with {slot.setting}"
         else:
@@ -218,7 +218,7 @@ def _left_out(
             why[reason].append(slot.seed)
     for reason, left in why.items():
         named = f"seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))}"
-        yield f"left out: {named} of {row.label} ({reason})"
+        yield f"excluded: {named} of {row.label} ({reason})"
 
 
 def _by_seed(
@@ -245,7 +245,7 @@ def _interval(
         mean, half = statistics.fmean(differences), half_width(differences)
         return (mean - half, mean + half), f"t-interval over {n} seeds"
     if not n or images is None or any(len(side) != 1 for side in first) or len(first) < 2:
-        return "there is no interval"
+        return "no interval available"
     (of,), (over,) = first
     interval = images(of, over, metric)
     if isinstance(interval, str):
@@ -266,16 +266,16 @@ def _reasons(
     notes = []
     for row, entry, side in zip(rows, entries, sides, strict=True):
         if entry is None or entry.state is None:
-            notes.append(f"nothing fills {row.label} here")
+            notes.append(f"no run fills {row.label} here")
         elif not side:
             notes.append(f"{row.label} is {entry.state}")
         elif seeds:
             notes += _left_out(row, entry, side, seeds)
     if not seeds and not notes:
-        notes.append("the two have no seed in common")
+        notes.append("the two sides have no seed in common")
     settings = [entry.setting for entry in entries if entry and entry.mean is not None]
     if seeds and len(set(settings)) > 1:
-        notes.append(f"measured in two ways: {'; '.join(settings)}")
+        notes.append(f"measured with different settings: {'; '.join(settings)}")
     for row, entry in zip(rows, entries, strict=True):
         if entry and seeds:
             notes += [f"{row.label}: {caveat}" for caveat in entry.caveats]

@@ -103,12 +103,12 @@ def published(finding: Finding) -> str:
 def about(verdict: Judged) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
     floor = claim.floors(verdict.claim)
-    floor += "" if verdict.comparable else "; at this scale none is known, 0 is taken"
-    lines = [f"{verdict.claim.where}. Holds where {claim.HOLDS[verdict.claim.holds]} ({floor})."]
+    floor += "" if verdict.comparable else "; unknown at this scale, so 0"
+    lines = [f"{verdict.claim.where}; supported if {claim.HOLDS[verdict.claim.holds]} ({floor})."]
     if verdict.own == "contradicted":
-        lines.append(f"The paper's own table contradicts it: {verdict.claim.flaw}")
+        lines.append(f"Contradicted by the paper's own table: {verdict.claim.flaw}")
     elif verdict.own == "within noise":
-        lines.append("In the paper's own table some of it is within the noise floor.")
+        lines.append("In the paper's own table, part of the claim lies within the noise floor.")
     return lines
 
 

@@ -35,16 +35,16 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
     bootstrap over the images that two files of predictions share, and their number; or why there
     is none. The same for the same files."""
     if metric not in METRICS:
-        return f"{metric} is not resampled over images"
+        return f"no bootstrap over images for {metric}"
     try:
         first, theirs = _load(of, METRICS[metric]), _load(over, METRICS[metric])
     except UNREADABLE as error:
-        return f"no predictions of single images: {error}"
+        return f"no per-image predictions: {error}"
     if any(not np.array_equal(first[name], theirs[name]) for name in first if name in SAME):
-        return "the predictions of the two are not of the same images"
+        return "the predictions of the two sides cover different images"
     random = np.random.default_rng(0)
     if metric == "miou" and first["confusion"].shape != theirs["confusion"].shape:
-        return "the predictions of the two are not of the same classes"
+        return "the predictions of the two sides cover different classes"
     if metric == "miou":
         differences = _miou(first["confusion"], theirs["confusion"], random)
         count = len(first["confusion"])
@@ -57,19 +57,19 @@ def interval(of: Path, over: Path, metric: str) -> tuple[Interval, int] | str:
         differences = 100 * (won - lost) / count
     low, high = np.percentile(differences, [2.5, 97.5])
     if not np.isfinite([low, high]).all():
-        return "the predictions have resamples without any pixel that counts"
+        return "some bootstrap samples contain no labelled pixel"
     return (float(low), float(high)), count
 
 
 def _load(path: Path, dimensions: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     with open_regular(path, LARGEST) as raw:
         if not zipfile.is_zipfile(raw):
-            raise ValueError(f"{path} is no .npz file")
+            raise ValueError(f"{path} is not an .npz file")
         with zipfile.ZipFile(raw) as archive:
             entries = archive.infolist()
         # Python unpacks other members in one piece, whatever size they state
         if any(entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for entry in entries):
-            raise ValueError(f"{path} has members that are neither stored nor deflated")
+            raise ValueError(f"{path} uses an unsupported compression method")
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > LARGEST:
             raise ValueError(f"{path} unpacks to more than {LARGEST >> 20} MiB")

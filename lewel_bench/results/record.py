@@ -208,13 +208,13 @@ def _reason(text: bytes, error: ValidationError | TypeError) -> str:
     try:
         data = pydantic_core.from_json(text)
     except ValueError as broken:
-        return f"half-written or not JSON: {broken}"
+        return f"incomplete or not JSON: {broken}"
     if not isinstance(data, dict) or "schema" not in data:
         return FOREIGN
     if data["schema"] != SCHEMA:
         return (
-            f"schema {data['schema']!r}, but this version reads schema {SCHEMA}: made by another "
-            "version of lewel-bench"
+            f"schema {data['schema']!r}, but this version reads schema {SCHEMA}: written by "
+            "another version of lewel-bench"
         )
     return explain(error) if isinstance(error, ValidationError) else str(error)
 

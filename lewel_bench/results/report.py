@@ -33,7 +33,7 @@ STATES = ("done", "part", "running", "queued", "failed", "stale", "missing")
 
 @dataclass(frozen=True)
 class Cost:
-    """What jobs of one name took: their number, device-hours, seconds an epoch and the most memory
+    """What jobs of one name took: their number, device-hours, seconds per epoch and the most memory
     of a device in bytes (None: not of this kind, or not measured)."""
 
     kind: str
@@ -104,18 +104,18 @@ def _head(of: Report) -> Iterator[str]:
     yield "<header><h1>Learning Where to Learn, measured</h1>"
     yield (
         '<p class="soft">The tables of LEWEL (CVPR 2022, <a href="https://arxiv.org/abs/2203.14898">'
-        f"arXiv 2203.14898</a>) beside what lewel-bench measured. Suite {escape(of.suite)}: "
+        f"arXiv 2203.14898</a>) next to what lewel-bench measured. Suite {escape(of.suite)}: "
         f"{escape(of.scale)}.</p>"
     )
     if not of.comparable:
         yield (
-            '<p class="warn">Nothing here was measured as the paper measured: its values are shown '
-            "for orientation only, without a difference or a verdict.</p>"
+            '<p class="warn">Nothing here was measured at the paper’s scale: the paper’s values '
+            "are shown for orientation only, without a difference or a verdict.</p>"
         )
     yield from (f'<p class="warn">{escape(problem)}</p>' for problem in of.problems)
     yield (
         '<p class="soft">In a cell: measured mean ± standard deviation (seeds); the paper’s value; '
-        "difference and verdict. Click it for what is behind it, a header to sort.</p>"
+        "difference and verdict. Click a cell for its details, a header to sort.</p>"
     )
     cards = [
         (f"{states['done']} of {sum(states.values())}", "cells measured with all their seeds"),
@@ -244,9 +244,9 @@ def _states(tables: Iterable[Filled]) -> Counter[str]:
 def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
     yield '<section id="coverage"><h2>Coverage</h2>'
     yield (
-        '<p class="soft">Cells that a run can fill. Measured: every seed that was ever planned has '
-        "a record; in part: some have. The command that fills a cell stands behind it: click it, "
-        "or ask <code>lewel-bench table N --missing</code>.</p>"
+        '<p class="soft">Cells that a run can fill. Measured: every planned seed has '
+        "a record; partial: some seeds have one. Click a cell for the command that fills it, "
+        "or run <code>lewel-bench table N --missing</code>.</p>"
     )
     rows = [(f"Table {table.table.id}", _states([table])) for table in tables]
     rows.append(("all", _states(tables)))
@@ -265,7 +265,7 @@ def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
 def _costs(costs: Sequence[Cost]) -> Iterator[str]:
     yield '<section id="cost"><h2>Cost</h2>'
     yield (
-        '<p class="soft">What the suite’s jobs under the run root took, interruptions not counted. '
+        '<p class="soft">Time spent by the suite’s jobs in the run root, without interruptions. '
         "A device is a GPU, or a process on a CPU.</p>"
     )
     lines = [
@@ -282,7 +282,7 @@ def _costs(costs: Sequence[Cost]) -> Iterator[str]:
     total = sum(cost.device_hours for cost in costs)
     jobs = sum(cost.jobs for cost in costs)
     lines.append(("all", "", f"{jobs:,}", f"{total:,.3g}", BLANK, BLANK))
-    header = ("", "name", "jobs", "device-hours", "seconds an epoch", "peak memory (GiB)")
+    header = ("", "name", "jobs", "device-hours", "seconds per epoch", "peak memory (GiB)")
     yield f"{_plain(header, lines)}</section>"
 
 

@@ -84,7 +84,7 @@ def headline(filled: Filled) -> str:
     if filled.as_published:
         return filled.table.title
     if not filled.where:
-        return f"Nothing measured; published: {filled.table.title}"
+        return f"No measurements. Published: {filled.table.title}"
     return f"Measured: {'; '.join(filled.where)}. Published: {filled.table.title}"
 
 
@@ -99,7 +99,7 @@ def sheet(filled: Filled) -> Sheet:
     lead = ("Method", "Epochs") if by_row else ("Method",)
     orientation = (
         f"Suite {filled.suite}: the paper's values are shown for orientation only. They were not "
-        "measured on this suite's data, backbone and schedule: there is no difference and no "
+        "measured on this suite's data, backbone and schedule, so there is no difference and no "
         "verdict.",
     )
     return Sheet(
@@ -136,7 +136,7 @@ def _letter(index: int) -> str:
 
 def _legend(marks: dict[tuple[str, str], str]) -> tuple[str, ...]:
     named = dict.fromkeys(f"{mark} {setting}" for (_, setting), mark in marks.items())
-    return (f"Some columns mix ways of measuring: {'; '.join(named)}.",) if named else ()
+    return (f"Some columns mix measurement settings: {'; '.join(named)}.",) if named else ()
 
 
 def _block(

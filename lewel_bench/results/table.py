@@ -51,7 +51,7 @@ class Column(Value):
         if self.noise is not None:
             noise.find(self.noise)
         elif self.comparable and not self.additional:
-            raise ValueError(f"column {self.id}: name its noise, or say that it is not comparable")
+            raise ValueError(f"column {self.id}: set noise, or comparable = false")
         return self
 
 
@@ -110,7 +110,7 @@ class Table(Value):
             if len(set(ids)) < len(ids):
                 raise ValueError(f"table {self.id} has two {what}s with the same id: {ids}")
         if len({id.count(":") for id in _ids(self.rows)}) > 1:
-            raise ValueError(f"row ids of table {self.id} differ in their number of parts")
+            raise ValueError(f"row ids of table {self.id} have different numbers of parts")
         evals = {column.eval for column in self.columns}
         for row in self.rows:
             for named in (*row.protocols, *row.recipes):
@@ -171,7 +171,9 @@ def parse_cell(text: str, read: Callable[[str], Table] = load) -> tuple[str, str
     is unknown and the nearest."""
     head, *parts = text.split(":")
     if not head.startswith("table") or not parts:
-        raise ValueError(f"{text!r} is not a cell. Write table:row:column: table1:lewel_m:200:top1")
+        raise ValueError(
+            f"{text!r} is not a cell. Write table:row:column, such as table1:lewel_m:200:top1"
+        )
     table = read(head.removeprefix("table"))
     depth = 1 + table.rows[0].id.count(":")
     row = table.row(":".join(parts[:depth]))

@@ -327,7 +327,7 @@ def test_another_number_is_kept_beside_ours_and_shown(
     assert other["bundle"] == made.digest[:12] and (Path(other["folder"]) / "record.json").is_file()
     first, second = (seed["key"] for seed in details["seeds"])
     told = f"71.5 there, 70 here ({first}); 72.5 there, 71 here ({second})"
-    told = f"the merged bundle {made.digest[:12]} has another top1: {told}"
+    told = f"the merged bundle {made.digest[:12]} has a different top1: {told}"
     for text in shown(local).values():
         assert told in text and "another top5" not in text  # that is the same
     assert main(["report", str(tmp_path / "r.html"), "--suite", "shapes", *words]) == 0
@@ -428,7 +428,7 @@ def test_a_corrupt_record_of_a_merged_bundle_stops_nothing_and_is_mended(
     words = ["--suite", "shapes", "--root", str(local)]
     assert main(["table", "1", "--format", "csv", *words]) == 0
     output = capsys.readouterr().err
-    assert f"corrupt record {bad}: half-written" in output and "merge its bundle again" in output
+    assert f"corrupt record {bad}: incomplete" in output and "merge its bundle again" in output
     assert f"{good.parent.name} (" in output  # the other one is still shown
     assert main(["report", str(tmp_path / "r.html"), *words]) == 0
     assert "Corrupt record of a merged bundle" in (tmp_path / "r.html").read_text()
@@ -512,7 +512,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     (kept / "predictions.npz.before-merge").write_bytes(b"half")
     assert main(["bundle", str(tmp_path / "b.zip"), "--root", str(root)]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"warning: left out: {bad / 'record.json'}: half-written or not JSON: EOF while parsing an "
+        f"warning: left out: {bad / 'record.json'}: incomplete or not JSON: EOF while parsing an "
         "object at line 1 column 1",
         f"warning: left out: {kept / 'predictions' / 'a:b.png'}: its name cannot stand in one",
         "warning: left out: 2 records of merged bundles that are kept beside ours",

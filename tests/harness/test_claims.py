@@ -35,10 +35,10 @@ def test_what_else_two_methods_differ_in_is_said(
             finish(tmp_path, recipe, "linear_lars", seed, suite=unlike, metrics=metrics)
     claims(tmp_path, "linear:lewel_m")
     out = " ".join(capsys.readouterr().out.split())
-    assert "; besides the method they differ in optimizer.lr (0.06, 0.09); paper +1.6" in out
+    assert "; besides the method, they differ in optimizer.lr (0.06, 0.09); paper +1.6" in out
     assert main(["table", "1", "--suite", "shapes", "--root", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "LEWEL_M and MoCov2*: besides the method they differ in optimizer.lr" in shown
+    assert "LEWEL_M and MoCov2*: besides the method, they differ in optimizer.lr" in shown
     assert shown.count("besides the method") == 1
 
 
@@ -97,7 +97,7 @@ def test_one_seed_is_read_image_by_image(
         write_predictions(tmp_path / key, right)
     assert claims(tmp_path, "linear:lewel_m") == 2
     out = capsys.readouterr().out
-    assert "bootstrap over 100 images" in out and "one seed, and no noise floor is known" in out
+    assert "bootstrap over 100 images" in out and "one seed, and the noise floor is unknown" in out
     assert board(tmp_path).suite.comparable is False
 
 

@@ -96,7 +96,10 @@ def test_a_protocol_read_from_disk_is_the_papers(protocol: Protocol) -> None:
             "the protocol has batch 256 (paper: 4096), refit True (pap",
         ),
         ({"lrs": [0.5]}, "the protocol has lrs [0.5] (paper: ["),
-        ({"engine": "other"}, "the engine other is not tested for agreement with the paper's"),
+        (
+            {"engine": "other"},
+            "the engine other has not been tested for agreement with the paper's",
+        ),
     ],
 )
 def test_another_protocol(changes: dict[str, Any], message: str) -> None:
@@ -134,7 +137,7 @@ def scenes(count: int) -> dict[str, Data]:
             {"images": 40, "classes": 10},
             "tested on 40 images of 10 classes (imagenet, fingerprint ",
         ),
-        ({"names": "0" * 12}, "whose class names are not ImageNet-1K's"),
+        ({"names": "0" * 12}, "with class names that differ from ImageNet-1K's"),
         ({"per_class": (1, 99)}, "not 50 to 50 images a class as in ImageNet-1K"),
     ],
 )
@@ -164,7 +167,7 @@ def test_a_labelled_subset_of_ones_own_is_not_the_published_one() -> None:
     )
     assert differences(listed, pretrained(), wanted) == ()
     (difference,) = differences(drawn, pretrained(), wanted)
-    assert difference.startswith("its labelled images were drawn here")
+    assert difference.startswith("its labelled images were sampled locally")
 
 
 def test_another_recipe_backbone_or_pre_training_data() -> None:
@@ -185,7 +188,7 @@ def test_an_imported_checkpoint_is_known_by_its_backbone_and_its_check() -> None
     assert differences(evaluated(), fine, WANTED) == ()
     doubtful = fine.model_copy(update={"warnings": ("kNN is no better than random",)})
     (difference,) = differences(evaluated(), doubtful, WANTED)
-    assert difference == "the checkpoint failed its check: kNN is no better than random"
+    assert difference == "the checkpoint failed its sanity check: kNN is no better than random"
     small = made(
         "import",
         {**spec, "backbone": {**RECIPE["backbone"], "arch": "resnet18"}},
@@ -215,7 +218,7 @@ def test_what_two_recipes_differ_in_besides_the_method() -> None:
 
     message = between("lewel_m_200ep", "moco_v2_200ep")
     assert message == (
-        "besides the method they differ in optimizer.lr (0.06, 0.03), precision (fp16, fp32)"
+        "besides the method, they differ in optimizer.lr (0.06, 0.03), precision (fp16, fp32)"
     )
     assert "args.tau (0.1, 0.2)" in between("lewel_m_200ep", "moco_v2_200ep", tau=0.1)
     assert between("lewel_b_200ep", "byol_200ep") == ""

@@ -42,7 +42,7 @@ def test_published_values_are_those_of_table_5s_same_run(id: str) -> None:
     [
         ("x = 0.5\n", "x = 0.55\n", "no run of figure 3a is at 0.55"),
         ("top1 = 82.1", "top2 = 82.1", "Did you mean 'top1'"),
-        ("x = 0.1,", "x = 0.9,", "must rise"),
+        ("x = 0.1,", "x = 0.9,", "must increase"),
         ('axis = "', 'axes = "', "Did you mean 'axis'"),
         ("id = ", "id == ", "Invalid"),
     ],

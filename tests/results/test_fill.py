@@ -100,7 +100,7 @@ def test_the_same_run_listed_twice_is_one_measurement() -> None:
 def test_done_without_a_record_is_missing_and_says_so() -> None:
     cell = entry(slot("gone"))
     assert (cell.state, cell.mean) == ("missing", None)
-    assert cell.reasons == ("gone is said to be done, but has no record",)
+    assert cell.reasons == ("gone is marked done, but has no record",)
 
 
 def test_a_record_without_the_metric_is_failed_and_says_so() -> None:
@@ -175,7 +175,7 @@ def test_seeds_that_were_measured_otherwise_are_never_averaged() -> None:
     assert (cell.mean, cell.n, cell.wanted, cell.keys) == (68.5, 2, 3, ("k0", "k2"))
     assert cell.setting == "engine native"
     assert cell.reasons == (
-        "seed 1 is not in the mean: it was measured with engine detectron2, not engine native",
+        "seed 1 is excluded from the mean: measured with engine detectron2, not engine native",
     )
     assert entry(*slots[:2], values=(68.0, 90.0)).mean == 68.0  # the first of equals
 

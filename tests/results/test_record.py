@@ -257,11 +257,11 @@ def test_a_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: "", "half-written or not JSON"),
-        (lambda text: "hello\n", "half-written or not JSON"),
-        (lambda text: text[:200], "half-written or not JSON"),
-        (lambda text: text + text, "half-written or not JSON"),
-        (lambda text: text.replace("lewel_m", "\0" * 7), "half-written or not JSON"),
+        (lambda text: "", "incomplete or not JSON"),
+        (lambda text: "hello\n", "incomplete or not JSON"),
+        (lambda text: text[:200], "incomplete or not JSON"),
+        (lambda text: text + text, "incomplete or not JSON"),
+        (lambda text: text.replace("lewel_m", "\0" * 7), "incomplete or not JSON"),
         (lambda text: "[]", "foreign"),
         (lambda text: "null", "foreign"),
         (lambda text: '{"name": "their experiment"}', "foreign"),
@@ -305,7 +305,7 @@ def test_a_file_cut_at_any_byte_is_bad(tmp_path: Path) -> None:
     path, whole = tmp_path / NAME, TEXT.encode()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(BadRecord, match="half-written"):
+        with pytest.raises(BadRecord, match="incomplete"):
             read(path)
     path.write_bytes(whole)
     assert read(path) == SMALL
@@ -327,7 +327,7 @@ def test_overwritten_bytes_are_a_record_or_a_bad_one(
 def test_a_bad_record_is_replaced_only_after_it_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / NAME
     path.write_text("{")
-    with pytest.raises(BadRecord, match="half-written"):
+    with pytest.raises(BadRecord, match="incomplete"):
         commit(tmp_path, making.record())
     kept = set_aside(path)
     assert kept.read_text() == "{"

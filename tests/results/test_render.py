@@ -278,7 +278,7 @@ def test_a_mix_within_a_column_is_marked_and_named() -> None:
     marks = [str(blocks[row].lines[1].cells[0])[-1] for row in ("lewel_m", "moco_v2")]
     # in reading order; the other columns mix nothing
     assert marks == ["ᵇ", "ᵃ"]
-    assert drawn.remarks[0] == "Some columns mix ways of measuring: ᵃ another way; ᵇ one way."
+    assert drawn.remarks[0] == "Some columns mix measurement settings: ᵃ another way; ᵇ one way."
     assert str(blocks["lewel_m"].lines[1].cells[1]) == "87.2 ± 0.1 (3)"
     loaded = json.loads(render([table_1()], "json"))
     assert loaded["mixed"] == {"100:top1": ["another way", "one way"]}

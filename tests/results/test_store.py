@@ -41,7 +41,7 @@ def test_a_bad_record_is_collected_with_its_reason(tmp_path: Path) -> None:
     assert list(store.records) == [good.key]
     reasons = {bad.path.parent.name: bad.reason for bad in store.bad}
     assert reasons["copied"] == f"its key is {good.key}, but its folder is copied"
-    assert reasons[other.key].startswith("half-written or not JSON")
+    assert reasons[other.key].startswith("incomplete or not JSON")
     assert reasons["lost"] == "cannot be read: No such file or directory"
     assert reasons["odd"] == "cannot be read: Is a directory"
     assert len(reasons) == 4

@@ -348,7 +348,7 @@ def test_parse_cell_names_what_is_wrong(cell: str, message: str) -> None:
             ('origin = "repro"', 'origin = "reproduced"'),
             "'cited', 'ref9', 'repro', 'own' or 'none'",
         ),
-        (('id = "pcl"', 'id = "pcl:200"'), "differ in their number of parts"),
+        (('id = "pcl"', 'id = "pcl:200"'), "have different numbers of parts"),
         (("[[rows]]", "[[rows"), "1.toml"),
     ],
 )

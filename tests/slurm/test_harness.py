@@ -131,7 +131,7 @@ def test_a_table_fills_without_its_client(here: Here, images: Path, tmp_path: Pa
     half = here.root / final["key"] / "record.json"
     half.write_text(half.read_text()[:100])  # as after a full disk or an incomplete copy
     refused = here.bench(*asked, "--cluster", "lab")
-    assert refused.returncode == 2 and f"{half}: half-written" in refused.stderr
+    assert refused.returncode == 2 and f"{half}: incomplete" in refused.stderr
     again = here.bench(*asked, "--cluster", "lab", "--replace-corrupt")
     assert "1 submitted now" in again.stdout, again.stdout + again.stderr
     until(over, 120)
