@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import planning
+
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.harness.status import SPEC
+from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.comparable import Split, published
@@ -43,7 +46,7 @@ def board(root: Path, suite: Suite = SHAPES) -> Board:
 
 def finish(
     root: Path,
-    recipe: str,
+    recipe: str | Recipe,
     protocol: str,
     seed: int = 0,
     *,
@@ -54,7 +57,8 @@ def finish(
     """Records of a pre-training (with the fields `before`) and of its evaluation, whose fields are
     given; the latter's key."""
     datasets = Datasets(Site(), root, suite, needed=False)
-    first, *_, last = plan.chain(RECIPES[recipe], [protocol], seed, suite, datasets)
+    known = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    first, *_, last = planning.chain(known, [protocol], seed, suite, datasets)
     left = {"file": "backbone.safetensors", "sha256": "0" * 64}
     _commit(root, first, **{"metrics": {"loss": 1.0}, "checkpoint": left, **(before or {})})
     _commit(root, last, **{"upstream": (first.key,), **fields})

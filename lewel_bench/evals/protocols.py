@@ -9,6 +9,8 @@ amazon-science/exponential-moving-average-normalization @f79248b, LEWEL's code =
 configurations LEWEL's det_configs are.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field
@@ -203,23 +205,25 @@ def _text(protocol: Linear) -> Linear:
     return text
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        LINEAR_LARS,
-        _text(LINEAR_LARS),
-        LINEAR_SGD,
-        _text(LINEAR_SGD),
-        _in100(LINEAR_LARS),
-        _in100(LINEAR_SGD),
-        KNN,
-        SEMI_1PCT,
-        SEMI_10PCT,
-        VOC07_DET_C4,
-        VOC12_SEG_FCN_D8,
-        COCO_C4_1X,
-        COCO_C4_2X,
-        COCO_FPN_1X,
-        COCO_FPN_2X,
-    )
-}
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            LINEAR_LARS,
+            _text(LINEAR_LARS),
+            LINEAR_SGD,
+            _text(LINEAR_SGD),
+            _in100(LINEAR_LARS),
+            _in100(LINEAR_SGD),
+            KNN,
+            SEMI_1PCT,
+            SEMI_10PCT,
+            VOC07_DET_C4,
+            VOC12_SEG_FCN_D8,
+            COCO_C4_1X,
+            COCO_C4_2X,
+            COCO_FPN_1X,
+            COCO_FPN_2X,
+        )
+    }
+)

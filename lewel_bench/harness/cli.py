@@ -14,6 +14,7 @@ from lewel_bench.harness import options
 
 if TYPE_CHECKING:
     from lewel_bench.harness.board.board import Board
+    from lewel_bench.harness.plan.catalog import ScaledCatalog
     from lewel_bench.harness.progress import Share
     from lewel_bench.harness.status import JobState
     from lewel_bench.results.store import Store
@@ -61,7 +62,7 @@ class Context:
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"the run root {self.root} is a file: name a folder with --root")
         follow_group(self.root)
-        own.remember(self.root)
+        self.catalog = own.load(self.root)
         self.suite = suites.get(getattr(arguments, "suite", "paper"), self.site)
         self.settings = [_setting(text) for text in getattr(arguments, "settings", [])]
         self.refit = getattr(arguments, "refit", False)
@@ -73,9 +74,18 @@ class Context:
 
     def choices(self, protocols: Iterable[str]) -> list[tuple[str, Any]]:
         """What --refit, --lrs and --engine mean for these protocols."""
-        from lewel_bench.harness.plan import plan
+        from lewel_bench.harness.plan.catalog import chosen_settings
 
-        return plan.choices(protocols, refit=self.refit, lrs=self.lrs, engines=self.engines)
+        known = [self.catalog.protocols[name] for name in protocols]
+        return chosen_settings(known, refit=self.refit, lrs=self.lrs, engines=self.engines)
+
+    def scaled(self, protocols: Iterable[str]) -> "ScaledCatalog":
+        """The catalogue at the suite's scale, with --set, --refit, --lrs and --engine applied for
+        these protocols."""
+        from lewel_bench.harness.plan.catalog import ScaledCatalog
+
+        settings = [*self.settings, *self.choices(protocols)]
+        return ScaledCatalog(self.catalog, self.suite, settings)
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:
@@ -124,11 +134,11 @@ def show_table(arguments: argparse.Namespace) -> int:
 
 
 def _board(context: Context) -> "Board":
-    from lewel_bench.evals.protocols import PROTOCOLS
     from lewel_bench.harness.board.board import Board
 
-    settings = [*context.settings, *context.choices(PROTOCOLS)]
-    return Board(context.root, context.suite, context.datasets, settings, context.beside)
+    catalog = context.catalog
+    settings = [*context.settings, *context.choices(catalog.protocols)]
+    return Board(context.root, context.suite, context.datasets, settings, context.beside, catalog)
 
 
 def explain_cell(arguments: argparse.Namespace) -> int:
@@ -318,7 +328,8 @@ def _states(
     from lewel_bench.harness.cost.estimate import Estimator
     from lewel_bench.harness.status import survey
 
-    states = survey(context.root, store, Estimator(store.records, context.root))
+    costs = Estimator(store.records, context.root)
+    states = survey(context.root, store, costs, context.catalog)
     if cluster is None and not (context.root / ".slurm").exists():
         return states
     from lewel_bench.harness import cluster as clusters
@@ -356,13 +367,13 @@ def _chosen(context: Context, arguments: argparse.Namespace) -> list[str]:
         if state not in ORDER:
             raise ValueError(unknown("state", state, ORDER))
     store = Store(context.root)
-    states, beside = _states(context, store), extras.beside(store)
+    states, beside = _states(context, store), extras.beside(store, context.catalog)
     named = {key for text in arguments.keys for key in cluster.named(states, text, beside)}
     if not (arguments.keys or arguments.method or arguments.table or arguments.state):
         raise ValueError("name keys or cells, or --method, --table or --state: see status")
     wanted = named or set(states)
     if arguments.method or arguments.table:
-        names = cluster.recipes(arguments.method, arguments.table)
+        names = cluster.recipes(arguments.method, arguments.table, context.catalog)
         wanted &= {key for key, one in states.items() if one.recipe in names}
     return [
         key
@@ -381,7 +392,9 @@ def show_logs(arguments: argparse.Namespace) -> int:
 
     context = Context(arguments)
     store = Store(context.root)
-    keys = cluster.named(_states(context, store), arguments.key, extras.beside(store))
+    keys = cluster.named(
+        _states(context, store), arguments.key, extras.beside(store, context.catalog)
+    )
     return cluster.logs(context.root, keys, arguments.key, arguments.follow)
 
 
@@ -408,7 +421,7 @@ def show_list(arguments: argparse.Namespace) -> int:
     from lewel_bench.harness.verbs import ls as listing
 
     context = Context(arguments)
-    columns, rows = listing.listing(arguments.what, context.site, context.root)
+    columns, rows = listing.listing(arguments.what, context.site, context.root, context.catalog)
     if arguments.format == "json":
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return 0

@@ -20,6 +20,7 @@ from lewel_bench.harness import status
 from lewel_bench.harness.board.extra_rows import Extra, extended
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan import plugins as own
+from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.status import COMMAND, LOCK, MARKS, JobState, write_spec
@@ -160,7 +161,7 @@ def kind(job: Job) -> str:
     if job.recipe:
         return "pretrain"
     assert job.protocol is not None
-    if job.reads_records:
+    if job.is_selection:
         return "light"
     return job.protocol.job_class
 
@@ -398,9 +399,9 @@ def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
         time.sleep(every_s)
 
 
-def recipes(methods: Sequence[str], tables: Sequence[str]) -> set[str]:
+def recipes(methods: Sequence[str], tables: Sequence[str], catalog: Catalog) -> set[str]:
     """The recipes of methods and tables. Raises ValueError for names that do not exist."""
-    names = {name for method in methods for name in cells.allowed([method])}
+    names = set(cells.recipe_names(methods, catalog))
     for table in cells.tables([text.removeprefix("table") for text in tables]):
         names |= {name for cell in table.cells() if (name := cells.recipe_name(*cell))}
     return names

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lewel_bench.evals.protocol import Protocol
 from lewel_bench.files import (
     ATTEMPTS,
     FAILURE,
@@ -26,6 +27,8 @@ from lewel_bench.files import (
     write_atomically,
 )
 from lewel_bench.harness.bundles.foreign import is_job
+from lewel_bench.harness.plan.catalog import PACKAGED, Catalog
+from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.results.cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
@@ -144,7 +147,10 @@ def read_spec(folder: Path) -> "Job":
 
 
 def survey(
-    root: Path, store: Store | None = None, costs: "Estimator | None" = None
+    root: Path,
+    store: Store | None = None,
+    costs: "Estimator | None" = None,
+    catalog: Catalog = PACKAGED,
 ) -> dict[str, JobState]:
     """The state of every job that has a folder under `root`, by key; with `costs` its hours too.
 
@@ -156,7 +162,7 @@ def survey(
     waiting = queued(root)
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     states = {}
-    for key, spec, held in _specs(root, store):
+    for key, spec, held in _specs(root, store, catalog):
         folder, record = root / key, store.records.get(key)
         done = progress(folder) if record is None and EVENTS in held else None
         state, reason = _state(folder, held, store, waiting, corrupt, spec, done)
@@ -322,7 +328,9 @@ def queued(root: Path) -> set[str]:
     return keys
 
 
-def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
+def _specs(
+    root: Path, store: Store, catalog: Catalog
+) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
     """Each key with its spec and the names in its folder: what is not there is not looked at."""
     try:
         names = sorted(e.name for e in os.scandir(root) if e.is_dir())
@@ -338,16 +346,17 @@ def _specs(root: Path, store: Store) -> Iterator[tuple[str, dict[str, Any], Coll
         if spec is None and record is not None:
             spec = {"kind": record.kind, "name": record.name, "seed": record.seed}
         if spec is not None:
-            spec["stale"] = _stale(spec)
+            spec["stale"] = _stale(spec, catalog)
             yield name, spec, frozenset(os.listdir(root / name))
 
 
-def _stale(spec: Mapping[str, Any]) -> str:
+def _stale(spec: Mapping[str, Any], catalog: Catalog) -> str:
     """Why the meaning of a job has changed since, or nothing."""
-    from lewel_bench.evals.protocols import PROTOCOLS
-    from lewel_bench.pretrain.recipes import RECIPES
-
-    for what, now in (("recipe", RECIPES), ("protocol", PROTOCOLS)):
+    known: tuple[tuple[str, Mapping[str, Recipe | Protocol]], ...] = (
+        ("recipe", catalog.recipes),
+        ("protocol", catalog.protocols),
+    )
+    for what, now in known:
         then = spec.get(what)
         if then and then.get("name") in now:
             current = now[then["name"]].revision

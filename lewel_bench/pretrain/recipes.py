@@ -6,6 +6,8 @@ text and the released code disagree, both exist by name; `lewel-bench ls conflic
 is the default and why. Learning rates are absolute, at the listed batch.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lewel_bench.pretrain.ablations import ABLATIONS
@@ -85,7 +87,7 @@ _BYOL_ORIGINAL: dict[str, Any] = {
 }
 _B512: dict[str, Any] = {"batch": 512, "bn_group": 64}
 
-RECIPES: dict[str, Recipe] = {}
+_recipes: dict[str, Recipe] = {}
 
 
 def _add(
@@ -99,7 +101,7 @@ def _add(
     for e in epochs:
         name = f"{family}_{e}ep"
         fields = {**setting, **over, "name": name, "label": label, "source": source, "epochs": e}
-        RECIPES[name] = Recipe(**fields)
+        _recipes[name] = Recipe(**fields)
 
 
 _add("moco_v2", "MoCo v2", (100, 200), f"{MOCO}; {LEWEL} Table 1", _MOCO_V2)
@@ -385,7 +387,8 @@ _add(
 for _family, _one in ABLATIONS.items():
     _name = f"{_family}_in100_240ep"
     _fields = {"name": _name, "label": _one.label, "source": _one.source, **_one.settings}
-    RECIPES[_name] = change(RECIPES[f"{_one.of}_in100_240ep"], _fields)
+    _recipes[_name] = change(_recipes[f"{_one.of}_in100_240ep"], _fields)
+RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
 
 
 def family(name: str) -> str:
@@ -393,6 +396,7 @@ def family(name: str) -> str:
     return name.rsplit("_", 1)[0]
 
 
-FAMILIES: dict[str, list[str]] = {}
+_families: dict[str, tuple[str, ...]] = {}
 for _name in RECIPES:
-    FAMILIES.setdefault(family(_name), []).append(_name)
+    _families[family(_name)] = (*_families.get(family(_name), ()), _name)
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(_families)

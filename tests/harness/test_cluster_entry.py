@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import planning
 import pytest
 import torch
 from command_line import environment
@@ -13,7 +14,6 @@ from command_line import environment
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.jobs import cluster_entry as cell
 from lewel_bench.harness.plan import plan, suites
-from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.status import FAILURE, write_spec
 from lewel_bench.slurm.in_job import EXIT, HALVINGS, Channel
@@ -68,8 +68,12 @@ def test_half_the_micro_batch_is_half_of_what_was_used(
 ) -> None:
     monkeypatch.setenv(HALVINGS, times)
     data = Dataset(name="imagenet", id="imagenet", root="/data")
-    selection = Selection(methods=("moco_v2_200ep",), evals=("linear_lars",))
-    jobs = plan.plan(selection, suites.SUITES["paper"], lambda name, task: data)
+    jobs = planning.jobs(
+        suites.SUITES["paper"],
+        lambda name, task: data,
+        methods=("moco_v2_200ep",),
+        evals=("linear_lars",),
+    )
     job = jobs[0] if method == jobs[0].name else jobs[1]
     assert cell._halved(MachineSettings(micro_batch=given), job).micro_batch == micro
 

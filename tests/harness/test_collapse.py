@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
+import planning
 import pytest
 from command_line import write_images
 from finished import finish
 
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.jobs import job as jobs
-from lewel_bench.harness.plan import plan, suites
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.status import EVENTS
@@ -31,9 +31,10 @@ def records(tmp_path: Path) -> list[Record]:
     write_images(tmp_path / "data")
     root = tmp_path / "runs"
     datasets = Datasets(Site(), root, SHAPES, {"": tmp_path / "data"}, needed=True)
-    selection = Selection(methods=("byol",), epochs=(200,), evals=("knn",), settings=SMALL)
     settings = MachineSettings(device="cpu", workers=0)
-    planned = plan.plan(selection, SHAPES, datasets)
+    planned = planning.jobs(
+        SHAPES, datasets, methods=("byol",), epochs=(200,), evals=("knn",), settings=SMALL
+    )
     return [jobs.run(job, root, settings, silent, never) for job in planned]
 
 

@@ -6,12 +6,13 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import planning
 import pytest
 from command_line import Bench, command, environment
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan import suites
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Data, Record
@@ -132,7 +133,7 @@ def _many_records(root: Path, count: int) -> None:
 
     while made < count:
         for name in ("lewel_m_200ep", "moco_v2_200ep", "lewel_m_100ep", "moco_v2_100ep"):
-            for job in plan.chain(RECIPES[name], ["linear_lars"], seed, suite, dataset):
+            for job in planning.chain(RECIPES[name], ["linear_lars"], seed, suite, dataset):
                 record.commit(
                     root / job.key,
                     Record(

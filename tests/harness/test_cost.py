@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import planning
 import pytest
 from command_line import write_images
 from finished import SHAPES, board, finish
@@ -16,8 +17,7 @@ from lewel_bench.harness.cost import budget, probe
 from lewel_bench.harness.cost.estimate import Cost, Estimator, duration, total, wall
 from lewel_bench.harness.cost.probe import steps_of
 from lewel_bench.harness.jobs import local
-from lewel_bench.harness.plan import plan, suites
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
@@ -31,13 +31,14 @@ PAPER = suites.SUITES["paper"]
 def jobs_of(
     root: Path, methods: str, evals: str = "linear", seeds: int = 1, **settings: object
 ) -> list[Job]:
-    selection = Selection(
+    return planning.jobs(
+        SHAPES,
+        Datasets(Site(), root, SHAPES, needed=False),
         methods=tuple(methods.split(",")),
         seeds=tuple(range(seeds)),
         evals=tuple(evals.split(",")),
         settings=tuple((name.replace("__", "."), value) for name, value in settings.items()),
     )
-    return plan.plan(selection, SHAPES, Datasets(Site(), root, SHAPES, needed=False))
 
 
 def edit(folder: Path, seconds: float, **environment: str) -> None:
@@ -50,8 +51,12 @@ def edit(folder: Path, seconds: float, **environment: str) -> None:
 
 def paper_job(recipe: str) -> Job:
     data = Dataset(name="imagenet", id="imagenet", root="/data")
-    selection = Selection(methods=(recipe,), evals=("none",))
-    (job,) = plan.plan(selection, PAPER, lambda name, task: data.model_copy(update={"id": name}))
+    (job,) = planning.jobs(
+        PAPER,
+        lambda name, task: data.model_copy(update={"id": name}),
+        methods=(recipe,),
+        evals=("none",),
+    )
     return job
 
 
@@ -276,7 +281,7 @@ def known(jobs: list[Job], **hours: float) -> Estimator:
     estimator = Estimator({})
     for job in jobs:
         name = job.recipe_name if job.recipe else job.protocol.name if job.protocol else ""
-        if not job.reads_records:
+        if not job.is_selection:
             estimator.learn(job, 3600 * hours[name], 50)
     return estimator
 

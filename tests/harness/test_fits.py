@@ -4,12 +4,13 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+import planning
 import pytest
 from command_line import write_images
 
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import fits, plan, suites
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.fits import Place
 from lewel_bench.harness.plan.site import Site
@@ -92,10 +93,14 @@ def test_a_root_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> No
 
 def jobs(method: str, evals: str, tmp_path: Path, **settings: object) -> list[plan.Job]:
     datasets = Datasets(Site(), tmp_path, suites.SUITES["shapes"])
-    selection = Selection(
-        methods=(method,), epochs=(200,), evals=(evals,), settings=tuple(settings.items())
+    return planning.jobs(
+        suites.SUITES["shapes"],
+        datasets,
+        methods=(method,),
+        epochs=(200,),
+        evals=(evals,),
+        settings=tuple(settings.items()),
     )
-    return plan.plan(selection, suites.SUITES["shapes"], datasets)
 
 
 def on(processes: int, cpu: bool = False, micro: int | None = None) -> Callable[..., Place]:
@@ -140,7 +145,7 @@ def test_every_job_of_the_shapes_suite_fits_its_images(tmp_path: Path) -> None:
     every = [
         job
         for name, recipe in RECIPES.items()
-        for job in plan.chain(recipe, ["linear_lars", "semi_1pct", DET, SEG, "coco_fpn_1x"], 0,
+        for job in planning.chain(recipe, ["linear_lars", "semi_1pct", DET, SEG, "coco_fpn_1x"], 0,
                               suites.SUITES["shapes"], datasets)
     ]  # fmt: skip
     check(every, on(1, cpu=True))
@@ -197,7 +202,7 @@ def test_half_the_micro_batch_only_where_the_result_stays(tmp_path: Path) -> Non
     datasets = Datasets(Site(), tmp_path, paper, needed=False)
     refused = 0
     for recipe in RECIPES.values():
-        job = plan.pretraining(recipe, 0, paper, datasets)
+        job = planning.pretraining(recipe, 0, paper, datasets)
         try:
             micro = fits.half_micro_batch(job, 8, None)
         except ValueError as error:
@@ -207,14 +212,14 @@ def test_half_the_micro_batch_only_where_the_result_stays(tmp_path: Path) -> Non
             shares(recipe, 8, micro)
     print(f"{refused} of {len(RECIPES)} recipes cannot halve their micro-batch on 8 GPUs")
     assert refused
-    moco = plan.pretraining(RECIPES["moco_v2_200ep"], 0, paper, datasets)
+    moco = planning.pretraining(RECIPES["moco_v2_200ep"], 0, paper, datasets)
     assert fits.half_micro_batch(moco, 1, None) == 128
     assert "--micro-batch 64 takes less" in fits.memory_advice(moco, 1, 128)
     assert "statistics over 32 images" in fits.memory_advice(moco, 8, None)
     semi, *_ = plan.evaluation(
-        plan.scale_protocol("semi_1pct", paper, ()),
+        ScaledCatalog(PACKAGED, paper).protocol("semi_1pct"),
         plan.Upstream("0" * 12, "x", 0),
-        paper,
+        paper.name,
         datasets,
     )
     assert fits.half_micro_batch(semi, 1, None) == 128

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import planning
 import pytest
 from finished import SHAPES, finish
 
 from lewel_bench.harness.bundles import foreign
-from lewel_bench.harness.plan import plan
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
@@ -103,7 +103,7 @@ def test_the_spec_of_every_recipe_and_protocol_passes(tmp_path: Path) -> None:
     evals = ("linear_lars", "semi_1pct", "coco_c4_1x", "voc12_seg_fcn_d8", "knn")
     record = made(tmp_path, "pretrain")
     for recipe in RECIPES.values():
-        for job in plan.chain(recipe, evals, 1, SHAPES, datasets):
+        for job in planning.chain(recipe, evals, 1, SHAPES, datasets):
             outcome = {"chosen": {"lr": 1}, "extra": {"select": {"top1": None}}}
             fields = {"kind": job.kind, "seed": 1, "outcome": outcome}
             foreign.check(changed(record, json.loads(json.dumps(job.identity())), **fields), PATH)

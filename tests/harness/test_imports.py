@@ -16,7 +16,8 @@ from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan import plan, plugins, suites
+from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suite import Suite
@@ -75,7 +76,7 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
     assert header == {"arch": "resnet18", "stem": "imagenet", "width": "8"}
     own = layouts.state(1)
     assert all(torch.equal(state[key], value) for key, value in own.items())
-    (extra,) = extras.find(Store(root), ["mine"])
+    (extra,) = extras.find(Store(root), ["mine"], PACKAGED)
     assert (extra.recipe, extra.epochs, extra.key) == ("moco_v2_200ep", 200, made.key)
 
 
@@ -95,7 +96,9 @@ def test_weights_that_a_bundle_left_out_are_written_again(
     (root / made.key / "spec.json").unlink()
     given = ["--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep"]
     assert evaluate(root, *given) == 0
-    assert file.exists() and extras.imported(Store(root))["mine"].recipe == "moco_v2_200ep"
+    assert (
+        file.exists() and extras.imported(Store(root), PACKAGED)["mine"].recipe == "moco_v2_200ep"
+    )
     file.unlink()
     state = layouts.state(1) | {"bn1.num_batches_tracked": torch.tensor(5)}  # the same weights
     other = layouts.LAYOUTS["moco v2"].content(state, layouts.state(2))
@@ -122,7 +125,7 @@ def test_a_card_says_where_the_weights_come_from(
     assert f"| file | `moco.pth.tar`, sha256 {checkpoint.sha256(path)} |" in card
     assert "| format and network | moco, query |" in card and "| proof | kNN says no |" in card
     assert "## Data" not in card
-    assert extras.imported(Store(root))[made.name].label.endswith("; proof failed)")
+    assert extras.imported(Store(root), PACKAGED)[made.name].label.endswith("; proof failed)")
 
 
 def test_a_recipe_that_is_not_known_here(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_identity_is_that_of_the_network(tmp_path: Path) -> None:
     other = layouts.write(tmp_path / "other.pth", {"state_dict": alone}, "old")
     assert evaluate(root, "--checkpoint", other, "--name", "query") == 0
     assert evaluate(root, "--checkpoint", path, "--name", "key", "--network", "key") == 0
-    known = extras.imported(Store(root))
+    known = extras.imported(Store(root), PACKAGED)
     assert set(known) == {"query", "key"} and known["query"].key != known["key"].key
 
 
@@ -272,9 +275,9 @@ def test_a_name_that_two_share_after_a_merge_is_neithers(
     means = {e.mean for (id, _), e in filled.entries.items() if id == row.id and e.mean is not None}
     assert means == {50.0, 65.0}
     # going on with one leaves both their names
-    names = set(extras.imported(Store(local)))
+    names = set(extras.imported(Store(local), PACKAGED))
     assert evaluate(local, "--name", f"mine-{own[:6]}") == 0
-    assert set(extras.imported(Store(local))) == names and len(names) == 2
+    assert set(extras.imported(Store(local), PACKAGED)) == names and len(names) == 2
     # the file alone does not say which name it goes by
     assert evaluate(local, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
     assert "these weights are here as mine-" in capsys.readouterr().err
@@ -299,9 +302,10 @@ def evaluated(
 ) -> None:
     """Records of an imported checkpoint's evaluations, one a seed."""
     datasets = Datasets(Site(), root, suite, needed=False)
-    key = extras.imported(Store(root))[name].key
+    key = extras.imported(Store(root), PACKAGED)[name].key
     seeds = range(len(values))
-    jobs = plan.of_checkpoint(key, name, [protocol], seeds, suite, datasets, settings)
+    protocols = [ScaledCatalog(PACKAGED, suite, settings).protocol(protocol)]
+    jobs = plan.of_checkpoint(key, name, protocols, seeds, suite.name, datasets)
     for job, value in zip((j for j in jobs if j.kind == "final"), values, strict=True):
         made: dict[str, Any] = {
             "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
@@ -314,7 +318,8 @@ def evaluated(
 
 
 def board(root: Path, suite: Suite, *names: str, settings: Sequence[tuple[str, Any]] = ()) -> Board:
-    return Board(root, suite, Datasets(Site(), root, suite, needed=False), settings, beside=names)
+    datasets = Datasets(Site(), root, suite, needed=False)
+    return Board(root, suite, datasets, settings, names, plugins.load(root))
 
 
 def test_row_beside_the_papers(
@@ -325,7 +330,7 @@ def test_row_beside_the_papers(
     path = moco(tmp_path / "a.pth")
     usual = RECIPES["moco_v2_200ep"]
     small = usual.model_copy(update={"backbone": layouts.SMALL})  # as that of the checkpoint
-    monkeypatch.setitem(RECIPES, "moco_v2_200ep", small)
+    monkeypatch.setattr(plugins, "PACKAGED", PACKAGED.with_recipe(small))
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
     evaluated(root, PAPER, "mine", "linear_lars", [67.45, 67.5, 67.52], data=imagenet())
     filled = board(root, PAPER, "mine").filled("1")
@@ -344,7 +349,7 @@ def test_row_beside_the_papers(
     assert main(["table", "1", "--with", "mine", "--format", "json", "--root", str(root)]) == 0
     assert "imported, weights" in capsys.readouterr().out
     # another network than the recipe's has nothing published beside it
-    monkeypatch.setitem(RECIPES, "moco_v2_200ep", usual)
+    monkeypatch.setattr(plugins, "PACKAGED", PACKAGED)
     filled = board(root, PAPER, "mine").filled("1")
     assert filled.table.rows[-1].id == "mine"
     assert filled.entries["mine", "200:top1"].published is None
@@ -356,7 +361,7 @@ def test_a_row_that_was_measured_on_something_else_says_so(
     """Stands for a recipe of the paper, but on forty images and with one epoch."""
     root = tmp_path / "runs"
     small = RECIPES["moco_v2_200ep"].model_copy(update={"backbone": layouts.SMALL})
-    monkeypatch.setitem(RECIPES, "moco_v2_200ep", small)
+    monkeypatch.setattr(plugins, "PACKAGED", PACKAGED.with_recipe(small))
     path = moco(tmp_path / "a.pth")
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
     few = Contents(images=40, classes=10, names="0" * 12, per_class=(4, 4))

@@ -11,6 +11,7 @@ from pathlib import Path
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.plan import plan
+from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain.recipes import RECIPES
 
@@ -25,18 +26,19 @@ def dataset(name: str, purpose: str) -> Dataset:
 def keys() -> dict[str, dict[str, dict[str, str]]]:
     """By suite: the key of each pre-training, and those of all jobs of each evaluation, which
     follow from its pre-training's key and from nothing else of the recipe."""
-    return {
-        name: {
-            "pretrain": {
-                r.name: plan.pretraining(r, 0, suite, dataset).key for r in RECIPES.values()
-            },
-            "evals": {
-                p: " ".join(job.key for job in plan.evaluations(UPSTREAM, [p], suite, dataset))
-                for p in PROTOCOLS
-            },
+    known: dict[str, dict[str, dict[str, str]]] = {}
+    for name, suite in SUITES.items():
+        scaled = ScaledCatalog(PACKAGED, suite)
+        evaluations = {
+            p: plan.evaluations(UPSTREAM, [scaled.protocol(p)], name, dataset) for p in PROTOCOLS
         }
-        for name, suite in SUITES.items()
-    }
+        known[name] = {
+            "pretrain": {
+                r: plan.pretraining(scaled.recipe(r), 0, name, dataset).key for r in RECIPES
+            },
+            "evals": {p: " ".join(job.key for job in jobs) for p, jobs in evaluations.items()},
+        }
+    return known
 
 
 def test_keys_are_those_of_the_golden_list() -> None:

@@ -5,14 +5,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import planning
 import pytest
 from command_line import write_images
 from finished import SHAPES
 
 from lewel_bench.harness import status
 from lewel_bench.harness.jobs import local, log, ranks, signals
-from lewel_bench.harness.plan import plan
-from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain.recipes import RECIPES
@@ -22,7 +21,7 @@ from lewel_bench.results.record import NAME
 
 def _runner(root: Path, **settings: object) -> local.Runner:
     datasets = Datasets(Site(), root, SHAPES, needed=False)
-    jobs = plan.chain(RECIPES["lewel_m_200ep"], [], 0, SHAPES, datasets)
+    jobs = planning.chain(RECIPES["lewel_m_200ep"], [], 0, SHAPES, datasets)
     machine = MachineSettings.model_validate({"device": "cpu", **settings})
     return local.Runner(jobs, root, machine, lambda job: silent, print)
 
@@ -149,12 +148,23 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path) -> None:
     """The others wait for it in a collective; it exited with 0, and they waited 10 minutes."""
     images = write_images(tmp_path / "images")
     datasets = Datasets(Site(), tmp_path, SHAPES, {"": images})
-    selection = Selection(
-        methods=("moco_v2_200ep",), evals=("none",),
-        settings=tuple({"batch": 8, "bn_group": 4, "args.queue": 16, "backbone.width": 4,
-                        "image_size": 32, "args.hidden": 8, "epochs": 50}.items()),
-    )  # fmt: skip
-    jobs = plan.plan(selection, SHAPES, datasets)
+    jobs = planning.jobs(
+        SHAPES,
+        datasets,
+        methods=("moco_v2_200ep",),
+        evals=("none",),
+        settings=tuple(
+            {
+                "batch": 8,
+                "bn_group": 4,
+                "args.queue": 16,
+                "backbone.width": 4,
+                "image_size": 32,
+                "args.hidden": 8,
+                "epochs": 50,
+            }.items()
+        ),
+    )
     machine = MachineSettings(device="cpu", processes=2, workers=0)
     runner = local.Runner(jobs, tmp_path / "runs", machine, lambda job: silent, print)
     (images / "train" / "class0" / "000.jpg").write_bytes(b"no image")  # read by one rank

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planning
 import pytest
 from annotated import make_voc
 from command_line import write_images
@@ -14,9 +15,8 @@ from lewel_bench.evals import splits
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.jobs import job
-from lewel_bench.harness.plan import contents, fits, plan
+from lewel_bench.harness.plan import contents, fits
 from lewel_bench.harness.plan import data_check as material
-from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suites import PAPER, SHAPES
@@ -171,8 +171,9 @@ def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> 
     small = ("batch", 8), ("bn_group", 8), ("args.queue", 16)
 
     def check(*settings: tuple[str, object]) -> None:
-        selection = Selection(methods=("pcl_200ep",), evals=("none",), settings=settings)
-        (planned,) = plan.plan(selection, SHAPES, datasets)
+        (planned,) = planning.jobs(
+            SHAPES, datasets, methods=("pcl_200ep",), evals=("none",), settings=settings
+        )
         fits.check_data([planned], lambda job: fits.Place(1, True))
 
     with pytest.raises(ValueError, match=r"batch 64 is more than the 48 .* --set batch=12"):

@@ -4,31 +4,29 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import planning
 import pytest
 import torch
 from command_line import write_images
 from finished import finish
 
-from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness import cluster, status
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import classes as alike
 from lewel_bench.harness.jobs import job as jobs
-from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan import plugins as own
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan import suites
+from lewel_bench.harness.plan.catalog import PACKAGED, Catalog, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Views
-from lewel_bench.pretrain.recipe import change
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.report import Stopped, silent
 from lewel_bench.results import table
 from lewel_bench.results.store import Store
@@ -41,39 +39,40 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """What a test makes known is forgotten after it."""
-    kept = [(table, dict(table)) for table in (RECIPES, PROTOCOLS)]
-    families = {name: list(names) for name, names in FAMILIES.items()}
-    yield
-    for known, content in [*kept, (FAMILIES, families)]:
-        known.clear()
-        known.update(content)
+def catalog(tmp_path: Path) -> Catalog:
+    """What a command under the run root of a test knows."""
+    return own.load(tmp_path / "runs")
 
 
-def added(tmp_path: Path, old: str = "", new: str = "") -> str:
-    """The example as a file of its own, made known; its recipe's name."""
+def ours(tmp_path: Path, text: str) -> Recipe:
+    """The recipe that a command line names, which later commands know."""
+    root = tmp_path / "runs"
+    (name,), known = own.with_methods([text], root, own.load(root))
+    return known.recipes[name]
+
+
+def added(tmp_path: Path, old: str = "", new: str = "") -> Recipe:
+    """The recipe of the example, as a file of its own."""
     file = tmp_path / "mine" / "my_method.py"
     file.parent.mkdir(exist_ok=True)
     file.write_text(EXAMPLE.read_text().replace(old, new) if old else EXAMPLE.read_text())
-    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
-    return name
+    return ours(tmp_path, f"{file}:recipe")
 
 
-def pretraining(tmp_path: Path, name: str) -> Job:
+def pretraining(tmp_path: Path, recipe: Recipe) -> Job:
     data = tmp_path / "data"
     if not data.exists():
         write_images(data)
     datasets = Datasets(Site(), tmp_path / "runs", SHAPES, {"": data}, needed=True)
-    selection = Selection(methods=(name,), evals=("none",), settings=SMALL)
-    (job,) = plan.plan(selection, SHAPES, datasets)
+    known = PACKAGED.with_recipe(recipe)
+    query = {"methods": (recipe.name,), "evals": ("none",)}
+    (job,) = planning.jobs(SHAPES, datasets, settings=SMALL, catalog=known, **query)
     return job
 
 
 def test_the_example_is_short_and_its_loss_falls(tmp_path: Path) -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 80
-    recipe = change(RECIPES[added(tmp_path)], {"args.dim": 16, "backbone.width": 8})
+    recipe = change(added(tmp_path), {"args.dim": 16, "backbone.width": 8})
     recipe = change(recipe, {"backbone.arch": "resnet18", "backbone.stem": "small"})
     method = methods.build(recipe, 0)
     torch.manual_seed(0)
@@ -97,7 +96,7 @@ def test_the_example_is_short_and_its_loss_falls(tmp_path: Path) -> None:
 
 
 def test_the_terms_of_the_example_are_those_of_its_paper(tmp_path: Path) -> None:
-    recipe = RECIPES[added(tmp_path)]
+    recipe = added(tmp_path)
     assert recipe.own is not None
     module = methods.load_own(recipe.own)
     z = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
@@ -109,22 +108,20 @@ def test_the_terms_of_the_example_are_those_of_its_paper(tmp_path: Path) -> None
 
 
 def test_it_trains_resumes_and_is_remembered(tmp_path: Path, capsys: Any) -> None:
-    name = added(tmp_path)
-    job, settings = pretraining(tmp_path, name), MachineSettings(device="cpu", workers=0)
+    recipe = added(tmp_path)
+    job, settings = pretraining(tmp_path, recipe), MachineSettings(device="cpu", workers=0)
     whole = jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
-    assert whole.spec["recipe"]["own"] == {"code": RECIPES[name].own.code}  # type: ignore[union-attr]
+    assert whole.spec["recipe"]["own"] == {"code": recipe.own.code}  # type: ignore[union-attr]
     asked = iter([False, False, False, True])
     with pytest.raises(Stopped):
         jobs.run(job, tmp_path / "again", settings, silent, lambda: next(asked))
     resumed = jobs.run(job, tmp_path / "again", settings, silent, lambda: False)
     assert resumed.metrics == whole.metrics and resumed.checkpoint == whole.checkpoint
     assert whole.metrics.keys() >= {"effective_rank", "untrained_effective_rank"}
-    for known in (RECIPES, FAMILIES):
-        known.pop(name, None)
-    FAMILIES.pop("vicreg")
     assert main(["ls", "methods", "--root", str(tmp_path / "runs")]) == 0
-    assert "your own, /" in capsys.readouterr().out and RECIPES[name].method == "VICReg"
-    assert pretraining(tmp_path, name).key == job.key
+    assert "your own, /" in capsys.readouterr().out and recipe.method == "VICReg"
+    assert catalog(tmp_path).families["vicreg"] == ["vicreg_100ep"]
+    assert pretraining(tmp_path, catalog(tmp_path).recipes[recipe.name]).key == job.key
     assert set(Store(tmp_path / "runs").records) == {job.key}
 
 
@@ -176,8 +173,8 @@ def test_an_edited_file_is_another_number(
 def test_arguments_of_its_own_may_have_the_names_of_ours(tmp_path: Path) -> None:
     """What queue, h and semantic must be is known of our methods alone."""
     more = 'h: Positive = 3, queue: str = "none", semantic: bool = False,'
-    name = added(tmp_path, "covariance: Rate = 1.0,", f"covariance: Rate = 1.0, {more}")
-    recipe = pretraining(tmp_path, name).recipe
+    own_recipe = added(tmp_path, "covariance: Rate = 1.0,", f"covariance: Rate = 1.0, {more}")
+    recipe = pretraining(tmp_path, own_recipe).recipe
     assert recipe
     methods.check(recipe)
     assert methods.settings(recipe)["h"] == 3 and not methods.begins(recipe)
@@ -207,9 +204,10 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         "from lewel_bench.pretrain.recipes import RECIPES\n"
         "mine = change(RECIPES['moco_v2_100ep'], {'name': 'moco_v2_mine_50ep', 'epochs': 50})\n"
     )
-    (name,) = own.of_methods([f"{file}:mine"], tmp_path / "runs")
-    assert name == "moco_v2_mine_50ep" and RECIPES[name].own is None
-    assert plan.scale_recipe(RECIPES[name], SHAPES, ()).args["queue"] == 1024  # as moco_v2's
+    recipe = ours(tmp_path, f"{file}:mine")
+    assert recipe.name == "moco_v2_mine_50ep" and recipe.own is None
+    scaled = ScaledCatalog(catalog(tmp_path), SHAPES)
+    assert scaled.recipe(recipe.name).args["queue"] == 1024  # as moco_v2's
 
 
 @pytest.mark.parametrize(
@@ -284,9 +282,10 @@ def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_its_row_stands_below_the_papers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, name = tmp_path / "runs", added(tmp_path)
+    root, recipe = tmp_path / "runs", added(tmp_path)
+    name = recipe.name
     for seed, value in enumerate((50.0, 52.0)):
-        finish(root, name, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
+        finish(root, recipe, "linear_lars", seed, metrics={"top1": value, "top5": 90.0})
     more = ["--suite", "shapes", "--root", str(root)]
     words = ["table", "1", *more]
     assert main([*words, "--with", name, "--format", "json"]) == 0
@@ -317,30 +316,30 @@ def test_its_row_stands_below_the_papers(
 def test_a_length_that_no_column_has_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    added(tmp_path)
-    longer = {"name": "vicreg_300ep", "epochs": 300}
-    RECIPES["vicreg_300ep"] = change(RECIPES["vicreg_100ep"], longer)
-    rows = extras.find(Store(tmp_path), ["vicreg_300ep"])
+    longer = change(added(tmp_path), {"name": "vicreg_300ep", "epochs": 300})
+    known = catalog(tmp_path).with_recipe(longer)
+    rows = extras.find(Store(tmp_path), ["vicreg_300ep"], known)
     table_1 = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
     assert table_1.rows == table.load("1").rows
     assert "vicreg_300ep is pre-trained for 300 epochs: no column" in table_1.remarks[-1]
 
 
 def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
-    name = added(tmp_path)
-    key = finish(tmp_path / "runs", name, "linear_lars", metrics={"top1": 1.0})
+    recipe = added(tmp_path)
+    name = recipe.name
+    key = finish(tmp_path / "runs", recipe, "linear_lars", metrics={"top1": 1.0})
     store = Store(tmp_path / "runs")
     states = status.survey(store.root, store)
     cell = f"table1:{name}:100:top1"
-    keys = cluster.named(states, cell, extras.beside(store))
+    keys = cluster.named(states, cell, extras.beside(store, catalog(tmp_path)))
     assert sorted(keys) == sorted([key, *store.records[key].upstream])
     with pytest.raises(ValueError, match="nothing that fills table1:lewel_m:200:top1"):
-        cluster.named(states, "table1:lewel_m:200:top1", extras.beside(store))
+        cluster.named(states, "table1:lewel_m:200:top1", extras.beside(store, catalog(tmp_path)))
     assert main(["logs", cell, "--root", str(store.root)]) == 2
 
 
 def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
-    first = RECIPES[added(tmp_path)]
+    first = added(tmp_path)
     word = f"--method={tmp_path / 'mine' / 'my_method.py'}:recipe,lewel_m"
     later = own.named(word)
     assert later == f"--method={first.own and first.own.file}:recipe,lewel_m"
@@ -348,25 +347,22 @@ def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
     text = word.removeprefix("--method=").split(",")[0]
     assert own.named(f"lewel_m, {text}") == f"lewel_m,{later.removeprefix('--method=')[:-8]}"
     assert own.named(f"dir/{text},{text}0") == f"dir/{text},{text}0"  # of other files
-    edited = RECIPES[added(tmp_path, 'label="VICReg"', 'label="Mine"')]
+    edited = added(tmp_path, 'label="VICReg"', 'label="Mine"')
     # a planner that wakes after the edit goes on with the first, and what is known stays the second
-    own.of_methods([later.removeprefix("--method=").split(",")[0]], tmp_path / "runs")
-    assert RECIPES["vicreg_100ep"] == first
-    own.remember(tmp_path / "runs")
-    assert RECIPES["vicreg_100ep"] == edited != first
+    assert ours(tmp_path, later.removeprefix("--method=").split(",")[0]) == first
+    assert catalog(tmp_path).recipes["vicreg_100ep"] == edited != first
 
 
 def test_edits_of_the_same_second_and_size_are_told_apart(tmp_path: Path) -> None:
     for weight in ("24.0", "23.0"):
-        name = added(tmp_path, "invariance: Rate = 25.0", f"invariance: Rate = {weight}")
+        recipe = added(tmp_path, "invariance: Rate = 25.0", f"invariance: Rate = {weight}")
         os.utime(tmp_path / "mine" / "my_method.py", (1, 1))
-        built = methods.build(change(RECIPES[name], {"args.dim": 8}), 0)
+        built = methods.build(change(recipe, {"args.dim": 8}), 0)
         assert built.weights[0] == float(weight)
 
 
 def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
-    name = added(tmp_path)
-    job = pretraining(tmp_path, name)
+    job = pretraining(tmp_path, added(tmp_path))
     kept = tmp_path / "runs" / job.key / status.METHOD
     status.write_spec(job, tmp_path / "runs")
     kept.write_text("# edited")
@@ -378,14 +374,14 @@ def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
     read = status.read_spec(folder)
     assert read.recipe and type(methods.build(read.recipe, 0)).__name__ == "VICReg"
     assert read.identity() == job.identity()
-    own.remember(tmp_path / "moved")
-    assert methods.arguments("VICReg", RECIPES[name].own)["dim"][1] == 8192
+    known = own.load(tmp_path / "moved").recipes["vicreg_100ep"]
+    assert methods.arguments("VICReg", known.own)["dim"][1] == 8192
 
 
 def test_a_projector_may_be_assigned(tmp_path: Path) -> None:
     old = "        self.weights ="
-    name = added(tmp_path, old, f"        self.projector = torch.nn.Identity()\n{old}")
-    method = methods.build(change(RECIPES[name], {"args.dim": 8}), 0)
+    recipe = added(tmp_path, old, f"        self.projector = torch.nn.Identity()\n{old}")
+    method = methods.build(change(recipe, {"args.dim": 8}), 0)
     assert isinstance(method.projector, torch.nn.Identity)
 
 
@@ -405,9 +401,9 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
         "fields = {'name': 'byol_twice_100ep', 'method': 'Mine', 'args.dim': 8}\n"
         "recipe = change(RECIPES['byol_100ep'], fields)\n"
     )
-    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
-    assert set(methods.arguments("Mine", RECIPES[name].own)) == {"dim", "hidden", "bias"}
-    assert type(methods.build(RECIPES[name], 0)).__name__ == "Mine"
+    recipe = ours(tmp_path, f"{file}:recipe")
+    assert set(methods.arguments("Mine", recipe.own)) == {"dim", "hidden", "bias"}
+    assert type(methods.build(recipe, 0)).__name__ == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -431,10 +427,10 @@ def test_a_class_with_arguments_of_ours_has_their_rules(
         "fields = {'name': 'mine_200ep', 'method': 'Mine'}\n"
         f"recipe = change(RECIPES['{family}_200ep'], fields)\n"
     )
-    (name,) = own.of_methods([f"{file}:recipe"], tmp_path / "runs")
-    methods.check(RECIPES[name])
+    recipe = ours(tmp_path, f"{file}:recipe")
+    methods.check(recipe)
     with pytest.raises(ValueError, match=message):
-        methods.check(change(RECIPES[name], args))
+        methods.check(change(recipe, args))
 
 
 def test_an_installed_distribution_offers_methods_and_protocols(
@@ -466,10 +462,10 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     assert "lewel_own_example.vicreg" not in sys.modules  # nothing is loaded to list it
     assert main([*words, "--method", "vicreg", "--epochs", "100", "--evals", "linear_long"]) == 0
     assert "linear_long of vicreg_100ep" in capsys.readouterr().out
-    own.of_methods(["vicreg"], tmp_path / "runs")
+    ours(tmp_path, "vicreg_100ep")
     recipe = json.loads((tmp_path / "runs" / own.FOLDER / "vicreg_100ep.json").read_text())
     assert recipe["own"]["module"] == "lewel_own_example.vicreg"
-    method = methods.build(change(RECIPES["vicreg_100ep"], {"args.dim": 8}), 0)
+    method = methods.build(change(catalog(tmp_path).recipes["vicreg_100ep"], {"args.dim": 8}), 0)
     assert type(method).__module__ == "lewel_own_example.vicreg"
     assert main([*words, "--method", "vicreg_100ep", "--evals", "linear_long"]) == 0
     assert main(["ls", "protocols", "--root", str(tmp_path / "runs")]) == 0
@@ -477,13 +473,17 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     # an edit is another number, not what was run here before, and a new release is one too
     (package / "vicreg.py").write_text(EXAMPLE.read_text() + "\nrecipes = [recipe]\n")
     del sys.modules["lewel_own_example.vicreg"]
-    seen = [RECIPES["vicreg_100ep"].identity()]
-    assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
-    seen.append(RECIPES["vicreg_100ep"].identity())
+    root = tmp_path / "runs"
+
+    def offered() -> dict[str, Any]:
+        assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
+        known = own.with_methods(["vicreg"], root, own.load(root), keep=False)[1]
+        return known.recipes["vicreg_100ep"].identity()
+
+    identities = [catalog(tmp_path).recipes["vicreg_100ep"].identity(), offered()]
     metadata = info / "METADATA"
     metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
-    assert main([*words, "--method", "vicreg", "--evals", "none"]) == 0
-    assert RECIPES["vicreg_100ep"].identity() not in seen and seen[0] != seen[1]
+    assert offered() not in identities and identities[0] != identities[1]
     for more, message in (
         (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
         (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),

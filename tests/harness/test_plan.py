@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import planning
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.plan import cells, plan, suites
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.catalog import PACKAGED, chosen_settings
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import OwnSuite, Site
@@ -26,7 +27,7 @@ def _dataset(name: str, role: str) -> Dataset:
 
 
 def _plan(**fields: object) -> list[Job]:
-    return plan.plan(Selection(**fields), SHAPES, _dataset)  # type: ignore[arg-type]
+    return planning.jobs(SHAPES, _dataset, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)
@@ -60,20 +61,20 @@ def test_every_table_names_recipes_and_protocols_that_exist(name: str) -> None:
         protocol = row.protocols[column.eval]
         assert protocol in PROTOCOLS
         if column.eval == "linear":  # `run --method` and `run --table` must mean the same
-            assert protocol == cells.probe(recipe)
-        assert protocol in cells.of_paper(recipe)
+            assert protocol == cells.probe(RECIPES[recipe])
+        assert protocol in cells.of_paper(RECIPES[recipe])
 
 
 def test_what_is_not_part_of_a_key() -> None:
     recipe = RECIPES["lewel_m_200ep"]
     renamed = recipe.model_copy(update={"name": "x", "label": "y", "source": "z"})
-    keys = [plan.chain(r, [], 0, SHAPES, _dataset)[0].key for r in (recipe, renamed)]
+    keys = [planning.chain(r, [], 0, SHAPES, _dataset)[0].key for r in (recipe, renamed)]
     assert keys[0] == keys[1]
 
     def elsewhere(name: str, role: str) -> Dataset:
         return Dataset(name="other", id=name, root="/elsewhere")
 
-    assert plan.chain(recipe, [], 0, SHAPES, elsewhere)[0].key == keys[0]
+    assert planning.chain(recipe, [], 0, SHAPES, elsewhere)[0].key == keys[0]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,8 @@ def test_what_is_not_part_of_a_key() -> None:
 def test_what_is_part_of_a_key(setting: tuple[str, object]) -> None:
     recipe = RECIPES["lewel_m_200ep"]
     before, after = (
-        plan.chain(recipe, [], 0, SHAPES, _dataset, settings)[0].key for settings in ([], [setting])
+        planning.chain(recipe, [], 0, SHAPES, _dataset, settings)[0].key
+        for settings in ([], [setting])
     )
     assert before != after
 
@@ -91,9 +93,9 @@ def test_what_is_part_of_a_key(setting: tuple[str, object]) -> None:
 @given(seed=st.integers(0, 2**31))
 def test_seed_and_data_are_part_of_a_key(seed: int) -> None:
     recipe = RECIPES["byol_100ep"]
-    key = plan.chain(recipe, [], seed, SHAPES, _dataset)[0].key
-    assert key != plan.chain(recipe, [], seed + 1, SHAPES, _dataset)[0].key
-    other = plan.chain(recipe, [], seed, SHAPES, lambda n, r: Dataset(name=n, id="b", root=""))
+    key = planning.chain(recipe, [], seed, SHAPES, _dataset)[0].key
+    assert key != planning.chain(recipe, [], seed + 1, SHAPES, _dataset)[0].key
+    other = planning.chain(recipe, [], seed, SHAPES, lambda n, r: Dataset(name=n, id="b", root=""))
     assert key != other[0].key
 
 
@@ -105,7 +107,7 @@ def test_a_table_looks_for_the_key_that_a_run_writes(protocol: str, tmp_path: Pa
     settings = [("optimizer.lr", 0.5), (f"{protocol}.revision", 3)]
     board = Board(tmp_path, SHAPES, datasets, settings)
     recipe = RECIPES["lewel_m_200ep"]
-    chain = plan.chain(recipe, [protocol], 0, SHAPES, datasets, settings)
+    chain = planning.chain(recipe, [protocol], 0, SHAPES, datasets, settings)
     assert board.final_key(recipe.name, protocol, 0) == chain[-1].key
 
 
@@ -119,7 +121,8 @@ def test_a_run_without_evals_does_those_of_the_papers_tables() -> None:
 
 def _judged(suite: str, *tables: str) -> dict[str, tuple[str, ...]]:
     of = suites.SUITES[suite]
-    return {recipe.name: names for recipe, names in cells.cells(Selection(tables=tables), of)}
+    named = cells.named_evaluations(cells.Query(tables=tables), PACKAGED, of)
+    return {recipe: tuple(names) for recipe, names in named.items()}
 
 
 def test_a_table_is_run_as_far_as_the_suite_has_a_scale() -> None:
@@ -135,15 +138,13 @@ def test_a_table_is_run_as_far_as_the_suite_has_a_scale() -> None:
 
 
 def _dense(**settings: object) -> list[Job]:
-    return plan.plan(
-        Selection(
-            methods=("lewel_m",),
-            epochs=(200,),
-            evals=("voc07_det_c4",),
-            settings=tuple((f"voc07_det_c4.{name}", value) for name, value in settings.items()),
-        ),
+    return planning.jobs(
         suites.PAPER,
         _dataset,
+        methods=("lewel_m",),
+        epochs=(200,),
+        evals=("voc07_det_c4",),
+        settings=tuple((f"voc07_det_c4.{name}", value) for name, value in settings.items()),
     )
 
 
@@ -153,10 +154,10 @@ def test_a_dense_search_ends_in_one_training_a_trial() -> None:
     finals = [j for j in jobs if j.kind == "final"]
     assert [j.lr for j in searches] == PROTOCOLS["voc07_det_c4"].grid()  # type: ignore[union-attr]
     assert [j.trial for j in finals] == [0, 1, 2] and len({j.key for j in finals}) == 3
-    assert not any(j.reads_records for j in finals)
+    assert not any(j.is_selection for j in finals)
     assert {j.key for j in _dense(trials=2) if j.kind == "final"} < {j.key for j in finals}
     (final,) = [j for j in _dense(refit=False, trials=1) if j.kind == "final"]
-    assert final.reads_records
+    assert final.is_selection
 
 
 def test_one_candidate_is_not_searched() -> None:
@@ -166,20 +167,20 @@ def test_one_candidate_is_not_searched() -> None:
 
 
 def test_what_lrs_and_engine_stand_for() -> None:
-    both = ("voc07_det_c4", "voc12_seg_fcn_d8", "linear_lars")
-    assert plan.choices(both, lrs=[0.1]) == [
+    both = [PROTOCOLS[name] for name in ("voc07_det_c4", "voc12_seg_fcn_d8", "linear_lars")]
+    assert chosen_settings(both, lrs=[0.1]) == [
         ("voc07_det_c4.lrs", [0.1]),
         ("voc12_seg_fcn_d8.lrs", [0.1]),
     ]
-    assert plan.choices(both, engines=["mmseg"]) == [("voc12_seg_fcn_d8.engine", "mmseg")]
+    assert chosen_settings(both, engines=["mmseg"]) == [("voc12_seg_fcn_d8.engine", "mmseg")]
     with pytest.raises(ValueError, match="Did you mean 'detectron2'"):
-        plan.choices(both, engines=["detectron"])
+        chosen_settings(both, engines=["detectron"])
     with pytest.raises(ValueError, match="no selected evaluation runs on it"):
-        plan.choices(["linear_lars"], engines=["mmseg"])
+        chosen_settings([PROTOCOLS["linear_lars"]], engines=["mmseg"])
     with pytest.raises(ValueError, match="no detection or segmentation"):
-        plan.choices(["linear_lars"], lrs=[0.1])
+        chosen_settings([PROTOCOLS["linear_lars"]], lrs=[0.1])
     with pytest.raises(ValueError, match="trains its choice once more"):
-        plan.choices(["semi_1pct", "knn"], refit=True)
+        chosen_settings([PROTOCOLS["semi_1pct"], PROTOCOLS["knn"]], refit=True)
     keys = [_dense(engine=engine)[-1].key for engine in ("native", "detectron2")]
     assert keys[0] != keys[1]
 

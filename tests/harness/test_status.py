@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import planning
 import pytest
 from finished import SHAPES, finish
 
 from lewel_bench.harness import status
 from lewel_bench.harness.cost.estimate import Estimator
 from lewel_bench.harness.jobs import log
-from lewel_bench.harness.plan import plan
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
@@ -56,7 +56,7 @@ def test_a_spec_of_ours_is_a_job(tmp_path: Path) -> None:
     jobs = [
         job
         for recipe in ("lewel_m_200ep", "pcl_200ep", "moco_v2_200ep")
-        for job in plan.chain(
+        for job in planning.chain(
             RECIPES[recipe],
             ["linear_lars", "semi_1pct", "voc07_det_c4", "voc12_seg_fcn_d8"],
             0,

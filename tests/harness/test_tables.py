@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import planning
 import pytest
 from finished import board, finish, imagenet
 
 from lewel_bench.harness import cli
 from lewel_bench.harness.board.board import Board, written
-from lewel_bench.harness.plan import plan, suites
+from lewel_bench.harness.plan import suites
+from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.verbs.explain import explained, show
@@ -44,7 +46,7 @@ class Lab:
 
     def pretrained(self, name: str, seed: int = 0, **fields: Any) -> str:
         datasets = Datasets(Site(), self.root, SHAPES, needed=False)
-        job = plan.pretraining(RECIPES[name], seed, SHAPES, datasets, self.settings)
+        job = planning.pretraining(RECIPES[name], seed, SHAPES, datasets, self.settings)
         made = {
             "key": job.key, "kind": "pretrain", "name": job.name, "spec": job.identity(),
             "seed": seed, "metrics": {"loss": 1.0}, "commit": "c", "dirty": False, "version": "0",
@@ -112,7 +114,7 @@ def test_a_record_fills_the_column_of_its_length_or_none(tmp_path: Path) -> None
         root = tmp_path / str(epochs)
         datasets = Datasets(Site(), root, SHAPES, needed=False)
         for name in ("moco_v2_100ep", "moco_v2_200ep"):
-            chain = plan.chain(RECIPES[name], ["linear_lars"], 0, SHAPES, datasets, settings)
+            chain = planning.chain(RECIPES[name], ["linear_lars"], 0, SHAPES, datasets, settings)
             for job in chain:
                 made = {
                     "key": job.key, "kind": job.kind, "name": job.name, "spec": job.identity(),
@@ -226,7 +228,7 @@ def test_every_cell_of_every_table_can_be_filled(id: str, suite: str, tmp_path: 
     }
     if suite == "cifar10":  # it has no scale for detection and segmentation
         return
-    jobs = plan.plan(plan.Selection(tables=(id,)), scale, datasets)
+    jobs = planning.jobs(scale, datasets, tables=(id,))
     keys = {job.key for job in jobs}
     for entry in filled.entries.values():
         for slot in entry.slots:
@@ -288,7 +290,7 @@ def test_a_setting_is_written_as_it_is_read(value: Any) -> None:
     ],
 )
 def test_how_a_protocol_measures(name: str, changes: Any, text: str) -> None:
-    protocol = plan.scale_protocol(name, suites.PAPER, changes)
+    protocol = ScaledCatalog(PACKAGED, suites.PAPER, changes).protocol(name)
     assert protocol.describe().measured == text
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import Features, close, views
 
-from lewel_bench.harness.plan.plan import scale_recipe
+from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.ablations import ABLATIONS
@@ -110,7 +110,8 @@ def test_the_symmetric_loss_is_the_sum_of_both_directions():
 def test_no_two_rows_are_one_run_at_any_scale(suite):
     """A scale must not take away what a row is there for."""
     names = [f"{family}_in100_240ep" for family in (*BASES, *ABLATIONS)]
-    scaled = {n: scale_recipe(RECIPES[n], SUITES[suite], ()).identity() for n in names}
+    catalog = ScaledCatalog(PACKAGED, SUITES[suite])
+    scaled = {n: catalog.recipe(n).identity() for n in names}
     keys = {name: json.dumps(value, sort_keys=True) for name, value in scaled.items()}
     assert len(set(keys.values())) == len(names), keys
 

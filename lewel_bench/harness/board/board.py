@@ -10,16 +10,15 @@ from typing import Any
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocol import Protocol
-from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.plan import cells, plan
+from lewel_bench.harness.plan.catalog import PACKAGED, Catalog, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.recipe import Recipe
-from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import claim, comparable, cost, fill, record, table
 from lewel_bench.results.comparable import Wanted
 from lewel_bench.results.fill import Filled, Measured, Slot
@@ -44,18 +43,21 @@ class Board:
         datasets: Datasets,
         settings: Sequence[tuple[str, Any]] = (),
         beside: Sequence[str] = (),
+        catalog: Catalog = PACKAGED,
     ) -> None:
         self.root, self.suite, self.datasets, self.settings = root, suite, datasets, settings
+        self.catalog, self.scaled = catalog, ScaledCatalog(catalog, suite, settings)
         self.store = Store(root)
-        self.states = survey(root, self.store)
+        self.states = survey(root, self.store, catalog=catalog)
         # rows beside the paper's, by name
-        several = [extras.standing(self.store, suite, e) for e in extras.find(self.store, beside)]
-        self.extras = {one.name: one for one in several}
+        chosen = extras.find(self.store, beside, catalog)
+        self.extras = {
+            extra.name: extras.standing(self.store, suite, extra, catalog) for extra in chosen
+        }
         # a cell shows every seed that was ever planned, and asks for seed 0 at least
         self.seeds = sorted({0, *(state.seed for state in self.states.values())})
         self.recipes: dict[str, Callable[[int], str]] = {}  # the key of a pre-training, by seed
         self.refusals: dict[str, str] = {}  # by recipe, why it cannot have the settings
-        self.scaled: dict[str, Protocol] = {}
         self.protocols: dict[tuple[str, int], dict[str, Any]] = {}
         self.pretrain_keys: dict[tuple[str, int], str] = {}
         self.final_keys: dict[tuple[str, str, int, int], str] = {}
@@ -87,7 +89,7 @@ class Board:
         try:
             table_id, row_id, column_id = table.parse_cell(text, self.quoted)
         except ValueError as error:
-            known = extras.beside(self.store)
+            known = extras.beside(self.store, self.catalog)
             if beside := [n for n in text.split(":") if n in known and n not in self.extras]:
                 raise ValueError(f"{error}. That row is there --with {beside[0]}") from None
             raise
@@ -150,10 +152,11 @@ class Board:
         assert compared.over is not None
         rows = (compared.of, compared.over)
         names = [self.recipe_name(row, compared.column) for row in rows]
-        recipes = [RECIPES[name] for name in names if name in RECIPES]
+        known = self.catalog.recipes
+        recipes = [known[name] for name in names if name and name in known]
         if len(recipes) < 2:
             return ""
-        scaled = [plan.scale_recipe(one, self.suite, self.settings) for one in recipes]
+        scaled = [self.scaled.recipe(recipe.name) for recipe in recipes]
         of, over, *paper = (_identity(one) for one in (*scaled, *recipes))
         return comparable.besides_method(of, over, tuple(paper))
 
@@ -163,7 +166,8 @@ class Board:
         if column.eval == table.PRETRAIN or self._is_imported(name):
             return ""
         asked = dict(self.settings).get("epochs")
-        if asked is None or asked == (usual := self.suite.recipe(RECIPES[name]).epochs):
+        usual = self.suite.recipe(self.catalog.recipes[name]).epochs
+        if asked in (None, usual):
             return ""
         return f"--set epochs={asked}: {name} has {usual} epochs in suite {self.suite.name}"
 
@@ -181,12 +185,12 @@ class Board:
         """Why a recipe cannot have the settings: another method may lack what they name. Empty
         where it can; raises ValueError where no recipe can."""
         if self._is_imported(recipe):
-            odd = [name for name, _ in self.settings if name.split(".")[0] not in PROTOCOLS]
+            odd = self.scaled.settings_of_recipes()
             return f"{', '.join(odd)} is of a pre-training, and it was imported" if odd else ""
         if recipe not in self.refusals:
             self.refusals[recipe] = self._refusal(recipe)
         if all(self.refusals.values()):
-            self.refusals |= {name: self._refusal(name) for name in RECIPES}
+            self.refusals |= {name: self._refusal(name) for name in self.catalog.recipes}
             if all(self.refusals.values()):
                 # a value that a method cannot have says more than a name that others lack
                 raise ValueError(min(self.refusals.values(), key=lambda s: s.startswith("unknown")))
@@ -242,9 +246,9 @@ class Board:
 
     def _wanted(self, name: str, protocol: str) -> Wanted:
         """What the paper measured the cell of a recipe, or of an extra that stands for one, by."""
-        asked = PROTOCOLS[protocol]
+        asked = self.catalog.protocols[protocol]
         nowhere = Dataset(name="", id="", root="")
-        recipe = RECIPES.get(self.extras[name].recipe if name in self.extras else name)
+        recipe = self.catalog.recipes.get(self.extras[name].recipe if name in self.extras else name)
         return Wanted(
             recipe=_identity(recipe) if recipe else None,
             recipe_data=recipe.data if recipe else "",
@@ -272,7 +276,7 @@ class Board:
             result = self.store.records[key]
             if key not in self.spent:
                 self.spent[key] = Spent(cost.cost(result))
-            recipe = RECIPES[name]
+            recipe = self.catalog.recipes[name]
             return Slot(
                 key,
                 seed,
@@ -318,9 +322,7 @@ class Board:
         return plan.trials(self._protocol(protocol))
 
     def _protocol(self, name: str) -> Protocol:
-        if name not in self.scaled:
-            self.scaled[name] = plan.scale_protocol(name, self.suite, self.settings)
-        return self.scaled[name]
+        return self.scaled.protocol(name)
 
     def final_key(self, recipe: str, protocol: str, seed: int, trial: int = 0) -> str:
         """The key of the job that fills a cell; empty where its pre-training was never planned.
@@ -353,7 +355,7 @@ class Board:
 
     def _recipe(self, name: str) -> Callable[[int], str]:
         if name not in self.recipes:
-            scaled = plan.scale_recipe(RECIPES[name], self.suite, self.settings)
+            scaled = self.scaled.recipe(name)
             what = plan.of_recipe(scaled, self.datasets(scaled.data, "pretrain"))
             self.recipes[name] = record.key_by_seed({"kind": "pretrain", **what})
         return self.recipes[name]
@@ -363,13 +365,13 @@ class Board:
         first = [] if self._is_imported(recipe) else [self._first(recipe, seed)]
         upstream = plan.Upstream(self._pretrain_key(recipe, seed), recipe, seed)
         scaled = map(self._protocol, protocols)
-        after = (plan.evaluation(one, upstream, self.suite, self.datasets) for one in scaled)
-        return [*first, *(job for several in after for job in several)]
+        after = plan.evaluations(upstream, scaled, self.suite.name, self.datasets)
+        return [*first, *after]
 
     def _first(self, recipe: str, seed: int) -> Job:
         if (recipe, seed) not in self.firsts:
             self.firsts[recipe, seed] = plan.pretraining(
-                RECIPES[recipe], seed, self.suite, self.datasets, self.settings
+                self.scaled.recipe(recipe), seed, self.suite.name, self.datasets
             )
         return self.firsts[recipe, seed]
 
@@ -415,7 +417,7 @@ class Board:
     def options(self) -> list[str]:
         """The options by which another command sees the same board."""
         beside = ["--with", ",".join(self.extras)] if self.extras else []
-        return ["--suite", self.suite.name, *beside, *self._given(PROTOCOLS)]
+        return ["--suite", self.suite.name, *beside, *self._given(self.catalog.protocols)]
 
     def _given(self, protocols: Container[str]) -> list[str]:
         """Data, settings (of these protocols and of recipes) and root, as options."""
@@ -424,7 +426,7 @@ class Board:
             words += ["--data", f"{role}={path}" if role else str(path)]
         for name, value in self.settings:
             first = name.split(".")[0]
-            if first not in PROTOCOLS or first in protocols:
+            if first not in self.catalog.protocols or first in protocols:
                 words += ["--set", f"{name}={written(value)}"]
         return [*words, "--root", str(self.root)]
 

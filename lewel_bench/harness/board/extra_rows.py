@@ -7,11 +7,10 @@ from typing import Any
 
 from lewel_bench.files import read_json
 from lewel_bench.harness.plan import cells
-from lewel_bench.harness.plan.plugins import own_recipes
+from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.harness.status import SPEC
-from lewel_bench.pretrain.recipe import Backbone
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
+from lewel_bench.pretrain.recipe import Backbone, Recipe
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table
 from lewel_bench.value import unknown
@@ -33,13 +32,13 @@ class Extra:
     epochs: int | None = None
 
 
-def find(store: Store, names: Sequence[str]) -> list[Extra]:
+def find(store: Store, names: Sequence[str], catalog: Catalog) -> list[Extra]:
     """The imported checkpoints, and recipes of the user's own, of these names; the name of a family
     stands for all its recipes. Raises ValueError naming the nearest."""
-    known = beside(store) if names else {}
+    known = beside(store, catalog) if names else {}
     found: dict[str, Extra] = {}
     for name in names:
-        several = [n for n in FAMILIES.get(name, ()) if n in known] or [name]
+        several = [n for n in catalog.families.get(name, ()) if n in known] or [name]
         for one in several:
             if one not in known:
                 if not known:
@@ -53,53 +52,53 @@ def find(store: Store, names: Sequence[str]) -> list[Extra]:
     return list(found.values())
 
 
-def beside(store: Store) -> dict[str, Extra]:
+def beside(store: Store, catalog: Catalog) -> dict[str, Extra]:
     """Every backbone here that can stand beside the paper's, by name."""
-    return {**own(), **imported(store)}
+    return {**own(catalog), **imported(store, catalog)}
 
 
-def own() -> dict[str, Extra]:
+def own(catalog: Catalog) -> dict[str, Extra]:
     """The recipes of the user's own that are known here, by name."""
     return {
-        name: Extra(name, f"{RECIPES[name].label} (own)", "", epochs=RECIPES[name].epochs)
-        for name in own_recipes()
+        recipe.name: Extra(recipe.name, f"{recipe.label} (own)", "", epochs=recipe.epochs)
+        for recipe in catalog.own_recipes()
     }
 
 
-def imported(store: Store) -> dict[str, Extra]:
+def imported(store: Store, catalog: Catalog) -> dict[str, Extra]:
     """Every imported checkpoint under a root, by name. Those that share one, as after a merge, or
     have a recipe's, are told apart by their keys."""
     said = {key: labels(store, key) for key, one in store.records.items() if one.kind == "import"}
     names = {key: str(one.get("name") or store.records[key].name) for key, one in said.items()}
-    shared = Counter([*names.values(), *FAMILIES, *RECIPES])
+    shared = Counter([*names.values(), *catalog.families, *catalog.recipes])
     found = {}
     for key, name in names.items():
         record = store.records[key]
         if shared[name] > 1:
             name = f"{name}-{key[:6]}"
         recipe = str(said[key].get("as") or "")
-        recipe = recipe if recipe in RECIPES else ""  # one of another lab's own
+        recipe = recipe if recipe in catalog.recipes else ""  # one of another lab's own
         doubt = "; proof failed" if record.warnings else ""
         label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
-        length = RECIPES[recipe].epochs if recipe else said[key].get("epochs")
+        length = catalog.recipes[recipe].epochs if recipe else said[key].get("epochs")
         found[name] = Extra(name, label, key, recipe, length)
     return found
 
 
-def alike(backbone: Backbone, recipe: str, suite: Suite) -> bool:
+def alike(backbone: Backbone, recipe: Recipe, suite: Suite) -> bool:
     """Whether published values of a recipe may stand beside numbers of a backbone. At another scale
     than the paper's they are no more than an orientation, beside any."""
-    wanted = RECIPES[recipe].backbone
+    wanted = recipe.backbone
     usual = {"stride": wanted.stride, "mean": wanted.mean}  # the same network otherwise
     return not suite.comparable or backbone.model_copy(update=usual) == wanted
 
 
-def standing(store: Store, suite: Suite, one: Extra) -> Extra:
+def standing(store: Store, suite: Suite, one: Extra, catalog: Catalog) -> Extra:
     """An extra without the recipe that it stands for where that has another backbone."""
     if not (one.key and one.recipe):
         return one
     backbone = Backbone.model_validate(store.records[one.key].spec["backbone"])
-    return one if alike(backbone, one.recipe, suite) else replace(one, recipe="")
+    return one if alike(backbone, catalog.recipes[one.recipe], suite) else replace(one, recipe="")
 
 
 def labels(store: Store, key: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def probe(
     by_key = {job.key: job for job in plan}
     asked: dict[Any, Job] = {}
     for job in todo:
-        if not job.reads_records and (shape := estimator.lacks(job)) is not None:
+        if not job.is_selection and (shape := estimator.lacks(job)) is not None:
             asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)

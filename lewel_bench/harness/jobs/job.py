@@ -163,7 +163,7 @@ def _compute(job: Job, root: Path, settings: MachineSettings, log: Report, stop:
     on = machine(settings)
     if job.kind == "pretrain":
         return _pretrain(job, root / job.key, on, log, stop)
-    if job.reads_records:
+    if job.is_selection:
         assert job.protocol is not None
         records = _records(root, job.needs)
         return Made(job.protocol.choose(records), dict(records[0].data), 0.0)

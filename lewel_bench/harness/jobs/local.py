@@ -140,7 +140,7 @@ class Runner:
 
     def _compute(self, job: Job) -> None:
         processes = self.settings.processes or devices(self.settings)
-        if processes == 1 or job.reads_records or self._alone(job):
+        if processes == 1 or job.is_selection or self._alone(job):
             jobs.run(job, self.root, self.settings, self.watch(job), signals.asked_to_stop)
             return
         command = [sys.executable, "-m", "lewel_bench.harness.jobs.ranks", "--standalone"]

@@ -1,14 +1,14 @@
-"""What a command line asks for, as cells: recipes, each with the protocols to run on it; pure."""
+"""What a command line asks for: recipes, each with the protocols to run on it; pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.evals.protocol import Protocol
+from lewel_bench.harness.plan.catalog import Catalog, ScaledCatalog
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.pretrain.recipe import Recipe
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.table import TABLES, Column, Row, Table, epochs, load
 from lewel_bench.value import unknown
 
@@ -40,35 +40,51 @@ EVALS = {
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What a command line asks for; empty means no restriction."""
+class Query:
+    """What a command line names; empty means no restriction."""
 
     methods: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
     tables: tuple[str, ...] = ()
     evals: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    settings: tuple[tuple[str, Any], ...] = ()
 
 
-def protocols(selection: Selection, suite: Suite) -> list[str]:
-    """The protocols that a selection runs in a suite."""
-    return list(dict.fromkeys(name for _, evals in cells(selection, suite) for name in evals))
+@dataclass(frozen=True)
+class Selection:
+    """What to compute in a suite: recipes, each with the protocols to run on it, by seed; all at
+    the suite's scale, with the settings of the command line applied."""
+
+    suite: str
+    seeds: tuple[int, ...]
+    evaluations: tuple[tuple[Recipe, tuple[Protocol, ...]], ...]
 
 
-def cells(selection: Selection, suite: Suite) -> list[tuple[Recipe, tuple[str, ...]]]:
-    """Recipes in the order asked for, each with the protocols to run on it: those asked for, else
-    those by which the paper judges it, as far as the suite has a scale for them."""
-    if selection.tables:
-        wanted = _of_tables(selection, suite)
+def select(query: Query, scaled: ScaledCatalog, seeds: tuple[int, ...] = (0,)) -> Selection:
+    """The selection of a command line. Raises ValueError for names that do not exist, and for
+    settings that are not allowed or that nothing selected reads."""
+    named = named_evaluations(query, scaled.catalog, scaled.suite)
+    scaled.check_settings({name for names in named.values() for name in names})
+    pairs = (
+        (scaled.recipe(recipe), tuple(map(scaled.protocol, names)))
+        for recipe, names in named.items()
+    )
+    return Selection(scaled.suite.name, seeds, tuple(pairs))
+
+
+def named_evaluations(query: Query, catalog: Catalog, suite: Suite) -> dict[str, list[str]]:
+    """The names of recipes in the order asked for, each with those of the protocols to run on it:
+    those asked for, else those by which the paper judges it, as far as the suite has a scale for
+    them. Raises ValueError where nothing is selected."""
+    if query.tables:
+        wanted = _of_tables(query, catalog, suite)
     else:
         wanted = {
-            recipe.name: evaluations(recipe.name, selection.evals, suite)
-            for recipe in _recipes(selection.methods, selection.epochs)
+            recipe.name: evaluations(recipe, query.evals, catalog, suite)
+            for recipe in _recipes(query.methods, query.epochs, catalog)
         }
     if not wanted:
-        raise ValueError(_nothing(selection, suite))
-    return [(RECIPES[name], tuple(protocols)) for name, protocols in wanted.items()]
+        raise ValueError(_nothing_selected_message(query, suite))
+    return wanted
 
 
 def tables(names: Sequence[str]) -> list[Table]:
@@ -79,25 +95,26 @@ def tables(names: Sequence[str]) -> list[Table]:
     return [load(name) for name in (TABLES if "all" in names else names)]
 
 
-def _of_tables(selection: Selection, suite: Suite) -> dict[str, list[str]]:
+def _of_tables(query: Query, catalog: Catalog, suite: Suite) -> dict[str, list[str]]:
     """The recipes of the cells, by name, each with the protocols to run on it."""
-    _lengths(selection.epochs)
-    only = set(allowed(selection.methods)) if selection.methods else None
+    _check_epochs(query.epochs, catalog)
+    only = set(recipe_names(query.methods, catalog)) if query.methods else None
     wanted: dict[str, list[str]] = {}
-    for table in tables(selection.tables):
+    for table in tables(query.tables):
         for row, column in table.cells():
             name, protocol = recipe_name(row, column), row.protocols.get(column.eval)
             if name is None or (only is not None and name not in only):
                 continue
-            if selection.epochs and RECIPES[name].epochs not in selection.epochs:
+            if query.epochs and catalog.recipes[name].epochs not in query.epochs:
                 continue
-            if protocol and not selection.evals and not _has_scale(suite, protocol):
+            if protocol and not query.evals and not _has_scale(suite, protocol):
                 continue
             protocols = wanted.setdefault(name, [])
             if protocol and protocol not in protocols:
                 protocols.append(protocol)
-    if selection.evals:
-        return {name: _protocols(name, selection.evals) for name in wanted}
+    if query.evals:
+        recipes = (catalog.recipes[name] for name in wanted)
+        return {recipe.name: _protocols(recipe, query.evals, catalog) for recipe in recipes}
     return wanted
 
 
@@ -105,99 +122,112 @@ def _has_scale(suite: Suite, protocol: str) -> bool:
     return suite.comparable or protocol in suite.protocols
 
 
-def _nothing(selection: Selection, suite: Suite) -> str:
-    if not selection.tables:
+def _nothing_selected_message(query: Query, suite: Suite) -> str:
+    if not query.tables:
         return (
             "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
             "(--table 1), and see `lewel-bench ls recipes`"
         )
-    named = "table" if len(selection.tables) == 1 else "tables"
-    lengths = f" at {', '.join(map(str, selection.epochs))} epochs" if selection.epochs else ""
-    methods = f" of {', '.join(selection.methods)}" if selection.methods else ""
+    named = "table" if len(query.tables) == 1 else "tables"
+    lengths = f" at {', '.join(map(str, query.epochs))} epochs" if query.epochs else ""
+    methods = f" of {', '.join(query.methods)}" if query.methods else ""
     scale = "" if suite.comparable else f" for which the suite {suite.name} has a scale"
     return (
-        f"nothing is selected: {named} {', '.join(selection.tables)}: no cell{methods}{lengths}"
-        f"{scale}. What has no row there is run without --table"
+        f"nothing is selected: {named} {', '.join(query.tables)}: no cell{methods}{lengths}"
+        f"{scale}. To run a recipe that is in no table, leave out --table"
     )
 
 
-def _recipes(methods: Sequence[str], lengths: Sequence[int]) -> list[Recipe]:
-    found = []
+def _recipes(methods: Sequence[str], epochs: Sequence[int], catalog: Catalog) -> list[Recipe]:
+    """The recipes of methods. Raises ValueError where one has no recipe of these `epochs`, or
+    several and none is chosen."""
+    selected = []
     for method in methods:
-        names = allowed([method])
-        here = [n for n in names if not lengths or RECIPES[n].epochs in lengths]
-        known_epochs = ", ".join(str(RECIPES[n].epochs) for n in names)
-        if {RECIPES[n].epochs for n in here} < set(lengths) or not here:
+        recipes = [catalog.recipes[name] for name in recipe_names([method], catalog)]
+        matching = [recipe for recipe in recipes if not epochs or recipe.epochs in epochs]
+        known_epochs = ", ".join(str(recipe.epochs) for recipe in recipes)
+        if {recipe.epochs for recipe in matching} < set(epochs) or not matching:
             raise ValueError(
-                f"{method} has no recipe of {', '.join(map(str, lengths))} epochs. "
+                f"{method} has no recipe of {', '.join(map(str, epochs))} epochs. "
                 f"Known: {known_epochs}. For another length take the nearest and add "
                 f"--set epochs=N"
             )
-        if not lengths and method in FAMILIES and len(here) > 1:
+        if not epochs and method in catalog.families and len(matching) > 1:
             raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
-        found += [RECIPES[n] for n in here]
-    return found
+        selected += matching
+    return selected
 
 
-def _lengths(asked: Sequence[int]) -> None:
-    known = sorted({recipe.epochs for recipe in RECIPES.values()})
-    for one in asked:
-        if one not in known:
+def _check_epochs(epochs: Sequence[int], catalog: Catalog) -> None:
+    known = sorted({recipe.epochs for recipe in catalog.recipes.values()})
+    for count in epochs:
+        if count not in known:
             shown = ", ".join(map(str, known))
-            raise ValueError(f"no recipe has {one} epochs. Known: {shown}")
+            raise ValueError(f"no recipe has {count} epochs. Known: {shown}")
 
 
-def allowed(methods: Sequence[str]) -> list[str]:
-    """The recipes of families or single recipes, whatever their length."""
-    return [name for m in methods for name in FAMILIES.get(_known(m), [m])]
+def recipe_names(methods: Sequence[str], catalog: Catalog) -> list[str]:
+    """The recipes of families or single recipes, whatever their length. Raises ValueError for a
+    name that is neither."""
+    names: list[str] = []
+    for method in methods:
+        if method not in catalog.families and method not in catalog.recipes:
+            families, recipes = catalog.families, catalog.recipes
+            known = [*families, *recipes] if method.endswith("ep") else list(families)
+            raise ValueError(unknown("method", method, known))
+        names += catalog.families.get(method, [method])
+    return names
 
 
-def _known(method: str) -> str:
-    if method not in FAMILIES and method not in RECIPES:
-        known = {**FAMILIES, **RECIPES} if method.endswith("ep") else FAMILIES
-        raise ValueError(unknown("method", method, list(known)))
-    return method
-
-
-def probe(recipe: str) -> str:
+def probe(recipe: Recipe) -> str:
     """The linear protocol that the paper reads a recipe with, on the data of its pre-training."""
-    name = PROBES.get(family(recipe)) or PROBES.get(RECIPES[recipe].method, "linear_lars")
-    return f"{name}_in100" if RECIPES[recipe].data == "imagenet100" else name
+    name = PROBES.get(family(recipe.name)) or PROBES.get(recipe.method, "linear_lars")
+    return f"{name}_in100" if recipe.data == "imagenet100" else name
+
+
+def of_paper(recipe: Recipe) -> list[str]:
+    """The protocols by which the paper's tables judge a recipe; of one that none has, linear."""
+    return list(_protocols_in_tables(recipe.name)) or [probe(recipe)]
 
 
 @cache
-def of_paper(recipe: str) -> list[str]:
-    """The protocols by which the paper's tables judge a recipe; of one that none has, linear."""
-    return list(
+def _protocols_in_tables(recipe: str) -> tuple[str, ...]:
+    return tuple(
         dict.fromkeys(
             row.protocols[column.eval]
             for table in map(load, TABLES)
             for row, column in table.cells()
             if column.eval in row.protocols and recipe_name(row, column) == recipe
         )
-    ) or [probe(recipe)]
+    )
 
 
-def evaluations(recipe: str, asked: Sequence[str], suite: Suite) -> list[str]:
-    """The protocols for a backbone that stands for `recipe` (empty: for none of the paper's): those
-    asked for, else those by which the paper judges it, as far as the suite has a scale for them."""
+def evaluations(
+    recipe: Recipe | None, asked: Sequence[str], catalog: Catalog, suite: Suite
+) -> list[str]:
+    """The protocols for a backbone that corresponds to `recipe` (None: to none of the paper's):
+    those asked for, else those by which the paper judges it, as far as the suite has a scale for
+    them. Raises ValueError for names that do not exist."""
     if asked:
-        return _protocols(recipe, asked)
-    names = of_paper(recipe) if recipe else _protocols(recipe, ("linear", "semi", "voc", "coco"))
-    return [n for n in names if _has_scale(suite, n)]
+        return _protocols(recipe, asked, catalog)
+    if recipe:
+        names = of_paper(recipe)
+    else:
+        names = _protocols(None, ("linear", "semi", "voc", "coco"), catalog)
+    return [name for name in names if _has_scale(suite, name)]
 
 
-def _protocols(recipe: str, evals: Sequence[str]) -> list[str]:
+def _protocols(recipe: Recipe | None, evals: Sequence[str], catalog: Catalog) -> list[str]:
     names: list[str] = []
-    for one in evals:
-        if one == "linear":
+    for name in evals:
+        if name == "linear":
             names.append(probe(recipe) if recipe else "linear_lars")
-        elif one in EVALS:
-            names += EVALS[one]
-        elif one in PROTOCOLS:
-            names.append(one)
+        elif name in EVALS:
+            names += EVALS[name]
+        elif name in catalog.protocols:
+            names.append(name)
         else:
-            raise ValueError(unknown("evaluation", one, ["linear", *EVALS, *PROTOCOLS]))
+            raise ValueError(unknown("evaluation", name, ["linear", *EVALS, *catalog.protocols]))
     return list(dict.fromkeys(names))
 
 

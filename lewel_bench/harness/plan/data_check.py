@@ -32,7 +32,7 @@ SUBSETS = {"1percent.txt": LISTS["semi_1pct"][1], "10percent.txt": LISTS["semi_1
 def prepare(todo: Sequence[Job], context: "Context") -> None:
     """Check the data of the jobs and the engines that they run on. Raises ValueError that names
     every problem found."""
-    training = [j for j in todo if not j.reads_records]
+    training = [j for j in todo if not j.is_selection]
     engines = {j.protocol.engine_name() for j in training if j.protocol}
     for engine in sorted(filter(None, engines - {"native"})):
         from lewel_bench.evals.engines import require

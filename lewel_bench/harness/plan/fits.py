@@ -50,7 +50,7 @@ def check_data(jobs: Sequence[Job], place: Callable[[Job], Place]) -> None:
 def _each_kind(jobs: Sequence[Job]) -> list[Job]:
     """One job of each kind that computes: seeds and candidates ask for the same images."""
     kinds = {(j.data.root, j.recipe_name, j.kind, j.protocol and j.protocol.name): j for j in jobs}
-    return [job for job in kinds.values() if not job.reads_records]
+    return [job for job in kinds.values() if not job.is_selection]
 
 
 @contextmanager

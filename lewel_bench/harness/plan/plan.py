@@ -1,4 +1,4 @@
-"""From a selection of methods and tables to jobs with keys; nothing is written.
+"""From a selection of recipes and protocols to jobs with keys; nothing is written.
 
 A cell becomes jobs: `pretrain`, then for a protocol that searches its learning rate in one pass a
 `final`, else one `search` a candidate and a `final` that chooses among them. A dense protocol with
@@ -11,15 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocol import Candidate, Protocol
-from lewel_bench.evals.protocols import ENGINES, PROTOCOLS, AnyProtocol
-from lewel_bench.harness.plan.cells import Selection, cells
-from lewel_bench.harness.plan.suite import Suite
+from lewel_bench.evals.protocols import AnyProtocol
+from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.pretrain import methods
-from lewel_bench.pretrain.methods import LATER, check
-from lewel_bench.pretrain.recipe import Recipe, change
+from lewel_bench.pretrain.methods import LATER
+from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
-from lewel_bench.value import Value, unknown
+from lewel_bench.value import Value
 
 
 class Upstream(NamedTuple):
@@ -57,8 +56,8 @@ class Job(Value):
         return {"kind": self.kind, "seed": self.seed, "upstream": self.upstream, **what}
 
     @property
-    def reads_records(self) -> bool:
-        """Whether nothing is computed: the number is that of a candidate."""
+    def is_selection(self) -> bool:
+        """Whether the job only picks the best finished candidate."""
         return self.kind == "final" and self.upstream not in self.needs
 
 
@@ -96,17 +95,15 @@ def trials(protocol: Protocol) -> int:
     return max(1, protocol.final_trainings())
 
 
-def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Dataset]) -> list[Job]:
+def plan(selection: Selection, dataset: Callable[[str, str], Dataset]) -> list[Job]:
     """The jobs of a selection in dependency order, each key once.
 
-    Raises ValueError for names that do not exist and settings that are not allowed.
+    Raises ValueError for data that this site does not have.
     """
     jobs: dict[str, Job] = {}
-    wanted = cells(selection, suite)
-    _used(selection.settings, {name for _, evals in wanted for name in evals})
-    for recipe, evals in wanted:
+    for recipe, protocols in selection.evaluations:
         for seed in selection.seeds:
-            for job in chain(recipe, evals, seed, suite, dataset, selection.settings):
+            for job in chain(recipe, protocols, seed, selection.suite, dataset):
                 jobs.setdefault(job.key, job)
     order = {"pretrain": 0, "search": 1, "final": 2}
     names = list(dict.fromkeys(job.recipe_name for job in jobs.values()))
@@ -116,155 +113,66 @@ def plan(selection: Selection, suite: Suite, dataset: Callable[[str, str], Datas
 
 def chain(
     recipe: Recipe,
-    evals: Sequence[str],
+    protocols: Iterable[Protocol],
     seed: int,
-    suite: Suite,
+    suite: str,
     dataset: Callable[[str, str], Dataset],
-    settings: Iterable[tuple[str, Any]] = (),
 ) -> list[Job]:
-    """The pre-training of `recipe` and everything that evaluates it, at the suite's scale."""
-    first = pretraining(recipe, seed, suite, dataset, settings)
+    """The pre-training of `recipe` and everything that evaluates it, both as the suite has them."""
+    first = pretraining(recipe, seed, suite, dataset)
     upstream = Upstream(first.key, first.recipe_name, seed)
-    return [first, *evaluations(upstream, evals, suite, dataset, settings)]
+    return [first, *evaluations(upstream, protocols, suite, dataset)]
 
 
 def of_checkpoint(
     upstream: str,
     name: str,
-    evals: Sequence[str],
+    protocols: Sequence[Protocol],
     seeds: Iterable[int],
-    suite: Suite,
+    suite: str,
     dataset: Callable[[str, str], Dataset],
-    settings: Sequence[tuple[str, Any]] = (),
 ) -> list[Job]:
-    """The jobs that evaluate an imported checkpoint, in dependency order, each key once.
-
-    Raises ValueError for settings that none of the protocols has.
-    """
-    for dotted, _ in settings:
-        if dotted.split(".")[0] in Recipe.model_fields:
-            raise ValueError(
-                f"--set {dotted}: a checkpoint has no recipe that could be changed; a protocol's "
-                f"field is --set PROTOCOL.FIELD=VALUE"
-            )
-    _used(settings, set(evals))
+    """The jobs that evaluate an imported checkpoint, in dependency order, each key once."""
     jobs: dict[str, Job] = {}
     for seed in seeds:
-        for job in evaluations(Upstream(upstream, name, seed), evals, suite, dataset, settings):
+        for job in evaluations(Upstream(upstream, name, seed), protocols, suite, dataset):
             jobs.setdefault(job.key, job)
     return list(jobs.values())
 
 
 def evaluations(
     upstream: Upstream,
-    evals: Iterable[str],
-    suite: Suite,
+    protocols: Iterable[Protocol],
+    suite: str,
     dataset: Callable[[str, str], Dataset],
-    settings: Iterable[tuple[str, Any]] = (),
 ) -> list[Job]:
-    """The jobs that evaluate a backbone by several protocols, at the suite's scale."""
-    protocols = (scale_protocol(name, suite, settings) for name in evals)
+    """The jobs that evaluate a backbone by each of some protocols."""
     return [job for protocol in protocols for job in evaluation(protocol, upstream, suite, dataset)]
 
 
 def pretraining(
-    recipe: Recipe,
-    seed: int,
-    suite: Suite,
-    dataset: Callable[[str, str], Dataset],
-    settings: Iterable[tuple[str, Any]] = (),
+    recipe: Recipe, seed: int, suite: str, dataset: Callable[[str, str], Dataset]
 ) -> Job:
-    """The pre-training of `recipe` at the suite's scale."""
-    scaled = scale_recipe(recipe, suite, settings)
+    """The pre-training of `recipe`."""
     return _keyed(
         kind="pretrain",
         name=recipe.name,
         recipe_name=recipe.name,
-        suite=suite.name,
+        suite=suite,
         seed=seed,
-        data=dataset(scaled.data, "pretrain"),
-        recipe=scaled,
+        data=dataset(recipe.data, "pretrain"),
+        recipe=recipe,
     )
 
 
-def choices(
-    protocols: Iterable[str],
-    *,
-    refit: bool = False,
-    lrs: Sequence[float] = (),
-    engines: Sequence[str] = (),
-) -> list[tuple[str, Any]]:
-    """The settings that --refit, --lrs and --engine stand for. Raises ValueError for one that none
-    of the protocols has a use for."""
-    chosen: list[tuple[str, Any]] = []
-    known = {name: PROTOCOLS[name] for name in protocols}
-
-    def choose(unused: str, **asked: Any) -> None:
-        settings = [
-            (f"{name}.{field}", value)
-            for name, protocol in known.items()
-            for field, value in protocol.choices(**asked).items()
-        ]
-        if not settings:
-            raise ValueError(unused)
-        chosen.extend(settings)
-
-    if refit:
-        choose("--refit: no selected evaluation trains its choice once more", refit=True)
-    if lrs:
-        choose("--lrs: no detection or segmentation is selected, and only these use it", lrs=lrs)
-    for engine in engines:
-        if engine not in ENGINES:
-            raise ValueError(unknown("engine", engine, ENGINES))
-        choose(f"--engine {engine}: no selected evaluation runs on it", engine=engine)
-    return chosen
-
-
-def scale_recipe(recipe: Recipe, suite: Suite, settings: Iterable[tuple[str, Any]]) -> Recipe:
-    """`recipe` at the suite's scale, with the settings that are its own."""
-    own = {k: v for k, v in settings if k.split(".")[0] not in PROTOCOLS}
-    scaled: Recipe = change(suite.recipe(recipe), own)
-    check(scaled)
-    return scaled
-
-
-def scale_protocol(name: str, suite: Suite, settings: Iterable[tuple[str, Any]]) -> Protocol:
-    """Protocol `name` at the suite's scale, with the settings that begin with its name."""
-    prefix = f"{name}."
-    own = {k.removeprefix(prefix): v for k, v in settings if k.startswith(prefix)}
-    try:
-        scaled: Protocol = change(suite.protocol(name, PROTOCOLS[name]), own)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return scaled
-
-
-NAMES = ("name", "label", "source", "published_lr")  # what no result depends on
-
-
-def _used(settings: Iterable[tuple[str, Any]], protocols: set[str]) -> None:
-    """Raise ValueError for a setting that nothing selected would read."""
-    for dotted, _ in settings:
-        first, _, rest = dotted.partition(".")
-        if (rest if first in PROTOCOLS else first) in ("", *NAMES):
-            raise ValueError(f"--set {dotted}: name a field that a result depends on")
-        if first in PROTOCOLS and first not in protocols:
-            raise ValueError(
-                f"--set {dotted}: {first} is not among the selected protocols "
-                f"({', '.join(sorted(protocols)) or 'none'})"
-            )
-        if first not in PROTOCOLS and first not in Recipe.model_fields:
-            raise ValueError(unknown("setting", first, [*Recipe.model_fields, *PROTOCOLS]))
-
-
 def evaluation(
-    protocol: Protocol, upstream: Upstream, suite: Suite, dataset: Callable[[str, str], Dataset]
+    protocol: Protocol, upstream: Upstream, suite: str, dataset: Callable[[str, str], Dataset]
 ) -> list[Job]:
-    """The jobs that evaluate a backbone by a protocol at the suite's scale."""
+    """The jobs that evaluate a backbone by a protocol."""
     data = dataset(protocol.data, protocol.runner)
     common: dict[str, Any] = {
         "recipe_name": upstream.name,
-        "suite": suite.name,
+        "suite": suite,
         "seed": upstream.seed,
         "data": data,
         "protocol": protocol,

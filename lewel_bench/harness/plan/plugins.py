@@ -23,11 +23,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.evals.protocols import is_protocol
 from lewel_bench.files import LARGEST_JSON, read_regular, write_atomically
+from lewel_bench.harness.plan.catalog import PACKAGED, Catalog, is_packaged
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Own, Recipe
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.pretrain.recipes import family
 from lewel_bench.value import explain, unknown
 
 FOLDER = ".methods"
@@ -36,27 +37,31 @@ _NAMED: dict[str, str] = {}  # what a command line asked for -> the same of the 
 NAME = re.compile(r"[a-z][a-z0-9_]*_(\d+)ep")
 
 
-def remember(root: Path) -> list[str]:
-    """Make the recipes known that were run under `root` before; their names. Nothing is run."""
-    names = []
+def load(root: Path) -> Catalog:
+    """The packaged catalogue with the recipes that were run under `root` before; runs nothing."""
+    catalog = PACKAGED
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
             recipe = Recipe.model_validate_json(read_regular(path, LARGEST_JSON))
         except (ValueError, OSError):
             raise ValueError(f"{path} is damaged: remove it, and run the method again") from None
-        if is_ours(family(recipe.name)):
-            raise ValueError(f"{path}: {family(recipe.name)} is a family of ours now: remove it")
+        if is_packaged(family(recipe.name)):
+            raise ValueError(
+                f"{path}: lewel-bench has a family {family(recipe.name)} of its own now: remove "
+                "the file"
+            )
         if recipe.own:  # the run root may have been moved
             file = str(path.with_name(Path(recipe.own.file).name))
             recipe = recipe.model_copy(update={"own": recipe.own.model_copy(update={"file": file})})
-        _register(recipe)
-        names.append(recipe.name)
-    return names
+        catalog = catalog.with_recipe(recipe)
+    return catalog
 
 
-def of_methods(texts: Sequence[str], root: Path, *, keep: bool = True) -> tuple[str, ...]:
-    """The methods of a command line as names that are known; those of files and distributions are
-    made known, and with `keep` to later commands under `root` too.
+def with_methods(
+    texts: Sequence[str], root: Path, catalog: Catalog, *, keep: bool = True
+) -> tuple[tuple[str, ...], Catalog]:
+    """The methods of a command line by name, and the catalogue with those of files and of
+    distributions; with `keep` later commands under `root` know them too.
 
     Raises ValueError where a file is missing, fails, or has no such recipe, and where a recipe
     cannot be used.
@@ -64,14 +69,17 @@ def of_methods(texts: Sequence[str], root: Path, *, keep: bool = True) -> tuple[
     names: list[str] = []
     for text in texts:
         if ".py" in text:
-            names.append(_of_file(text, root, keep))
+            recipe = _of_file(text, root, catalog, keep)
+            catalog = catalog.with_recipe(recipe)
+            names.append(recipe.name)
             continue
         name = family(text) if NAME.fullmatch(text) else text
-        if not is_ours(name) and (point := _offered(METHODS_GROUP, name)):
+        if not is_packaged(name) and (point := _offered(METHODS_GROUP, name)):
             for recipe, own in _recipes_of(point):
-                _add(recipe, own, root if keep else None)
+                kept = _checked(recipe, own, root if keep else None, catalog)
+                catalog = catalog.with_recipe(kept)
         names.append(text)  # also of what was run here before
-    return tuple(names)
+    return tuple(names), catalog
 
 
 def named(word: str) -> str:
@@ -81,14 +89,9 @@ def named(word: str) -> str:
     return option + equals + ",".join(_NAMED.get(t.strip(), t) for t in texts.split(","))
 
 
-def is_ours(name: str) -> bool:
-    """Whether a family or recipe is among ours, the paper's."""
-    return name in _OURS
-
-
 def origin(recipe: Recipe) -> str:
     """Where a recipe that is not ours is from; empty for ours."""
-    if is_ours(family(recipe.name)):
+    if is_packaged(family(recipe.name)):
         return ""
     if not recipe.own:
         return "your own"
@@ -98,18 +101,18 @@ def origin(recipe: Recipe) -> str:
     return f"your own, {recipe.own.file}, {code}"
 
 
-def of_protocols(texts: Sequence[str]) -> None:
-    """Make known the protocols among these names that a distribution offers. Raises ValueError."""
-    from lewel_bench.evals.protocols import is_protocol
-
+def with_protocols(texts: Sequence[str], catalog: Catalog) -> Catalog:
+    """The catalogue with the protocols among these names that a distribution offers. Raises
+    ValueError."""
     for text in texts:
-        point = None if text in PROTOCOLS else _offered(PROTOCOLS_GROUP, text)
+        point = None if text in catalog.protocols else _offered(PROTOCOLS_GROUP, text)
         if point is None:
             continue
-        found = _load(point)
-        if not is_protocol(found) or found.name != text:
+        offering = _load(point)
+        if not is_protocol(offering) or offering.name != text:
             raise ValueError(f"{_said(point)} is no protocol called {text}")
-        PROTOCOLS[text] = found
+        catalog = catalog.with_protocol(offering)
+    return catalog
 
 
 def offered(group: str) -> list[EntryPoint]:
@@ -162,8 +165,8 @@ def _own_of(recipe: Recipe, module: ModuleType, point: EntryPoint) -> Own | None
     return Own(code=code, file=str(path), module=defining.__name__, release=release)
 
 
-def _of_file(text: str, root: Path, keep: bool) -> str:
-    """Run the file of `text` once and make its recipe known; the recipe's name."""
+def _of_file(text: str, root: Path, catalog: Catalog, keep: bool) -> Recipe:
+    """The recipe of `text`, whose file is run once."""
     path_text, colon, name = text.rpartition(":")
     path = Path(path_text if colon else text).expanduser()
     if not path.is_file():
@@ -188,14 +191,14 @@ def _of_file(text: str, root: Path, keep: bool) -> str:
     ours = recipe.method in methods.METHODS and not inspect.isclass(vars(module).get(recipe.method))
     folder = (root / FOLDER).resolve()
     if Path(own.file).parent == folder or not keep:  # a copy: what is run later names it
-        return _add(recipe, None if ours else own, None)
-    kept = _add(recipe, None if ours else own, root)
+        return _checked(recipe, None if ours else own, None, catalog)
+    kept = _checked(recipe, None if ours else own, root, catalog)
     _NAMED[text] = f"{_copied(own, folder).file}:{name}"
     return kept
 
 
-def _add(recipe: Recipe, own: Own | None, root: Path | None) -> str:
-    """Check a recipe and make it known, under a `root` with its file; its name."""
+def _checked(recipe: Recipe, own: Own | None, root: Path | None, catalog: Catalog) -> Recipe:
+    """A recipe that was checked, with its module; kept with its file under a `root`."""
     _check_name(recipe)
     if own and recipe.method in methods.METHODS:
         raise ValueError(
@@ -207,17 +210,16 @@ def _add(recipe: Recipe, own: Own | None, root: Path | None) -> str:
         methods.own_class(own, recipe.method)
     methods.check(recipe)
     if root:
-        recipe = _kept(recipe, (root / FOLDER).resolve())
-    _register(recipe)
-    return recipe.name
+        recipe = _kept(recipe, (root / FOLDER).resolve(), catalog)
+    return recipe
 
 
-def _kept(recipe: Recipe, folder: Path) -> Recipe:
+def _kept(recipe: Recipe, folder: Path, catalog: Catalog) -> Recipe:
     """`recipe` as it is kept in `folder`, with a copy of its file; says where it was another."""
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.own:
         recipe = recipe.model_copy(update={"own": _copied(recipe.own, folder)})
-    before = RECIPES.get(recipe.name)
+    before = catalog.recipes.get(recipe.name)
     if before and before.own and before.own != recipe.own:
         print(
             f"note: {recipe.name} was {origin(before)}; tables show this one from now on. Another "
@@ -243,26 +245,11 @@ def _check_name(recipe: Recipe) -> None:
             f"recipe {recipe.name!r}: name it by its family and its epochs, as "
             f"my_method_{recipe.epochs}ep"
         )
-    if is_ours(family(recipe.name)):
+    if is_packaged(family(recipe.name)):
         raise ValueError(
             f"recipe {recipe.name!r}: the paper's recipes have a family {family(recipe.name)}: "
             "choose another name"
         )
-
-
-_OURS = frozenset((*FAMILIES, *RECIPES))
-
-
-def _register(recipe: Recipe) -> None:
-    RECIPES[recipe.name] = recipe
-    names = FAMILIES.setdefault(family(recipe.name), [])
-    if recipe.name not in names:
-        names.append(recipe.name)
-
-
-def own_recipes() -> list[str]:
-    """The names of the recipes that are known here and not the paper's."""
-    return [name for name in RECIPES if not is_ours(family(name))]
 
 
 def _hash(source: bytes) -> str:

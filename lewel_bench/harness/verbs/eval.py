@@ -15,7 +15,6 @@ from lewel_bench.harness.plan import cells, plan
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.status import SPEC
 from lewel_bench.harness.verbs import run as runs
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record
 from lewel_bench.results.store import Store
@@ -34,13 +33,14 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     anything is written for a file that cannot be read, and for one that the proof speaks against
     unless --force was given."""
     name, store = arguments.name, Store(context.root)
-    label = _label(arguments, store)
+    label = _label(context, arguments, store)
     protocols = _protocols(context, arguments, label["as"])
-    settings = [*context.settings, *context.choices(protocols)]
-    key, reading = _identity(arguments, store, name)
+    scaled = context.scaled(protocols)
+    scaled.check_settings(protocols, recipes=False)
+    key, reading = _identity(context, arguments, store, name)
     seeds = runs.seeds(arguments.seeds)
     jobs = plan.of_checkpoint(
-        key, name, protocols, seeds, context.suite, context.datasets, settings
+        key, name, [*map(scaled.protocol, protocols)], seeds, context.suite.name, context.datasets
     )
     runs.note_unused(context)
     if reading and label["as"]:
@@ -54,17 +54,18 @@ def run(context: "Context", arguments: argparse.Namespace) -> int:
     return runs.work(context, arguments, jobs)
 
 
-def _label(arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
+def _label(context: "Context", arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
     """What the checkpoint is called and stands for: no part of its identity."""
     name, recipe, epochs = arguments.name, arguments.stands_for, arguments.epochs
-    if not NAME.fullmatch(name) or name in FAMILIES or name in RECIPES:
+    recipes = context.catalog.recipes
+    if not NAME.fullmatch(name) or name in recipes or name in context.catalog.families:
         raise ValueError(
             f"--name {name}: give letters, digits, dots and dashes, and no name of a recipe or a "
             "method: moco-official"
         )
-    if recipe and recipe not in RECIPES:
-        raise ValueError(unknown("recipe", recipe, RECIPES))
-    known = extras.imported(store).get(name)
+    if recipe and recipe not in recipes:
+        raise ValueError(unknown("recipe", recipe, recipes))
+    known = extras.imported(store, context.catalog).get(name)
     public = next((one for one in checkpoints.load() if one.name == name), None)
     if not recipe and known:
         recipe, epochs = known.recipe, epochs or known.epochs
@@ -75,8 +76,8 @@ def _label(arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
         epochs = public.epochs
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: must be a whole number of at least 1")
-    if recipe and epochs and epochs != RECIPES[recipe].epochs:
-        raise ValueError(f"--epochs {epochs}: {recipe} has {RECIPES[recipe].epochs}")
+    if recipe and epochs and epochs != recipes[recipe].epochs:
+        raise ValueError(f"--epochs {epochs}: {recipe} has {recipes[recipe].epochs}")
     if known:  # by whose key it may be asked for where another has its name
         name = str(extras.labels(store, known.key).get("name") or name)
     return {"name": name, "as": recipe or "", "epochs": epochs}
@@ -84,16 +85,18 @@ def _label(arguments: argparse.Namespace, store: Store) -> dict[str, Any]:
 
 def _protocols(context: "Context", arguments: argparse.Namespace, recipe: str) -> list[str]:
     asked = runs.split([arguments.evals]) if arguments.evals else ()
-    own.of_protocols(asked)
-    return cells.evaluations(recipe, asked, context.suite)
+    context.catalog = own.with_protocols(asked, context.catalog)
+    return cells.evaluations(
+        context.catalog.recipes.get(recipe), asked, context.catalog, context.suite
+    )
 
 
 def _identity(
-    arguments: argparse.Namespace, store: Store, name: str
+    context: "Context", arguments: argparse.Namespace, store: Store, name: str
 ) -> "tuple[str, Reading | None]":
     """The key of a checkpoint, and what was read; nothing is read where it was imported before and
     its file is not given or gone."""
-    known = extras.imported(store)
+    known = extras.imported(store, context.catalog)
     path = Path(arguments.checkpoint).expanduser() if arguments.checkpoint else None
     if path is None or (not path.exists() and name in known):
         if name not in known:
@@ -210,10 +213,11 @@ def _bring(
 def _same_architecture(context: "Context", found: "Reading", name: str) -> None:
     """Raise ValueError where a checkpoint cannot stand for a recipe: published values beside
     another network's would mean nothing."""
-    if not extras.alike(found.spec, name, context.suite):
+    recipe = context.catalog.recipes[name]
+    if not extras.alike(found.spec, recipe, context.suite):
         one, other = (
             f"{spec.arch}, stem {spec.stem}, width {spec.width}"
-            for spec in (found.spec, RECIPES[name].backbone)
+            for spec in (found.spec, recipe.backbone)
         )
         raise ValueError(f"--as {name}: the checkpoint is a {one}, the recipe's backbone a {other}")
 

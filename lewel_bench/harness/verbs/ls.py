@@ -5,19 +5,18 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.plan import cells, suites
+from lewel_bench.harness.plan.catalog import Catalog, is_packaged
 from lewel_bench.harness.plan.plugins import (
     METHODS_GROUP,
     PROTOCOLS_GROUP,
-    is_ours,
     offered,
     origin,
 )
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
-from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
+from lewel_bench.pretrain.recipes import family
 from lewel_bench.results import checkpoints, claim, conflicts, table
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
@@ -25,34 +24,38 @@ from lewel_bench.value import unknown
 Listing = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 
-def listing(what: str, site: Site, root: Path) -> Listing:
+def listing(what: str, site: Site, root: Path, catalog: Catalog) -> Listing:
     """Columns and rows of one list. Raises ValueError naming the nearest list."""
     lists: dict[str, Callable[[], Listing]] = {
-        "methods": _methods,
-        "recipes": _recipes,
-        "protocols": _protocols,
+        "methods": lambda: _methods(catalog),
+        "recipes": lambda: _recipes(catalog),
+        "protocols": lambda: _protocols(catalog),
         "tables": _tables,
         "claims": _claims,
         "suites": lambda: _suites(site),
         "checkpoints": _checkpoints,
         "conflicts": _conflicts,
-        "runs": lambda: _runs(root),
+        "runs": lambda: _runs(root, catalog),
     }
     if what not in lists:
         raise ValueError(unknown("list", what, list(lists)))
     return lists[what]()
 
 
-def _methods() -> Listing:
+def _methods(catalog: Catalog) -> Listing:
     rows = []
     for name, summary in METHODS.items():
-        families = [f for f, names in FAMILIES.items() if RECIPES[names[0]].method == name]
+        families = [
+            family
+            for family, names in catalog.families.items()
+            if catalog.recipes[names[0]].method == name
+        ]
         rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
-    own = {(r.method, r.own.file): r for r in RECIPES.values() if r.own}
+    own = {(r.method, r.own.file): r for r in catalog.own_recipes() if r.own}
     for (name, _), recipe in own.items():
         rows.append((name, origin(recipe), family(recipe.name)))
     for point in offered(METHODS_GROUP):
-        rows.append((point.name, _offer(point, is_ours(point.name)), point.name))
+        rows.append((point.name, _offer(point, is_packaged(point.name)), point.name))
     return ("method", "what it is", "recipes (families)"), rows
 
 
@@ -62,9 +65,9 @@ def _offer(point: EntryPoint, ours: bool) -> str:
     return f"offered by {point.dist.name if point.dist else point.value}{taken}"
 
 
-def _recipes() -> Listing:
+def _recipes(catalog: Catalog) -> Listing:
     rows = []
-    for r in RECIPES.values():
+    for r in catalog.recipes.values():
         norm = f"{r.bn_group} images" if r.bn_group else "whole batch"
         rate = f"{r.optimizer.name} {r.optimizer.lr:g}"
         source = "; ".join(filter(None, (r.source, origin(r))))
@@ -81,13 +84,15 @@ def _recipes() -> Listing:
     ), rows
 
 
-def _protocols() -> Listing:
+def _protocols(catalog: Catalog) -> Listing:
     rows = []
-    for p in PROTOCOLS.values():
+    for p in catalog.protocols.values():
         words = p.describe()
         rows.append((p.name, p.label, words.setting, words.searched, words.chosen_on, p.source))
     for point in offered(PROTOCOLS_GROUP):
-        rows.append((point.name, "–", "–", "–", "–", _offer(point, point.name in PROTOCOLS)))
+        rows.append(
+            (point.name, "–", "–", "–", "–", _offer(point, point.name in catalog.protocols))
+        )
     return ("protocol", "label", "setting", "searched", "chosen on", "source"), rows
 
 
@@ -153,10 +158,10 @@ def fills(recipe: str) -> str:
     return ", ".join(f"Table {id} ({count})" for id, count in found.items())
 
 
-def _runs(root: Path) -> Listing:
+def _runs(root: Path, catalog: Catalog) -> Listing:
     store = Store(root)
     rows = []
-    for state in survey(root, store).values():
+    for state in survey(root, store, catalog=catalog).values():
         record = store.records.get(state.key)
         metrics = record.metrics if record else {}
         shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from lewel_bench.harness.cost import budget
 from lewel_bench.harness.cost.estimate import Estimator, total
 from lewel_bench.harness.plan import cells, plan
 from lewel_bench.harness.plan import plugins as own
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan.cells import Query, Selection
 from lewel_bench.harness.plan.fits import Place
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
@@ -41,8 +40,7 @@ LARGEST_SEED = 2**32 - 1  # as NumPy and scikit-learn take them
 
 def run(context: "Context", arguments: argparse.Namespace) -> int:
     """Plan, check, then compute what is missing; the exit code."""
-    selection = select(arguments, context)
-    jobs = plan.plan(selection, context.suite, context.datasets)
+    jobs = plan.plan(select(arguments, context), context.datasets)
     note_unused(context)
     return work(context, arguments, jobs)
 
@@ -65,7 +63,9 @@ def work(context: "Context", arguments: argparse.Namespace, jobs: list[Job]) -> 
     if arguments.probe is not None or arguments.budget:
         jobs, todo = _within(context, arguments, jobs, todo, estimator, settings)
     if not todo and not arguments.dry_run:
-        print(f"nothing to do: all {len(jobs)} jobs have records. {_hint(jobs, arguments)}")
+        print(
+            f"nothing to do: all {len(jobs)} jobs have records. {_hint(context, jobs, arguments)}"
+        )
         return 0
     _note_weights(context, store, todo)
     if arguments.cluster:
@@ -110,7 +110,7 @@ def _refuse_folders_of_others(root: Path, todo: Sequence[Job]) -> None:
 
 def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None:
     """Say which networks jobs would evaluate that are not here, though their records are."""
-    measured = [job for job in todo if not job.reads_records]
+    measured = [job for job in todo if not job.is_selection]
     waiting = Counter(job.upstream for job in measured if job.upstream in store.records)
     for key, count in waiting.items():
         left = store.records[str(key)].checkpoint
@@ -256,7 +256,7 @@ def _finish(
     except local.Unfinished as unfinished:
         say(f"lewel-bench: {unfinished}\nMend what is named and run the same command again.")
         return 2 if unfinished.mistakes else 1
-    print(f"done: {len(computed)} jobs computed here. {_hint(jobs, arguments)}")
+    print(f"done: {len(computed)} jobs computed here. {_hint(context, jobs, arguments)}")
     return 0
 
 
@@ -275,21 +275,17 @@ def writable(root: Path, *, make: bool = True) -> None:
 def select(arguments: argparse.Namespace, context: "Context") -> Selection:
     """The selection of a command line. Raises ValueError for what cannot be meant."""
     named = split(arguments.method)
-    methods_ = own.of_methods(named, context.root, keep=not arguments.dry_run)
+    methods_, context.catalog = own.with_methods(
+        named, context.root, context.catalog, keep=not arguments.dry_run
+    )
     tables = tuple(t.removeprefix("table") for t in split(arguments.table))
     epochs = tuple(_positive("--epochs", text) for text in split(arguments.epochs))
     evals = split([arguments.evals]) if arguments.evals else ()
-    own.of_protocols(evals)
-    asked = Selection(
-        methods=methods_,
-        epochs=epochs,
-        tables=tables,
-        evals=evals,
-        seeds=seeds(arguments.seeds),
-        settings=tuple(context.settings),
-    )
-    choices = context.choices(cells.protocols(asked, context.suite))
-    return replace(asked, settings=(*context.settings, *choices))
+    context.catalog = own.with_protocols(evals, context.catalog)
+    query = Query(methods_, epochs, tables, evals)
+    named_evals = cells.named_evaluations(query, context.catalog, context.suite).values()
+    protocols = dict.fromkeys(name for names in named_evals for name in names)
+    return cells.select(query, context.scaled(protocols), seeds(arguments.seeds))
 
 
 def split(texts: Sequence[str]) -> tuple[str, ...]:
@@ -431,11 +427,15 @@ def _show(jobs: Sequence[Job], todo: Sequence[Job], estimator: Estimator, slots:
     print(f"{done}; to do: {total(todo, estimator, slots)}" if todo else f"all {done}")
 
 
-def _hint(jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
+def _hint(context: "Context", jobs: Sequence[Job], arguments: argparse.Namespace) -> str:
     """The commands that show the tables whose cells the jobs fill."""
     fills = {(job.recipe_name, job.protocol.name if job.protocol else None) for job in jobs}
     imported = arguments.name if arguments.verb == "eval" else None
-    mine = {name: one for name, one in extras.own().items() if any(name == n for n, _ in fills)}
+    mine = {
+        name: one
+        for name, one in extras.own(context.catalog).items()
+        if any(name == n for n, _ in fills)
+    }
 
     def fill(row: Row, column: Column) -> bool:
         name = row.family(column) if row.family(column) in mine else cells.recipe_name(row, column)
