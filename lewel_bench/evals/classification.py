@@ -21,6 +21,7 @@ from lewel_bench.evals.protocol import (
 from lewel_bench.pretrain.recipe import Positive, Rate
 
 if TYPE_CHECKING:
+    from lewel_bench.evals.context import Context
     from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome, Splits
 
 FORWARD = 256  # images of one forward pass of a frozen backbone, unless the machine says fewer
@@ -95,11 +96,11 @@ class Linear(Protocol):
         """Any division of a batch gives the same features of a frozen backbone."""
         return ForwardPass(self.batch, limit=FORWARD)
 
-    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+    def run(self, inputs: "Inputs", context: "Context") -> "Outcome":
         """Train every head of the grid in one pass over the images; see `linear.run`."""
         from lewel_bench.evals import linear
 
-        return linear.run(self, backbone=inputs.backbone, splits=inputs.splits, **context)
+        return linear.run(self, backbone=inputs.backbone, splits=inputs.splits, context=context)
 
     def clear(self, folder: Path) -> None:
         """Remove the checkpoints of the heads and of the refit."""
@@ -137,11 +138,11 @@ class Knn(Protocol):
         """Any division gives the same features of a frozen backbone."""
         return ForwardPass(FORWARD, limit=FORWARD)
 
-    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+    def run(self, inputs: "Inputs", context: "Context") -> "Outcome":
         """Measure the accuracy of each k; see `knn.run`."""
         from lewel_bench.evals import knn
 
-        return knn.run(self, backbone=inputs.backbone, splits=inputs.splits, **context)
+        return knn.run(self, backbone=inputs.backbone, splits=inputs.splits, context=context)
 
     def describe(self) -> Description:
         """The numbers of neighbours and the temperature; nothing is searched."""
@@ -229,7 +230,7 @@ class Semi(Protocol):
         """Batch norm takes its statistics over whole groups."""
         return ForwardPass(self.batch, bn_group=self.bn_group or self.batch)
 
-    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+    def run(self, inputs: "Inputs", context: "Context") -> "Outcome":
         """Fine-tune the whole network at the candidate's learning rates; see `semi.run`."""
         from lewel_bench.evals import semi
 
@@ -239,7 +240,7 @@ class Semi(Protocol):
             lr=inputs.candidate,
             backbone=inputs.backbone,
             splits=inputs.splits,
-            **context,
+            context=context,
         )
 
     def choose(self, results: Sequence["CandidateResult"]) -> "Outcome":

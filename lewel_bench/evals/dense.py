@@ -26,6 +26,7 @@ from lewel_bench.evals.protocol import (
 from lewel_bench.pretrain.recipe import Backbone, Positive, Rate
 
 if TYPE_CHECKING:
+    from lewel_bench.evals.context import Context
     from lewel_bench.evals.outcome import CandidateResult, DenseSplits, Inputs, Outcome
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -161,11 +162,11 @@ class Dense(Protocol):
         """Batch norm takes its statistics over all images of a process."""
         return ForwardPass(self.batch, undivided=True)
 
-    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
+    def run(self, inputs: "Inputs", context: "Context") -> "Outcome":
         """Fine-tune a candidate, or choose among the finished ones and train that again."""
         from lewel_bench.evals import transfer
 
-        return transfer.run(self, inputs, **context)
+        return transfer.run(self, inputs, context)
 
     def choose(self, results: Sequence["CandidateResult"]) -> "Outcome":
         """The candidate with the best score on the held-out images."""
@@ -182,8 +183,17 @@ class Dense(Protocol):
         transfer.clear(folder)
 
     @abstractmethod
-    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
-        """Fine-tune at one candidate with the engine and measure it."""
+    def fine_tune(
+        self,
+        candidate: Candidate,
+        inputs: "Inputs",
+        context: "Context",
+        rivals: Sequence[float] = (),
+    ) -> "Outcome":
+        """Fine-tune at one candidate with the engine and measure it.
+
+        `rivals` are the scores of other candidates after half of their steps, where it prunes.
+        """
 
     @abstractmethod
     def _read(self, data: Dataset) -> tuple[Any, Any]:
@@ -263,7 +273,13 @@ class Detection(Dense):
             raise ValueError("anchors is empty: give at least one size in pixels")
         return self
 
-    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
+    def fine_tune(
+        self,
+        candidate: Candidate,
+        inputs: "Inputs",
+        context: "Context",
+        rivals: Sequence[float] = (),
+    ) -> "Outcome":
         """Fine-tune a detector; see `detection.run`."""
         from lewel_bench.evals.detection import run as detection
 
@@ -274,7 +290,8 @@ class Detection(Dense):
             backbone=inputs.backbone,
             splits=splits,
             python=inputs.pythons.get(self.engine),
-            **context,
+            context=context,
+            rivals=rivals,
         )
         if count := splits.train.without_mask + splits.report.without_mask:
             outcome.warnings.append(f"{count} objects have no mask: not trained on, not measured")
@@ -328,7 +345,13 @@ class Segmentation(Dense):
     aux_weight: Rate = 0.4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
-    def fine_tune(self, candidate: Candidate, inputs: "Inputs", **context: Any) -> "Outcome":
+    def fine_tune(
+        self,
+        candidate: Candidate,
+        inputs: "Inputs",
+        context: "Context",
+        rivals: Sequence[float] = (),
+    ) -> "Outcome":
         """Fine-tune a segmenter; see `segmentation.run`."""
         from lewel_bench.evals.segmentation import run as segmentation
 
@@ -338,7 +361,8 @@ class Segmentation(Dense):
             backbone=inputs.backbone,
             splits=inputs.splits,
             python=inputs.pythons.get(self.engine),
-            **context,
+            context=context,
+            rivals=rivals,
         )
         classes: dict[str, float | None] = outcome.extra.get("per_class", {})
         absent = [name for name, iou in classes.items() if iou is None]

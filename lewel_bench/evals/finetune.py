@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection, Segmentation
-from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint, distributed, pacer
 from lewel_bench.pretrain.report import Stopped
@@ -67,7 +67,7 @@ def run(
     candidate: tuple[float, float],
     splits: DenseSplits[Any],
     factor: Factor,
-    at: Place,
+    at: Context,
     rivals: Sequence[float] = (),
 ) -> Outcome:
     """Fine-tune at `candidate` = (lr, weight decay) and evaluate after the last step.
@@ -130,7 +130,7 @@ def _run(
     candidate: tuple[float, float],
     splits: DenseSplits[Any],
     factor: Factor,
-    at: Place,
+    at: Context,
     rivals: Sequence[float],
 ) -> Outcome:
     loop = _Loop(learner, protocol, candidate[0], factor, at)
@@ -152,7 +152,7 @@ def _run(
     return Outcome(metrics=metrics, chosen=chosen(candidate), extra=extra)
 
 
-def leave_if_asked(at: Place) -> None:
+def leave_if_asked(at: Context) -> None:
     """Raise Stopped within an evaluation, before which everything is saved.
 
     Several ranks do not evaluate in step, so they finish it.
@@ -170,7 +170,7 @@ class _Loop:
         protocol: Detection | Segmentation,
         lr: float,
         factor: Factor,
-        at: Place,
+        at: Context,
     ) -> None:
         self.learner, self.protocol, self.at = learner, protocol, at
         self.lr, self.factor, self.device = lr, factor, at.machine.device

@@ -14,10 +14,11 @@ from torch.nn.functional import normalize
 
 from lewel_bench.evals import features, scores
 from lewel_bench.evals.classification import Knn
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Outcome, Splits
-from lewel_bench.pretrain.distributed import Machine, rank
+from lewel_bench.pretrain.distributed import rank
 from lewel_bench.pretrain.pacer import Pacer
-from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.report import Stopped
 
 SIMILARITIES = 2**27  # kept in memory at once: 512 MiB in fp32
 
@@ -27,22 +28,18 @@ def run(
     *,
     backbone: Path,
     splits: Splits,
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
+    context: Context,
 ) -> Outcome:
     """kNN accuracy of the report split with the train split as bank; nothing is chosen.
 
-    `metrics` has top1 and top5 of the first k, and top1_k20 and so on of the others. Deterministic
-    (`seed` is part of every runner's signature) and not resumable. Raises Stopped.
+    `metrics` has top1 and top5 of the first k, and top1_k20 and so on of the others. Deterministic,
+    whatever the seed, and not resumable. Raises Stopped.
     """
     splits.check()
+    machine = context.machine
     net = features.load(backbone, machine)
-    after = _watch(
-        features.passes(splits.train) + features.passes(splits.report), machine, report, stop
-    )
+    batches = features.passes(splits.train) + features.passes(splits.report)
+    after = _watch(batches, context)
     bank, queries = (
         features.extract(
             net,
@@ -60,7 +57,7 @@ def run(
         k = min(protocol.ks[0], len(bank[0]))
         votes = vote(bank, queries[0], k, protocol.temperature, classes)
         scores.write_predictions(
-            folder / "predictions.npz",
+            context.folder / "predictions.npz",
             splits.report,
             lambda v: v / v.clamp_min(0).sum(1, keepdim=True),
             votes,
@@ -79,16 +76,16 @@ def _top5_note(most: int) -> list[str]:
     return [f"top5 counts the classes that neighbours vote for: at most {most}"]
 
 
-def _watch(steps: int, machine: Machine, report: Report, stop: Stop) -> Callable[[], None]:
+def _watch(steps: int, context: Context) -> Callable[[], None]:
     """A function to call after each batch, which reports progress and raises Stopped if asked."""
-    step, pacer = 0, Pacer(machine, stop)
+    step, pacer = 0, Pacer(context.machine, context.stop)
 
     def after() -> None:
         nonlocal step
         step += 1
         if step == steps or pacer.log_is_due():
             pacer.restart_log(step)
-            report("step", step=step, steps=steps)
+            context.report("step", step=step, steps=steps)
         if pacer.asks(step) and pacer.stop_requested():
             raise Stopped("kNN does not checkpoint; it will restart from the beginning")
 

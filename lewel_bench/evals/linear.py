@@ -9,13 +9,13 @@ from torch import Tensor
 
 from lewel_bench.evals import features, knn, loop, scores
 from lewel_bench.evals.classification import Linear
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.heads import Heads
 from lewel_bench.evals.outcome import Outcome, Splits, gap, join
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import Machine, gather, rank
-from lewel_bench.pretrain.report import Report, Stop
 
 Cached = tuple[Tensor, Tensor]  # features (N, D) and labels (N,) of a split
 
@@ -25,26 +25,22 @@ def run(
     *,
     backbone: Path,
     splits: Splits,
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
+    context: Context,
 ) -> Outcome:
     """Train every head of the grid, choose on the select split, measure on the report split.
 
     The chosen head has the best select top-1 after the last epoch (then the lower select loss); no
     epoch is chosen. With `refit` its settings are trained once more on train and select together:
     `metrics` are then the refit's, while `selection_gap` and `extra["held_out"]` still compare
-    within the first run. Resumes from the checkpoints in `folder`; raises Stopped after saving,
+    within the first run. Resumes from the checkpoints in the folder; raises Stopped after saving,
     ValueError when every head diverged or the splits do not match.
     """
     splits.check()
-    net = features.load(backbone, machine)
+    net = features.load(backbone, context.machine)
     before = features.digest(net)
     steps = loop.steps_of(protocol, len(splits.train))
     more = loop.steps_of(protocol, len(splits.train) + len(splits.select)) if protocol.refit else 0
-    at = loop.Place(seed, folder, machine, report, stop, after=more)
+    at, machine = replace(context, after=more), context.machine
     select, shown = (_cache(net, i, protocol, machine) for i in (splits.select, splits.report))
     probe = _Probe(net, protocol, protocol.grid(), splits, at, {"select_": select, "": shown})
     history = loop.train(probe, splits.train, protocol, at)
@@ -53,7 +49,7 @@ def run(
     outcome = _outcome(protocol, rows, best, history, splits)
     head, images = best, splits.train
     if protocol.refit:
-        at = replace(at, folder=folder / "refit", before=steps, after=0)
+        at = replace(context, folder=context.folder / "refit", before=steps)
         images = join(splits.train, splits.select)
         probe = _Probe(net, protocol, [protocol.grid()[best]], splits, at, {"": shown})
         head, again = 0, loop.train(probe, images, protocol, at)
@@ -71,7 +67,7 @@ def run(
         outcome.warnings.extend(notes)
     if rank() == 0:
         scores.write_predictions(
-            folder / "predictions.npz",
+            context.folder / "predictions.npz",
             splits.report,
             lambda x: probe.heads.logits(x)[head].softmax(-1),
             shown[0],
@@ -103,7 +99,7 @@ class _Probe:
         protocol: Linear,
         grid: Sequence[tuple[float, float]],
         splits: Splits,
-        at: loop.Place,
+        at: Context,
         cached: dict[str, Cached],
     ) -> None:
         self.net, self.micro_batch, self.cached = net, at.machine.micro_batch, cached

@@ -4,21 +4,17 @@ Everything random is drawn from (seed, epoch), so a run that was killed goes on 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lewel_bench.evals.classification import Linear, Semi, batch_of
-from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.context import Context
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
 from lewel_bench.pretrain.data import Images, image_batches
-from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Schedule
-from lewel_bench.pretrain.report import Report, Stop
 from lewel_bench.pretrain.schedule import lr_at, step_decay
 
 History = list[dict[str, Any]]
@@ -43,21 +39,7 @@ class Learner(Protocol):
         """Go on from `state_dict`."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a training runs and whom it talks to."""
-
-    seed: int
-    folder: Path
-    machine: Machine
-    report: Report
-    stop: Stop
-    clock: Clock = field(default_factory=Clock)
-    before: int = 0  # steps of the same job's training before this one, where there is one
-    after: int = 0  # and of the one after it
-
-
-def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Place) -> History:
+def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Context) -> History:
     """Train for the protocol's epochs, from the newest checkpoint if there is one.
 
     Returns what `evaluate` said every `eval_every` epochs and at the last, each with "epoch" and
@@ -146,7 +128,7 @@ def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> di
     return best
 
 
-def _resume(learner: Learner, at: Place) -> tuple[int, int, History]:
+def _resume(learner: Learner, at: Context) -> tuple[int, int, History]:
     state = checkpoint.load(at.folder, at.report, at.machine.device)
     if state is None:
         return 0, 0, []
@@ -160,7 +142,7 @@ class _Saver:
     """Logs and saves between steps, when the pacer says so."""
 
     def __init__(
-        self, learner: Learner, at: Place, batch: int, steps: int, epochs: int, done: int
+        self, learner: Learner, at: Context, batch: int, steps: int, epochs: int, done: int
     ) -> None:
         self.learner, self.at, self.batch = learner, at, batch
         self.steps, self.total = steps, at.before + steps * epochs + at.after

@@ -14,6 +14,7 @@ from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.value import Value
 
 if TYPE_CHECKING:
+    from lewel_bench.evals.context import Context
     from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome
 
 Candidate = tuple[float, float]  # (lr, weight decay), or (backbone lr, head lr)
@@ -117,11 +118,11 @@ class Protocol(Value, ABC):
         """The images that go through the network together, which a micro-batch may divide."""
 
     @abstractmethod
-    def run(self, inputs: "Inputs", **context: Any) -> "Outcome":
-        """Compute a job that trains; `context` are seed, folder, machine, report and stop.
+    def run(self, inputs: "Inputs", context: "Context") -> "Outcome":
+        """Compute a job that trains.
 
-        Goes on from the checkpoints in the folder. Raises Stopped after saving, ValueError where
-        nothing could be measured.
+        Resumes from the checkpoints in the context's folder. Raises Stopped after saving,
+        ValueError where nothing could be measured.
         """
 
     def choose(self, results: Sequence["CandidateResult"]) -> "Outcome":

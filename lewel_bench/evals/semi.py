@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lewel_bench.evals import features, loop, scores
 from lewel_bench.evals.classification import Semi, bn_group_of
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Outcome, Splits, gap
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
-from lewel_bench.pretrain.distributed import Machine, average, rank, world
+from lewel_bench.pretrain.distributed import average, rank, world
 from lewel_bench.pretrain.norm import RunningStatistics
-from lewel_bench.pretrain.report import Report, Stop
 
 
 def run(
@@ -24,27 +24,22 @@ def run(
     lr: tuple[float, float],
     backbone: Path,
     splits: Splits,
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
+    context: Context,
 ) -> Outcome:
     """Fine-tune at `lr` = (backbone lr, head lr); the train split is the labelled subset.
 
     `extra["select"]` has what the choice among candidates reads (top1, top5 and loss on the select
     split after the last epoch); `metrics` and `paper_rule` are the report split's. A run whose loss
     is not finite ends with empty `metrics` and `select`, and its epoch in
-    `extra["diverged_at_epoch"]`. Resumes from the checkpoints in `folder`; raises Stopped after
+    `extra["diverged_at_epoch"]`. Resumes from the checkpoints in the folder; raises Stopped after
     saving.
     """
     splits.check()
     count = len(splits.train)
     batch = loop.batch_size(protocol, count)
-    group, warnings = bn_group_of(protocol, batch, world(), machine.micro_batch)
-    learner = _FineTuned(protocol, lr, backbone, group, splits, seed, machine)
-    at = loop.Place(seed, folder, machine, report, stop)
-    history = loop.train(learner, splits.train, protocol, at)
+    group, warnings = bn_group_of(protocol, batch, world(), context.machine.micro_batch)
+    learner = _FineTuned(protocol, lr, backbone, group, splits, context)
+    history = loop.train(learner, splits.train, protocol, context)
     chosen = {"backbone_lr": lr[0], "head_lr": lr[1]}
     warnings += [*loop.batch_warning(protocol, count), *scores.top5_note(learner.classes)]
     last, seen = history[-1], loop.best_seen(history)
@@ -58,7 +53,7 @@ def run(
     shown, _ = learner.extract(splits.report)
     if rank() == 0:
         scores.write_predictions(
-            folder / "predictions.npz",
+            context.folder / "predictions.npz",
             splits.report,
             lambda x: learner.model.fc(x).softmax(-1),
             shown,
@@ -101,14 +96,14 @@ class _FineTuned:
         backbone: Path,
         bn_group: int | None,
         splits: Splits,
-        seed: int,
-        machine: Machine,
+        context: Context,
     ) -> None:
+        machine = context.machine
         self.protocol, self.machine, self.splits, self.lr = protocol, machine, splits, lr
         self.classes = len(splits.train.classes)
         net = features.load(backbone, machine, bn_group).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(context.seed)
             self.model = Classifier(net, self.classes).to(machine.device)
         self.model.train()
         self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Dense
 from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome
 from lewel_bench.pretrain import distributed
@@ -16,24 +16,22 @@ TRIAL = 1000  # between the seeds of two trials: with seeds 0 and 1000 two of th
 ENGINE_FILES = ("iter_*.pth", "backbone.pth", "last_checkpoint")  # mmengine's, of an ended run
 
 
-def run(protocol: Dense, inputs: Inputs, *, seed: int, **context: Any) -> Outcome:
-    """The outcome of a dense candidate or final; `context` is that of the runner.
+def run(protocol: Dense, inputs: Inputs, context: Context) -> Outcome:
+    """The outcome of a dense candidate or final.
 
     A final chooses among the results of its candidates, then trains that candidate on all images;
     its `paper_rule` and `selection_gap` are the candidates', which did not train on the held-out
     images. Raises Diverged where the chosen learning rate diverges on all images.
     """
-    seed += TRIAL * inputs.trial
+    context = replace(context, seed=context.seed + TRIAL * inputs.trial)
     if inputs.candidate is not None:
         rivals = _half_scores(protocol, inputs.finished()) if protocol.prune else []
-        return protocol.fine_tune(
-            inputs.candidate, inputs, seed=seed, rivals=_of_rank_0(rivals), **context
-        )
+        return protocol.fine_tune(inputs.candidate, inputs, context, _of_rank_0(rivals))
     chosen = protocol.choose(inputs.results) if inputs.results else None
     candidate = protocol.grid()[0]
     if chosen is not None:
         candidate = chosen.chosen["lr"], chosen.chosen["weight_decay"]
-    trained = protocol.fine_tune(candidate, inputs, seed=seed, **context)
+    trained = protocol.fine_tune(candidate, inputs, context)
     if not trained.metrics:
         reasons = "; ".join(trained.warnings)
         raise Diverged(f"{protocol.name}: {reasons}; set lower learning rates with --lrs")

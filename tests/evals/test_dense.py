@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Inputs, Outcome
 from lewel_bench.evals.protocols import COCO_FPN_1X, VOC12_SEG_FCN_D8
+from lewel_bench.pretrain.distributed import Machine
+from lewel_bench.pretrain.report import never, silent
+
+CONTEXT = Context(0, Path(), Machine(), silent, never)
 
 
 def test_the_record_says_over_how_many_classes_miou_is_the_mean(
@@ -21,7 +26,7 @@ def test_the_record_says_over_how_many_classes_miou_is_the_mean(
         lambda *_, **__: Outcome({"miou": 60.0}, extra={"per_class": classes}),
     )
     inputs = Inputs(Path(), DenseSplits(None, None, None))
-    outcome = VOC12_SEG_FCN_D8.fine_tune((0.1, 0.0), inputs)
+    outcome = VOC12_SEG_FCN_D8.fine_tune((0.1, 0.0), inputs, CONTEXT)
     assert outcome.extra["miou_classes"] == 2
     assert outcome.warnings == [
         "miou is the mean over 2 of 3 classes: the reported masks have no pixel of cat"
@@ -36,5 +41,5 @@ def test_the_record_counts_objects_without_a_mask(monkeypatch: pytest.MonkeyPatc
                                                      "not measured"])):  # fmt: skip
         train, report = (Scenes(Path(), (), (), (), without_mask=count) for count in counts)
         inputs = Inputs(Path(), DenseSplits(train, None, report))
-        outcome = COCO_FPN_1X.fine_tune((0.1, 0.0), inputs)
+        outcome = COCO_FPN_1X.fine_tune((0.1, 0.0), inputs, CONTEXT)
         assert outcome.warnings == warnings

@@ -7,8 +7,8 @@ from torch import multiprocessing, nn
 
 from lewel_bench.evals import finetune
 from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
-from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits
 from lewel_bench.pretrain import checkpoint, pacer
 from lewel_bench.pretrain.distributed import Machine
@@ -96,7 +96,7 @@ def run(tmp_path):
         select=1,
         report=silent,
     ):
-        at = Place(1, tmp_path / folder, Machine(save_every_s=save_s), report, stop)
+        at = Context(1, tmp_path / folder, Machine(save_every_s=save_s), report, stop)
         splits = DenseSplits([0], [0] if select else None, [0])
         candidate = (protocol.lrs[0], 0.0)
         learner = learner or Learner(0.1)
@@ -251,7 +251,7 @@ def test_losses_are_fetched_at_fixed_steps_where_that_costs(run, monkeypatch):
 def test_progress_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(pacer, "LOG_EVERY_S", 0)
     told = []
-    at = Place(1, tmp_path, Machine(), lambda event, **f: told.append((event, f)), never)
+    at = Context(1, tmp_path, Machine(), lambda event, **f: told.append((event, f)), never)
     splits = DenseSplits([0], [0], [0])
     finetune.run(Learner(0.1), TINY, (0.1, 0.0), splits, lambda s: 0.5, at)
     steps = [f for event, f in told if event == "step"]
@@ -280,7 +280,7 @@ def work(rank, folder):
     for place, stops in (("whole", [never]), ("stopped", [lambda: rank == 1, never])):
         for stop in stops:
             learner = Learner(0.1, rank=rank)
-            at = Place(1, folder / place, Machine(), silent, stop)
+            at = Context(1, folder / place, Machine(), silent, stop)
             try:
                 splits = DenseSplits([0], [0], [0])
                 outcome = finetune.run(learner, TINY, (0.1, 0.0), splits, lambda s: 1.0, at)

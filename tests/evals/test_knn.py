@@ -1,6 +1,7 @@
 """kNN against a loop written as the definition reads."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from lewel_bench.evals import features, knn
 from lewel_bench.evals.classification import Knn
+from lewel_bench.evals.context import Context
 from lewel_bench.pretrain import pacer
 from lewel_bench.pretrain.report import Stopped, never, silent
 
@@ -100,12 +102,12 @@ def test_reports_progress_and_stops(splits, backbone_file, machine, tmp_path, mo
         seen.append(fields["step"])
         assert event == "step" and fields["steps"] == 8
 
-    place = {"backbone": backbone_file, "splits": splits, "seed": 0, "folder": tmp_path}
-    place |= {"machine": machine, "report": report}
-    knn.run(protocol, **place, stop=never)
+    context = Context(0, tmp_path, machine, report, never)
+    knn.run(protocol, backbone=backbone_file, splits=splits, context=context)
     assert seen == list(range(1, 9))
     with pytest.raises(Stopped, match="will restart from the beginning"):
-        knn.run(protocol, **place, stop=lambda: len(seen) == 8 + 3)
+        context = replace(context, stop=lambda: len(seen) == 8 + 3)
+        knn.run(protocol, backbone=backbone_file, splits=splits, context=context)
     assert len(seen) == 8 + 3
 
 
@@ -116,11 +118,7 @@ def test_run(splits, backbone_file, machine, tmp_path, k):
         protocol,
         backbone=backbone_file,
         splits=splits,
-        seed=0,
-        folder=tmp_path,
-        machine=machine,
-        report=silent,
-        stop=never,
+        context=Context(0, tmp_path, machine, silent, never),
     )
     assert outcome.metrics["top1"] > 100 / 6 + 15
     saved = np.load(tmp_path / "predictions.npz")

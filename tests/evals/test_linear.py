@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lewel_bench.evals import features, heads, linear, loop
 from lewel_bench.evals.classification import Linear
 from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Splits
 from lewel_bench.pretrain import pacer
 from lewel_bench.pretrain.data import image_batches
@@ -43,11 +44,7 @@ def run(splits, backbone_file, machine, tmp_path):
             protocol,
             backbone=backbone_file,
             splits=splits,
-            seed=seed,
-            folder=tmp_path / folder,
-            machine=machine,
-            report=more.get("report", silent),
-            stop=stop,
+            context=Context(seed, tmp_path / folder, machine, more.get("report", silent), stop),
         )
 
     return go
@@ -235,11 +232,7 @@ def run_shared(splits, backbone_file, machine, tmp_path_factory):
             protocol,
             backbone=backbone_file,
             splits=replace(splits, report=report),
-            seed=0,
-            folder=tmp_path_factory.mktemp("run"),
-            machine=machine,
-            report=silent,
-            stop=never,
+            context=Context(0, tmp_path_factory.mktemp("run"), machine, silent, never),
         )
 
     return go

@@ -8,6 +8,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from lewel_bench.evals import features, linear, semi
+from lewel_bench.evals.context import Context
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.report import never, silent
 from tests.evals.test_linear import SGD
@@ -18,11 +19,13 @@ SEMI = change(TINY, {"epochs": 2, "milestones": (1,)})
 
 
 def both(backbone, splits, folder, machine):
-    place = {"backbone": backbone, "splits": splits, "seed": 0, "machine": machine}
-    place |= {"report": silent, "stop": never}
+    def arguments(name):
+        context = Context(0, folder / name, machine, silent, never)
+        return {"backbone": backbone, "splits": splits, "context": context}
+
     return (
-        linear.run(LINEAR, folder=folder / "linear", **place),
-        semi.run(SEMI, lr=(0.01, 0.1), folder=folder / "semi", **place),
+        linear.run(LINEAR, **arguments("linear")),
+        semi.run(SEMI, lr=(0.01, 0.1), **arguments("semi")),
     )
 
 

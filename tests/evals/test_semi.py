@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from lewel_bench.evals import features, semi
 from lewel_bench.evals.classification import Semi
+from lewel_bench.evals.context import Context
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.data import image_batches
 from lewel_bench.pretrain.recipe import Backbone, change
@@ -50,11 +51,7 @@ def run(splits, backbone_file, machine, tmp_path):
             lr=lr,
             backbone=backbone_file,
             splits=splits,
-            seed=seed,
-            folder=tmp_path / folder,
-            machine=machine,
-            report=silent,
-            stop=stop,
+            context=Context(seed, tmp_path / folder, machine, silent, stop),
         )
 
     return go

@@ -18,10 +18,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 
 from lewel_bench.evals import finetune
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_data import TestImages
 from lewel_bench.evals.detection.metrics import write_predictions
-from lewel_bench.evals.loop import Place
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -29,7 +29,7 @@ Metrics = dict[str, float]
 
 
 def evaluate(
-    cfg: Any, model: Any, name: str, protocol: Detection, at: Place, file: Path | None = None
+    cfg: Any, model: Any, name: str, protocol: Detection, at: Context, file: Path | None = None
 ) -> tuple[Metrics, dict[str, Any]]:
     """The metrics of the registered split `name` in percent, and what goes beside them: the APs of
     classes where detectron2 gives them.
@@ -46,7 +46,7 @@ def evaluate(
 class _Watched:
     """Test images, until a stop is asked for."""
 
-    def __init__(self, images: TestImages, at: Place) -> None:
+    def __init__(self, images: TestImages, at: Context) -> None:
         self.images, self.at = images, at
 
     def __len__(self) -> int:

@@ -18,13 +18,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 
 from lewel_bench.evals import finetune, weights
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.evals.detection.detectron_model import config
 from lewel_bench.evals.detection.detectron_watch import Pruned, Watch
 from lewel_bench.evals.detection.scenes import Scenes
-from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint, distributed
@@ -57,7 +57,7 @@ def run(
     rivals: Sequence[float],
 ) -> Outcome:
     """The outcome of `detectron.run`, in this process, with the configuration `values`."""
-    at = Place(seed, folder, machine, report, stop)
+    at = Context(seed, folder, machine, report, stop)
     names = {role: f"{folder.resolve()}:{role}" for role in ("train", "select", "report")}
     roles = [r for r in ("select", "report") if getattr(splits, r) is not None]
     cfg = config(
@@ -124,7 +124,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
         cfg: Any,
         protocol: Detection,
         names: dict[str, str],
-        at: Place,
+        at: Context,
         rivals: Sequence[float],
     ) -> None:
         self.protocol, self.names, self.at = protocol, names, at

@@ -9,9 +9,9 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 
 from lewel_bench.evals import finetune
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_eval import evaluate
-from lewel_bench.evals.loop import Place
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.pacer import Pacer
 
@@ -23,7 +23,7 @@ class Pruned(Exception):
 class Watch(HookBase):  # type: ignore[misc]  # of a package without types
     """Between two steps: looks at the select split half-way, logs, saves and stops."""
 
-    def __init__(self, protocol: Detection, at: Place, rivals: Sequence[float]) -> None:
+    def __init__(self, protocol: Detection, at: Context, rivals: Sequence[float]) -> None:
         self.protocol, self.at, self.rivals = protocol, at, rivals
         self.seen: dict[str, float] = {}
         self.pacer = Pacer(at.machine, at.stop)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lewel_bench.evals import finetune
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import loader, metrics, precise
 from lewel_bench.evals.detection.metrics import Prediction
@@ -18,11 +19,9 @@ from lewel_bench.evals.detection.model import Detector, Target, parameter_groups
 from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.detection.views import Example
 from lewel_bench.evals.finetune import Role
-from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, rank, share, world
-from lewel_bench.pretrain.report import Report, Stop
 from lewel_bench.pretrain.schedule import step_decay
 
 
@@ -32,11 +31,7 @@ def run(
     candidate: tuple[float, float],
     backbone: Path,
     splits: DenseSplits[Scenes],
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
+    context: Context,
     rivals: Sequence[float] = (),
     python: str | None = None,
 ) -> Outcome:
@@ -54,20 +49,19 @@ def run(
             candidate=candidate,
             backbone=backbone,
             splits=splits,
-            seed=seed,
-            folder=folder,
-            machine=machine,
-            report=report,
-            stop=stop,
+            seed=context.seed,
+            folder=context.folder,
+            machine=context.machine,
+            report=context.report,
+            stop=context.stop,
             rivals=rivals,
             python=python,
         )
     splits.check()
-    _check(protocol, machine)
-    at = Place(seed, folder, machine, report, stop)
-    learner = _Detection(protocol, candidate, backbone, splits, at)
+    _check(protocol, context.machine)
+    learner = _Detection(protocol, candidate, backbone, splits, context)
     factor = partial(lr_factor, protocol)
-    return finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
+    return finetune.run(learner, protocol, candidate, splits, factor, context, rivals)
 
 
 def lr_factor(protocol: Detection, step: int) -> float:
@@ -97,7 +91,7 @@ class _Detection:
         candidate: tuple[float, float],
         backbone: Path,
         splits: DenseSplits[Scenes],
-        at: Place,
+        at: Context,
     ) -> None:
         self.protocol, self.splits, self.at = protocol, splits, at
         norm = nn.BatchNorm2d if world() == 1 else nn.SyncBatchNorm

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lewel_bench.evals import finetune
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.finetune import Role
-from lewel_bench.evals.loop import Place
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import loader, masks, metric
 from lewel_bench.evals.segmentation.data import Pictures
@@ -21,9 +21,8 @@ from lewel_bench.evals.segmentation.loader import Batch
 from lewel_bench.evals.segmentation.model import Segmenter
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint
-from lewel_bench.pretrain.distributed import Machine, rank, share, world
+from lewel_bench.pretrain.distributed import rank, share, world
 from lewel_bench.pretrain.norm import BatchNorm
-from lewel_bench.pretrain.report import Report, Stop
 
 
 def run(
@@ -32,11 +31,7 @@ def run(
     candidate: tuple[float, float],
     backbone: Path,
     splits: DenseSplits[Pictures],
-    seed: int,
-    folder: Path,
-    machine: Machine,
-    report: Report,
-    stop: Stop,
+    context: Context,
     rivals: Sequence[float] = (),
     python: str | None = None,
 ) -> Outcome:
@@ -58,18 +53,17 @@ def run(
             candidate=candidate,
             backbone=backbone,
             splits=splits,
-            seed=seed,
-            folder=folder,
-            machine=machine,
-            report=report,
-            stop=stop,
+            seed=context.seed,
+            folder=context.folder,
+            machine=context.machine,
+            report=context.report,
+            stop=context.stop,
             rivals=rivals,
             python=python,
         )
-    at = Place(seed, folder, machine, report, stop)
-    learner = _Segmentation(protocol, candidate, backbone, splits, at)
+    learner = _Segmentation(protocol, candidate, backbone, splits, context)
     factor = partial(lr_factor, protocol, candidate[0])
-    return finetune.run(learner, protocol, candidate, splits, factor, at, rivals)
+    return finetune.run(learner, protocol, candidate, splits, factor, context, rivals)
 
 
 def lr_factor(protocol: Segmentation, lr: float, step: int) -> float:
@@ -92,7 +86,7 @@ class _Segmentation:
         candidate: tuple[float, float],
         backbone: Path,
         splits: DenseSplits[Pictures],
-        at: Place,
+        at: Context,
     ) -> None:
         self.protocol, self.splits, self.at = protocol, splits, at
         self.classes = splits.train.classes

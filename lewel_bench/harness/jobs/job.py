@@ -20,6 +20,7 @@ import torch
 from lewel_bench import terminal
 from lewel_bench.evals import features, knn, splits
 from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.outcome import Inputs, Outcome
 from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
@@ -255,14 +256,8 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
         pythons=engines.model_dump(exclude_none=True),
     )
     clock = Clock()
-    outcome = job.protocol.run(
-        inputs,
-        seed=job.seed,
-        folder=root / job.key,
-        machine=on,
-        report=clock.heard(log),
-        stop=stop,
-    )
+    context = Context(job.seed, root / job.key, on, clock.heard(log), stop, clock)
+    outcome = job.protocol.run(inputs, context)
     note = collapse.note_among(upstream.warnings)
     if note and note not in outcome.warnings:
         outcome.warnings.append(note)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import loader, metrics, model
 from lewel_bench.evals.detection import run as detection
@@ -96,11 +97,7 @@ def run(voc, coco, backbone_file, machine, tmp_path):
             candidate=(lr, 1e-4),
             backbone=more.pop("backbone", backbone_file),
             splits=splits or (coco if protocol.metric == "coco" else voc),
-            seed=1,
-            folder=tmp_path / folder,
-            machine=machine,
-            report=silent,
-            stop=stop,
+            context=Context(1, tmp_path / folder, machine, silent, stop),
             **more,
         )
 

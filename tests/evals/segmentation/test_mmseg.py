@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from lewel_bench.evals.clock import Clock
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.evals.segmentation import data, lists, masks, metric, mmseg_config, run
 from lewel_bench.pretrain.distributed import Machine
@@ -179,14 +181,11 @@ def train(splits, small_backbone, tmp_path):
             "candidate": candidate,
             "backbone": small_backbone,
             "splits": splits,
-            "seed": 0,
-            "folder": tmp_path / name,
-            "machine": Machine(),
-            "report": silent,
-            "stop": never,
         }
+        context = Context(0, tmp_path / name, Machine(), silent, never)
+        context = replace(context, **{k: more.pop(k) for k in vars(context) if k in more})
         protocol = protocol or change(TINY, {"engine": "mmseg", "steps": 4})
-        return run.run(protocol, **{**arguments, **more})
+        return run.run(protocol, context=context, **{**arguments, **more})
 
     return work
 

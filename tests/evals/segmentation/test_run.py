@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lewel_bench.evals.context import Context
 from lewel_bench.evals.segmentation import data, metric, run
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine
@@ -23,13 +24,10 @@ def train(splits, small_backbone, tmp_path):
             "candidate": candidate,
             "backbone": small_backbone,
             "splits": splits,
-            "seed": 0,
-            "folder": tmp_path / name,
-            "machine": Machine(),
-            "report": silent,
-            "stop": never,
         }
-        return run.run(protocol, **{**arguments, **more})
+        context = Context(0, tmp_path / name, Machine(), silent, never)
+        context = replace(context, **{k: more.pop(k) for k in vars(context) if k in more})
+        return run.run(protocol, context=context, **{**arguments, **more})
 
     return work
 
@@ -117,7 +115,7 @@ def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
     state, header = checkpoint.read_backbone(small_backbone)
     path = tmp_path / "wrong.safetensors"
     checkpoint.write_backbone(path, state, {**header, "arch": "vgg"})
-    with pytest.raises(ValueError, match="safetensors does not name a backbone in its header"):
+    with pytest.raises(ValueError, match="safetensors has no valid backbone in its header"):
         train(backbone=path)
     checkpoint.write_backbone(path, state, {**header, "arch": "resnet34"})
     with pytest.raises(ValueError, match="weights are those of a resnet18"):
@@ -126,9 +124,7 @@ def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
 
 def test_all_parameters_decay(train, splits, small_backbone, tmp_path) -> None:
     """mmseg's configuration spares neither norms nor biases."""
-    from lewel_bench.evals.loop import Place
-
-    at = Place(0, tmp_path, Machine(), silent, never)
+    at = Context(0, tmp_path, Machine(), silent, never)
     learner = run._Segmentation(TINY, (0.02, 5e-4), small_backbone, splits, at)
     (group,) = learner.optimizer.param_groups
     assert len(group["params"]) == len(list(learner.model.parameters()))
