@@ -242,7 +242,7 @@ def test_mistakes_are_named(run, voc, monkeypatch, tmp_path):
     checkpoint.write_backbone(
         tmp_path / "strange", {}, {"arch": "vgg", "stem": "small", "width": "8"}
     )
-    with pytest.raises(ValueError, match="strange does not name a backbone"):
+    with pytest.raises(ValueError, match="strange has no valid backbone in its header"):
         run(backbone=tmp_path / "strange")
     for module in (detection, distributed):
         monkeypatch.setattr(module, "world", lambda: 2)
