@@ -102,12 +102,12 @@ WINGS = {
         *("evals.checkpoints", "evals.proof", "evals.export", "evals.weights"),
         *("harness.verbs.eval", "harness.verbs.export", "harness.model_card"),
     ),
-    "claims": ("results.claim*", "results.judge*", "results.paired", "harness.verbs.claims"),
+    "claims": ("results.claims", "harness.verbs.claims"),
     "figures": (
-        *("results.figure*", "results.mosaic", "results.draw", "results.chart"),
-        *("harness.figures", "harness.verbs.figure", "pretrain.published"),
+        *("results.figures", "harness.figures"),
+        *("harness.verbs.figure", "pretrain.published"),
     ),
-    "report": ("results.report", "results.behind", "harness.verbs.report"),
+    "report": ("results.report", "results.cell_details", "harness.verbs.report"),
     "bundles": ("harness.bundles", "harness.verbs.bundle", "harness.verbs.merge"),
     "cost and budget": ("harness.cost",),
     "slurm": (

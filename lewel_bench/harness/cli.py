@@ -160,8 +160,8 @@ def explain_cell(arguments: argparse.Namespace) -> int:
 def judge_claims(arguments: argparse.Namespace) -> int:
     """`lewel-bench claims`; the exit code says whether all are supported."""
     from lewel_bench.harness.verbs.claims import judged
-    from lewel_bench.results import judge
-    from lewel_bench.results.judged import as_json, lacking, markdown, text
+    from lewel_bench.results.claims import judge
+    from lewel_bench.results.claims.output import as_json, markdown, missing_tables, text
     from lewel_bench.value import unknown
 
     writers = {"text": text, "md": markdown, "json": as_json}
@@ -171,7 +171,7 @@ def judge_claims(arguments: argparse.Namespace) -> int:
     found = judged(board, arguments.claims)
     _warn(board.store)
     print(writers[arguments.format](found, board.suite.name))
-    for name in lacking(found) if arguments.format == "text" else ():
+    for name in missing_tables(found) if arguments.format == "text" else ():
         words = ["lewel-bench", "table", name, *board.options(), "--missing"]
         print(f"what is missing: {shlex.join(words)}")
     return judge.exit_code(found)

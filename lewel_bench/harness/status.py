@@ -29,7 +29,7 @@ from lewel_bench.files import (
 from lewel_bench.harness.bundles.foreign import is_job
 from lewel_bench.harness.plan.catalog import PACKAGED, Catalog
 from lewel_bench.pretrain.recipe import Recipe
-from lewel_bench.results.cost import device_hours
+from lewel_bench.results.measured_cost import device_hours
 from lewel_bench.results.record import NAME, Record
 from lewel_bench.results.store import Store
 

@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from lewel_bench.pretrain.report import Report
-from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import Sheet, sheet
+from lewel_bench.results.fill import FilledTable
+from lewel_bench.results.table_layout import Sheet, sheet
 from lewel_bench.terminal import unescaped
 from lewel_bench.value import printable
 
@@ -164,7 +164,7 @@ class Bar:
             self.bar.console.print(printable(f"{self.label}: {line(event, fields)}"), markup=False)
 
 
-def show_table(filled: Filled) -> None:
+def show_table(filled: FilledTable) -> None:
     """Print a table of the paper with what was measured, in parts where a terminal is narrow."""
     drawn = sheet(filled)
     lead = len(drawn.header) - len(filled.table.columns)

@@ -43,19 +43,19 @@ class Published(Value):
 
     def differs(self, measured: Contents, split: str) -> str:
         """What in a split is not as published, in words; empty where all is."""
-        wanted: Split = getattr(self, split)
-        if (measured.images, measured.classes) != (wanted.images, self.classes):
-            return f"not {self.label}'s {wanted.images:,} of {self.classes:,}"
+        expected: Split = getattr(self, split)
+        if (measured.images, measured.classes) != (expected.images, self.classes):
+            return f"not {self.label}'s {expected.images:,} of {self.classes:,}"
         if self.names and measured.names != self.names:
             return f"with class names that differ from {self.label}'s"
-        if wanted.per_class and measured.per_class != wanted.per_class:
-            low, high = wanted.per_class
+        if expected.per_class and measured.per_class != expected.per_class:
+            low, high = expected.per_class
             return f"not {low:,} to {high:,} images a class as in {self.label}"
         return ""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """What the paper's cell was measured by: the identities of its recipe (None: it has none) and
     protocol, and the names of their data sets, as `published` has them."""
 
@@ -77,14 +77,14 @@ def published() -> dict[str, Published]:
     return {name: Published.model_validate(fields) for name, fields in content.items()}
 
 
-def differences(record: Record, before: Record | None, wanted: Wanted) -> tuple[str, ...]:
+def differences(record: Record, before: Record | None, expected: Expected) -> tuple[str, ...]:
     """Why the number of an evaluation cannot be held against the paper's; empty where it can.
     `before` is the record of its backbone: of a pre-training, or of an imported checkpoint."""
     return (
-        *_data(record, wanted.protocol_data, {"train": "trained", "report": "tested"}),
-        *_labelled(record, wanted),
-        *_protocol(record.spec.get("protocol", {}), wanted.protocol),
-        *_backbone(before, wanted),
+        *_data(record, expected.protocol_data, {"train": "trained", "report": "tested"}),
+        *_labelled(record, expected),
+        *_protocol(record.spec.get("protocol", {}), expected.protocol),
+        *_backbone(before, expected),
     )
 
 
@@ -103,9 +103,9 @@ def _data(record: Record, name: str, verbs: Mapping[str, str]) -> Iterator[str]:
             yield f"{verb} on {described(data)}, {differs}"
 
 
-def _labelled(record: Record, wanted: Wanted) -> Iterator[str]:
+def _labelled(record: Record, expected: Expected) -> Iterator[str]:
     # the id of a data set that has the published lists; a folder of one's own has none
-    if "fraction" in wanted.protocol and record.spec.get("data") != wanted.protocol_data:
+    if "fraction" in expected.protocol and record.spec.get("data") != expected.protocol_data:
         yield "its labelled images were sampled locally, not taken from the published list"
 
 
@@ -116,17 +116,17 @@ def described(data: Data) -> str:
     return f"{count:,} images{classes} ({data.name}, fingerprint {data.fingerprint})"
 
 
-def _protocol(measured: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+def _protocol(measured: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[str]:
     engine = measured.get("engine")
     if engine is not None and engine not in ENGINES:
         yield f"the engine {engine} has not been tested for agreement with the paper's"
-    changed = _changed(measured, wanted, {"engine"})
+    changed = _changed(measured, expected, {"engine"})
     if changed:
         yield f"the protocol has {_listed(changed)}"
 
 
-def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
-    if wanted.recipe is None:
+def _backbone(before: Record | None, expected: Expected) -> Iterator[str]:
+    if expected.recipe is None:
         return
     if before is None:
         yield "no record of the backbone's pre-training"
@@ -134,12 +134,12 @@ def _backbone(before: Record | None, wanted: Wanted) -> Iterator[str]:
     if before.kind == "import":
         usual = {"stride": "3x3", "mean": None}  # the same network otherwise
         backbone = {**before.spec.get("backbone", {}), **usual}
-        if changed := _changed(backbone, {**wanted.recipe["backbone"], **usual}, set()):
+        if changed := _changed(backbone, {**expected.recipe["backbone"], **usual}, set()):
             yield f"the backbone has {_listed(changed)}"
         if before.warnings:
             yield f"the checkpoint failed its sanity check: {before.warnings[0]}"
         return
-    yield from _pretraining(before, wanted.recipe, wanted.recipe_data, set())
+    yield from _pretraining(before, expected.recipe, expected.recipe_data, set())
 
 
 def _pretraining(
@@ -169,23 +169,23 @@ def besides_method(
     return f"besides the method, they differ in {_listed(differences)}" if differences else ""
 
 
-def _changed(measured: Mapping[str, Any], wanted: Mapping[str, Any], but: set[str]) -> list[str]:
+def _changed(measured: Mapping[str, Any], expected: Mapping[str, Any], but: set[str]) -> list[str]:
     """The fields that differ from the paper's, `but` some with all their parts: "epochs 1 (paper:
     90)"."""
     return [
         f"{name} "
         + ("other views" if name == "augment" else f"{_text(here)} (paper: {_text(paper)})")
-        for name, here, paper in unequal(measured, wanted)
+        for name, here, paper in unequal(measured, expected)
         if name.split(".")[0] not in but
     ]
 
 
 def unequal(
-    measured: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+    measured: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """The fields, dotted, whose values differ, with both; None for one that is missing."""
-    for name in dict.fromkeys((*measured, *wanted)):
-        here, right = measured.get(name), wanted.get(name)
+    for name in dict.fromkeys((*measured, *expected)):
+        here, right = measured.get(name), expected.get(name)
         if isinstance(here, Mapping) and isinstance(right, Mapping):
             yield from unequal(here, right, f"{prefix}{name}.")
         elif _plain(here) != _plain(right):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 from lewel_bench.results import noise
-from lewel_bench.results.store import Other
+from lewel_bench.results.store import ConflictingRecord
 from lewel_bench.results.table import PRETRAIN, Column, Origin, Row, Table
 from lewel_bench.results.verdict import Verdict, verdict
 from lewel_bench.value import unknown
@@ -93,7 +93,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Filled:
+class FilledTable:
     """A table with its entries by (row id, column id); blank cells of the paper have none.
     Without `comparable` no number in it can be held against the paper's, and the published values
     are for orientation only; with it, an entry may still be `incomparable`. `engines` are those of
@@ -126,7 +126,7 @@ class Filled:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingCell:
     """A cell that lacks seeds: its names, and the slots that are not done with what they need."""
 
     cell: str
@@ -152,8 +152,8 @@ def fill(
     comparable: bool,
     engines: Mapping[str, str] | None = None,
     refused: Mapping[Id, str] | None = None,
-    others: Mapping[str, Sequence[Other]] | None = None,
-) -> Filled:
+    others: Mapping[str, Sequence[ConflictingRecord]] | None = None,
+) -> FilledTable:
     """`table` with what `records` hold for its `slots`, which are by (row id, column id), as is why
     no run can fill those that are `refused`. `others` are what merged bundles have for keys.
 
@@ -175,17 +175,17 @@ def fill(
                 entry = replace(entry, elsewhere=_elsewhere(entry, column, records, others or {}))
                 entries[row.id, column.id] = entry
     _mark_best(table, entries)
-    return Filled(table, suite, comparable, entries, engines or {})
+    return FilledTable(table, suite, comparable, entries, engines or {})
 
 
-def missing(filled: Filled) -> list[Missing]:
+def missing(filled: FilledTable) -> list[MissingCell]:
     """The cells that lack some or all of their seeds, in reading order."""
     lacking = []
     for (row_id, column_id), entry in filled.entries.items():
         if entry.state is None or entry.state == "done":
             continue
         lacking.append(
-            Missing(
+            MissingCell(
                 cell=f"table{filled.table.id}:{row_id}:{column_id}",
                 label=filled.table.row(row_id).label,
                 column=filled.table.column(column_id).label,
@@ -264,7 +264,7 @@ def _elsewhere(
     entry: Entry,
     column: Column,
     records: Mapping[str, Measured],
-    others: Mapping[str, Sequence[Other]],
+    others: Mapping[str, Sequence[ConflictingRecord]],
 ) -> tuple[str, ...]:
     """What each merged bundle has for the records in a mean, where it is another number."""
     if not others or column.eval == PRETRAIN:  # a time is another wherever it is measured

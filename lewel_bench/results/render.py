@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lewel_bench.results.fill import Filled
-from lewel_bench.results.page import page
-from lewel_bench.results.sheet import LETTERS, Cell, headline, sheet
+from lewel_bench.results.fill import FilledTable
+from lewel_bench.results.html_page import page
 from lewel_bench.results.table import ORIGINS, Column, Row, epochs
+from lewel_bench.results.table_layout import LETTERS, Cell, headline, sheet
 from lewel_bench.value import json_text, printable, unknown
 
 
-def markdown(filled: Filled) -> str:
+def markdown(filled: FilledTable) -> str:
     """A GitHub-flavoured Markdown table with its notes."""
     drawn = sheet(filled)
     width = len(drawn.header) - len(filled.table.columns)
@@ -67,7 +67,7 @@ def _tex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-def latex(filled: Filled) -> str:
+def latex(filled: FilledTable) -> str:
     """A LaTeX table for the packages booktabs and graphicx, shrunk where it is wider than the line,
     and its notes below, which may go on on the next page; every text is escaped."""
     drawn = sheet(filled)
@@ -93,7 +93,7 @@ def latex(filled: Filled) -> str:
     )
 
 
-def _named(filled: Filled) -> str:
+def _named(filled: FilledTable) -> str:
     """A title without a number in front, as LaTeX has its own."""
     return f"{headline(filled)} (Table {filled.table.id} of the paper, suite {filled.suite})"
 
@@ -102,7 +102,7 @@ def _tex_row(cells: Iterable[Cell]) -> str:
     return " & ".join(cell.drawn(_tex, r"\textbf{{{}}}") for cell in cells) + r" \\"
 
 
-def as_csv(tables: Sequence[Filled]) -> str:
+def as_csv(tables: Sequence[FilledTable]) -> str:
     """One line a cell of all tables, with one header; numbers unrounded, lists joined by spaces
     (texts: "; "). No text is a formula to a spreadsheet."""
     lines = []
@@ -131,7 +131,7 @@ def _csv(value: Any) -> Any:
     return "'" * value.startswith(("=", "+", "-", "@")) + printable(value, keep="\n")
 
 
-def as_dict(filled: Filled) -> dict[str, Any]:
+def as_dict(filled: FilledTable) -> dict[str, Any]:
     """What `--format json` prints, as plain data (several tables make a list of these).
 
     With "comparable" false, published values are for orientation only; a cell says in
@@ -162,7 +162,7 @@ def as_dict(filled: Filled) -> dict[str, Any]:
     }
 
 
-def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
+def _cell(filled: FilledTable, row: Row, column: Column) -> dict[str, Any]:
     entry, protocol = filled.entries[row.id, column.id], row.protocols.get(column.eval)
     return {
         "recipe": row.family(column),
@@ -195,18 +195,18 @@ def _cell(filled: Filled, row: Row, column: Column) -> dict[str, Any]:
     }
 
 
-def as_json(tables: Sequence[Filled]) -> str:
+def as_json(tables: Sequence[FilledTable]) -> str:
     """`as_dict` as JSON text; several tables make a list."""
     loaded = [as_dict(table) for table in tables]
     content = loaded if len(loaded) > 1 else loaded[0]
     return json_text(content, allow_nan=False) + "\n"
 
 
-def _each(draw: Callable[[Filled], str]) -> Callable[[Sequence[Filled]], str]:
+def _each(draw: Callable[[FilledTable], str]) -> Callable[[Sequence[FilledTable]], str]:
     return lambda tables: "\n".join(map(draw, tables))
 
 
-FORMATS: dict[str, Callable[[Sequence[Filled]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[FilledTable]], str]] = {
     "md": _each(markdown),
     "csv": as_csv,
     "latex": _each(latex),
@@ -215,7 +215,7 @@ FORMATS: dict[str, Callable[[Sequence[Filled]], str]] = {
 }
 
 
-def render(tables: Sequence[Filled], format: str) -> str:
+def render(tables: Sequence[FilledTable], format: str) -> str:
     """Tables as one text in one of FORMATS. Raises ValueError naming the nearest format."""
     if format not in FORMATS:
         raise ValueError(unknown("format", format, FORMATS))

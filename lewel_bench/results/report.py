@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.results.behind import behind, cell_id
-from lewel_bench.results.chart import Chart
-from lewel_bench.results.cost import GIB
-from lewel_bench.results.draw import inline
-from lewel_bench.results.fill import Filled
-from lewel_bench.results.judge import Judged
-from lewel_bench.results.judged import section
-from lewel_bench.results.page import escape
+from lewel_bench.results.cell_details import behind, cell_id
+from lewel_bench.results.claims.judge import ClaimResult
+from lewel_bench.results.claims.output import section
+from lewel_bench.results.figures.chart import Chart
+from lewel_bench.results.figures.draw import inline
+from lewel_bench.results.fill import FilledTable
+from lewel_bench.results.html_page import escape
+from lewel_bench.results.measured_cost import GIB
 from lewel_bench.results.record import Record
-from lewel_bench.results.sheet import BLANK, Cell, sheet
 from lewel_bench.results.table import Column, Row
+from lewel_bench.results.table_layout import BLANK, Cell, sheet
 
 WEB = Path(__file__).parent / "web"
 MARK = '<meta name="generator" content="lewel-bench report">'
@@ -53,14 +53,14 @@ class Report:
     suite: str
     scale: str
     comparable: bool
-    tables: Sequence[Filled]
+    tables: Sequence[FilledTable]
     records: Mapping[str, Record]
     logs: frozenset[str]
     root: str
     options: str
     figures: Sequence[tuple[str, Chart]]
     costs: Sequence[Cost]
-    claims: Sequence[Judged] = ()
+    claims: Sequence[ClaimResult] = ()
     problems: Sequence[str] = ()
 
 
@@ -142,7 +142,7 @@ def _head(of: Report) -> Iterator[str]:
     )
 
 
-def _table(filled: Filled) -> str:
+def _table(filled: FilledTable) -> str:
     drawn = sheet(filled)
     lead = drawn.header[: len(drawn.header) - len(filled.table.columns) - 1]
     heads = "".join(
@@ -181,7 +181,7 @@ def _lead(row: Row, lead: Sequence[str]) -> str:
     return first + "".join(rest)
 
 
-def _cell(filled: Filled, row: Row, column: Column, cells: Sequence[Cell]) -> str:
+def _cell(filled: FilledTable, row: Row, column: Column, cells: Sequence[Cell]) -> str:
     """One place of a table; `cells` are the published value and, of rows that can be measured, the
     measured value, difference and verdict."""
     entry = filled.entries.get((row.id, column.id))
@@ -230,7 +230,7 @@ def _figures(figures: Sequence[tuple[str, Chart]]) -> Iterator[str]:
     yield "</section>"
 
 
-def _states(tables: Iterable[Filled]) -> Counter[str]:
+def _states(tables: Iterable[FilledTable]) -> Counter[str]:
     """How many cells that a run can fill are in each of STATES; part: with some of their seeds."""
     counts = Counter(dict.fromkeys(STATES, 0))
     for filled in tables:
@@ -241,7 +241,7 @@ def _states(tables: Iterable[Filled]) -> Counter[str]:
     return counts
 
 
-def _coverage(tables: Sequence[Filled]) -> Iterator[str]:
+def _coverage(tables: Sequence[FilledTable]) -> Iterator[str]:
     yield '<section id="coverage"><h2>Coverage</h2>'
     yield (
         '<p class="soft">Cells that a run can fill. Measured: every planned seed has '

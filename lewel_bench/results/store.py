@@ -13,7 +13,7 @@ from lewel_bench.results.record import NAME, BadRecord, Record, read
 MERGED = ".merged"  # <digest of a bundle>/<key>: records whose number is another than ours
 
 
-class Other(NamedTuple):
+class ConflictingRecord(NamedTuple):
     """A record of a merged bundle with another number than ours of its key. `bundle` is the
     beginning of the bundle's digest."""
 
@@ -35,12 +35,12 @@ class Store:
         self.records: Mapping[str, Record] = records
 
     @cached_property
-    def others(self) -> Mapping[str, tuple[Other, ...]]:
+    def others(self) -> Mapping[str, tuple[ConflictingRecord, ...]]:
         """The records of merged bundles that have another number than ours of the same key."""
-        conflicting: dict[str, list[Other]] = {}
+        conflicting: dict[str, list[ConflictingRecord]] = {}
         for bundle, (records, _) in self._merged.items():
             for key in sorted(records.keys() & self.records.keys()):
-                conflicting.setdefault(key, []).append(Other(bundle, records[key]))
+                conflicting.setdefault(key, []).append(ConflictingRecord(bundle, records[key]))
         return {key: tuple(others) for key, others in conflicting.items()}
 
     @property

@@ -17,7 +17,7 @@ from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.verbs.figure import ablation
 from lewel_bench.pretrain import checkpoint, methods
 from lewel_bench.pretrain.recipes import RECIPES
-from lewel_bench.results.chart import Unmeasured
+from lewel_bench.results.figures.chart import Unmeasured
 
 LINEAR = "linear_lars_in100"
 

@@ -20,13 +20,13 @@ from lewel_bench.harness.verbs.explain import explained, show
 from lewel_bench.harness.verbs.report import gather
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
-from lewel_bench.results.behind import behind
+from lewel_bench.results.cell_details import behind
 from lewel_bench.results.fill import Entry, missing
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import render
-from lewel_bench.results.sheet import headline
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, load
+from lewel_bench.results.table_layout import headline
 
 SHAPES = suites.SUITES["shapes"]
 START = datetime(2026, 1, 2, tzinfo=UTC)

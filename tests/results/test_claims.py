@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from lewel_bench.evals.segmentation import metric
-from lewel_bench.results import claim, fill, judge, judged, noise, paired, table
-from lewel_bench.results.claim import Claim, Pairs
+from lewel_bench.results import fill, noise, table
+from lewel_bench.results.claims import claim, judge, paired
+from lewel_bench.results.claims import output as judged
+from lewel_bench.results.claims.claim import Claim, Pairs
 from lewel_bench.results.fill import Slot
 
 ONE = claim.find("linear:lewel_m")  # better by 1.6, floor .2
@@ -113,7 +115,7 @@ def measured(
     of: Claim = ONE,
     comparable: bool = True,
     images: judge.Images | None = None,
-) -> judge.Judged:
+) -> judge.ClaimResult:
     """A claim of one comparison with values by seed on its two sides."""
     (only,) = of.comparisons()
     records, slots = {}, {}

@@ -15,7 +15,7 @@ from lewel_bench.harness.plan import plan
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.comparable import (
-    Wanted,
+    Expected,
     besides_method,
     cost_differences,
     differences,
@@ -29,7 +29,7 @@ from lewel_bench.results.record import Contents, Data, Record, key
 NOWHERE = Dataset(name="", id="", root="")
 RECIPE = plan.of_recipe(RECIPES["moco_v2_200ep"], NOWHERE)["recipe"]
 PROTOCOL = plan.of_protocol(PROTOCOLS["linear_lars"], NOWHERE)["protocol"]
-WANTED = Wanted(RECIPE, "imagenet", PROTOCOL, "imagenet")
+WANTED = Expected(RECIPE, "imagenet", PROTOCOL, "imagenet")
 
 
 def made(kind: str, spec: dict[str, Any], **fields: Any) -> Record:
@@ -78,7 +78,7 @@ def test_a_record_read_from_disk_is_comparable_as_the_one_that_was_written(recip
         Record.model_validate_json(value.model_dump_json())
         for value in (made("pretrain", {"recipe": wanted}, warnings=()), evaluated())
     )
-    assert differences(result, before, Wanted(wanted, "imagenet", PROTOCOL, "imagenet")) == ()
+    assert differences(result, before, Expected(wanted, "imagenet", PROTOCOL, "imagenet")) == ()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
@@ -110,7 +110,7 @@ def test_another_protocol(changes: dict[str, Any], message: str) -> None:
 def test_the_engines_that_agree_are_all_comparable() -> None:
     protocol = plan.of_protocol(PROTOCOLS["voc07_det_c4"], NOWHERE)["protocol"]
     assert protocol["engine"] == "native"
-    wanted = Wanted(RECIPE, "imagenet", protocol, "voc_detection")
+    wanted = Expected(RECIPE, "imagenet", protocol, "voc_detection")
     actual = made("final", {"protocol": {**protocol, "engine": "detectron2"}}, data=scenes(16551))
     assert differences(actual, pretrained(), wanted) == ()
     few = made("final", {"protocol": protocol}, data=scenes(11540))
@@ -161,7 +161,7 @@ def test_images_that_a_record_does_not_describe_are_no_evidence() -> None:
 
 def test_a_labelled_subset_of_ones_own_is_not_the_published_one() -> None:
     semi = plan.of_protocol(PROTOCOLS["semi_1pct"], NOWHERE)["protocol"]
-    wanted = Wanted(RECIPE, "imagenet", semi, "imagenet")
+    wanted = Expected(RECIPE, "imagenet", semi, "imagenet")
     listed, drawn = (
         made("final", {"protocol": semi, "data": id}) for id in ("imagenet", "folder-0123456789ab")
     )

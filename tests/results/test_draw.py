@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lewel_bench.results.chart import Chart, Panel, Series
-from lewel_bench.results.draw import draw, format_of, inline
-from lewel_bench.results.mosaic import Shown, View, mosaic
+from lewel_bench.results.figures.alignment_figure import ImageMaps, View, alignment_figure
+from lewel_bench.results.figures.chart import Chart, Panel, Series
+from lewel_bench.results.figures.draw import draw, format_of, inline
 
 SVG = "{http://www.w3.org/2000/svg}"
 X = (0.0, 0.1, 0.3, 1.0)
@@ -104,7 +104,9 @@ def test_a_file_says_its_format_by_its_ending() -> None:
 def test_a_long_title_is_as_wide_as_its_picture() -> None:
     view = View(np.zeros((8, 8, 3)), (0, 0, 8, 8), np.ones((1, 2, 2)))
     title = "Figure 5. Alignment maps of LEWEL_M, uncoupled, 14 epochs, seed 0 (215569bdf005)"
-    svg = mosaic([Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))], [0], title, (), "svg")
+    svg = alignment_figure(
+        [ImageMaps("a.jpg", np.zeros((8, 8, 3)), (view, view))], [0], title, (), "svg"
+    )
     comments = re.findall(r"<!-- (.*?) -->", svg.decode())  # one for each line
     first = next(n for n, value in enumerate(comments) if value.startswith("Figure 5."))
     lines = next(
@@ -119,8 +121,8 @@ def test_a_map_lies_on_its_view_the_right_way_round() -> None:
     """A map with its weight at the top right, and one with it at the bottom left."""
     heat = np.array([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]])
     view = View(np.zeros((8, 8, 3)), (0, 0, 8, 8), heat)
-    shown = [Shown("a.jpg", np.zeros((8, 8, 3)), (view, view))]
-    svg = mosaic(shown, [0, 1], "title", (), "svg")
+    shown = [ImageMaps("a.jpg", np.zeros((8, 8, 3)), (view, view))]
+    svg = alignment_figure(shown, [0, 1], "title", (), "svg")
     first, second = (overlay(svg, place) for place in (2, 3))  # after image and view
     for actual, (row, column) in ((first, (0, -1)), (second, (-1, 0))):
         brightest = actual[row, column]
@@ -142,9 +144,9 @@ def test_a_mosaic_says_how_far_from_uniform_a_map_is() -> None:
     """A map of 2 x 2 with half of its weight in one place: twice the mean."""
     heat = np.array([[[0.5, 1 / 6], [1 / 6, 1 / 6]], [[0.25, 0.25], [0.25, 0.25]]])
     view = View(np.full((8, 8, 3), 0.5), (0, 1, 4, 5), heat)
-    shown = [Shown("a/<b>.jpg", np.zeros((6, 9, 3)), (view, view))]
-    svg = mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
-    assert svg == mosaic(shown, [7, 3], "title", ("note",), "svg").decode()
+    shown = [ImageMaps("a/<b>.jpg", np.zeros((6, 9, 3)), (view, view))]
+    svg = alignment_figure(shown, [7, 3], "title", ("note",), "svg").decode()
+    assert svg == alignment_figure(shown, [7, 3], "title", ("note",), "svg").decode()
     comments = re.findall(r"<!-- (.*?) -->", svg)  # matplotlib names what it draws as paths
     assert comments.count("max 2.00x") == 2 and comments.count("max 1.00x") == 2
     assert {"map 7", "map 3", "views", "image"} <= {*comments}

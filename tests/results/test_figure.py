@@ -7,7 +7,7 @@ import pytest
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import table
-from lewel_bench.results.figure import FIGURES, FOLDER, Figure, load
+from lewel_bench.results.figures.figure import FIGURES, FOLDER, Figure, load
 
 ARGUMENT = {"3a": "beta", "3b": "c"}
 DEFAULT = {"3a": 0.5, "3b": 128}

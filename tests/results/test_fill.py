@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from making import quoted_only
 
-from lewel_bench.results.fill import Entry, Filled, Slot, fill, missing
+from lewel_bench.results.fill import Entry, FilledTable, Slot, fill, missing
 from lewel_bench.results.table import load
 
 CELL = ("lewel_m", "200:top1")  # 68.4 in the paper
@@ -180,7 +180,7 @@ def test_seeds_that_were_measured_otherwise_are_never_averaged() -> None:
     assert entry(*slots[:2], values=(68.0, 90.0)).mean == 68.0  # the first of equals
 
 
-def filled(table: str, values: dict[tuple[str, str], float], **setting: str) -> Filled:
+def filled(table: str, values: dict[tuple[str, str], float], **setting: str) -> FilledTable:
     """A table of one seed a cell; `setting` is by row id."""
     metric = {(r.id, c.id): c.metric for r in load(table).rows for c in load(table).columns}
     slots = {
@@ -192,7 +192,7 @@ def filled(table: str, values: dict[tuple[str, str], float], **setting: str) -> 
     return fill(load(table), slots, records, "paper", True)
 
 
-def best(table: Filled, column: str) -> tuple[set[str], set[str]]:
+def best(table: FilledTable, column: str) -> tuple[set[str], set[str]]:
     """The rows that are best in a column: as published, as measured."""
     entries = {row: pending for (row, id), pending in table.entries.items() if id == column}
     return (

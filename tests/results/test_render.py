@@ -19,10 +19,10 @@ from making import quoted_only
 
 from lewel_bench.harness import view
 from lewel_bench.results.conflicts import load as conflicts
-from lewel_bench.results.fill import Filled, Slot, State, fill
+from lewel_bench.results.fill import FilledTable, Slot, State, fill
 from lewel_bench.results.render import FORMATS, _tex, as_dict, md, render
-from lewel_bench.results.sheet import sheet
 from lewel_bench.results.table import PRETRAIN, TABLES, load
+from lewel_bench.results.table_layout import sheet
 from lewel_bench.results.verdict import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,7 +40,7 @@ ODD = {
 MACHINES = ("8 x Tesla V100, 4 threads, fp16", "1 x x86_64, 2 threads, fp32")
 
 
-def example(id: str, suite: str) -> Filled:
+def example(id: str, suite: str) -> FilledTable:
     """Cells in every state, with every verdict; what is measured lies about the published value."""
     quoted = load(id)
     records: dict[str, SimpleNamespace] = {}
@@ -145,7 +145,7 @@ def test_the_examples_show_every_state_and_verdict() -> None:
     assert any(value.best for value in entries) and any(value.std for value in entries)
 
 
-def table_1() -> Filled:
+def table_1() -> FilledTable:
     """Table 1 with three seeds of LEWEL_M at 100 epochs, and few other cells."""
     values = {
         "a0": (66.0, 87.1), "a1": (66.2, 87.3), "a2": (66.4, 87.2),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.results import claim, conflicts
+from lewel_bench.results import conflicts
+from lewel_bench.results.claims import claim
 from lewel_bench.results.table import (
     FOLDER,
     ORIGINS,

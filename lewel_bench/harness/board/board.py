@@ -19,9 +19,11 @@ from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.recipe import Recipe
-from lewel_bench.results import claim, comparable, cost, fill, record, table
-from lewel_bench.results.comparable import Wanted
-from lewel_bench.results.fill import Filled, Measured, Slot
+from lewel_bench.results import comparable, fill, record, table
+from lewel_bench.results import measured_cost as cost
+from lewel_bench.results.claims import claim
+from lewel_bench.results.comparable import Expected
+from lewel_bench.results.fill import FilledTable, Measured, Slot
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
 
@@ -70,7 +72,7 @@ class Board:
             self.store.records,  # type: ignore[arg-type]
         )
 
-    def filled(self, table_id: str) -> Filled:
+    def filled(self, table_id: str) -> FilledTable:
         """Table `table_id` with its measured values, as `fill`."""
         return self.fill(self.quoted(table_id))
 
@@ -101,7 +103,7 @@ class Board:
         family = row.family(column)
         return family if family in self.extras else cells.recipe_name(row, column)
 
-    def fill(self, quoted: table.Table) -> Filled:
+    def fill(self, quoted: table.Table) -> FilledTable:
         """A table with its measured values; with settings, those of the rows that can have them.
         Raises ValueError for settings that no recipe can have."""
         slots: dict[tuple[str, str], list[Slot]] = {}
@@ -137,7 +139,7 @@ class Board:
         remarks = (*quoted.remarks, *self._comparisons(filled))
         return replace(filled, table=quoted.model_copy(update={"remarks": remarks}))
 
-    def _comparisons(self, filled: Filled) -> list[str]:
+    def _comparisons(self, filled: FilledTable) -> list[str]:
         """In what else the methods differ that the paper compares in a table, where both are
         measured."""
         said: dict[str, None] = {}
@@ -219,17 +221,17 @@ class Board:
     def _finals(self, name: str, protocol: str) -> list[Slot]:
         slots = []
         how = self._protocol(protocol).describe().measured
-        wanted = self._wanted(name, protocol)
+        expected = self._expected(name, protocol)
         for seed in self.seeds:
             for trial in range(self._trials(protocol)):
                 key = self.final_key(name, protocol, seed, trial)
                 if self._done(key):
-                    slots.append(self._measured(key, seed, trial, how, wanted))
+                    slots.append(self._measured(key, seed, trial, how, expected))
                 elif seed == 0 or key in self.states:
                     slots.append(self._slot(self.jobs(name, [protocol], seed), seed, key))
         return slots
 
-    def _measured(self, key: str, seed: int, trial: int, how: str, wanted: Wanted) -> Slot:
+    def _measured(self, key: str, seed: int, trial: int, how: str, expected: Expected) -> Slot:
         """The slot of a finished evaluation, with what sets it apart from the paper's."""
         result = self.store.records[key]
         before = self.store.records.get(str(result.spec.get("upstream")))
@@ -239,17 +241,17 @@ class Board:
             "done",
             trial=trial,
             setting=how,
-            where=comparable.measured_on(result, before, wanted.protocol_data),
-            incomparable=comparable.differences(result, before, wanted),
+            where=comparable.measured_on(result, before, expected.protocol_data),
+            incomparable=comparable.differences(result, before, expected),
             caveats=tuple(filter(None, [collapse.note_among(result.warnings)])),
         )
 
-    def _wanted(self, name: str, protocol: str) -> Wanted:
+    def _expected(self, name: str, protocol: str) -> Expected:
         """What the paper measured the cell of a recipe, or of an extra that stands for one, by."""
         asked = self.catalog.protocols[protocol]
         nowhere = Dataset(name="", id="", root="")
         recipe = self.catalog.recipes.get(self.extras[name].recipe if name in self.extras else name)
-        return Wanted(
+        return Expected(
             recipe=_identity(recipe) if recipe else None,
             recipe_data=recipe.data if recipe else "",
             protocol=plan.of_protocol(asked, nowhere)["protocol"],
@@ -376,7 +378,7 @@ class Board:
         return self.firsts[recipe, seed]
 
     def _slot(self, jobs: list[Job], seed: int, key: str) -> Slot:
-        wanted = next(job for job in jobs if job.key == key)
+        expected = next(job for job in jobs if job.key == key)
         state = self._state(key)
         before = (job for job in jobs if job.kind != "final" and job.key != key)
         needs = [(job, self._state(job.key)) for job in before]
@@ -390,10 +392,10 @@ class Board:
         return Slot(
             key=key,
             seed=seed,
-            trial=wanted.trial,
+            trial=expected.trial,
             state=state.state,  # type: ignore[arg-type]
             reason=reason if state.state != "done" else "",
-            command=self.command(wanted, seed),
+            command=self.command(expected, seed),
             needs=tuple(f"{job.kind} {job.key} {s.state} ({job.name})" for job, s in waiting),
         )
 

@@ -8,10 +8,10 @@ from lewel_bench.harness.cost.estimate import Estimator, total
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.results import fill, table
-from lewel_bench.results.fill import Filled, Missing
+from lewel_bench.results.fill import FilledTable, MissingCell
 
 
-def show(board: Board, tables: Sequence[Filled], form: str) -> None:
+def show(board: Board, tables: Sequence[FilledTable], form: str) -> None:
     """Print the missing cells of some tables; with "json" for a program."""
     estimator = Estimator(board.store.records, board.root)
     found = [(one, to_do(board, one)) for filled in tables for one in fill.missing(filled)]
@@ -35,7 +35,7 @@ def show(board: Board, tables: Sequence[Filled], form: str) -> None:
     print(f"all of these cells: {total(together, estimator)}")
 
 
-def to_do(board: Board, lacking: Missing) -> list[Job]:
+def to_do(board: Board, lacking: MissingCell) -> list[Job]:
     """The jobs without a record that a cell waits for, in dependency order."""
     _, row, column = board.cell(lacking.cell)
     names = [board.recipe_name(row, column)]
@@ -59,11 +59,11 @@ def _hours(jobs: Sequence[Job], estimator: Estimator) -> str:
     return (f"{hours:.3g} device-hours ({bases})" if known else "") + more or "next to nothing"
 
 
-def _needs(one: Missing) -> list[str]:
+def _needs(one: MissingCell) -> list[str]:
     return list(dict.fromkeys(need for slot in one.slots for need in slot.needs))
 
 
-def _plain(one: Missing, jobs: Sequence[Job], estimator: Estimator) -> dict[str, object]:
+def _plain(one: MissingCell, jobs: Sequence[Job], estimator: Estimator) -> dict[str, object]:
     costs = [estimator.cost(job) for job in jobs]
     return {
         "cell": one.cell,

@@ -7,7 +7,7 @@ from typing import Any
 from lewel_bench.files import read_regular
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.status import EVENTS, events_of
-from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured, is_number, words
+from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, is_number, words
 from lewel_bench.results.record import Record
 from lewel_bench.value import unknown
 

@@ -30,8 +30,8 @@ from lewel_bench.pretrain.parts.aligned import alignment_maps
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
-from lewel_bench.results.draw import Format
-from lewel_bench.results.mosaic import Shown, View, mosaic
+from lewel_bench.results.figures.alignment_figure import ImageMaps, View, alignment_figure
+from lewel_bench.results.figures.draw import Format
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def figure(arguments: argparse.Namespace, context: "Context", format: Format) ->
     else:
         channels = telling(W.flatten(0, 1), shown)
     how = "as asked for" if arguments.channels else "those that vary most over positions"
-    return mosaic(
+    return alignment_figure(
         _shown(images, batch, x, W[:, :, channels]),
         channels,
         f"Figure 5. Alignment maps of {source.title}",
@@ -216,7 +216,7 @@ def _listed(text: str, count: int) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[Shown]:
+def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[ImageMaps]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     pixels = (x * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2)  # (V, B, S, S, 3)
     found = []
@@ -230,5 +230,5 @@ def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[Shown]:
             views.append(
                 View(pixels[v, place].numpy(), (top, left, height, width), W[v, place].numpy())
             )
-        found.append(Shown(images.files[i], image / 255, (views[0], views[1])))
+        found.append(ImageMaps(images.files[i], image / 255, (views[0], views[1])))
     return found

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lewel_bench.harness.board.board import Board
-from lewel_bench.results import claim, judge, paired
-from lewel_bench.results.fill import Filled
-from lewel_bench.results.judge import Judged
+from lewel_bench.results.claims import claim, judge, paired
+from lewel_bench.results.claims.judge import ClaimResult
+from lewel_bench.results.fill import FilledTable
 
 PREDICTIONS = "predictions.npz"
 
 
-def judged(board: Board, names: Sequence[str] = (), tables: Sequence[Filled] = ()) -> list[Judged]:
+def judged(
+    board: Board, names: Sequence[str] = (), tables: Sequence[FilledTable] = ()
+) -> list[ClaimResult]:
     """The claims (all of them, or those of some ids) as a board's records have them; `tables` are
     those of it that are filled already. Raises ValueError naming the claim nearest to an unknown
     one."""

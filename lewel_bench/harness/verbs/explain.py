@@ -6,7 +6,8 @@ from typing import Any
 
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.status import EVENTS, METHOD
-from lewel_bench.results import cost, table
+from lewel_bench.results import measured_cost as cost
+from lewel_bench.results import table
 from lewel_bench.results.fill import Slot
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED

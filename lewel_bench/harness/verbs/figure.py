@@ -12,9 +12,9 @@ from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.figures.curves import curves
 from lewel_bench.harness.figures.lr_search import search
 from lewel_bench.harness.plan import cells
-from lewel_bench.results import draw, figure
-from lewel_bench.results.chart import Chart, Panel, Series, Unmeasured
-from lewel_bench.results.fill import Filled
+from lewel_bench.results.figures import draw, figure
+from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured
+from lewel_bench.results.fill import FilledTable
 
 if TYPE_CHECKING:
     from lewel_bench.harness.cli import Context
@@ -82,7 +82,7 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
     return chart, command
 
 
-def _quantity(quoted: figure.Figure, filled: Filled, of: figure.Quantity) -> Panel:
+def _quantity(quoted: figure.Figure, filled: FilledTable, of: figure.Quantity) -> Panel:
     points = [(p.x, filled.entries.get((f"{p.x:g}", of.id))) for p in quoted.points]
     found = [(x, one, one.mean) for x, one in points if one and one.mean is not None]
     series = [
@@ -120,7 +120,7 @@ def _published(quoted: figure.Figure, comparable: bool) -> str:
     return f"Of the same runs its tables print {said}{where}."
 
 
-def _missing(board: Board, quoted: figure.Figure, filled: Filled) -> tuple[str, list[str]]:
+def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[str, list[str]]:
     """The commands that compute what a figure lacks, one a seed, and that in words; empty where it
     has all."""
     wanted: dict[int, tuple[dict[str, None], dict[str, None]]] = {}  # recipes, protocols, by seed

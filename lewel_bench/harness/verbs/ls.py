@@ -17,7 +17,8 @@ from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
 from lewel_bench.pretrain.recipes import family
-from lewel_bench.results import checkpoints, claim, conflicts, table
+from lewel_bench.results import checkpoints, conflicts, table
+from lewel_bench.results.claims import claim
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 

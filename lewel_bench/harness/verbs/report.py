@@ -15,9 +15,11 @@ from lewel_bench.harness.status import EVENTS
 from lewel_bench.harness.verbs.claims import judged
 from lewel_bench.harness.verbs.figure import ablation
 from lewel_bench.harness.verbs.merge import differences
-from lewel_bench.results import cost, figure, table
-from lewel_bench.results.chart import Chart, Unmeasured
-from lewel_bench.results.fill import Filled
+from lewel_bench.results import measured_cost as cost
+from lewel_bench.results import table
+from lewel_bench.results.figures import figure
+from lewel_bench.results.figures.chart import Chart, Unmeasured
+from lewel_bench.results.fill import FilledTable
 from lewel_bench.results.record import Record
 from lewel_bench.results.report import MARK, Cost, Report, report
 
@@ -66,7 +68,7 @@ def gather(board: Board, folder: Path) -> Report:
     )
 
 
-def _behind(board: Board, tables: Iterable[Filled]) -> list[str]:
+def _behind(board: Board, tables: Iterable[FilledTable]) -> list[str]:
     """The keys of the records in the tables' cells and of those that they rest on, sorted."""
     found: set[str] = set()
     ahead = [
@@ -85,7 +87,7 @@ def _behind(board: Board, tables: Iterable[Filled]) -> list[str]:
     return sorted(found)
 
 
-def _figures(board: Board, tables: Iterable[Filled]) -> list[tuple[str, Chart]]:
+def _figures(board: Board, tables: Iterable[FilledTable]) -> list[tuple[str, Chart]]:
     """Figures 3a and 3b, and of Table 1's first cells the searches and the runs behind them."""
     found = {f"figure{id}": _there(_ablation, board, id) for id in figure.FIGURES}
     done = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lewel_bench.results.draw import Format, saved, style, wrapped
+from lewel_bench.results.figures.draw import Format, saved, style, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImageMaps:
     """One image (H, W, 3) in 0..1 with its two views."""
 
     name: str
@@ -39,8 +39,8 @@ class Shown:
     views: tuple[View, View]
 
 
-def mosaic(
-    shown: list[Shown], channels: list[int], title: str, notes: tuple[str, ...], format: Format
+def alignment_figure(
+    shown: list[ImageMaps], channels: list[int], title: str, notes: tuple[str, ...], format: Format
 ) -> bytes:
     """Two rows an image: the image with both crops marked, then view and maps of each.
 
@@ -52,7 +52,7 @@ def mosaic(
 
 
 def _draw(
-    shown: list[Shown], channels: list[int], title: str, notes: tuple[str, ...], format: Format
+    shown: list[ImageMaps], channels: list[int], title: str, notes: tuple[str, ...], format: Format
 ) -> bytes:
     from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ def _draw(
     return saved(figure, format)
 
 
-def _image(axes: "Axes", image: Shown) -> None:
+def _image(axes: "Axes", image: ImageMaps) -> None:
     from matplotlib.patches import Rectangle
 
     axes.imshow(image.pixels)

@@ -7,7 +7,7 @@ Each row of the paper is a block of up to four lines: published, measured, diffe
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.fill import Entry, FilledTable
 from lewel_bench.results.table import ORIGINS, Column, Row
 
 BLANK = "–"
@@ -73,12 +73,12 @@ class Sheet:
     problems: tuple[str, ...]
 
 
-def title(filled: Filled) -> str:
+def title(filled: FilledTable) -> str:
     """The title of a table's sheet."""
     return f"Table {filled.table.id}. {headline(filled)} (suite {filled.suite})"
 
 
-def headline(filled: Filled) -> str:
+def headline(filled: FilledTable) -> str:
     """What a table shows: the paper's title, or on what was measured where that is something
     else."""
     if filled.as_published:
@@ -88,7 +88,7 @@ def headline(filled: Filled) -> str:
     return f"Measured: {'; '.join(filled.where)}. Published: {filled.table.title}"
 
 
-def sheet(filled: Filled) -> Sheet:
+def sheet(filled: FilledTable) -> Sheet:
     """`filled` as texts to be drawn."""
     table = filled.table
     entries = filled.entries.values()
@@ -118,7 +118,7 @@ def sheet(filled: Filled) -> Sheet:
     )
 
 
-def _marks(filled: Filled) -> dict[tuple[str, str], str]:
+def _marks(filled: FilledTable) -> dict[tuple[str, str], str]:
     """The mark of a column's measured values by setting, where the column mixes several."""
     mixed = {column.id: filled.mixed(column.id) for column in filled.table.columns}
     settings = list(dict.fromkeys(setting for group in mixed.values() for setting in group))
@@ -140,7 +140,7 @@ def _legend(marks: dict[tuple[str, str], str]) -> tuple[str, ...]:
 
 
 def _block(
-    filled: Filled, row: Row, by_row: bool, notes: list[str], marks: dict[tuple[str, str], str]
+    filled: FilledTable, row: Row, by_row: bool, notes: list[str], marks: dict[tuple[str, str], str]
 ) -> Block:
     lead = (row.label, str(row.epochs or BLANK)) if by_row else (row.label,)
     cells = [(column, filled.entries.get((row.id, column.id))) for column in filled.table.columns]
@@ -167,7 +167,7 @@ def _published(column: Column, entry: Entry | None, notes: list[str]) -> Cell:
     return Cell(f"{entry.published:.{column.digits}f}", mark, entry.best_published, about)
 
 
-def _about_numbers(filled: Filled, entry: Entry) -> list[str]:
+def _about_numbers(filled: FilledTable, entry: Entry) -> list[str]:
     """The notes on a measured number: its caveats, and why it cannot be compared (which is said
     once for the whole of a table where nothing can)."""
     why = [_incomparable(entry)] if entry.incomparable and filled.comparable else []
@@ -208,7 +208,7 @@ def signed(value: float, digits: int) -> str:
     return text.replace("-", "−") if float(text) else text[1:]
 
 
-def _verdict(filled: Filled, entry: Entry | None, notes: list[str]) -> Cell:
+def _verdict(filled: FilledTable, entry: Entry | None, notes: list[str]) -> Cell:
     if entry is None or entry.state is None:
         return Cell(BLANK)
     state = f"; {entry.state}" if entry.state not in ("done", entry.verdict) else ""
@@ -219,7 +219,7 @@ def _verdict(filled: Filled, entry: Entry | None, notes: list[str]) -> Cell:
     return Cell(f"{entry.verdict}{state}", mark, about=about)
 
 
-def _problems(filled: Filled) -> tuple[str, ...]:
+def _problems(filled: FilledTable) -> tuple[str, ...]:
     # One line for each row and reason: a failed run empties several columns.
     texts: dict[tuple[str, str], list[str]] = {}
     for (row, column), entry in filled.entries.items():

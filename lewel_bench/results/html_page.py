@@ -1,10 +1,10 @@
-"""Filled tables as one HTML page that needs nothing else; every text is escaped."""
+"""FilledTable tables as one HTML page that needs nothing else; every text is escaped."""
 
 import html
 from collections.abc import Iterable, Sequence
 
-from lewel_bench.results.fill import Filled
-from lewel_bench.results.sheet import Block, Cell, sheet, title
+from lewel_bench.results.fill import FilledTable
+from lewel_bench.results.table_layout import Block, Cell, sheet, title
 from lewel_bench.value import printable
 
 STYLE = """\
@@ -27,7 +27,7 @@ def escape(text: str) -> str:
     return html.escape(printable(text, keep="\n"))
 
 
-def page(tables: Sequence[Filled]) -> str:
+def page(tables: Sequence[FilledTable]) -> str:
     """A whole HTML document with `tables`, one after another."""
     titles = "; ".join(map(title, tables))
     return "\n".join(
@@ -43,7 +43,7 @@ def page(tables: Sequence[Filled]) -> str:
     )
 
 
-def section(filled: Filled) -> str:
+def section(filled: FilledTable) -> str:
     """One table and its notes as a <section>; a value tells on hover what is behind it."""
     drawn = sheet(filled)
     lead = len(drawn.header) - len(filled.table.columns)

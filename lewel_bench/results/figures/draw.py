@@ -1,5 +1,6 @@
-"""Figures as PNG and SVG, the same bytes for the same content; the only file besides `mosaic` that
-draws with matplotlib.
+"""Figures as PNG and SVG, the same bytes for the same content.
+
+Only this file and `alignment_figure` draw with matplotlib.
 
 Series differ by marker and line style as well as by colour, so greyscale tells them apart.
 """
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lewel_bench.results.chart import Chart, Panel, Series
+from lewel_bench.results.figures.chart import Chart, Panel, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

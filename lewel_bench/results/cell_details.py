@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
-from lewel_bench.results.chart import is_number
-from lewel_bench.results.cost import cost, devices
-from lewel_bench.results.fill import Entry, Filled
+from lewel_bench.results.figures.chart import is_number
+from lewel_bench.results.fill import Entry, FilledTable
+from lewel_bench.results.measured_cost import cost, devices
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import ORIGINS
 
 
 def behind(
-    tables: Sequence[Filled],
+    tables: Sequence[FilledTable],
     records: Mapping[str, Record],
     logs: frozenset[str],
     root: str,
@@ -30,12 +30,12 @@ def behind(
     return {"root": root, "options": options, "cells": cells, "records": shown}
 
 
-def cell_id(filled: Filled, entry: Entry) -> str:
+def cell_id(filled: FilledTable, entry: Entry) -> str:
     """The name of a cell, as `explain` takes it."""
     return f"table{filled.table.id}:{entry.row}:{entry.column}"
 
 
-def _cell(filled: Filled, entry: Entry) -> dict[str, Any]:
+def _cell(filled: FilledTable, entry: Entry) -> dict[str, Any]:
     row, column = filled.table.row(entry.row), filled.table.column(entry.column)
     digits, unit = column.digits, column.unit
     published = mean = None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lewel_bench.results import noise, table
-from lewel_bench.results.fill import Filled
+from lewel_bench.results.fill import FilledTable
 from lewel_bench.results.noise import Noise
 from lewel_bench.value import Value, unique, unknown
 
@@ -97,7 +97,7 @@ class Comparison:
         over = f" over {_name(self.over)}" if self.over else ""
         return f"{_name(self.of)}{over}, {self.column.label}"
 
-    def is_measured(self, filled: Filled) -> bool:
+    def is_measured(self, filled: FilledTable) -> bool:
         """Whether both sides have a measured value."""
         rows = [self.of, self.over] if self.over else [self.of]
         entries = [filled.entries.get((row.id, self.column.id)) for row in rows]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lewel_bench.results.claim import Claim, Comparison, Holds
-from lewel_bench.results.fill import Entry, Filled, Measured
-from lewel_bench.results.paired import Interval
+from lewel_bench.results.claims.claim import Claim, Comparison, Holds
+from lewel_bench.results.claims.paired import Interval
+from lewel_bench.results.fill import Entry, FilledTable, Measured
 from lewel_bench.results.table import Row
 from lewel_bench.results.verdict import half_width
 
@@ -47,7 +47,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ClaimResult:
     """A claim with all its findings; `own` is what the paper's tables say about it. Without
     `comparable` the records are of another scale than the paper's."""
 
@@ -60,11 +60,11 @@ class Judged:
 
 def judge(
     claim: Claim,
-    filled: Filled,
+    filled: FilledTable,
     records: Mapping[str, Measured],
     images: Images | None = None,
     besides: Callable[[Comparison], str] | None = None,
-) -> Judged:
+) -> ClaimResult:
     """What the measured values of its table say about a claim; `besides` says in what else than
     their methods two rows differ (empty: in nothing).
 
@@ -78,7 +78,7 @@ def judge(
     findings = tuple(_finding(c, filled, records, images, besides) for c in claim.comparisons())
     judgements = {finding.judgement for finding in findings}
     own = {finding.own for finding in findings}
-    return Judged(
+    return ClaimResult(
         claim,
         all(finding.comparable for finding in findings),
         next(j for j in GRAVITY if j in judgements),
@@ -89,7 +89,7 @@ def judge(
     )
 
 
-def exit_code(judged: Sequence[Judged]) -> int:
+def exit_code(judged: Sequence[ClaimResult]) -> int:
     """0: all supported; 1: one is contradicted; 2: neither, as some are inconclusive or missing."""
     counts = Counter(verdict.judgement for verdict in judged)
     if counts["contradicted"]:
@@ -141,7 +141,7 @@ def _exaggerates(claim: Claim, findings: Sequence[Finding]) -> bool:
 
 def _finding(
     comparison: Comparison,
-    filled: Filled,
+    filled: FilledTable,
     records: Mapping[str, Measured],
     images: Images | None,
     besides: Callable[[Comparison], str] | None,

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from lewel_bench.results.table import Column, Positive, Row, Table
 from lewel_bench.value import Value, unknown
 
-FOLDER = Path(__file__).parent / "figures"
+FOLDER = Path(__file__).parent
 FIGURES = tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
 
 X = Annotated[float, Field(allow_inf_nan=False)]

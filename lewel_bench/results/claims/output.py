@@ -1,14 +1,14 @@
-"""Judged claims as text, Markdown, JSON and as a section of the report."""
+"""Results of claims as text, Markdown, JSON and as a section of the report."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from lewel_bench.results import claim, judge
-from lewel_bench.results.judge import Finding, Judged, Judgement
-from lewel_bench.results.page import escape
+from lewel_bench.results.claims import claim, judge
+from lewel_bench.results.claims.judge import ClaimResult, Finding, Judgement
+from lewel_bench.results.html_page import escape
 from lewel_bench.results.render import md
-from lewel_bench.results.sheet import signed
+from lewel_bench.results.table_layout import signed
 from lewel_bench.value import json_text
 
 LOOKS: dict[Judgement, str] = {
@@ -19,7 +19,7 @@ LOOKS: dict[Judgement, str] = {
 }
 
 
-def text(verdicts: Sequence[Judged], suite: str) -> str:
+def text(verdicts: Sequence[ClaimResult], suite: str) -> str:
     """A block for each claim, each of its comparisons on a line, and how many there are of each."""
     blocks = [
         "\n".join(
@@ -30,12 +30,12 @@ def text(verdicts: Sequence[Judged], suite: str) -> str:
     return "\n\n".join([*blocks, f"suite {suite}: {tally(verdicts)}"])
 
 
-def lacking(verdicts: Iterable[Judged]) -> list[str]:
+def missing_tables(verdicts: Iterable[ClaimResult]) -> list[str]:
     """The tables that claims are missing cells of."""
     return sorted({verdict.claim.table for verdict in verdicts if verdict.judgement == "missing"})
 
 
-def markdown(verdicts: Sequence[Judged], suite: str) -> str:
+def markdown(verdicts: Sequence[ClaimResult], suite: str) -> str:
     """The claims as one table of Markdown, a comparison a line."""
     lines = [
         f"Claims of the paper, suite {suite}: {tally(verdicts)}.",
@@ -61,12 +61,12 @@ def markdown(verdicts: Sequence[Judged], suite: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(verdicts: Sequence[Judged], suite: str) -> str:
+def as_json(verdicts: Sequence[ClaimResult], suite: str) -> str:
     """The claims with all their numbers; differences are in points."""
     return json_text({"suite": suite, "claims": [_plain(verdict) for verdict in verdicts]})
 
 
-def tally(verdicts: Iterable[Judged]) -> str:
+def tally(verdicts: Iterable[ClaimResult]) -> str:
     """How many claims are of each judgement: "3 supported, 34 missing"."""
     counts = Counter(verdict.judgement for verdict in verdicts)
     return ", ".join(f"{counts[j]} {j}" for j in reversed(judge.GRAVITY) if counts[j])
@@ -100,7 +100,7 @@ def published(finding: Finding) -> str:
     return f"{points(finding.published)}{own}"
 
 
-def about(verdict: Judged) -> list[str]:
+def about(verdict: ClaimResult) -> list[str]:
     """Where a claim stands, how it is judged, and what the paper's own tables have against it."""
     floor = claim.floors(verdict.claim)
     floor += "" if verdict.comparable else "; unknown at this scale, so 0"
@@ -112,7 +112,7 @@ def about(verdict: Judged) -> list[str]:
     return lines
 
 
-def _about(verdict: Judged) -> list[str]:
+def _about(verdict: ClaimResult) -> list[str]:
     lines = [f"    {line}" for line in about(verdict)]
     for finding in verdict.findings:
         lines.append(
@@ -122,7 +122,7 @@ def _about(verdict: Judged) -> list[str]:
     return lines
 
 
-def _plain(verdict: Judged) -> dict[str, Any]:
+def _plain(verdict: ClaimResult) -> dict[str, Any]:
     return {
         "id": verdict.claim.id,
         "says": verdict.claim.says,
@@ -154,7 +154,7 @@ def _plain(verdict: Judged) -> dict[str, Any]:
     }
 
 
-def section(verdicts: Sequence[Judged]) -> Iterator[str]:
+def section(verdicts: Sequence[ClaimResult]) -> Iterator[str]:
     """The claims as a section of the HTML report."""
     yield '<section id="claims"><h2>Claims</h2>'
     yield f'<p class="soft">Verdict of the records on each claim of the paper: {tally(verdicts)}.'

@@ -1,0 +1,1 @@
+"""The figures of the paper as data, and how figures are drawn."""
