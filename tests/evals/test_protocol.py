@@ -11,6 +11,7 @@ from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.loop import lr_factor
 from lewel_bench.evals.protocols import PROTOCOLS, AnyProtocol
 from lewel_bench.pretrain.recipe import change
+from lewel_bench.slurm.profile import KINDS
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -95,6 +96,63 @@ def test_a_candidates_identity_is_independent_of_the_grid():
 def test_mistakes_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
         change(PROTOCOLS[name], settings)
+
+
+ONE_CANDIDATE = {"lrs": (0.02,)}
+NO_REFIT = {"refit": False, "trials": 1}
+
+
+@pytest.mark.parametrize(
+    "name, settings, candidates, trainings",
+    [
+        ("linear_sgd", {}, 0, 1),  # one job trains all heads
+        ("linear_sgd", {"refit": True}, 0, 1),
+        ("knn", {}, 0, 1),
+        ("semi_1pct", {}, 3 * 2, 0),  # the number is that of the best candidate
+        ("voc07_det_c4", {}, 5, 5),
+        ("voc07_det_c4", NO_REFIT, 5, 0),
+        ("voc07_det_c4", ONE_CANDIDATE, 0, 5),  # nothing to search
+        ("voc07_det_c4", ONE_CANDIDATE | NO_REFIT, 1, 0),
+        ("coco_c4_1x", {}, 3 * 2, 1),
+    ],
+)
+def test_jobs(name, settings, candidates, trainings):
+    protocol = change(PROTOCOLS[name], settings)
+    assert len(protocol.candidates()) == candidates
+    assert protocol.final_trainings() == trainings
+    identities = [str(protocol.identity(candidate)) for candidate in protocol.candidates()]
+    assert len({*identities, str(protocol.identity())}) == candidates + 1
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("linear_lars", {"refit": True}),
+        ("knn", {}),
+        ("semi_1pct", {}),
+        ("voc07_det_c4", {"refit": True, "lrs": [0.1], "engine": "detectron2"}),
+        ("voc12_seg_fcn_d8", {"refit": True, "lrs": [0.1]}),
+    ],
+)
+def test_what_refit_lrs_and_engine_set(name, expected):
+    protocol = PROTOCOLS[name]
+    chosen = protocol.choices(refit=True, lrs=[0.1], engine="detectron2")
+    assert chosen == expected
+    assert protocol.choices() == {}
+    assert change(protocol, chosen).model_dump(include=set(chosen), mode="json") == chosen
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_describes_itself_and_its_jobs(protocol):
+    assert protocol.job_class in KINDS
+    words = protocol.describe()
+    assert all(words) and words.measured.startswith(protocol.name)
+    assert (protocol.engine_name() in protocol.engines) == bool(protocol.engines)
+    dense = protocol.job_class == "dense"
+    assert protocol.needs_one_process(on_cpu=True) == dense
+    assert not protocol.needs_one_process(on_cpu=False)
+    together = protocol.forward_pass()
+    assert (together.undivided, together.limit is None) == (dense, dense or bool(together.bn_group))
 
 
 def test_unknown_runner():
