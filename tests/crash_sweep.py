@@ -273,11 +273,11 @@ def stamp(path: Path) -> tuple[int, int, bytes]:
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    from lewel_bench.harness import status
+    from lewel_bench.harness import rundir
 
-    path = folder / status.EVENTS
+    path = folder / rundir.EVENTS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return [event for event in status.events_of(lines) if event.get("event") == kind]
+    return [event for event in rundir.parse_events(lines) if event.get("event") == kind]
 
 
 def intact(root: Path) -> Iterator[tuple[Path, int]]:

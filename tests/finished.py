@@ -13,7 +13,7 @@ from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suite import Suite
-from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.rundir import SPEC
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record

@@ -119,10 +119,7 @@ WINGS = {
 CORE_IMPORTS_WING = {
     ("harness.board.board", "claims"),
     ("harness.board.missing", "cost and budget"),
-    ("harness.jobs.job", "bundles"),
-    ("harness.status", "bundles"),
     ("harness.verbs.ls", "claims"),
-    ("harness.verbs.run", "bundles"),
     ("harness.verbs.run", "cost and budget"),
 }
 

@@ -32,7 +32,7 @@ from lewel_bench.evals.checkpoints import reading
 from lewel_bench.evals.detection import metrics, views, voc
 from lewel_bench.evals.detection.scenes import read_coco, read_voc
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.status import write_spec
+from lewel_bench.harness.rundir import RunDir
 from lewel_bench.pretrain.decode import decode
 from lewel_bench.pretrain.recipe import Backbone
 from tests.harness.test_cost import jobs_of
@@ -480,7 +480,8 @@ def test_a_pipe_that_is_closed_early_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("script"), reason="script(1) makes the terminal")
 def test_status_on_a_terminal_of_40_columns(tmp_path: Path) -> None:
     for name in ("lewel_m_100ep", "byol_100ep"):
-        write_spec(jobs_of(tmp_path / "runs", name)[0], tmp_path / "runs")
+        job = jobs_of(tmp_path / "runs", name)[0]
+        RunDir(tmp_path / "runs").job(job.key).write_spec(job)
     printed = in_a_shell("env_width40.sh", tmp_path)
     for word in ("lewel_m_100ep", "byol_100ep", "pretrain", "device-hours", "missing"):
         assert word in printed

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 
 from lewel_bench import terminal
 from lewel_bench.files import FAILURE, is_held, open_regular, read_json
-from lewel_bench.harness import status
 from lewel_bench.harness.board.extra_rows import Extra, extended
+from lewel_bench.harness.jobs.variables import COMMAND
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND, LOCK, MARKS, JobState, write_spec
+from lewel_bench.harness.rundir import CHECKPOINTS, LOCK, RunDir
+from lewel_bench.harness.status import JobState
 from lewel_bench.results.record import NAME
 from lewel_bench.results.table import Table, load, parse_cell
 from lewel_bench.slurm import (
@@ -87,7 +88,7 @@ def submit(
             ledger.Ledger(context.root).bind_cluster(on.name, queue.limits())
             prepare()
         for job in todo:
-            write_spec(job, context.root)
+            RunDir(context.root).job(job.key).write_spec(job)
         done = _advance(work, cells, woken)
     except queue.SlurmUnreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
@@ -122,13 +123,13 @@ def _sweep(root: Path, on: Profile, settings: MachineSettings) -> Sweep:
     entry = "lewel_bench.harness.jobs.cluster_entry"
     command = ("-m", entry, "{folder}", settings.model_dump_json())
     wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
-    return Sweep(root, on, command, wake, record=NAME, marks=MARKS, busy=partial(_here, root))
+    return Sweep(root, on, command, wake, record=NAME, marks=CHECKPOINTS, busy=partial(_here, root))
 
 
 def _here(root: Path, keys: Collection[str]) -> set[str]:
     """Which of `keys` a `run` without the cluster computes, or has taken on. A job of the cluster
     holds WORK, and may do so when its node is lost."""
-    taken = status.queued(root)
+    taken = RunDir(root).queued_keys()
     return {key for key in keys if key in taken or is_held(root / key / LOCK)}
 
 

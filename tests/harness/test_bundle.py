@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from finished import board, finish
 
+from lewel_bench.harness import rundir
 from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.verbs import merge
@@ -378,7 +379,7 @@ def test_a_number_of_another_network_fills_no_table(
     shutil.rmtree(here / key)
     if local == "running":
         (here / first / "record.json").unlink()
-        monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == first)
+        monkeypatch.setattr(rundir.JobDir, "is_locked", lambda folder: folder.path.name == first)
     elif local == "corrupt":
         (here / first / "record.json").write_text("{")
     assert main(["merge", str(made.path), "--root", str(here)]) == ("not come" in why)
@@ -491,7 +492,7 @@ def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
     )
     (local / bad).mkdir(parents=True)
     (local / bad / "record.json").write_text("{")
-    monkeypatch.setattr(merge, "is_locked", lambda folder: folder.name == busy)
+    monkeypatch.setattr(rundir.JobDir, "is_locked", lambda folder: folder.path.name == busy)
     assert main(["merge", str(made.path), "--root", str(local)]) == 1
     output = capsys.readouterr()
     assert f"{bad} was left out: ours is corrupt" in output.err

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lewel_bench.files import Lock, newest_match
-from lewel_bench.harness import cluster, status
+from lewel_bench.harness import cluster, rundir, status
+from lewel_bench.harness.jobs import variables
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.verbs import run as runs
@@ -83,7 +84,7 @@ def test_what_plans_next_must_be_possible_too(
         seen.append(kinds)
         raise ValueError("enough")
 
-    monkeypatch.setenv(status.COMMAND, "lewel-bench run")  # else submit would leave it behind
+    monkeypatch.setenv(variables.COMMAND, "lewel-bench run")  # else submit would leave it behind
     monkeypatch.setattr(cluster.check, "require_possible", possible)
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     context: Any = SimpleNamespace(site=site, root=tmp_path)
@@ -98,17 +99,17 @@ def test_corrected_paths_reach_a_job_that_was_planned_before(tmp_path: Path) -> 
     moved = job.model_copy(update={"data": job.data.model_copy(update={"root": "/right"})})
     assert moved.key == job.key
     folder = tmp_path / job.key
-    status.write_spec(job, tmp_path)
-    status.write_spec(moved, tmp_path)
-    assert status.read_spec(folder).data.root == "/right"
+    rundir.RunDir(tmp_path).job(job.key).write_spec(job)
+    rundir.RunDir(tmp_path).job(moved.key).write_spec(moved)
+    assert rundir.JobDir(folder).read_spec().data.root == "/right"
     (folder / NAME).write_text("{}")
-    status.write_spec(job, tmp_path)
-    assert status.read_spec(folder).data.root == "/right"
+    rundir.RunDir(tmp_path).job(job.key).write_spec(job)
+    assert rundir.JobDir(folder).read_spec().data.root == "/right"
 
 
 def test_the_newest_mark(tmp_path: Path) -> None:
     """Those of mmengine have no leading zeros, those of a second training a folder of their own."""
-    assert newest_match(tmp_path, status.MARKS) == ""
+    assert newest_match(tmp_path, rundir.CHECKPOINTS) == ""
     (tmp_path / "refit").mkdir()
     for name in (
         "checkpoint-00000009-ff.pt",
@@ -118,7 +119,7 @@ def test_the_newest_mark(tmp_path: Path) -> None:
         "iter_10000.pth",
     ):
         (tmp_path / name).touch()
-        assert newest_match(tmp_path, status.MARKS) == name
+        assert newest_match(tmp_path, rundir.CHECKPOINTS) == name
 
 
 def test_cancel_tells_what_it_ended(
@@ -139,7 +140,7 @@ def test_cancel_tells_what_it_ended(
 
 def test_a_spec_of_somebody_else_is_no_job(tmp_path: Path) -> None:
     (tmp_path / ("a" * 12)).mkdir()
-    (tmp_path / ("a" * 12) / status.SPEC).write_text("{}")
+    (tmp_path / ("a" * 12) / rundir.SPEC).write_text("{}")
     assert status.survey(tmp_path) == {}
 
 
@@ -147,7 +148,7 @@ def test_a_spec_of_somebody_else_is_no_job(tmp_path: Path) -> None:
 def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that a cluster was given, which has SLURM say what `queue.tasks` is made to."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
-    status.write_spec(job, tmp_path)
+    rundir.RunDir(tmp_path).job(job.key).write_spec(job)
     books = ledger.Ledger(tmp_path)
     books.bind_cluster("mine", queue.Limits("here", 1001, 10000))
     intent = books.record_intent(kind="pretrain", tasks=((job.key,),))
@@ -182,9 +183,9 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
     work = cluster._sweep(tmp_path, load_profile("cpu", {}), MachineSettings())
     keys = {submitted.key, "another"}
     assert not work.busy(keys)
-    with Lock(tmp_path / submitted.key / status.LOCK):
+    with Lock(tmp_path / submitted.key / rundir.LOCK):
         assert work.busy(keys) == {submitted.key}
-    with status.queue(tmp_path, ["another"]):  # taken on, not begun
+    with rundir.RunDir(tmp_path).queue(["another"]):  # taken on, not begun
         assert work.busy(keys) == {"another"}
 
 
@@ -196,7 +197,7 @@ def test_a_run_here_shows_its_jobs_before_it_asks_the_cluster(
     seen: list[set[str]] = []
 
     def free(root: Path, todo: object) -> None:
-        seen.append(status.queued(root))
+        seen.append(rundir.RunDir(root).queued_keys())
         raise ValueError("enough")
 
     monkeypatch.setattr(cluster, "free", free)
@@ -204,7 +205,7 @@ def test_a_run_here_shows_its_jobs_before_it_asks_the_cluster(
     settings, nothing = MachineSettings(device="cpu"), argparse.Namespace()
     with pytest.raises(ValueError, match="enough"):
         runs._compute(context, [job], [job], settings, nothing)
-    assert seen == [{job.key}] and not status.queued(tmp_path)
+    assert seen == [{job.key}] and not rundir.RunDir(tmp_path).queued_keys()
 
 
 def test_status_on_another_cluster_knows_nothing(
@@ -228,8 +229,8 @@ def test_status_says_what_the_next_run_tries_again(
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
     for outcome, state in (("oom", "missing"), ("error", "failed")):
-        (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
-        tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
+        (folder / rundir.FAILURE).write_text('{"message": "CUDA out of memory"}')
+        tried = attempt.begin(folder, "u", 0, 1, 0, rundir.CHECKPOINTS)
         attempt.end(folder, tried, outcome, "CUDA out of memory")
         live_job = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
         assert live_job.state == state and "CUDA out of memory" in live_job.reason
@@ -242,9 +243,9 @@ def test_a_failure_here_after_the_clusters_attempt_is_shown(
     """The cluster's time limit was said to be over it."""
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
-    tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
+    tried = attempt.begin(folder, "u", 0, 1, 0, rundir.CHECKPOINTS)
     attempt.end(folder, tried, "stopped")
-    failure = folder / status.FAILURE
+    failure = folder / rundir.FAILURE
     failure.write_text('{"message": "no such folder"}')
     for later_s, state in ((10, "missing"), (100, "failed")):
         os.utime(failure, (tried.started + later_s,) * 2)
@@ -258,9 +259,9 @@ def test_what_ran_out_of_memory_and_was_cancelled_then(
     """The next run goes on; it was shown as failed."""
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
-    tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
+    tried = attempt.begin(folder, "u", 0, 1, 0, rundir.CHECKPOINTS)
     attempt.end(folder, tried, "oom", "CUDA out of memory")
-    (folder / status.FAILURE).write_text('{"message": "CUDA out of memory"}')
+    (folder / rundir.FAILURE).write_text('{"message": "CUDA out of memory"}')
     books = ledger.Ledger(tmp_path)
     retried = books.record_intent(kind="pretrain", tasks=((submitted.key,),))
     books.record_submitted(retried.uid, "8")
@@ -275,7 +276,7 @@ def test_status_warns_of_allocations_that_are_too_short(submitted: Job, tmp_path
     for n in range(3):
         state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
         assert "allocations" not in state.reason
-        tried = attempt.begin(folder, "u", 0, 1, 0, status.MARKS)
+        tried = attempt.begin(folder, "u", 0, 1, 0, rundir.CHECKPOINTS)
         late = dataclasses.replace(tried, ready=tried.started + 60)
         attempt.end(folder, late, "stopped", retry.TIME_LIMIT)
         (folder / f"checkpoint-{n:08d}-x.pt").touch()
@@ -290,10 +291,10 @@ def test_a_full_disk_is_not_called_an_interruption(
 ) -> None:
     monkeypatch.setattr(queue, "tasks", lambda users=(): [])
     folder = tmp_path / submitted.key
-    (folder / status.EVENTS).write_text('{"event": "step", "step": 4, "steps": 9, "time": 1}\n')
+    (folder / rundir.EVENTS).write_text('{"event": "step", "step": 4, "steps": 9, "time": 1}\n')
     assert status.survey(tmp_path)[submitted.key].reason.startswith("interrupted at step 4")
     (entry,) = ledger.Ledger(tmp_path).entries()
-    tried = attempt.begin(folder, entry.submission.uid, 0, 1, 0, status.MARKS)
+    tried = attempt.begin(folder, entry.submission.uid, 0, 1, 0, rundir.CHECKPOINTS)
     attempt.end(folder, tried, "disk full", "no space left on the file system of x")
     state = cluster.live(tmp_path, status.survey(tmp_path), None)[submitted.key]
     assert state.state == "missing"

@@ -12,10 +12,11 @@ import torch
 from command_line import environment
 
 from lewel_bench.evals.dataset import Dataset
+from lewel_bench.files import FAILURE
 from lewel_bench.harness.jobs import cluster_entry as cell
 from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.site import MachineSettings
-from lewel_bench.harness.status import FAILURE, write_spec
+from lewel_bench.harness.rundir import RunDir
 from lewel_bench.slurm.in_job import EXIT, HALVINGS, Channel
 from tests.harness.test_cost import jobs_of
 
@@ -28,7 +29,7 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
 ) -> None:
     """It neither trains on the CPU nor is it the job's own error."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
-    write_spec(job, tmp_path)
+    RunDir(tmp_path).job(job.key).write_spec(job)
     settings = MachineSettings(device=device).model_dump_json()
     done = subprocess.run(
         [
@@ -87,7 +88,7 @@ def test_out_of_memory_is_said_with_what_helps(
 ) -> None:
     """Half the micro-batch of 8 processes was refused at the retry, which hid what had happened."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
-    write_spec(job, tmp_path)
+    RunDir(tmp_path).job(job.key).write_spec(job)
 
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -13,7 +13,7 @@ from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.status import EVENTS
+from lewel_bench.harness.rundir import EVENTS
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.report import never, silent
 from lewel_bench.results.record import Record

@@ -10,7 +10,8 @@ from command_line import Bench
 
 from lewel_bench import files
 from lewel_bench.files import Lock
-from lewel_bench.harness.status import LOCK, SPEC, JobState, queue, queued, survey
+from lewel_bench.harness.rundir import LOCK, SPEC, RunDir
+from lewel_bench.harness.status import JobState, survey
 from lewel_bench.harness.verbs import gc
 
 HELD = ("checkpoint-00000010-abc.pt", "backbone.safetensors", "events.jsonl", "predictions.npz")
@@ -108,10 +109,10 @@ def test_generated_images_that_were_being_made_go(tmp_path: Path) -> None:
 
 
 def test_marks_of_a_killed_run_go_with_the_next_look(tmp_path: Path) -> None:
-    with queue(tmp_path, ["a" * 12]):
+    with RunDir(tmp_path).queue(["a" * 12]):
         for left in ("vm-1-2.lock", "vm-3-4.json"):
             (tmp_path / ".queues" / left).write_text("[]")
-        assert queued(tmp_path) == {"a" * 12}
+        assert RunDir(tmp_path).queued_keys() == {"a" * 12}
         assert len(os.listdir(tmp_path / ".queues")) == 2
     assert os.listdir(tmp_path / ".queues") == []
 

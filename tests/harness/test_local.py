@@ -10,8 +10,8 @@ import pytest
 from command_line import write_images
 from finished import SHAPES
 
-from lewel_bench.harness import status
-from lewel_bench.harness.jobs import local, log, ranks, signals
+from lewel_bench.harness import rundir, status
+from lewel_bench.harness.jobs import local, log, ranks, signals, variables
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.pretrain.recipes import RECIPES
@@ -31,13 +31,13 @@ def test_what_failed_while_a_companion_started_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: float | None
 ) -> None:
     if since:
-        monkeypatch.setenv(status.BEGAN, str(time.time() - since))
+        monkeypatch.setenv(variables.BEGAN, str(time.time() - since))
     runner = _runner(tmp_path)
     (job,) = runner.pending
     monkeypatch.setattr(local.jobs, "run", lambda *_: (tmp_path / job.key / NAME).touch())
-    status.write_spec(job, tmp_path)
+    rundir.RunDir(tmp_path).job(job.key).write_spec(job)
     log.write_failure(tmp_path / job.key, ValueError("no such luck"))
-    os.utime(tmp_path / job.key / status.FAILURE, (time.time() - 5,) * 2)
+    os.utime(tmp_path / job.key / rundir.FAILURE, (time.time() - 5,) * 2)
     if since is None:  # it failed in an earlier `run`
         assert runner.run() == [job.key]
         return
@@ -48,7 +48,7 @@ def test_what_failed_while_a_companion_started_is_not_tried_again(
 def test_what_ended_a_companion_is_not_tried_again(tmp_path: Path) -> None:
     runner = _runner(tmp_path)
     (job,) = runner.pending
-    status.write_spec(job, tmp_path)
+    rundir.RunDir(tmp_path).job(job.key).write_spec(job)
     (tmp_path / job.key / "crash-0.log").write_text("Fatal Python error: Segmentation fault\n\n")
     with pytest.raises(local.Unfinished, match="its process was ended by SIGSEGV: see"):
         runner.run()

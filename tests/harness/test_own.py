@@ -13,7 +13,7 @@ import torch
 from command_line import write_images
 from finished import finish
 
-from lewel_bench.harness import cluster, status
+from lewel_bench.harness import cluster, rundir, status
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import classes as alike
@@ -130,7 +130,7 @@ def test_a_failure_names_the_line_of_the_file(tmp_path: Path) -> None:
     settings = MachineSettings(device="cpu", workers=0)
     with pytest.raises(AttributeError):
         jobs.run(job, tmp_path / "runs", settings, silent, lambda: False)
-    failure = json.loads((tmp_path / "runs" / job.key / status.FAILURE).read_text())
+    failure = json.loads((tmp_path / "runs" / job.key / rundir.FAILURE).read_text())
     line = next(n for n, s in enumerate(EXAMPLE.read_text().splitlines(), 1) if "in views)" in s)
     assert failure["message"].endswith(f"my_method.py, line {line})") and not failure["mistake"]
 
@@ -363,15 +363,17 @@ def test_edits_of_the_same_second_and_size_are_told_apart(tmp_path: Path) -> Non
 
 def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
     job = pretraining(tmp_path, added(tmp_path))
-    kept = tmp_path / "runs" / job.key / status.METHOD
-    status.write_spec(job, tmp_path / "runs")
+    kept = tmp_path / "runs" / job.key / rundir.METHOD
+    rundir.RunDir(tmp_path / "runs").job(job.key).write_spec(job)
     kept.write_text("# edited")
-    status.write_spec(job, tmp_path / "runs")  # planned again: as it was planned
+    rundir.RunDir(tmp_path / "runs").job(job.key).write_spec(
+        job
+    )  # planned again: as it was planned
     (tmp_path / "mine" / "my_method.py").unlink()
     (tmp_path / "runs").rename(tmp_path / "moved")
     folder = tmp_path / "moved" / job.key
-    assert (folder / status.METHOD).read_text() == EXAMPLE.read_text()
-    read = status.read_spec(folder)
+    assert (folder / rundir.METHOD).read_text() == EXAMPLE.read_text()
+    read = rundir.JobDir(folder).read_spec()
     assert read.recipe and type(methods.build(read.recipe, 0)).__name__ == "VICReg"
     assert read.identity() == job.identity()
     known = own.load(tmp_path / "moved").recipes["vicreg_100ep"]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.harness import cluster, status
+from lewel_bench.harness import cluster, rundir
 from lewel_bench.harness.progress import Share, shares
-from lewel_bench.harness.status import JobState, Progress
+from lewel_bench.harness.rundir import Progress
+from lewel_bench.harness.status import JobState
 
 
 def events(folder: Path, *entries: dict[str, Any]) -> Path:
-    (folder / status.EVENTS).write_text("".join(json.dumps(event) + "\n" for event in entries))
+    (folder / rundir.EVENTS).write_text("".join(json.dumps(event) + "\n" for event in entries))
     return folder
 
 
@@ -21,16 +22,16 @@ def step(n: int, time: float) -> dict[str, Any]:
 
 
 def test_the_pace_is_that_of_the_last_attempt(tmp_path: Path) -> None:
-    assert status.progress(tmp_path) is None
+    assert rundir.JobDir(tmp_path).progress() is None
     slow = (step(10, 0), step(20, 1000))
-    assert status.progress(events(tmp_path, step(10, 0))) == Progress(10, 100, None)
-    assert status.progress(events(tmp_path, *slow)) == Progress(20, 100, 8000)
+    assert rundir.JobDir(events(tmp_path, step(10, 0))).progress() == Progress(10, 100, None)
+    assert rundir.JobDir(events(tmp_path, *slow)).progress() == Progress(20, 100, 8000)
     again = ({"event": "start"}, step(30, 9000), step(60, 9060))
-    assert status.progress(events(tmp_path, *again)) == Progress(60, 100, 80)
+    assert rundir.JobDir(events(tmp_path, *again)).progress() == Progress(60, 100, 80)
     # the hours between two attempts are no part of it
-    assert status.progress(events(tmp_path, *slow, *again)) == Progress(60, 100, 80)
-    assert status.progress(events(tmp_path, *slow, *again[:2])) == Progress(30, 100, None)
-    assert status.progress(events(tmp_path, *slow, again[0])) == Progress(20, 100, None)
+    assert rundir.JobDir(events(tmp_path, *slow, *again)).progress() == Progress(60, 100, 80)
+    assert rundir.JobDir(events(tmp_path, *slow, *again[:2])).progress() == Progress(30, 100, None)
+    assert rundir.JobDir(events(tmp_path, *slow, again[0])).progress() == Progress(20, 100, None)
 
 
 @pytest.mark.parametrize(

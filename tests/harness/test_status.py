@@ -11,7 +11,7 @@ import planning
 import pytest
 from finished import SHAPES, finish
 
-from lewel_bench.harness import status
+from lewel_bench.harness import rundir, status
 from lewel_bench.harness.cost.estimate import Estimator
 from lewel_bench.harness.jobs import log
 from lewel_bench.harness.plan.datasets import Datasets
@@ -65,7 +65,7 @@ def test_a_spec_of_ours_is_a_job(tmp_path: Path) -> None:
         )
     ]
     for job in jobs:
-        status.write_spec(job, tmp_path)
+        rundir.RunDir(tmp_path).job(job.key).write_spec(job)
     assert set(states(tmp_path)) == {job.key for job in jobs}
 
 
@@ -108,7 +108,7 @@ def test_an_event_after_one_that_a_kill_cut_is_whole(tmp_path: Path) -> None:
         log.Log(tmp_path, silent)("step", step=1, steps=2)
         with open(tmp_path / "events.jsonl", "a") as file:
             file.write('{"event": "st')
-    events = [event["event"] for event in status.tail(tmp_path / "events.jsonl")]
+    events = [event["event"] for event in rundir.JobDir(tmp_path).last_events()]
     assert events == ["step", "step"]
 
 
@@ -121,8 +121,8 @@ def test_events_that_say_nothing_of_progress_are_left_out(tmp_path: Path) -> Non
     )
     log = tmp_path / "events.jsonl"
     log.write_text("".join(json.dumps(event) + "\n" for event in odd))
-    assert status.progress(tmp_path) is None
+    assert rundir.JobDir(tmp_path).progress() is None
     with open(log, "a") as file:
         file.write(json.dumps({"step": 20, "steps": 2, "time": 1}) + "\n")
-    progress = status.progress(tmp_path)
+    progress = rundir.JobDir(tmp_path).progress()
     assert progress and progress.share == 1

@@ -9,7 +9,7 @@ from lewel_bench.files import read_json
 from lewel_bench.harness.plan import cells
 from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.suite import Suite
-from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.rundir import SPEC
 from lewel_bench.pretrain.recipe import Backbone, Recipe
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import PRETRAIN, Column, Row, Table

@@ -24,14 +24,13 @@ from pathlib import Path
 
 from lewel_bench import __version__
 from lewel_bench.files import open_regular, replacing
-from lewel_bench.harness.bundles import foreign
-from lewel_bench.harness.status import EVENTS, METHOD, SPEC
+from lewel_bench.harness import spec_schema as foreign
+from lewel_bench.harness.rundir import EVENTS, MERGED_CODE, METHOD, SPEC
 from lewel_bench.results import record
 from lewel_bench.results.store import Store
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MERGED_CODE = ".merged"  # what the file of another lab's own method is called after a merge
 ASIDE = ".before-merge"  # what an unfinished job had under the name of a file that came
 KEPT = (
     *(SPEC, METHOD, METHOD + MERGED_CODE, EVENTS, "predictions.*", "config.*"),
@@ -111,14 +110,6 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
             archive.comment = b"0" * DIGEST
         digest = _seal(beside)
     return Bundle(out, digest, files, tuple(left_out))
-
-
-def gone(weights: Path) -> str:
-    """What is said of a finished run's weights that are not beside its record."""
-    return (
-        f"{weights} is missing, but its record is here. If it came with a bundle, ask for one "
-        f"with --weights; to pre-train it again remove {weights.parent}"
-    )
 
 
 def verify(path: Path) -> Bundle:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from lewel_bench.harness.bundles.bundle import MERGED_CODE
-from lewel_bench.harness.status import holds
+from lewel_bench.harness.rundir import MERGED_CODE, has_sha256
 from lewel_bench.pretrain.methods import arguments
 from lewel_bench.pretrain.recipe import Own
 from lewel_bench.pretrain.views import AUGMENTS
@@ -77,7 +76,7 @@ def _defaults(method: str, own: str) -> dict[str, Any]:
         where = TypeAdapter(Own | None).validate_json(own)
         # as it was planned, and no other lab's, which nobody reads here
         if where is None or (
-            not where.file.endswith(MERGED_CODE) and holds(Path(where.file), where.code)
+            not where.file.endswith(MERGED_CODE) and has_sha256(Path(where.file), where.code)
         ):
             return {name: default for name, (_, default) in arguments(method, where).items()}
     return {}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lewel_bench.files import newest_match, read_json
 from lewel_bench.harness.cost.classes import Shape, shape, work
 from lewel_bench.harness.plan.plan import Job
-from lewel_bench.harness.status import MARKS, SPEC, progress
+from lewel_bench.harness.rundir import CHECKPOINTS, SPEC, JobDir
 from lewel_bench.harness.verbs.gc import size
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Recipe
@@ -126,9 +126,9 @@ class Estimator:
     def _done(self, job: Job) -> float:
         """What a job need not do again: nothing without a checkpoint that it goes on from."""
         folder = self.root / job.key if self.root else None
-        if folder is None or job.key in self.records or not newest_match(folder, MARKS):
+        if folder is None or job.key in self.records or not newest_match(folder, CHECKPOINTS):
             return 0.0
-        come = progress(folder)
+        come = JobDir(folder).progress()
         return come.share if come else 0.0
 
     def cost_of(self, job: Mapping[str, Any]) -> Cost:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lewel_bench.files import read_regular
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.status import EVENTS, events_of
+from lewel_bench.harness.rundir import EVENTS, parse_events
 from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, is_number, words
 from lewel_bench.results.record import Record
 from lewel_bench.value import unknown
@@ -97,4 +97,4 @@ def _events(path: Path) -> Iterable[dict[str, Any]]:
         lines = read_regular(path, LARGEST_EVENTS).decode(errors="replace").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         return
-    yield from events_of(lines)
+    yield from parse_events(lines)

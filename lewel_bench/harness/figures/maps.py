@@ -17,9 +17,8 @@ from lewel_bench.evals import splits
 from lewel_bench.evals.checkpoints import limited, match
 from lewel_bench.evals.checkpoints.formats import ALLOWED
 from lewel_bench.evals.dataset import Dataset
-from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.plan.plan import Job
-from lewel_bench.harness.status import SPEC, read_spec
+from lewel_bench.harness.rundir import SPEC, JobDir, missing_weights_message
 from lewel_bench.pretrain import checkpoint, methods, published
 from lewel_bench.pretrain.augment import distort
 from lewel_bench.pretrain.colour import BOX, MEAN, STD
@@ -144,7 +143,7 @@ def _source(run: str, root: Path) -> Source:
         return Source(method, recipe, f"{named.name} (a checkpoint of {project}'s code)", None)
     folder = path.parent if named else path if path.is_dir() else root / run
     try:
-        job = read_spec(folder)
+        job = JobDir(folder).read_spec()
     except FileNotFoundError:
         known = [p.parent.name for p in root.glob(f"*/{SPEC}")]
         raise ValueError(unknown("run", run, known) if known else f"no run in {root}") from None
@@ -199,7 +198,7 @@ def _lacking(folder: Path, job: Job) -> str:
             f"{folder} and pre-train it again, with its --data and --set: {again}"
         )
     if (folder / record.NAME).exists():
-        return f"{bundle.gone(backbone)} and, with its --data and --set: {again}"
+        return f"{missing_weights_message(backbone)} and, with its --data and --set: {again}"
     return f"{of} has no weights yet. Pre-train it, with its --data and --set: {again}"
 
 

@@ -24,7 +24,7 @@ from lewel_bench.harness.plan import data_check as material
 from lewel_bench.harness.plan import fits
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings
-from lewel_bench.harness.status import WORK, read_spec
+from lewel_bench.harness.rundir import WORK, JobDir
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged, Stopped
 from lewel_bench.slurm import attempt
@@ -53,7 +53,7 @@ def main() -> int:
 def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     """Compute the job of a folder and commit its record; the exit code."""
     follow_group(folder.parent)
-    job = read_spec(folder)
+    job = JobDir(folder).read_spec()
     try:
         distributed.start(jobs.machine(settings).device)
     except jobs.NoDevice as error:  # another node may have one

@@ -25,14 +25,13 @@ from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.outcome import Inputs, Outcome
 from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
 from lewel_bench.harness import view
-from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.log import Log, clear_failure, crashes, write_failure
 from lewel_bench.harness.jobs.provenance import environment, provenance
 from lewel_bench.harness.plan import contents, fits
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Engines, MachineSettings
-from lewel_bench.harness.status import WORK, read_spec
+from lewel_bench.harness.rundir import WORK, JobDir, missing_weights_message
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
@@ -239,7 +238,7 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
     assert upstream.checkpoint is not None
     backbone = root / job.upstream / upstream.checkpoint.file
     if not backbone.exists():
-        raise ValueError(bundle.gone(backbone))
+        raise ValueError(missing_weights_message(backbone))
     if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
         raise ValueError(
             f"{backbone} is not the file that its record names (its hash differs): remove "
@@ -345,7 +344,7 @@ def main() -> int:
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
     distributed.start(machine(settings).device)
-    job = read_spec(folder)
+    job = JobDir(folder).read_spec()
     alone = Lock(folder / WORK, LOOK_S) if distributed.rank() == 0 else nullcontext()
     Thread(target=_end_with_others, args=(folder,), daemon=True).start()
     with alone, suppress(Stopped):

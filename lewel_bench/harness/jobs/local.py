@@ -17,18 +17,10 @@ from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.log import Failed, clear_failure, failure, said, write_failure
 from lewel_bench.harness.jobs.provenance import provenance
+from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings
-from lewel_bench.harness.status import (
-    BEGAN,
-    COMMAND,
-    EVENTS,
-    LOCK,
-    WORK,
-    crash,
-    tail,
-    write_spec,
-)
+from lewel_bench.harness.rundir import LOCK, WORK, JobDir, RunDir
 from lewel_bench.pretrain.report import Report, Stopped
 from lewel_bench.results.record import NAME
 
@@ -70,7 +62,7 @@ class Runner:
         jobs failed.
         """
         for job in self.pending:
-            write_spec(job, self.root)
+            RunDir(self.root).job(job.key).write_spec(job)
         while self._round():
             pass
         if self.failed:
@@ -154,7 +146,7 @@ class Runner:
         if self._done(job.key):
             return
         reason = failure(self.root / job.key)
-        last = tail(self.root / job.key / EVENTS)[-1:]
+        last = JobDir(self.root / job.key).last_events()[-1:]
         stopped = bool(last) and last[0]["event"] == "stopped" and last[0]["time"] >= began
         killed = code > 128 and not stopped and not signals.asked_to_stop()
         # after a kill the other ranks say only that they lost their peer
@@ -169,7 +161,7 @@ class Runner:
             name = signal.Signals(code - 128).name
             why = f"one of its {processes} processes was ended by {name}"
             why += ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-            ended = Failed(crash(self.root / job.key, began) or why)
+            ended = Failed(JobDir(self.root / job.key).crash_message(began) or why)
         write_failure(self.root / job.key, ended)
         raise ended
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lewel_bench.files import FAILURE, described, naming, read_json, write_atomically
-from lewel_bench.harness.status import CRASH, EVENTS, crash
+from lewel_bench.harness.rundir import CRASH, EVENTS, JobDir
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Report
 
@@ -93,7 +93,7 @@ def write_failure(folder: Path, error: Exception) -> None:
 @contextmanager
 def crashes(folder: Path) -> Iterator[None]:
     """Within this, a signal of a native library that ends the process, such as SIGSEGV, leaves the
-    Python stack in a file of the job's folder (`status.crash` reads it)."""
+    Python stack in a file of the job's folder (`JobDir.crash_message` reads it)."""
     path = folder / CRASH.replace("*", str(distributed.rank()))
     with open(path, "wb") as file:
         faulthandler.enable(file)
@@ -117,7 +117,7 @@ def failure(folder: Path, since: float = 0.0) -> Exception | None:
         if path.stat().st_mtime < since:
             return None
     except FileNotFoundError:
-        return Failed(message) if (message := crash(folder, since)) else None
+        return Failed(message) if (message := JobDir(folder).crash_message(since)) else None
     content = read_json(path)
     if content is None:
         return None

@@ -16,8 +16,8 @@ import torch
 import lewel_bench
 from lewel_bench import __version__
 from lewel_bench.files import SNAPSHOT
+from lewel_bench.harness.jobs.variables import COMMAND
 from lewel_bench.harness.plan.site import MachineSettings
-from lewel_bench.harness.status import COMMAND
 from lewel_bench.pretrain import distributed
 
 CPUINFO = Path("/proc/cpuinfo")

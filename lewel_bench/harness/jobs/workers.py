@@ -14,9 +14,9 @@ from typing import IO
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.job import device
 from lewel_bench.harness.jobs.provenance import provenance
+from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.site import MachineSettings
-from lewel_bench.harness.status import BEGAN, COMMAND
 
 
 def shared(settings: MachineSettings) -> MachineSettings:

@@ -13,7 +13,7 @@ from lewel_bench.files import read_json, replacing, write_atomically
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.plan import cells, plan
 from lewel_bench.harness.plan import plugins as own
-from lewel_bench.harness.status import SPEC
+from lewel_bench.harness.rundir import SPEC
 from lewel_bench.harness.verbs import run as runs
 from lewel_bench.results import checkpoints, record
 from lewel_bench.results.record import Checkpoint, Record

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.status import EVENTS, METHOD
+from lewel_bench.harness.rundir import EVENTS, METHOD
 from lewel_bench.results import measured_cost as cost
 from lewel_bench.results import table
 from lewel_bench.results.fill import Slot

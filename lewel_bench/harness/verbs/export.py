@@ -9,6 +9,7 @@ from lewel_bench.evals import export
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.model_card import card
+from lewel_bench.harness.rundir import missing_weights_message
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results.record import Record
@@ -86,7 +87,7 @@ def backbone(root: Path, run: Record) -> tuple[export.State, Backbone]:
     assert run.checkpoint is not None
     path = root / run.key / run.checkpoint.file
     if not path.exists():
-        raise ValueError(f"{bundle.gone(path)} (it was made by: {run.command})")
+        raise ValueError(f"{missing_weights_message(path)} (it was made by: {run.command})")
     if checkpoint.sha256(path) != run.checkpoint.sha256:
         raise ValueError(f"{path} is not the file that its record names: its hash differs")
     return checkpoint.read_network(path)

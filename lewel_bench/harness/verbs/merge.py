@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lewel_bench.files import replacing, write_atomically
-from lewel_bench.harness.bundles.bundle import ASIDE, MERGED_CODE, Bundle, opened
-from lewel_bench.harness.status import METHOD, SPEC, is_locked
+from lewel_bench.harness.bundles.bundle import ASIDE, Bundle, opened
+from lewel_bench.harness.rundir import MERGED_CODE, METHOD, SPEC, RunDir
 from lewel_bench.results import record
 from lewel_bench.results.record import BadRecord, Record
 from lewel_bench.results.store import MERGED, Store
@@ -48,7 +48,7 @@ def merge(bundle: Bundle, root: Path) -> Merged:
             theirs, ours = records[key], store.records.get(key)
             if key in corrupt:
                 found.held[key] = f"ours is corrupt ({corrupt[key]})"
-            elif ours is None and is_locked(root / key):
+            elif ours is None and RunDir(root).job(key).is_locked():
                 found.held[key] = "it is being computed here"
             elif ours and ours.metrics == theirs.metrics:
                 found.there.append(key)

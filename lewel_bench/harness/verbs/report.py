@@ -11,7 +11,7 @@ from lewel_bench.files import write_atomically
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.figures.curves import curves
 from lewel_bench.harness.figures.lr_search import search
-from lewel_bench.harness.status import EVENTS
+from lewel_bench.harness.rundir import EVENTS
 from lewel_bench.harness.verbs.claims import judged
 from lewel_bench.harness.verbs.figure import ablation
 from lewel_bench.harness.verbs.merge import differences

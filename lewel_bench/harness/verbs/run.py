@@ -14,16 +14,16 @@ from pydantic import ValidationError
 
 from lewel_bench import files
 from lewel_bench.harness.board import extra_rows as extras
-from lewel_bench.harness.bundles import bundle
 from lewel_bench.harness.cost import budget
 from lewel_bench.harness.cost.estimate import Estimator, total
+from lewel_bench.harness.jobs.variables import COMMAND
 from lewel_bench.harness.plan import cells, plan
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.cells import Query, Selection
 from lewel_bench.harness.plan.fits import Place
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.status import COMMAND
+from lewel_bench.harness.rundir import RunDir, missing_weights_message
 from lewel_bench.results.record import NAME, set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
@@ -116,7 +116,8 @@ def _note_weights(context: "Context", store: Store, todo: Sequence[Job]) -> None
         left = store.records[str(key)].checkpoint
         if left and not (path := context.root / str(key) / left.file).exists():
             print(
-                f"note: {count} job{'s' * (count != 1)} cannot run: {bundle.gone(path)}",
+                f"note: {count} job{'s' * (count != 1)} cannot run: "
+                f"{missing_weights_message(path)}",
                 file=sys.stderr,
             )
 
@@ -211,14 +212,14 @@ def _compute(
     arguments: argparse.Namespace,
 ) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import cluster, status
+    from lewel_bench.harness import cluster
     from lewel_bench.harness.jobs import workers as companions
     from lewel_bench.harness.plan import data_check as material
 
     place = _place(settings)
     writable(context.root)
     # before the look at the cluster, whose passes look at this before they submit
-    with status.queue(context.root, [one.key for one in todo]):
+    with RunDir(context.root).queue([one.key for one in todo]):
         cluster.free(context.root, todo)
         settings = companions.shared(settings)
         _prepare(context, todo, place)

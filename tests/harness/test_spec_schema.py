@@ -8,7 +8,7 @@ import planning
 import pytest
 from finished import SHAPES, finish
 
-from lewel_bench.harness.bundles import foreign
+from lewel_bench.harness import spec_schema as foreign
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.pretrain.recipes import RECIPES
