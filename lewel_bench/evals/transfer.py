@@ -25,8 +25,10 @@ def run(protocol: Dense, inputs: Inputs, context: Context) -> Outcome:
     """
     context = replace(context, seed=context.seed + TRIAL * inputs.trial)
     if inputs.candidate is not None:
-        rivals = _half_scores(protocol, inputs.finished()) if protocol.prune else []
-        return protocol.fine_tune(inputs.candidate, inputs, context, _of_rank_0(rivals))
+        rivals = list[float]()
+        if protocol.prune:
+            rivals = _of_rank_0(_half_scores(protocol, inputs.finished()))
+        return protocol.fine_tune(inputs.candidate, inputs, context, rivals)
     chosen = protocol.choose(inputs.results) if inputs.results else None
     candidate = protocol.grid()[0]
     if chosen is not None:
