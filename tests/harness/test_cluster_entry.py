@@ -46,8 +46,10 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
     )
     assert done.returncode == EXIT["io"], done.stderr
     message = json.loads((tmp_path / job.key / FAILURE).read_text())["message"]
-    assert message == f"node n7: device {device or 'cuda'}: no CUDA device works here; " + (
-        "use --device cpu"
+    assert (
+        message
+        == f"node n7: device {device or 'cuda'}: CUDA does not work on this machine; "
+        + ("use --device cpu")
     )
     assert message in done.stderr and "Traceback" not in done.stderr
 

@@ -19,6 +19,7 @@ from lewel_bench.files import FULL, ClaimLost, Held, Lock, follow_group
 from lewel_bench.harness import view
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
+from lewel_bench.harness.jobs.device import NoDevice, machine
 from lewel_bench.harness.jobs.log import write_failure
 from lewel_bench.harness.plan import data_check as material
 from lewel_bench.harness.plan import fits
@@ -55,9 +56,9 @@ def _compute(folder: Path, settings: MachineSettings, channel: Channel) -> int:
     follow_group(folder.parent)
     job = JobDir(folder).read_spec()
     try:
-        distributed.start(jobs.machine(settings).device)
-    except jobs.NoDevice as error:  # another node may have one
-        node_error = jobs.NoDevice(f"node {attempt.node_name()}: {error}")
+        distributed.start(machine(settings).device)
+    except NoDevice as error:  # another node may have one
+        node_error = NoDevice(f"node {attempt.node_name()}: {error}")
         write_failure(folder, node_error)
         print(node_error, file=sys.stderr)
         return EXIT["io"]

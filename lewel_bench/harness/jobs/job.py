@@ -18,14 +18,15 @@ from typing import Any
 import torch
 
 from lewel_bench import terminal
-from lewel_bench.evals import features, knn, splits
+from lewel_bench.evals import splits
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.outcome import Inputs, Outcome
 from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
 from lewel_bench.harness import view
-from lewel_bench.harness.jobs import signals
+from lewel_bench.harness.jobs import monitor, signals
+from lewel_bench.harness.jobs.device import machine
 from lewel_bench.harness.jobs.log import Log, clear_failure, crashes, write_failure
 from lewel_bench.harness.jobs.provenance import environment, provenance
 from lewel_bench.harness.plan import contents, fits
@@ -33,19 +34,15 @@ from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Engines, MachineSettings
 from lewel_bench.harness.rundir import WORK, JobDir, missing_weights_message
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
-from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
 from lewel_bench.pretrain.parts import kmeans
 from lewel_bench.pretrain.report import Report, Stop, Stopped
-from lewel_bench.pretrain.subset import holdout
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Contents, Data, Record
 
-MONITORS = 5  # kNN accuracies in the course of a pre-training
 LOOK_S = 10.0  # for others to end a look at whether a lock is held
 GRACE_S = 5.0  # for a rank to end by itself after another has failed
-BANK, QUERIES = 50, 20  # images a class for these
 
 
 def run(
@@ -182,8 +179,8 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
         machine=on,
         report=log,
         stop=stop,
-        monitor=_monitor(job, images, on),
-        monitor_every=max(1, job.recipe.epochs // MONITORS),
+        monitor=monitor.monitor(job.recipe, images, splits.read(job.data, "val"), on),
+        monitor_every=max(1, job.recipe.epochs // monitor.TIMES),
     )
     digest = checkpoint.sha256(trained.backbone) if distributed.rank() == 0 else "0" * 64
     note = collapse.collapse_note(trained.metrics, job.recipe.backbone)
@@ -194,42 +191,6 @@ def _pretrain(job: Job, folder: Path, on: Machine, log: Report, stop: Stop) -> M
         Checkpoint(file=trained.backbone.name, sha256=digest),
         peak(),
     )
-
-
-def _monitor(job: Job, images: Images, on: Machine) -> train.Monitor:
-    """kNN accuracy and effective rank on a few images a class: a view of the training, not numbers
-    of any table.
-
-    Of the untrained network (epoch 0) the batch-norm statistics are those of the images, as they
-    are of any network that was trained: with its initial ones every layer would add to the mean
-    that all features share.
-    """
-    assert job.recipe is not None
-    size = job.recipe.image_size
-    resize = size * 8 // 7
-    classes = len(images.classes)
-    bank = _few(images, BANK * classes)
-    queries = _few(splits.read(job.data, "val"), QUERIES * classes)
-
-    def look(net: ResNet, epoch: int) -> dict[str, float]:
-        if epoch == 0:
-            net = features.calibrated(net, bank, size=size, resize=resize, machine=on)
-        known, asked = (
-            features.extract(net, part, size=size, resize=resize, machine=on)
-            for part in (bank, queries)
-        )
-        return {
-            "knn_top1": knn.measure(known, asked, [20], 0.07, classes)[0]["top1"],
-            collapse.RANK: features.effective_rank(known[0], asked[0]),
-        }
-
-    return look
-
-
-def _few(images: Images, count: int) -> Images:
-    if len(images) <= count:
-        return images
-    return images.take(holdout(images, count, splits.SEED)[1])
 
 
 def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, stop: Stop) -> Made:
@@ -292,47 +253,6 @@ def _described(data: Dataset, part: Any, whole: Contents) -> Data:
     left_out = dict(part.left_out) if isinstance(part, Images) else {}
     return Data(
         name=data.name, fingerprint=digest, images=len(part), left_out=left_out, whole=whole
-    )
-
-
-class NoDevice(ValueError):
-    """The device asked for does not work on this machine."""
-
-
-def device(settings: MachineSettings) -> str:
-    """The device asked for, else CUDA where there is one. Raises NoDevice if it is not there."""
-    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise NoDevice(f"device {name}: no CUDA device works here; use --device cpu")
-    number = int(name.partition(":")[2] or 0)
-    if name != "cpu" and number >= torch.cuda.device_count():
-        raise NoDevice(f"device {name}: only {torch.cuda.device_count()} CUDA devices are here")
-    return name
-
-
-def machine(settings: MachineSettings) -> Machine:
-    """Where this process computes. Raises as `device` does."""
-    name = device(settings)
-    if name.startswith("cuda"):
-        if name == "cuda":
-            name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        try:
-            torch.cuda.set_device(name)
-        except RuntimeError as error:
-            raise NoDevice(f"device {name}: {str(error).splitlines()[0]}") from None
-        torch.backends.cudnn.benchmark = True
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # where the cores compute, a loader on one of them stalls them all
-    spare = cores - 1 if name != "cpu" else cores // 4
-    workers = settings.workers if settings.workers is not None else min(8, spare)
-    return Machine(
-        device=torch.device(name),
-        workers=workers,
-        micro_batch=settings.micro_batch,
-        compile=settings.compile,
-        save_every_s=settings.save_every_s,
     )
 
 

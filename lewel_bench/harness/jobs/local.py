@@ -15,6 +15,7 @@ from pathlib import Path
 from lewel_bench.files import FAILURE, Held, Lock, is_held
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
+from lewel_bench.harness.jobs.device import device
 from lewel_bench.harness.jobs.log import Failed, clear_failure, failure, said, write_failure
 from lewel_bench.harness.jobs.provenance import provenance
 from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
@@ -169,7 +170,7 @@ class Runner:
         """Whether one process does a job whatever was asked for."""
         if job.protocol is None:
             return False
-        on_cpu = jobs.device(self.settings).startswith("cpu")
+        on_cpu = device(self.settings).startswith("cpu")
         return job.protocol.needs_one_process(on_cpu=on_cpu)
 
     def _wait(self, job: Job) -> None:

@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import IO
 
 from lewel_bench.harness.jobs import signals
-from lewel_bench.harness.jobs.job import device
+from lewel_bench.harness.jobs.device import device
 from lewel_bench.harness.jobs.provenance import provenance
 from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
 from lewel_bench.harness.plan import plugins as own

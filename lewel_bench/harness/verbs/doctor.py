@@ -80,11 +80,11 @@ def _engines(context: "Context") -> Iterator[Check]:
 def _machine(context: "Context") -> Iterator[Check]:
     import torch
 
-    from lewel_bench.harness.jobs import job
+    from lewel_bench.harness.jobs.device import NoDevice, device
 
     try:
-        job.device(context.site.machine)
-    except job.NoDevice as error:
+        device(context.site.machine)
+    except NoDevice as error:
         yield "site file: device", "problem", str(error)
     cores = len(os.sched_getaffinity(0))
     yield "CPU", "ok", f"{cores} cores, {torch.get_num_threads()} torch threads"

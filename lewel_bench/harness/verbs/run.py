@@ -145,9 +145,10 @@ def _place(settings: MachineSettings, *, quick: bool = False) -> Place:
         return Place(settings.processes or 1, True, micro)
     import torch
 
-    from lewel_bench.harness.jobs import job, local
+    from lewel_bench.harness.jobs import local
+    from lewel_bench.harness.jobs.device import device
 
-    name, devices = job.device(settings), local.devices(settings)
+    name, devices = device(settings), local.devices(settings)
     processes = settings.processes or devices
     if name != "cpu" and processes > (torch.cuda.device_count() if name == "cuda" else 1):
         raise ValueError(
@@ -385,12 +386,13 @@ def _probe(
 ) -> None:
     from lewel_bench.harness import cluster
     from lewel_bench.harness.cost import probe
-    from lewel_bench.harness.jobs import job, provenance, signals
+    from lewel_bench.harness.jobs import provenance, signals
     from lewel_bench.harness.jobs import workers as companions
+    from lewel_bench.harness.jobs.device import device
     from lewel_bench.harness.plan import data_check as material
     from lewel_bench.pretrain.report import Stopped
 
-    if arguments.cluster and job.device(settings) == "cpu":
+    if arguments.cluster and device(settings) == "cpu":
         kinds = cluster.profile(context.site, arguments.cluster).kinds.values()
         if any(one.gpus_per_node for one in kinds):
             raise ValueError(
