@@ -179,7 +179,9 @@ def test_what_lrs_and_engine_stand_for() -> None:
         chosen_settings([PROTOCOLS["linear_lars"]], engines=["mmseg"])
     with pytest.raises(ValueError, match="no detection or segmentation"):
         chosen_settings([PROTOCOLS["linear_lars"]], lrs=[0.1])
-    with pytest.raises(ValueError, match="trains its choice once more"):
+    with pytest.raises(
+        ValueError, match="--refit: select a linear probe, detection or segmentation"
+    ):
         chosen_settings([PROTOCOLS["semi_1pct"], PROTOCOLS["knn"]], refit=True)
     keys = [_dense(engine=engine)[-1].key for engine in ("native", "detectron2")]
     assert keys[0] != keys[1]

@@ -149,7 +149,7 @@ def chosen_settings(
         chosen.extend(settings)
 
     if refit:
-        choose("--refit: no selected evaluation trains its choice once more", refit=True)
+        choose("--refit: select a linear probe, detection or segmentation", refit=True)
     if lrs:
         choose("--lrs: no detection or segmentation is selected, and only these use it", lrs=lrs)
     for engine in engines:
