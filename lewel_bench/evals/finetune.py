@@ -308,6 +308,7 @@ class _Loop:
         state, learner = self.state, self.learner
         random = distributed.random_states(self.device)
         self.saved = state.step
+        self.pacer.restart_save()
         if distributed.rank() != 0:
             return
         content = {

@@ -19,7 +19,7 @@ class Pacer:
 
     def __init__(self, machine: Machine, stop: Stop, step: int = 0) -> None:
         self.machine, self.stop, self.stopping = machine, stop, False
-        self.saved_at = time.perf_counter()
+        self.restart_save()
         self.restart_log(step)
 
     def restart_log(self, step: int) -> None:
@@ -49,9 +49,13 @@ class Pacer:
         late = time.perf_counter() - self.saved_at >= self.machine.save_every_s
         return now or self.stopping or distributed.any_rank(late, self.machine.device)
 
+    def restart_save(self) -> None:
+        """Count the seconds to the next save from now; for saves that are not `save_is_due`."""
+        self.saved_at = time.perf_counter()
+
     def saved(self, position: str) -> None:
         """Note that the state at `position` is saved. Raises Stopped if a stop was requested."""
-        self.saved_at = time.perf_counter()
+        self.restart_save()
         if self.stopping:
             distributed.wait()  # a rank that leaves early has the others killed before they saved
             raise Stopped(f"saved at {position}")

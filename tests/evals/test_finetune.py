@@ -184,6 +184,14 @@ def test_a_look_half_way_changes_nothing_that_is_trained(run, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_look_half_way_is_the_last_save_by_the_clock(run, monkeypatch):
+    restarted = []
+    restart = pacer.Pacer.restart_save
+    monkeypatch.setattr(pacer.Pacer, "restart_save", lambda p: restarted.append(restart(p)))
+    run(protocol=change(TINY, {"prune": 0.5}))
+    assert len(restarted) == 4  # at the start, half-way, with what was measured there, at the end
+
+
 def test_a_candidate_far_below_its_rivals_is_pruned_and_stays_so(run):
     protocol = change(TINY, {"prune": 0.5})
     half = run(protocol=protocol).extra["half"]
