@@ -4,14 +4,14 @@ What is random is drawn from (seed, step) or from torch's generators, whose stat
 run that was killed goes on bit for bit where its last checkpoint stands.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from lewel_bench.evals.candidate import early_outcome, named_values, pruning_reason
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -79,77 +79,29 @@ def run(
     its step in `extra["diverged_at_step"]` or the reason in `extra["pruned"]`. Goes on from the
     checkpoints in the folder; raises Stopped after saving.
     """
-    outcome = _run(learner, protocol, candidate, splits, factor, at, rivals)
-    micro = at.machine.micro_batch
-    if micro and micro < protocol.batch // distributed.world():
-        warning = f"micro-batch {micro} is not used: batch norm needs the whole batch"
-        return replace(outcome, warnings=[*outcome.warnings, warning])
-    return outcome
-
-
-def ended(
-    protocol: Detection | Segmentation,
-    candidate: tuple[float, float],
-    extra: dict[str, Any],
-    *,
-    diverged: int | None = None,
-    pruned: str | None = None,
-) -> Outcome:
-    """The outcome of a run that diverged at a step (1-based), or was pruned for a reason."""
-    named = f"lr {candidate[0]:g}, weight decay {candidate[1]:g}"
-    if diverged is not None:
-        reason: dict[str, Any] = {"diverged_at_step": diverged}
-        warning = f"diverged at step {diverged} of {protocol.steps} at {named}"
-    else:
-        reason, warning = {"pruned": pruned}, f"{named}: {pruned}"
-    extra = {"select": {}, **extra, **reason}
-    return Outcome(metrics={}, chosen=chosen(candidate), warnings=[warning], extra=extra)
-
-
-def chosen(candidate: tuple[float, float]) -> dict[str, float]:
-    """A candidate as an outcome names it."""
-    return {"lr": candidate[0], "weight_decay": candidate[1]}
-
-
-def verdict(
-    protocol: Detection | Segmentation, half: Mapping[str, float], rivals: Sequence[float]
-) -> str | None:
-    """Why a run whose select metrics after half of the steps are `half` ends there, if it does."""
-    share, best, score = protocol.prune, max(rivals, default=0.0), half[protocol.score]
-    if share is None or score >= share * best:
-        return None
-    return (
-        f"stopped after {protocol.steps // 2} of {protocol.steps} steps: select {protocol.score} "
-        f"{score:.2f} is below {share:g} of the best candidate's {best:.2f}"
-    )
-
-
-def _run(
-    learner: Learner,
-    protocol: Detection | Segmentation,
-    candidate: tuple[float, float],
-    splits: DenseSplits[Any],
-    factor: Factor,
-    at: Context,
-    rivals: Sequence[float],
-) -> Outcome:
     loop = _Loop(learner, protocol, candidate[0], factor, at)
     if protocol.prune and splits.select is not None:
         loop.train(protocol.steps // 2)
         loop.look(rivals)
     loop.train(protocol.steps)
-    state = loop.state
+    state, micro = loop.state, at.machine.micro_batch
     extra: dict[str, Any] = {"select": {}}
+    warnings = list[str]()
+    if micro and micro < protocol.batch // distributed.world():
+        warnings.append(f"micro-batch {micro} is not used: batch norm needs the whole batch")
     if state.half is not None:
         extra["half"] = {"step": protocol.steps // 2, **state.half}
     if state.diverged is not None or state.pruned is not None:
-        return ended(protocol, candidate, extra, diverged=state.diverged, pruned=state.pruned)
+        outcome = early_outcome(
+            protocol, candidate, extra, diverged=state.diverged, pruned=state.pruned
+        )
+        return replace(outcome, warnings=[*outcome.warnings, *warnings])
     measured = loop.evaluate(("report",) if splits.select is None else ("select", "report"))
-    metrics, details = _parted(measured["report"])
+    metrics, details = _split(measured["report"])
     extra |= {"train_loss": state.loss_sum / protocol.steps, **details}
     if "select" in measured:
-        extra["select"] = _parted(measured["select"])[0]
-    return Outcome(metrics=metrics, chosen=chosen(candidate), extra=extra)
+        extra["select"] = _split(measured["select"])[0]
+    return Outcome(metrics, chosen=named_values(candidate), warnings=warnings, extra=extra)
 
 
 def leave_if_asked(at: Context) -> None:
@@ -181,9 +133,7 @@ class _Loop:
         self.state = self._resumed()
         self.saved = self.state.step if self.state.step else -1  # the step of the last checkpoint
         learner.model.train()
-        self.forward: Callable[..., Any] = learner.model
-        if distributed.world() > 1:
-            self.forward = DistributedDataParallel(learner.model, broadcast_buffers=False)
+        self.forward = distributed.data_parallel(learner.model)
         self.pending: list[Tensor] = []  # losses of the last steps, on the device
         # where looking costs nothing, every step is looked at
         free = self.device.type == "cpu" and distributed.world() == 1
@@ -218,12 +168,12 @@ class _Loop:
             return
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         random = distributed.random_states(self.device)
-        state.half, _ = _parted(self.evaluate(("select",))["select"])
+        state.half, _ = _split(self.evaluate(("select",))["select"])
         distributed.set_random_state(random, self.device)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        state.pruned = verdict(self.protocol, state.half, rivals)
+        state.pruned = pruning_reason(self.protocol, state.half, rivals)
         before = checkpoint.newest(self.at.folder)
         self._save()
         if distributed.rank() == 0 and before is not None:
@@ -236,7 +186,7 @@ class _Loop:
         measured: dict[str, Metrics] = {}
         for role in roles:
             measured[role] = self.learner.evaluate(role)
-            shown, _ = _parted(measured[role])
+            shown, _ = _split(measured[role])
             self.at.report("evaluated", step=self.state.step, split=role, **shown)
         self.learner.model.train()
         return measured
@@ -337,7 +287,7 @@ class _Loop:
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 
 
-def _parted(measured: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
-    """What a table shows, and what goes with it."""
+def _split(measured: Metrics) -> tuple[dict[str, float], dict[str, Any]]:
+    """The numbers that a table shows, and the other values."""
     metrics = {name: float(value) for name, value in measured.items() if isinstance(value, float)}
     return metrics, {name: value for name, value in measured.items() if name not in metrics}

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from lewel_bench.evals import features, loop, scores
 from lewel_bench.evals.classification import Semi, bn_group_of
@@ -14,7 +13,7 @@ from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Outcome, Splits, gap
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
-from lewel_bench.pretrain.distributed import average, rank, world
+from lewel_bench.pretrain.distributed import average, data_parallel, rank, world
 from lewel_bench.pretrain.norm import RunningStatistics
 
 
@@ -114,11 +113,7 @@ class _FineTuned:
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
         )
-        self.forward: nn.Module = self.model
-        if world() > 1:
-            # running statistics are averaged when they are read: a broadcast would drop those of
-            # the other ranks' groups
-            self.forward = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.forward = data_parallel(self.model)  # statistics are averaged when they are read
         self.loss_sum = torch.zeros((), device=machine.device)
 
     def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:

@@ -13,16 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from lewel_bench.pretrain import augment as geometry
-from lewel_bench.pretrain.colour import PARAMS, Params
+from lewel_bench.pretrain.colour import BOX, FLIP, PARAMS, Params, distort
 from lewel_bench.pretrain.decode import Pixels, decode
+from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images, Indices, read_classes, read_folder
 from lewel_bench.pretrain.loader import Batch, Cut, Plan, Source, batches, stream
+from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
 from lewel_bench.pretrain.views import Span, ViewSpec
 
 __all__ = [
     "Batch", "Images", "decode", "holdout", "image_batches", "read_classes", "read_folder",
-    "subset", "subset_from_list", "view_batches",
+    "subset", "subset_from_list", "view_batches", "views_of",
 ]  # fmt: skip
 
 _ORDER, _VIEWS, _CROPS = 0, 1, 2  # what a stream of random numbers is for
@@ -63,6 +65,20 @@ def view_batches(
     sides = tuple(spec.pixels(size) for spec in augment)
     cut = partial(_cut_views, augment=augment, sides=sides)
     return batches(Source(images, seed, _VIEWS, sides, cut, PARAMS), plan(), workers)
+
+
+def views_of(batch: Batch, machine: Machine, epoch: int) -> Views:
+    """The views of a batch on the machine's device, distorted and normalised there."""
+    device = machine.device
+    pixels = [*batch.pixels, *batch.small]
+    x = tuple(
+        distort(pixels[v], batch.params[v], device, compile=machine.compile)
+        for v in range(len(pixels))
+    )
+    index, labels, params = (
+        t.to(device, non_blocking=True) for t in (batch.index, batch.labels, batch.params)
+    )
+    return Views(x, index, labels, params[..., BOX], params[..., FLIP] > 0, epoch)
 
 
 def image_batches(

@@ -1,13 +1,16 @@
 """The few things that differ between one process and many."""
 
+import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 _PATIENT: list[Any] = []  # a group of all ranks, for what may take longer than a timeout
 
@@ -113,6 +116,28 @@ def total(x: Tensor) -> Tensor:
     if world() > 1:
         dist.all_reduce(x)
     return x
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """`model` with gradients averaged over ranks; itself where there is only one.
+
+    Buffers are not broadcast: the loops average batch-norm statistics themselves, and a broadcast
+    would drop those of the other ranks.
+    """
+    if world() == 1:
+        return model
+    with warnings.catch_warnings():
+        # torch 2.15 renames the argument; torch 2.11 knows this name only
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def sync_gradients(model: nn.Module, due: bool) -> contextlib.AbstractContextManager[Any]:
+    """A context whose backward pass averages gradients over ranks only if `due`, as after the last
+    micro-batch; `model` is from `data_parallel`."""
+    if isinstance(model, DistributedDataParallel) and not due:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:

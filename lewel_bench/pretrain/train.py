@@ -4,26 +4,22 @@ A run is determined by (recipe, seed, images). All randomness is drawn from (see
 epoch, image), so a killed run resumes bit for bit from its last checkpoint.
 """
 
-import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lewel_bench.pretrain import checkpoint, distributed, methods, optim
-from lewel_bench.pretrain.augment import distort, normalise
 from lewel_bench.pretrain.backbone import ResNet
+from lewel_bench.pretrain.centre_crops import CentreCrops
 from lewel_bench.pretrain.collapse import UNTRAINED, collapse_note
-from lewel_bench.pretrain.colour import BOX, FLIP
-from lewel_bench.pretrain.data import Batch, Images, image_batches, view_batches
+from lewel_bench.pretrain.data import Batch, Images, view_batches, views_of
 from lewel_bench.pretrain.distributed import Machine
-from lewel_bench.pretrain.method import Method, Views, answer
+from lewel_bench.pretrain.method import Method, answer
 from lewel_bench.pretrain.norm import RunningStatistics
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Recipe, shares
@@ -88,8 +84,8 @@ class Loop:
         report: Report,
         stop: Stop,
     ) -> None:
-        self.recipe, self.seed, self.folder, self.machine = recipe, seed, folder, machine
-        self.images, self.report = images, report
+        self.recipe, self.images, self.folder = recipe, images, folder
+        self.machine, self.report = machine, report
         self.local, self.micro = _batches(recipe, machine, len(images))
         self.per_epoch = len(images) // recipe.batch
         self.steps = self.per_epoch * recipe.epochs
@@ -108,16 +104,17 @@ class Loop:
         self.method.train()
         self.optimizer = optim.build(recipe.optimizer, self.method)
         self.running = RunningStatistics(self.method)
-        on = machine.device.type
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
-        self.scaler = torch.amp.GradScaler(on, enabled=recipe.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=recipe.precision == "fp16")
         self.step, self.metrics = 0, dict[str, float]()
         self.seconds = 0.0  # of training, over all attempts
         self.diagnostics: dict[str, Tensor] = {}
         # losses of the current epoch: on the device until a log asks for them
         self.losses = torch.zeros(self.per_epoch, device=machine.device)
         self._resume()
-        self.forward = self._parallel()
+        if machine.compile:
+            self.method.compile()
+        self.forward = distributed.data_parallel(self.method)
         self.batches = view_batches(
             images,
             AUGMENTS[recipe.augment],
@@ -135,13 +132,13 @@ class Loop:
 
     def train_epoch(self, epoch: int) -> None:
         """All remaining steps of `epoch`; the last log of an epoch is at its end."""
-        batches: Iterator[Batch] = iter(self.batches)
         if self.step == epoch * self.per_epoch:
             with self._autocast():
-                self.method.before_epoch(epoch, Centres(self.images, self.recipe, self.machine))
+                crops = CentreCrops(self.images, self.recipe, self.machine)
+                self.method.before_epoch(epoch, crops)
         while self.step < (epoch + 1) * self.per_epoch:
             began = time.perf_counter()
-            batch = next(batches)
+            batch = next(self.batches)
             self.waited += time.perf_counter() - began
             self.losses[self.step % self.per_epoch] = self.train_step(batch)
             self.step += 1
@@ -154,20 +151,19 @@ class Loop:
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step on the local part of a global batch; returns its mean loss."""
-        device, recipe = self.machine.device, self.recipe
-        lr = lr_at(recipe.optimizer.lr, recipe.schedule, self.step, self.per_epoch, recipe.epochs)
+        lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.rate(group, lr, recipe.optimizer.lr)
-        views = self._views(batch)
+            group["lr"] = optim.rate(group, lr, self.recipe.optimizer.lr)
+        views = views_of(batch, self.machine, self.step // self.per_epoch)
         with self._autocast():
             keys = self.method.keys(views, self.step)
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=self.machine.device)
         share = self.micro / self.local
         self.running.start()
         for first in range(0, self.local, self.micro):
             rows = slice(first, first + self.micro)
             last = first + self.micro >= self.local
-            with self._sync_gradients(last):
+            with distributed.sync_gradients(self.forward, last):
                 with self._autocast():
                     output = self.forward(views.rows(rows), keys, rows)
                 loss, diagnostics = answer(self.method, output)
@@ -183,19 +179,6 @@ class Loop:
         self.method.after_step(keys, self.step, self.steps)
         self.diagnostics = diagnostics
         return total
-
-    def _views(self, batch: Batch) -> Views:
-        device = self.machine.device
-        pixels = [*batch.pixels, *batch.small]
-        x = tuple(
-            distort(pixels[v], batch.params[v], device, compile=self.machine.compile)
-            for v in range(len(pixels))
-        )
-        index, labels, params = (
-            t.to(device, non_blocking=True) for t in (batch.index, batch.labels, batch.params)
-        )
-        boxes, flips = params[..., BOX], params[..., FLIP] > 0
-        return Views(x, index, labels, boxes, flips, self.step // self.per_epoch)
 
     def observe(self, epoch: int, monitor: Monitor) -> None:
         """Call the monitor on the backbone as evaluations see it and report what it measured;
@@ -228,14 +211,13 @@ class Loop:
             distributed.average([self.losses])  # every rank is here
         all_losses = self.losses[: (self.step - 1) % self.per_epoch + 1].tolist()
         steps, spent = self.pacer.since_log(self.step)
-        losses, waited = all_losses[-steps:], self.waited
+        losses = all_losses[-steps:]
+        waited, self.waited = self.waited, 0.0
         self.seconds += spent
-        self.waited = 0.0
         for step, loss in enumerate(losses, self.step - steps):
             if not math.isfinite(loss):
                 raise Diverged(self._diverged(step, loss))
         named = {name: float(value) for name, value in self.diagnostics.items()}
-        lr = float(self.optimizer.param_groups[0]["lr"])
         if self.step % self.per_epoch == 0:
             self.metrics.update({"loss": sum(all_losses) / len(all_losses), **named})
         self.report(
@@ -244,15 +226,14 @@ class Loop:
             steps=self.steps,
             epoch=round(self.step / self.per_epoch, 3),
             loss=round(sum(losses) / len(losses), 6),
-            lr=lr,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
             images_per_s=round(len(losses) * self.recipe.batch / spent, 1),
             data_wait=round(waited / spent, 4),
             **{name: round(value, 6) for name, value in named.items()},
         )
 
     def _diverged(self, step: int, loss: float) -> str:
-        recipe = self.recipe
-        lr = lr_at(recipe.optimizer.lr, recipe.schedule, step, self.per_epoch, recipe.epochs)
+        recipe, lr = self.recipe, self._lr(step)
         last = checkpoint.newest(self.folder)
         return (
             f"the loss is {loss} at step {step} of {self.steps} (lr {lr:.6g}). "
@@ -302,61 +283,14 @@ class Loop:
         distributed.set_random_state(state["rng"], self.machine.device)
         self.report("resumed", step=self.step, steps=self.steps)
 
-    def _parallel(self) -> Callable[..., object]:
-        model: nn.Module = self.method
-        if self.machine.compile:
-            model.compile()
-        if distributed.world() > 1:
-            # our own averaging keeps batch-norm statistics equal, see train_step
-            with warnings.catch_warnings():
-                # torch 2.15 renames the argument; torch 2.11 knows this name only
-                warnings.simplefilter("ignore", FutureWarning)
-                model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-        return model
-
-    def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(self.forward, nn.parallel.DistributedDataParallel) and not last:
-            return self.forward.no_sync()
-        return contextlib.nullcontext()
+    def _lr(self, step: int) -> float:
+        recipe = self.recipe
+        return lr_at(recipe.optimizer.lr, recipe.schedule, step, self.per_epoch, recipe.epochs)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.machine.device.type, dtype=self.dtype, enabled=self.dtype is not None
         )
-
-
-@dataclass(frozen=True)
-class Centres:
-    """The training set as methods see it between epochs (`method.TrainingSet`)."""
-
-    images: Images
-    recipe: Recipe
-    machine: Machine
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @torch.no_grad()
-    def features(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """`encode` of the centre crop of every image, (N, d), on every rank."""
-        outputs: Tensor | None = None
-        for batch in image_batches(
-            self.images,
-            self.recipe.image_size,
-            crop="center",
-            batch=self.recipe.batch,
-            rank=distributed.rank(),
-            world=distributed.world(),
-            workers=self.machine.workers,
-        ):
-            if not len(batch.index):
-                continue
-            z = encode(normalise(batch.pixels, self.machine.device))
-            if outputs is None:
-                outputs = z.new_zeros(len(self), z.shape[1])
-            outputs[batch.index.to(z.device)] = z
-        assert outputs is not None, "a batch has an image for every rank"
-        return distributed.total(outputs)
 
 
 def _batches(recipe: Recipe, machine: Machine, count: int) -> tuple[int, int]:

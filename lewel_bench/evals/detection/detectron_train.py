@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 
-from lewel_bench.evals import finetune, weights
+from lewel_bench.evals import weights
+from lewel_bench.evals.candidate import early_outcome, named_values
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
@@ -102,17 +103,17 @@ def _outcome(
     try:
         trainer.train()
     except _Diverged:
-        return finetune.ended(protocol, candidate, extra, diverged=trainer.iter + 1)
+        return early_outcome(protocol, candidate, extra, diverged=trainer.iter + 1)
     except Pruned as pruned:
         extra["half"] = trainer.watch.seen
-        return finetune.ended(protocol, candidate, extra, pruned=str(pruned))
+        return early_outcome(protocol, candidate, extra, pruned=str(pruned))
     if trainer.watch.seen:
         extra["half"] = trainer.watch.seen
     measured = {role: trainer.measure(role) for role in roles}
     metrics, details = measured["report"]
     if "select" in measured:
         extra["select"] = measured["select"][0]
-    chosen = finetune.chosen(candidate)
+    chosen = named_values(candidate)
     return Outcome(metrics=metrics, chosen=chosen, extra=extra | details)
 
 

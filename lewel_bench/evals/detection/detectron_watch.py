@@ -8,7 +8,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 
-from lewel_bench.evals import finetune
+from lewel_bench.evals.candidate import pruning_reason
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_eval import evaluate
@@ -77,7 +77,7 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         for name, buffer in trainer.model.named_buffers():
             buffer.copy_(buffers[name])
         self.seen = {"step": step, **metrics}
-        reason = finetune.verdict(self.protocol, metrics, self.rivals)
+        reason = pruning_reason(self.protocol, metrics, self.rivals)
         if reason is not None:
             raise Pruned(reason)
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lewel_bench.evals import engines, finetune, outside, weights
+from lewel_bench.evals import engines, outside, weights
+from lewel_bench.evals.candidate import early_outcome, named_values, pruning_reason
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -69,15 +70,15 @@ def run(
     try:
         training.train(report, stop, rivals)
     except parts.Diverged as error:
-        return finetune.ended(protocol, candidate, extra | training.half(), diverged=error.step)
+        return early_outcome(protocol, candidate, extra | training.half(), diverged=error.step)
     except parts.Pruned as error:
-        return finetune.ended(protocol, candidate, extra | training.half(), pruned=str(error))
+        return early_outcome(protocol, candidate, extra | training.half(), pruned=str(error))
     if splits.select is not None:
         extra["select"] = training.measure("select")
         del extra["select"]["per_class"]
     metrics = training.measure("report")
     extra |= {"per_class": metrics.pop("per_class"), **training.half()}
-    return Outcome(metrics, chosen=finetune.chosen(candidate), extra=extra)
+    return Outcome(metrics, chosen=named_values(candidate), extra=extra)
 
 
 def _check(protocol: Segmentation, machine: Machine) -> None:
@@ -203,7 +204,7 @@ class _Training:
     def _prune(self, rivals: Sequence[float]) -> None:
         from lewel_bench.evals.segmentation import mmseg_parts as parts
 
-        reason = finetune.verdict(self.protocol, self.half()["half"], rivals)
+        reason = pruning_reason(self.protocol, self.half()["half"], rivals)
         if reason is not None:
             raise parts.Pruned(reason)
 

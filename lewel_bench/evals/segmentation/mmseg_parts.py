@@ -134,7 +134,7 @@ class Watch(Hook):  # type: ignore[misc]
             raise Diverged(step)
         if last or self.pacer.log_is_due():
             self.pacer.restart_log(step)
-            loss = round(float(outputs["loss"]), 6)
+            loss = round(float(outputs["loss"].detach()), 6)
             self.report("step", step=step, steps=steps, loss=loss)
         if asks and self.pacer.save_is_due(now=last or half):
             checkpoint = save(runner, self.folder, step, self.clock.seconds())
