@@ -1,7 +1,7 @@
-"""The steps of a fine-tuning, shared by detection and segmentation; resumable at any step.
+"""The training loop of detection and segmentation, resumable at any step.
 
-What is random is drawn from (seed, step) or from torch's generators, whose states are saved, so a
-run that was killed goes on bit for bit where its last checkpoint stands.
+Randomness is drawn from (seed, step) or from torch's generators, whose states are saved, so a
+killed run resumes bit for bit from its last checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ from lewel_bench.pretrain.report import Stopped
 Role = Literal["select", "report"]
 Factor = Callable[[int], float]  # of the learning rate, at a step (0-based)
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-Metrics = dict[str, Any]  # floats in percent, and what goes with them
+Metrics = dict[str, Any]  # floats in percent, and details of other types
 
 
 class Learner(Protocol):
-    """What is fine-tuned."""
+    """The model to fine-tune, with its data, loss and metrics."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -37,22 +37,22 @@ class Learner(Protocol):
         """This rank's parts of the global batches from step `start` on."""
 
     def loss(self, forward: Callable[..., Any], batch: Any) -> Tensor:
-        """The loss of a batch; `forward` is the model, wrapped where there are several ranks."""
+        """The loss of a batch; `forward` is the model, wrapped if there is more than one rank."""
 
-    def settle(self) -> None:
-        """Change what an evaluation needs changed, on the model in training mode (PreciseBN)."""
+    def prepare_evaluation(self) -> None:
+        """Update the model, in training mode, for an evaluation (PreciseBN)."""
 
     def evaluate(self, role: Role) -> Metrics:
         """The metrics of a split with the model in eval mode, equal on every rank.
 
-        What is not a float goes beside the metrics. The report split's predictions stay in the
-        folder.
+        Values that are not floats are kept as details. The predictions of the report split are
+        written into the folder.
         """
 
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside the model and the optimizer."""
+    """The state of a run besides that of its model and optimizer."""
 
     step: int = 0
     loss_sum: float = 0.0
@@ -67,24 +67,24 @@ def run(
     candidate: tuple[float, float],
     splits: DenseSplits[Any],
     factor: Factor,
-    at: Context,
+    context: Context,
     rivals: Sequence[float] = (),
 ) -> Outcome:
     """Fine-tune at `candidate` = (lr, weight decay) and evaluate after the last step.
 
-    The rate of a step is lr * `factor(step)`. `metrics` are those of the report split;
-    `extra["select"]` holds what a choice among candidates reads, `extra["half"]` the same after
-    half of the steps where the protocol prunes (`rivals` are these scores of finished candidates).
-    A run whose loss is not finite, or that is pruned, ends with empty `metrics` and `select`, and
-    its step in `extra["diverged_at_step"]` or the reason in `extra["pruned"]`. Goes on from the
-    checkpoints in the folder; raises Stopped after saving.
+    The learning rate of a step is lr * `factor(step)`. `metrics` are those of the report split;
+    `extra["select"]` has those of the select split, by which a candidate is chosen, and
+    `extra["half"]` the same after half of the steps if the protocol prunes (`rivals` are these
+    scores of finished candidates). A run that diverges or is pruned ends with empty `metrics` and
+    `select`, and with its step in `extra["diverged_at_step"]` or the reason in `extra["pruned"]`.
+    Resumes from the checkpoints in the folder; raises Stopped after saving.
     """
-    loop = _Loop(learner, protocol, candidate[0], factor, at)
+    loop = _Loop(learner, protocol, candidate[0], factor, context)
     if protocol.prune and splits.select is not None:
         loop.train(protocol.steps // 2)
-        loop.look(rivals)
+        loop.evaluate_halfway(rivals)
     loop.train(protocol.steps)
-    state, micro = loop.state, at.machine.micro_batch
+    state, micro = loop.state, context.machine.micro_batch
     extra: dict[str, Any] = {"select": {}}
     warnings = list[str]()
     if micro and micro < protocol.batch // distributed.world():
@@ -104,12 +104,12 @@ def run(
     return Outcome(metrics, chosen=named_values(candidate), warnings=warnings, extra=extra)
 
 
-def leave_if_asked(at: Context) -> None:
+def stop_if_requested(context: Context) -> None:
     """Raise Stopped within an evaluation, before which everything is saved.
 
-    Several ranks do not evaluate in step, so they finish it.
+    With more than one rank the evaluation is finished first: the ranks do not evaluate in step.
     """
-    if distributed.world() == 1 and at.stop():
+    if distributed.world() == 1 and context.stop():
         raise Stopped("saved before the evaluation")
 
 
@@ -122,27 +122,27 @@ class _Loop:
         protocol: Detection | Segmentation,
         lr: float,
         factor: Factor,
-        at: Context,
+        context: Context,
     ) -> None:
-        self.learner, self.protocol, self.at = learner, protocol, at
-        self.lr, self.factor, self.device = lr, factor, at.machine.device
+        self.learner, self.protocol, self.context = learner, protocol, context
+        self.lr, self.factor, self.device = lr, factor, context.machine.device
         self.dtype = DTYPES[protocol.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=protocol.precision == "fp16")
         # the ranks draw different samples of their own images
-        torch.manual_seed(at.seed * distributed.world() + distributed.rank())
+        torch.manual_seed(context.seed * distributed.world() + distributed.rank())
         self.state = self._resumed()
         self.saved = self.state.step if self.state.step else -1  # the step of the last checkpoint
         learner.model.train()
         self.forward = distributed.data_parallel(learner.model)
         self.pending: list[Tensor] = []  # losses of the last steps, on the device
-        # where looking costs nothing, every step is looked at
+        # on one CPU a loss costs nothing to fetch: every step is checked
         free = self.device.type == "cpu" and distributed.world() == 1
         self.check_every = 1 if free else pacer.ASK_EVERY
-        self.pacer = pacer.Pacer(at.machine, at.stop, self.state.step)
+        self.pacer = pacer.Pacer(context.machine, context.stop, self.state.step)
         self.recent: list[float] = []  # losses since the last log
 
     def train(self, until: int) -> None:
-        """The steps up to `until`, unless the run has ended; saved there."""
+        """Train up to step `until`, unless the run has ended, and save."""
         state = self.state
         if state.step >= until or self._ended():
             return
@@ -160,9 +160,9 @@ class _Loop:
         if state.diverged is None and self.saved != state.step:
             self._save()
 
-    def look(self, rivals: Sequence[float]) -> None:
-        """Evaluate the select split half-way and end a run far below its rivals; leaves no trace
-        in what is trained."""
+    def evaluate_halfway(self, rivals: Sequence[float]) -> None:
+        """Evaluate the select split half-way and prune a run far below its rivals; training
+        continues from the same state."""
         state, model = self.state, self.learner.model
         if self._ended() or state.half is not None or state.step != self.protocol.steps // 2:
             return
@@ -174,28 +174,28 @@ class _Loop:
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
         state.pruned = pruning_reason(self.protocol, state.half, rivals)
-        before = checkpoint.newest(self.at.folder)
+        before = checkpoint.newest(self.context.folder)
         self._save()
         if distributed.rank() == 0 and before is not None:
-            before.unlink(missing_ok=True)  # of the same step, but without what was seen
+            before.unlink(missing_ok=True)  # of the same step, but without the half-way metrics
 
     def evaluate(self, roles: Sequence[Role]) -> dict[str, Metrics]:
-        """The metrics of splits with the present model, whose batch norms `settle` may change."""
-        self.learner.settle()
+        """The metrics of splits; `prepare_evaluation` may change the batch norms of the model."""
+        self.learner.prepare_evaluation()
         self.learner.model.eval()
         measured: dict[str, Metrics] = {}
         for role in roles:
             measured[role] = self.learner.evaluate(role)
             shown, _ = _split(measured[role])
-            self.at.report("evaluated", step=self.state.step, split=role, **shown)
+            self.context.report("evaluated", step=self.state.step, split=role, **shown)
         self.learner.model.train()
         return measured
 
     def _step(self, batch: Any) -> Tensor:
-        rate = self.lr * self.factor(self.state.step)
+        lr = self.lr * self.factor(self.state.step)
         optimizer = self.learner.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             loss = self.learner.loss(self.forward, batch)
         optimizer.zero_grad(set_to_none=True)
@@ -223,7 +223,7 @@ class _Loop:
                 self.pacer.saved(f"step {state.step} of {self.protocol.steps}")
 
     def _check(self) -> None:
-        """Fetch the losses that nobody has seen; the first that is not finite ends the run."""
+        """Fetch the losses since the last check; the first that is not finite ends the run."""
         if not self.pending:
             return
         losses = torch.stack(self.pending).float()
@@ -240,7 +240,7 @@ class _Loop:
     def _log(self) -> None:
         step = self.state.step
         steps, seconds = self.pacer.since_log(step)
-        self.at.report(
+        self.context.report(
             "step",
             step=step,
             steps=self.protocol.steps,
@@ -263,7 +263,7 @@ class _Loop:
             return
         content = {
             "step": state.step,
-            "seconds": self.at.clock.seconds(),
+            "seconds": self.context.clock.seconds(),
             "loss_sum": state.loss_sum,
             "half": state.half,
             "pruned": state.pruned,
@@ -272,18 +272,18 @@ class _Loop:
             "scaler": self.scaler.state_dict(),
             "generators": random,
         }
-        checkpoint.save(self.at.folder, state.step, content)
+        checkpoint.save(self.context.folder, state.step, content)
 
     def _resumed(self) -> _State:
-        saved = checkpoint.load(self.at.folder, self.at.report, self.device)
+        saved = checkpoint.load(self.context.folder, self.context.report, self.device)
         if saved is None:
             return _State()
         self.learner.model.load_state_dict(saved["model"])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         distributed.set_random_state(saved["generators"], self.device)
-        spent = self.at.clock.resume(saved)
-        self.at.report("resumed", step=saved["step"], steps=self.protocol.steps, seconds=spent)
+        spent = self.context.clock.resume(saved)
+        self.context.report("resumed", step=saved["step"], steps=self.protocol.steps, seconds=spent)
         return _State(saved["step"], saved["loss_sum"], saved["half"], saved["pruned"])
 
 

@@ -123,12 +123,12 @@ class _Probe:
         self.heads.step(x, gather(labels), factor)
 
     def mean_loss(self, steps: int) -> list[float | None]:
-        return loop.none_if(self.heads.mean_loss(steps), self.heads.divergence())
+        return loop.none_if_diverged(self.heads.mean_loss(steps), self.heads.divergence())
 
     def evaluate(self) -> dict[str, Any]:
         diverged = self.heads.divergence()
         return {
-            prefix + name: loop.none_if(values, diverged)
+            prefix + name: loop.none_if_diverged(values, diverged)
             for prefix, split in self.cached.items()
             for name, values in scores.score(self.heads.logits, *split).items()
         }
@@ -159,7 +159,7 @@ def _outcome(
 ) -> Outcome:
     row = rows[best]
     metrics = {name: row[name] for name in ("top1", "top5")}
-    seen = loop.best_seen(history)
+    seen = loop.best_evaluated(history)
     at = rows[seen.pop("candidate")]
     train, held_out = len(splits.train), len(splits.select)
     count = train + held_out

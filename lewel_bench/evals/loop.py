@@ -1,6 +1,6 @@
-"""The epochs of an evaluation that trains: resumable at any step, stoppable, stateless in data.
+"""The training loop of linear and semi-supervised evaluation, resumable at any step.
 
-Everything random is drawn from (seed, epoch), so a run that was killed goes on bit for bit.
+All randomness is drawn from (seed, epoch), so a killed run resumes bit for bit.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,11 @@ History = list[dict[str, Any]]
 
 
 class Learner(Protocol):
-    """What is trained."""
+    """The model to train, with its metrics."""
 
     def step(self, pixels: Tensor, labels: Tensor, factor: float) -> None:
-        """One optimizer step on this rank's (B, 3, S, S), (B,), at `factor` times its rates."""
+        """One optimizer step on this rank's (B, 3, S, S), (B,), at `factor` times its
+        learning rates."""
 
     def mean_loss(self, steps: int) -> list[float | None]:
         """Mean loss of each candidate since the last call; None for one that diverged."""
@@ -33,23 +34,24 @@ class Learner(Protocol):
         """Plain numbers for the history, on the select and report splits."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from; every rank calls it."""
+        """The complete state of the training; every rank must call it."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
 
 
-def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Context) -> History:
+def train(learner: Learner, images: Images, protocol: Linear | Semi, context: Context) -> History:
     """Train for the protocol's epochs, from the newest checkpoint if there is one.
 
-    Returns what `evaluate` said every `eval_every` epochs and at the last, each with "epoch" and
-    "train_loss". Ends early, without evaluating, when no candidate is left. A last batch that is
-    not full is dropped; a set smaller than one batch is one batch. Raises Stopped after saving.
+    Returns the results of `evaluate` every `eval_every` epochs and after the last, each with
+    "epoch" and "train_loss". Ends early, without evaluating, if all candidates have diverged. An
+    incomplete last batch is dropped; a set smaller than one batch is one batch. Raises Stopped
+    after saving.
     """
     batch = batch_size(protocol, len(images))
     steps = len(images) // batch  # an epoch
-    first, start, history = _resume(learner, at)
-    saver = _Saver(learner, at, batch, steps, protocol.epochs, first * steps + start)
+    first, start, history = _resume(learner, context)
+    saver = _Saver(learner, context, batch, steps, protocol.epochs, first * steps + start)
     for epoch in range(first, protocol.epochs):
         factor = lr_factor(protocol, epoch)
         batches = image_batches(
@@ -59,22 +61,22 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, at: Context
             resize=protocol.resize,
             crop_scale=protocol.crop_scale,
             batch=batch,
-            seed=at.seed,
+            seed=context.seed,
             epoch=epoch,
             shuffle=True,
             drop_last=True,
-            workers=at.machine.workers,
+            workers=context.machine.workers,
             start=start,
             rank=distributed.rank(),
             world=distributed.world(),
         )
         for step, part in enumerate(batches, start):
-            pixels = normalise(part.pixels, at.machine.device)
-            learner.step(pixels, part.labels.to(at.machine.device, non_blocking=True), factor)
+            pixels = normalise(part.pixels, context.machine.device)
+            learner.step(pixels, part.labels.to(context.machine.device, non_blocking=True), factor)
             saver.after_step(epoch, step + 1, history)
         start = 0
         losses = learner.mean_loss(steps)
-        at.report(
+        context.report(
             "epoch", epoch=epoch + 1, epochs=protocol.epochs, factor=factor, train_loss=losses
         )
         entry = {"epoch": epoch + 1, "train_loss": losses}
@@ -94,12 +96,12 @@ def steps_of(protocol: Linear | Semi, count: int) -> int:
 
 
 def batch_size(protocol: Linear | Semi, count: int) -> int:
-    """Images of one global step. Raises ValueError when they cannot be shared among processes."""
+    """Images of one global step. Raises ValueError if the processes cannot share them equally."""
     return batch_of(protocol, count, distributed.world())
 
 
 def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:
-    """A warning when the images are fewer than the protocol's batch."""
+    """A warning if the images are fewer than the protocol's batch."""
     batch = batch_size(protocol, count)
     if batch == protocol.batch:
         return []
@@ -107,17 +109,17 @@ def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:
 
 
 def lr_factor(protocol: Linear | Semi, epoch: int) -> float:
-    """What the rates are multiplied by in `epoch` (0-based)."""
+    """The factor of the learning rates in `epoch` (0-based)."""
     if protocol.milestones:
         return step_decay(1.0, epoch, protocol.milestones)
     return lr_at(1.0, Schedule(), epoch, 1, protocol.epochs)
 
 
-def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> dict[str, Any]:
+def best_evaluated(history: History, metrics: Sequence[str] = ("top1", "top5")) -> dict[str, Any]:
     """The paper's rule: the evaluated epoch and candidate best on the report split's top-1.
 
-    Returns "epoch", "candidate" (its place in the grid) and its metrics; the first of equals;
-    {} where nothing was finite.
+    Returns "epoch", "candidate" (its index in the grid) and its metrics, of equals the first; {}
+    if no value is finite.
     """
     best: dict[str, Any] = {}
     for entry in history:
@@ -128,35 +130,35 @@ def best_seen(history: History, metrics: Sequence[str] = ("top1", "top5")) -> di
     return best
 
 
-def _resume(learner: Learner, at: Context) -> tuple[int, int, History]:
-    state = checkpoint.load(at.folder, at.report, at.machine.device)
+def _resume(learner: Learner, context: Context) -> tuple[int, int, History]:
+    state = checkpoint.load(context.folder, context.report, context.machine.device)
     if state is None:
         return 0, 0, []
     learner.load_state_dict(state["learner"])
-    spent = at.clock.resume(state)
-    at.report("resumed", epoch=state["epoch"], step=state["step"], seconds=spent)
+    spent = context.clock.resume(state)
+    context.report("resumed", epoch=state["epoch"], step=state["step"], seconds=spent)
     return state["epoch"], state["step"], state["history"]
 
 
 class _Saver:
-    """Logs and saves between steps, when the pacer says so."""
+    """Logs and saves between steps, when due."""
 
     def __init__(
-        self, learner: Learner, at: Context, batch: int, steps: int, epochs: int, done: int
+        self, learner: Learner, context: Context, batch: int, steps: int, epochs: int, done: int
     ) -> None:
-        self.learner, self.at, self.batch = learner, at, batch
-        self.steps, self.total = steps, at.before + steps * epochs + at.after
-        self.pacer = Pacer(at.machine, at.stop, at.before + done)
+        self.learner, self.context, self.batch = learner, context, batch
+        self.steps, self.total = steps, context.before + steps * epochs + context.after
+        self.pacer = Pacer(context.machine, context.stop, context.before + done)
 
     def after_step(self, epoch: int, step: int, history: History) -> None:
-        """Epoch `epoch` has done `step` steps."""
-        at = self.at
-        done = at.before + epoch * self.steps + step
+        """Log, save and stop, each if due after `step` steps of `epoch`."""
+        context = self.context
+        done = context.before + epoch * self.steps + step
         if not self.pacer.asks(step, last=step == self.steps):
             return
         if self.pacer.log_is_due():
             steps, seconds = self.pacer.since_log(done)
-            at.report(
+            context.report(
                 "step",
                 step=done,
                 steps=self.total,
@@ -173,10 +175,10 @@ class _Saver:
         if distributed.rank() == 0:
             done = epoch * self.steps + step
             content = {"epoch": epoch, "step": step, "history": history, "learner": state}
-            content["seconds"] = self.at.clock.seconds()
-            checkpoint.save(self.at.folder, done, content)
+            content["seconds"] = self.context.clock.seconds()
+            checkpoint.save(self.context.folder, done, content)
 
 
-def none_if(values: Sequence[float], lost: Sequence[object]) -> list[float | None]:
-    """`values` with None where a candidate is gone (JSON has no NaN)."""
-    return [None if g is not None else v for v, g in zip(values, lost, strict=True)]
+def none_if_diverged(values: Sequence[float], divergence: Sequence[object]) -> list[float | None]:
+    """`values` with None for each candidate that diverged (JSON has no NaN)."""
+    return [None if d is not None else v for v, d in zip(values, divergence, strict=True)]

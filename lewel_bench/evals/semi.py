@@ -41,7 +41,7 @@ def run(
     history = loop.train(learner, splits.train, protocol, context)
     chosen = {"backbone_lr": lr[0], "head_lr": lr[1]}
     warnings += [*loop.batch_warning(protocol, count), *scores.top5_note(learner.classes)]
-    last, seen = history[-1], loop.best_seen(history)
+    last, seen = history[-1], loop.best_evaluated(history)
     seen.pop("candidate", None)
     if last["train_loss"][0] is None:
         warning = f"diverged in epoch {last['epoch']} at backbone lr {lr[0]:g}, head lr {lr[1]:g}"

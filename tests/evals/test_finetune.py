@@ -50,7 +50,7 @@ class Learner:
             )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
         self.breaks_at = breaks_at
-        self.settled, self.rates = 0, list[float]()
+        self.prepared, self.rates = 0, list[float]()
 
     def batches(self, start):
         for step in range(start, 10**6):
@@ -66,8 +66,8 @@ class Learner:
             return forward(x).mean() * float("nan")
         return ((forward(x) - x.sum(1, keepdim=True)) ** 2).mean()
 
-    def settle(self):
-        self.settled += 1
+    def prepare_evaluation(self):
+        self.prepared += 1
         for _, x in (next(self.batches(999)), next(self.batches(1000))):
             self.model(x)  # moves batch norm and draws random numbers
 
@@ -113,7 +113,7 @@ def test_every_step_has_its_rate_and_the_outcome_its_numbers(run):
     assert set(outcome.metrics) == set(outcome.extra["select"]) == {"box_ap"}
     assert outcome.metrics != outcome.extra["select"]
     assert outcome.extra["per_class"] == {"a": 1.0}
-    assert learner.settled == 1 and learner.model.training
+    assert learner.prepared == 1 and learner.model.training
 
 
 def test_without_a_select_split_there_is_nothing_to_choose_by(run):
@@ -160,14 +160,14 @@ def test_the_seconds_of_earlier_attempts_are_counted(run, tmp_path, monkeypatch)
         patch.setattr(Clock, "seconds", lambda self: 1000.0)
         run(save_s=0, stop=killed_after(5))
     clock = Clock()
-    run(report=clock.heard(silent))
+    run(report=clock.follow(silent))
     assert 1000 < clock.seconds() < 1100
     # one that was written before seconds were kept
     old = checkpoint.load(tmp_path / "a", silent)
     del old["seconds"]
     checkpoint.save(tmp_path / "old", STEPS, old)
-    clock.go_on(7.0)
-    assert run(folder="old", report=clock.heard(silent)) == run()
+    clock.restart(7.0)
+    assert run(folder="old", report=clock.follow(silent)) == run()
     assert clock.seconds() < 7
 
 

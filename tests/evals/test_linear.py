@@ -140,7 +140,7 @@ def test_the_seconds_of_earlier_attempts_are_counted(run, machine, monkeypatch):
             patch.setattr(Clock, "seconds", lambda self, spent=spent: spent)
             run(protocol, machine=machine, stop=killed_after(step))
     clock, seen = Clock(), []
-    run(protocol, report=clock.heard(lambda event, /, **fields: seen.append((event, fields))))
+    run(protocol, report=clock.follow(lambda event, /, **fields: seen.append((event, fields))))
     assert [fields["seconds"] for event, fields in seen if event == "resumed"] == [5000.0, 5000.0]
     assert 5000 < clock.seconds() < 5100
 
@@ -279,8 +279,8 @@ def test_the_papers_rule():
         {"epoch": 15, "top1": [60.0, 61.0], "top5": [92.0, 95.0]},
         {"epoch": 20, "train_loss": [None, None]},
     ]
-    assert loop.best_seen(history) == {"epoch": 10, "candidate": 1, "top1": 61.0, "top5": 89.0}
-    assert loop.best_seen([]) == {}
+    assert loop.best_evaluated(history) == {"epoch": 10, "candidate": 1, "top1": 61.0, "top5": 89.0}
+    assert loop.best_evaluated([]) == {}
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(run):

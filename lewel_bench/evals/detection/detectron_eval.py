@@ -54,7 +54,7 @@ class _Watched:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for image in self.images:
-            finetune.leave_if_asked(self.at)
+            finetune.stop_if_requested(self.at)
             yield image
 
 

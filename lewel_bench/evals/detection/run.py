@@ -123,7 +123,7 @@ class _Detection:
         losses: dict[str, Tensor] = forward([e.image for e in batch], [_target(e) for e in batch])
         return torch.stack(list(losses.values())).sum()
 
-    def settle(self) -> None:
+    def prepare_evaluation(self) -> None:
         """PreciseBN on the batches after those that train."""
         if self.protocol.precise_bn:
             batches = islice(self.batches(self.protocol.steps), self.protocol.precise_bn)
@@ -159,7 +159,7 @@ class _Detection:
                 of_image.labels.cpu().numpy(),
                 None if of_image.masks is None else of_image.masks.cpu().numpy(),
             )
-            finetune.leave_if_asked(self.at)
+            finetune.stop_if_requested(self.at)
         return predictions
 
 

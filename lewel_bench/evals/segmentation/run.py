@@ -121,7 +121,7 @@ class _Segmentation:
         losses: dict[str, Tensor] = forward(images, labels)
         return torch.stack(list(losses.values())).sum()
 
-    def settle(self) -> None:
+    def prepare_evaluation(self) -> None:
         """Batch norm is measured with its running statistics, which the ranks share."""
 
     def evaluate(self, role: Role) -> finetune.Metrics:
@@ -148,7 +148,7 @@ class _Segmentation:
             counts[place] = metric.confusion(labels, truth, classes)
             if folder is not None:
                 masks.write(folder / f"{names[place]}.png", labels)
-            finetune.leave_if_asked(self.at)
+            finetune.stop_if_requested(self.at)
         if world() > 1:
             everyone = torch.from_numpy(counts).to(device)
             torch.distributed.all_reduce(everyone)

@@ -216,7 +216,7 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
         pythons=engines.model_dump(exclude_none=True),
     )
     clock = Clock()
-    context = Context(job.seed, root / job.key, on, clock.heard(log), stop, clock)
+    context = Context(job.seed, root / job.key, on, clock.follow(log), stop, clock)
     outcome = job.protocol.run(inputs, context)
     note = collapse.note_among(upstream.warnings)
     if note and note not in outcome.warnings:

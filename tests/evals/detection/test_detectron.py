@@ -488,7 +488,7 @@ def test_stopped_saves_and_goes_on(data: Path, file: Path, tmp_path: Path) -> No
         ran(protocol, data, file, tmp_path, stop=lambda: True)
     assert checkpoint.newest(tmp_path) is not None
     clock = Clock()
-    assert ran(protocol, data, file, tmp_path, report=clock.heard(silent)).metrics
+    assert ran(protocol, data, file, tmp_path, report=clock.follow(silent)).metrics
     assert clock.seconds() > 1000
 
 
