@@ -1,4 +1,4 @@
-"""Small annotated data sets for tests, and predictions that are near their ground truth."""
+"""Small VOC and COCO data sets for tests, and predictions close to their ground truth."""
 
 import json
 import tarfile
@@ -33,8 +33,8 @@ def xml(height: int, width: int, objects: list[tuple[Any, ...]]) -> str:
 def make_voc(
     root: Path, sets: dict[tuple[int, str], int], classes: tuple[str, ...] = ("cat", "cow", "dog")
 ) -> Path:
-    """A VOCdevkit with so many images in each set; classes, boxes and difficulty are random, some
-    images have no object. VOC2007's names are numbers, others begin with a year."""
+    """A VOCdevkit with the given number of images in each set. Classes, boxes and difficulty are
+    random, some images have no object. VOC2007's names are numbers, others begin with a year."""
     rng = np.random.default_rng(0)
     number = 0
     for (year, name), count in sets.items():
@@ -128,8 +128,8 @@ def real(archive: str, folder: Path) -> Path:
 
 
 def guesses(scenes: Any, seed: int = 0, masks: bool = False) -> list[dict[str, Any]]:
-    """Predictions as a detector of middling skill would make: ground truth moved a little, some
-    doubled, some of a wrong class, some nowhere near anything, many of equal score."""
+    """Predictions of a mediocre detector: shifted ground truth, some of it doubled or of a wrong
+    class, some boxes far from any object, many equal scores."""
     from lewel_bench.evals.detection.metrics import as_predictions
 
     rng = np.random.default_rng(seed)

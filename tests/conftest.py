@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures of all tests: a tiny image folder, the command line, and the check of engines."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Finished jobs under a run root, for tests of what reads them."""
+"""Records of finished jobs under a run root, for tests of their readers."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ START = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def imagenet() -> dict[str, Data]:
-    """What an evaluation on ImageNet-1K records of its data."""
+    """The data that a record of an evaluation on ImageNet-1K names."""
     known = published()["imagenet"]
 
     def whole(of: Split) -> Contents:
@@ -40,7 +40,7 @@ def imagenet() -> dict[str, Data]:
 
 
 def board(root: Path, suite: Suite = SHAPES) -> Board:
-    """The tables of a suite with what is under `root`."""
+    """The tables of a suite, filled with the records under `root`."""
     return Board(root, suite, Datasets(Site(), root, suite, needed=False))
 
 
@@ -54,8 +54,8 @@ def finish(
     before: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> str:
-    """Records of a pre-training (with the fields `before`) and of its evaluation, whose fields are
-    given; the latter's key."""
+    """Write records of a pre-training (with the fields `before`) and of its evaluation (with the
+    other fields); returns the key of the evaluation."""
     datasets = Datasets(Site(), root, suite, needed=False)
     known = RECIPES[recipe] if isinstance(recipe, str) else recipe
     first, *_, last = planning.chain(known, [protocol], seed, suite, datasets)

@@ -64,13 +64,13 @@ class Lab:
         self.call("slurm-controller", what)
 
     def saved(self) -> float:
-        """When the controller last saved its job states; it saves changes every 5 s."""
+        """The time of the last saved job states; the controller saves changes every 5 s."""
         state = self.folder / "ctld" / "job_state"
         return state.stat().st_mtime if state.exists() else 0.0
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `true()` is true; calls that the controller does not answer are repeated."""
+    """Wait until `true()` is true; repeats calls that the controller does not answer."""
     end = time.monotonic() + seconds
 
     def is_true() -> object:

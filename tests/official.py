@@ -1,4 +1,4 @@
-"""The official code, imported from outside, and how its names and weights become ours.
+"""The official code, imported from outside, and the conversion of its names and weights to ours.
 
 Nothing of it is in this repository (LEWEL, EMAN and ReSim are CC-BY-NC).
 `$LEWEL_BENCH_REFERENCE` is a folder with work trees `lewel` (LayneH/LEWEL @4ee47eb), `eman`
@@ -34,7 +34,7 @@ VARIABLE = "LEWEL_BENCH_REFERENCE"
 
 
 def folder(name: str) -> Path | None:
-    """Where the repository `name` lies, None where it does not."""
+    """The folder of the repository `name`, None if it is missing."""
     path = Path(os.environ.get(VARIABLE, "")) / name
     return path if VARIABLE in os.environ and path.is_dir() else None
 
@@ -185,7 +185,7 @@ CASES = {
 
 @dataclass
 class Step:
-    """What one training step did, by our names."""
+    """The results of one training step, by our names."""
 
     loss: Tensor
     gradient: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""detectron2's detectors on the cases of `detection_cases.py`, and its names as ours.
+"""detectron2's detectors on the cases of `detection_cases.py`, and the conversion of its names.
 
 It is imported from where it is installed (at COMMIT), in functions alone.
 """
@@ -42,7 +42,7 @@ def name(model: str, theirs: str) -> str:
 
 
 def _numbered(start: str, step: int, model: str, theirs: str) -> str:
-    """Conv k of a head and its norm, as the places in our Sequential."""
+    """Conv k of a head and its norm, by their positions in our Sequential."""
     match = re.match(r".*?(\d)\.(norm\.)?(\w+)$", theirs)
     assert match
     place = step * (int(match[1]) - 1) + bool(match[2])

@@ -1,4 +1,4 @@
-"""Images for tests: real photographs where the data is at hand, and drawn ones that always are."""
+"""Images for tests: photographs from an archive, if present, and generated pictures."""
 
 import os
 import tarfile

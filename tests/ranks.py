@@ -12,7 +12,7 @@ from torch import multiprocessing
 
 
 def run(function: Callable[[int, int], Any], world: int) -> list[Any]:
-    """What `function(rank, world)`, defined in a test file, returns on each of `world` ranks."""
+    """The result of `function(rank, world)`, defined in a test file, on each of `world` ranks."""
     file, name = function.__code__.co_filename, function.__name__
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_rank, (world, folder, file, name), nprocs=world)

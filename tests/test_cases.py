@@ -291,7 +291,7 @@ def test_every_segmentation_folder_is_answered(made: Made) -> None:
 # what `data check` says of each; a tuple: it exits with 2 and names these
 FOLDERS: dict[str, str | tuple[str, ...]] = {
     "f00_control": "f00_control: sound",
-    "f01_hidden": "train: files that are left out: 6 hidden, 1 .db\n",
+    "f01_hidden": "train: skipped files: 6 hidden, 1 .db\n",
     "f03_ext": "train: 91 images of 4 classes (20 to 27 a class)",
     "f03b_all_tif": "train: 80 images of 4 classes (20 to 20 a class)",
     "f04_unicode": "train: 81 images of 4 classes",
@@ -301,17 +301,17 @@ FOLDERS: dict[str, str | tuple[str, ...]] = {
     ),
     "f04d_newline": "train: 80 images of 4 classes",
     "f06_kinds": "1 16-bit greyscale (scaled to 8 bits), first ant/sixteen.png",
-    "f07_trunc": ("train/ant/000.jpg: is no readable image (image file is truncated",),
+    "f07_trunc": ("train/ant/000.jpg: is not a readable image (image file is truncated",),
     "f07b_zero": ("train/ant/000.jpg: is empty",),
-    "f07c_html": ("val/ant/000.jpg: is no readable image (unknown format)",),
+    "f07c_html": ("val/ant/000.jpg: is not a readable image (unknown format)",),
     "f08_no_val": ("no folder val/ or validation/ or valid/ or test/ (found train)",),
     "f08b_test_only": "val: 24 images",
-    "f08c_val_one_class": "without images here: 3 classes of the training set, first 'bee'",
+    "f08c_val_one_class": "classes of the training set without images here: 3, first 'bee'",
     "f08d_train_misses_class": ("1 classes are not in the training set, first 'dog'",),
     "f08e_one_class": ("only one class folder ('ant')",),
     "f08f_tiny": "f08f_tiny: sound",
     "f11_perm": "sound" if os.geteuid() == 0 else ("000.jpg: cannot be read: Permission denied",),
-    "f12_extra": "train: files that are left out: 1 .csv, 1 .xml\n",
+    "f12_extra": "train: skipped files: 1 .csv, 1 .xml\n",
 }  # fmt: skip
 
 

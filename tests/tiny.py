@@ -1,4 +1,4 @@
-"""What tests of single methods need: a backbone of one layer, and views of any number."""
+"""A one-layer backbone and random views, for tests of single methods."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from lewel_bench.pretrain.method import Views
 
 
 class Features(nn.Module):
-    """In place of a ResNet: a convolution, and so features of any size of image."""
+    """Replaces a ResNet: one convolution, for images of any size."""
 
     channels = 7
 
@@ -20,7 +20,7 @@ class Features(nn.Module):
 
 
 def views(count, *sides, epoch=0):
-    """Views of `count` random images, one of each of `sides` pixels."""
+    """Views of `count` random images: one view per size in `sides`, in pixels."""
     nothing = torch.zeros(len(sides), count)
     x = tuple(torch.randn(count, 3, side, side, dtype=torch.double) for side in sides)
     labels = torch.arange(count) % 3

@@ -217,7 +217,7 @@ class _Loop:
         if (logs or state.step == self.protocol.steps) and self.recent:
             self._log()
         if self.pacer.save_is_due():
-            self._check()  # no state behind a loss that is not finite is saved
+            self._check()  # no state after a non-finite loss is saved
             if state.diverged is None:
                 self._save()
                 self.pacer.saved(f"step {state.step} of {self.protocol.steps}")

@@ -1,4 +1,4 @@
-"""What is drawn for one image, its crops, and the per-sample transform they are tested against.
+"""The random parameters and crops of an image, and the per-sample transform to test them against.
 
 A view is a crop box, cut and resized on the host (`crop`), and a row of parameters for the colour
 operations, which run on whole batches on the device (`colour.distort`). Shapes: H, W of the decoded
@@ -26,7 +26,7 @@ __all__ = [
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _TRIES = 10  # of RandomResizedCrop, as torchvision
 _CROP_DRAWS = 4 * _TRIES
-_DRAWS = _CROP_DRAWS + 11  # of one view: always this many, so that the second view's are its own
+_DRAWS = _CROP_DRAWS + 11  # of one view; a fixed number, so that views are drawn independently
 
 
 class Box(NamedTuple):
@@ -48,7 +48,7 @@ def draw(
 
     Takes a fixed number of draws from `rng`. The distributions are torchvision's
     RandomResizedCrop, ColorJitter, RandomApply and RandomGrayscale. `first` are the parameters of
-    the image's first view, for a view that is flipped as that one is.
+    the image's first view, for a view that copies its flip.
     """
     numbers: list[float] = rng.random(_DRAWS).tolist()
     jitter, order, *strengths, grey, blur, sigma, solarize, flip = numbers[_CROP_DRAWS:]
@@ -169,7 +169,7 @@ def _random_box(height: int, width: int, scale: Span, ratio: Span, numbers: list
 
 
 def _find_resizers() -> dict[str, Any]:
-    """The private operators that write into a given tensor: a copy less than `interpolate`."""
+    """The private operators that write into a given tensor: one copy less than `interpolate`."""
     values = {}
     for name in ("bilinear", "bicubic"):
         packet = getattr(torch.ops.aten, f"_upsample_{name}2d_aa", None)

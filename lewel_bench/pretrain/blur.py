@@ -69,8 +69,8 @@ def _gaussian_matrix(sigma: Tensor, taps: int, size: int) -> Tensor:
     offset = torch.arange(-reach, reach + 1, device=sigma.device)  # (taps,)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)  # (B, taps)
     kernel = kernel / kernel.sum(1, keepdim=True)
-    place = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()  # (S, taps)
-    place = size - 1 - (size - 1 - place).abs()
+    position = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()  # (S, taps)
+    position = size - 1 - (size - 1 - position).abs()
     matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
     shape = len(sigma), size, taps
-    return matrix.scatter_add(2, place.expand(shape), kernel[:, None].expand(shape))
+    return matrix.scatter_add(2, position.expand(shape), kernel[:, None].expand(shape))

@@ -35,7 +35,7 @@ class SplitReport:
     folder: Path
     images: int
     per_class: dict[str, int]  # class name -> images
-    decoded: int  # images that were looked into
+    decoded: int  # images that were decoded for the check
     fingerprint: str
 
 
@@ -56,10 +56,10 @@ def check(
     sample: int = 2000,
     full: bool = False,
 ) -> DataReport:
-    """What is in `root` (the layout of `folder.read_folder`) and what is wrong with it.
+    """The contents of `root` (in the layout of `folder.read_folder`) and all problems with it.
 
-    Of each split all images are decoded if they are at most `sample` or with `full`, else `sample`
-    drawn ones. Nothing is raised: a folder that cannot be read at all is a problem too.
+    Decodes all images of a split with `full` or if they are at most `sample`, else a random sample
+    of that size. Raises nothing: a folder that cannot be read at all is reported as a problem.
     """
     splits: dict[str, SplitReport] = {}
     problems: list[str] = []
@@ -78,15 +78,15 @@ def check(
         counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
         per_class = dict(zip(images.classes, counts, strict=True))
         splits[split] = SplitReport(images.root, len(images), per_class, len(chosen), mark)
-        bad, kinds = _look(images, [images.files[i] for i in chosen])
+        bad, kinds = _decode_all(images, [images.files[i] for i in chosen])
         problems += bad
         notes += _notes(splits[split], images.left_out, kinds)
     return DataReport(Path(root), splits, problems, notes)
 
 
 def fingerprint(images: Images) -> str:
-    """12 hexadecimal digits that change with any file's name or size, and with neither the place of
-    the folder nor the order of its files. Raises ValueError naming a file that is missing."""
+    """12 hexadecimal digits that change with any file's name or size, but neither with the path
+    of the folder nor with the order of its files. Raises ValueError naming a missing file."""
 
     def sizes(files: Sequence[str]) -> list[str]:
         return [f"{file}\0{_size(images.root / file)}\n" for file in files]
@@ -97,15 +97,15 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()[:12]
 
 
-def _look(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """What is wrong with `files`, and those of each kind that is converted to RGB."""
+def _decode_all(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The problems of `files`, and the files of each kind that is converted to RGB."""
     problems: list[str] = []
     kinds: dict[str, list[str]] = defaultdict(list)
 
-    def look(some: Sequence[str]) -> list[tuple[str, str, str]]:
-        return [(file, *_inspect(images.root / file)) for file in some]
+    def inspect_all(part: Sequence[str]) -> list[tuple[str, str, str]]:
+        return [(file, *_inspect(images.root / file)) for file in part]
 
-    for result in _threads(look, files):
+    for result in _threads(inspect_all, files):
         for file, problem, kind in result:
             if problem:
                 problems.append(problem)
@@ -115,7 +115,7 @@ def _look(images: Images, files: Sequence[str]) -> tuple[list[str], dict[str, li
 
 
 def _inspect(path: Path) -> tuple[str, str]:
-    """(what is wrong, what it is if not a plain RGB file of its name); both may be empty."""
+    """(problem, kind of file unless it is RGB and named for its format); both may be empty."""
     try:
         _, kind = decode_with_kind(path)
     except ValueError as error:
@@ -140,20 +140,20 @@ def _notes(
     absent = [name for name, count in split.per_class.items() if not count]
     if absent:
         notes.append(
-            f"{split.folder}: without images here: {len(absent)} classes of the training set, "
+            f"{split.folder}: classes of the training set without images here: {len(absent)}, "
             f"first {absent[0]!r}"
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for name in split.per_class:
         alike[unicodedata.normalize("NFKC", name).casefold()].append(name)
     notes += [
-        f"{split.folder}: classes whose names differ in case or accents' encoding only: "
-        f"{', '.join(map(repr, names))}: are they one class?"
+        f"{split.folder}: class names differ only in case or Unicode form: "
+        f"{', '.join(map(repr, names))}: are they the same class?"
         for names in alike.values()
         if len(names) > 1
     ]
     if left_out:
-        notes.append(f"{split.folder}: files that are left out: {counted(left_out)}")
+        notes.append(f"{split.folder}: skipped files: {counted(left_out)}")
     return notes
 
 
@@ -175,7 +175,7 @@ def _size(path: Path) -> int:
 
 
 def _threads(work: Callable[[Sequence[_T]], _R], items: Sequence[_T]) -> Iterable[_R]:
-    """`work` on runs of `items`, in order: decoding and file systems let go of Python's lock."""
+    """`work` on runs of `items`, in order: decoding and file access release the GIL."""
     pieces = [items[first : first + 256] for first in range(0, len(items), 256)]
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         yield from pool.map(work, pieces)

@@ -18,17 +18,17 @@ from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report
 from lewel_bench.value import explain
 
-PROJECTOR = "projector.safetensors"  # beside a backbone, whose hash is in its header
+PROJECTOR = "projector.safetensors"  # next to its backbone, whose hash its header has
 HEADER = 1 << 20  # bytes of a backbone's header; a ResNet-101's has 70,000
-KEPT = 2  # a checkpoint that turns out corrupt falls back to the one before
+KEPT = 2  # if the newest is corrupt, the one before is used
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write `state` for `step`, atomically, and keep the newest two.
 
-    The file's name carries the SHA-256 of its content, so a reader knows an intact file without a
-    second one. Raises OSError (disk full, quota, permission) that names the folder and the last
-    good checkpoint; whatever was there before stays.
+    The file's name carries the SHA-256 of its content, so a reader can verify it without a second
+    file. Raises OSError (disk full, quota, permission) that names the folder and the last
+    good checkpoint; earlier checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()

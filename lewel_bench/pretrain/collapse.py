@@ -1,4 +1,4 @@
-"""Whether the features of a pre-training have collapsed: their effective rank against that of the
+"""Whether pre-trained features have collapsed: their effective rank compared with that of the
 untrained network on the same images."""
 
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from lewel_bench.pretrain.recipe import Backbone
 
 MARK = "collapsed: "
 RANK = "effective_rank"
-UNTRAINED = "untrained_"  # before the name of what the monitor measured before the first step
+UNTRAINED = "untrained_"  # prefix of the monitor's metrics from before the first step
 
 # Collapsed is below this share of the untrained network's effective rank. On 1,000 photographs of
 # clothes (ten classes, the recipes of the CPU-sized twins, 6 epochs) MoCo v2, LEWEL_M and SimSiam
@@ -18,8 +18,8 @@ SHARE = 0.15
 
 
 def collapse_note(metrics: Mapping[str, float], backbone: Backbone) -> str:
-    """What tables, claims and records say of a collapsed pre-training; empty for any other, and
-    where the ranks were not measured."""
+    """The warning of a collapsed pre-training for tables, claims and records; empty for any other,
+    and if the ranks were not measured."""
     rank, untrained = metrics.get(RANK), metrics.get(UNTRAINED + RANK)
     if rank is None or untrained is None or rank >= SHARE * untrained:
         return ""
@@ -27,6 +27,6 @@ def collapse_note(metrics: Mapping[str, float], backbone: Backbone) -> str:
 
 
 def note_among(warnings: Iterable[str]) -> str:
-    """The collapse note among the warnings of a pre-training's record, or of one that evaluates it;
-    empty where there is none."""
+    """The collapse note among the warnings of a record of a pre-training or of its evaluation, or
+    an empty string."""
     return next((warning for warning in warnings if warning.startswith(MARK)), "")

@@ -1,7 +1,7 @@
 """Data sets and the batches that training and evaluation draw from them.
 
 Which images a batch holds is a function of (seed, step); what happens to an image is a function of
-(seed, epoch, its place in the data set). So batches are the same bit for bit for any number of
+(seed, epoch, its position in the data set). So batches are the same bit for bit for any number of
 workers, and after a resume at any step.
 """
 
@@ -27,7 +27,7 @@ __all__ = [
     "subset", "subset_from_list", "view_batches", "views_of",
 ]  # fmt: skip
 
-_ORDER, _VIEWS, _CROPS = 0, 1, 2  # what a stream of random numbers is for
+_ORDER, _VIEWS, _CROPS = 0, 1, 2  # the purposes of streams of random numbers
 
 
 def view_batches(
@@ -102,7 +102,7 @@ def image_batches(
 
     `center` resizes the shorter side to `resize` (default `size` · 256 / 224) and cuts the centre;
     `random` is RandomResizedCrop(crop_scale) and a flip. `batch` is the global batch; rank r gets
-    its r-th contiguous part. An incomplete last batch is split as evenly as it goes, so a rank may
+    its r-th contiguous part. An incomplete last batch is split as evenly as possible, so a rank may
     get one image fewer than another, or none.
     """
     share = _share(batch, world)

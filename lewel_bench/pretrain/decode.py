@@ -1,7 +1,7 @@
 """Image files as RGB pixels: the one decoder of pre-training, every evaluation and the figures.
 
-Of what has 8 bits a channel, the pixels are those of Pillow's `convert("RGB")`, as in the papers'
-code: transparency is dropped. Greyscale of 16 bits, which Pillow would clip to white, is scaled.
+Images of 8 bits a channel get the pixels of Pillow's `convert("RGB")`, as in the papers' code:
+transparency is dropped. 16-bit greyscale, which Pillow would clip to white, is scaled.
 """
 
 import io
@@ -22,7 +22,7 @@ from lewel_bench.pretrain.problems import Problem
 MAX_BYTES = 2**28  # of an image file
 MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB as RGB
 Image.MAX_IMAGE_PIXELS = None  # it would only warn up to twice the limit
-MIN_SIDE = 8  # px; a view stretched from less holds no texture
+MIN_SIDE = 8  # px; a view enlarged from less has no texture
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over all pixels; encoders write about 10
 # Pillow reads more: EPS by running Ghostscript, others without a signature that tells them apart
 FORMATS = {
@@ -56,8 +56,8 @@ def decode(path: str | os.PathLike[str]) -> Pixels:
 
     Plain JPEG goes through libjpeg-turbo directly, bit for bit as Pillow; everything else (grey,
     CMYK, PNG whatever its name) through Pillow. EXIF rotation is not applied, as the papers' code
-    does not. Raises ValueError naming the file if it is missing, no regular file, truncated, no
-    image, of 32 bits a channel, below MIN_SIDE or above MAX_PIXELS.
+    does not. Raises ValueError naming the file if it is missing, not a regular file,
+    truncated, not an image, of 32 bits a channel, below MIN_SIDE or above MAX_PIXELS.
     """
     return decode_with_kind(path)[0]
 
@@ -90,8 +90,8 @@ def decode_with_kind(path: str | os.PathLike[str]) -> tuple[Pixels, Kind]:
 
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """An image of which only the header is read yet. Raises OSError where it is no regular file,
-    ValueError where it has more than MAX_PIXELS, and whatever Pillow raises."""
+    """An image of which only the header is read yet. Raises OSError if it is not a regular
+    file, ValueError if it has more than MAX_PIXELS, and whatever Pillow raises."""
     with open_regular(path, MAX_BYTES) as file, _opened(file) as image:
         yield image
 
@@ -120,7 +120,7 @@ def _by_turbo(data: bytes) -> Pixels | None:
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
     except ValueError:
-        pass  # no JPEG, or a damaged one: Pillow decides which
+        pass  # not a JPEG, or damaged: Pillow decides
     return None
 
 
@@ -133,15 +133,15 @@ def _by_pillow(data: bytes, path: str | os.PathLike[str]) -> tuple[Pixels, Kind]
             return _rgb(image), Kind(image.format or "", mode, transparent)
     # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
     except Exception as error:
-        what = "is no readable image" if data else "is empty"
+        what = "is not a readable image" if data else "is empty"
         reason = f" ({unreadable(error)})" if data else ""
         advice = "replace the file with an intact copy or remove it"
         raise ValueError(Problem(path, f"{what}: {advice}", f"{what}{reason}: {advice}")) from None
 
 
 def _slow(data: bytes) -> bool:
-    """Whether a JPEG has more than MAX_SCANS. Its compressed pixels never hold the marker, but what
-    a phone appends to them, a video, does by chance: once in 2^16 bytes."""
+    """Whether a JPEG has more than MAX_SCANS. The marker never occurs in compressed pixels, but
+    by chance, once in 2^16 bytes, in a video that a phone appended to them."""
     return data.count(b"\xff\xda") > MAX_SCANS + len(data) / 2**14
 
 
@@ -153,8 +153,8 @@ def _rgb(image: Image.Image) -> Pixels:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in _NO_WHITE:
         raise ValueError(
-            f"{image.format} in mode {image.mode}, whose value of white is not defined: save it "
-            f"with 8 or 16 bits"
+            f"{image.format} in mode {image.mode}, in which the value of white is not "
+            f"defined: save it with 8 or 16 bits"
         )
     image.info.pop("transparency", None)  # dropped; Pillow would warn
     pixels = np.empty((image.height, image.width, 3), np.uint8)

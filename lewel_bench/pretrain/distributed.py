@@ -1,4 +1,4 @@
-"""The few things that differ between one process and many."""
+"""The machine of a job, and the operations that differ between one process and many."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-_PATIENT: list[Any] = []  # a group of all ranks, for what may take longer than a timeout
+_PATIENT: list[Any] = []  # a group of all ranks without a short timeout
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a job runs; nothing here may change a result.
+    """The hardware settings of a job; none of them may change a result.
 
     `workers` is the number of loader processes, `micro_batch` the images of one forward pass on
     this device (None: all of them), `save_every_s` the seconds between checkpoints.
@@ -31,17 +31,17 @@ class Machine:
 
 
 def rank() -> int:
-    """This process's number, 0 where there is only one."""
+    """The rank of this process, 0 for a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes work on this job."""
+    """The number of processes of this job."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share(batch: int) -> int:
-    """Images of a batch on each process. Raises ValueError where they cannot be shared equally."""
+    """Images of a batch on each process. Raises ValueError if they cannot be shared equally."""
     if batch < world() or batch % world():
         raise ValueError(
             f"a batch of {batch} cannot be shared by {world()} processes: "
@@ -58,7 +58,7 @@ def start(device: torch.device) -> None:
 
 
 def wait(patient: bool = False) -> None:
-    """Return when every rank is here; with `patient` also when that takes hours, as where one rank
+    """Return when every rank has called this; with `patient` even after hours, as when one rank
     computes for all (NCCL gives up after 10 minutes)."""
     if world() > 1:
         dist.barrier(_PATIENT[0] if patient and _PATIENT else None)
@@ -94,8 +94,8 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        everyones = total(grad.contiguous())
-        return everyones[rank() * ctx.count :][: ctx.count]
+        joined_grad = total(grad.contiguous())
+        return joined_grad[rank() * ctx.count :][: ctx.count]
 
 
 @torch.no_grad()

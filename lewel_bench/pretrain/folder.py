@@ -53,7 +53,7 @@ class Images:
 
 @dataclass
 class _Listing:
-    """What is in one class folder, or beside the class folders."""
+    """The contents of a class folder, or of a split folder outside its class folders."""
 
     files: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -63,10 +63,9 @@ class _Listing:
 def read_folder(root: Path, split: Split, classes: Sequence[str] | Path | None = None) -> Images:
     """The images of `ROOT/train` or `ROOT/val` (also `validation`, `valid` or `test`).
 
-    `classes` restricts them to some class folders: names, or a file with one name a line
-    (ImageNet-100). Labels number the sorted names of the classes; val is numbered as train is.
-    Hidden files and folders are left out. Raises ValueError naming the path, what was found and
-    what to do.
+    `classes` restricts them to some class folders: names, or a file with one name per
+    line (ImageNet-100). Labels number the sorted class names, in val as in train. Hidden files and
+    folders are skipped. Raises ValueError naming the path, its contents and what to do.
     """
     images, problems = list_folder(root, split, classes)
     if problems:
@@ -79,27 +78,27 @@ def list_folder(
 ) -> tuple[Images, list[Problem]]:
     """The images as `read_folder` returns them, and the files and folders that cannot be read.
 
-    Raises ValueError where the layout is wrong.
+    Raises ValueError if the layout is wrong.
     """
     folder = _split_folder(Path(root), split)
-    names, around = _class_folders(folder)
+    names, outside = _class_folders(folder)
     if classes is not None:
         names = _chosen(
             folder, names, read_classes(classes) if isinstance(classes, Path) else classes
         )
     elif split == "val" and _find(Path(root), "train"):
         names = _numbered_as_train(Path(root), folder, names)
-    if len(names) < 2 and not around.problems:
+    if len(names) < 2 and not outside.problems:
         raise ValueError(
-            f"{folder}: only one class folder ({names[0]!r}): put the images of each class into a "
-            f"folder of its own, at least two"
+            f"{folder}: only one class folder ({names[0]!r}): at least two are needed, "
+            f"each with the images of its class"
         )
     folders = {name for name in names if os.path.isdir(folder / name)}
     with ThreadPoolExecutor(8) as pool:  # network file systems answer each listing slowly
         listed = list(
             pool.map(lambda n: _class_folder(folder, n) if n in folders else _Listing(), names)
         )
-    problems, left_out = list(around.problems), Counter(around.left_out)
+    problems, left_out = list(outside.problems), Counter(outside.left_out)
     for name, listing in zip(names, listed, strict=True):
         problems += listing.problems
         left_out.update(listing.left_out)
@@ -107,7 +106,7 @@ def list_folder(
             inside = counted(_frequent(listing.left_out))
             raise ValueError(
                 f"{folder / name}: class folder without images ("
-                f"{f'it holds {inside}' if inside else 'it is empty'}; "
+                f"{f'it contains {inside}' if inside else 'it is empty'}; "
                 f"{', '.join(name for name in FORMATS if FORMATS[name])} are read): add images or "
                 f"remove the folder"
             )
@@ -124,7 +123,7 @@ def counted(left_out: Mapping[str, int]) -> str:
 
 
 def read_classes(path: Path) -> list[str]:
-    """The class names in a file, one a line; a description after the first blank is dropped."""
+    """The class names in a file, one per line; text after the first blank is ignored."""
     try:
         lines = read_regular(path, LONGEST_LIST).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,30 +159,30 @@ def _contents_message(folder: Path) -> str:
 
 
 def _class_folders(folder: Path) -> tuple[list[str], _Listing]:
-    """The names of the class folders, sorted, and what else is beside them."""
-    names, around = [], _Listing()
+    """The names of the class folders, sorted, and the other contents of `folder`."""
+    names, outside = [], _Listing()
     try:
         entries = _scan(folder)
     except OSError as error:
         raise ValueError(_unreadable(folder, error)) from None
     for entry in entries:
         if _is_hidden(entry.name):
-            around.left_out["hidden"] += 1
+            outside.left_out["hidden"] += 1
             continue
         try:
             is_folder = entry.is_dir()
         except OSError as error:
-            around.problems.append(_unreadable(folder / entry.name, error))
+            outside.problems.append(_unreadable(folder / entry.name, error))
             continue
         if not is_folder:
             kind = "images outside the class folders" if is_image(entry.name) else _kind(entry.name)
-            around.left_out[kind] += 1
+            outside.left_out[kind] += 1
         elif wrong := _wrong_folder(folder, entry):
-            around.problems.append(wrong)
+            outside.problems.append(wrong)
         else:
             names.append(entry.name)
-    if names or around.problems:
-        return sorted(names), around
+    if names or outside.problems:
+        return sorted(names), outside
     flat = sum(is_image(e.name) for e in entries)
     if flat:
         raise ValueError(
@@ -219,22 +218,22 @@ def _numbered_as_train(root: Path, folder: Path, names: list[str]) -> list[str]:
 
 
 def _class_folder(folder: Path, name: str) -> _Listing:
-    """The images of a class, in its folder and in those inside, each of which is read once."""
+    """The images of a class, in its folder and its subfolders, each read once."""
     listing = _Listing()
     waiting, seen = [name], set()
     while waiting:
         prefix = waiting.pop()
         try:
-            place = os.stat(folder / prefix)
+            status = os.stat(folder / prefix)
             entries = _scan(folder / prefix)
         except OSError as error:
             listing.problems.append(_unreadable(folder / prefix, error))
             continue
-        if (place.st_dev, place.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:
             what = "the folder is reached twice, through a link: remove the link"
             listing.problems.append(Problem(folder / prefix, what))
             continue
-        seen.add((place.st_dev, place.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         for entry in entries:
             _add(listing, folder, f"{prefix}/{entry.name}", entry, waiting)
     listing.files.sort()
@@ -282,7 +281,7 @@ def _unreadable(path: Path, error: OSError) -> Problem:
 
 
 def _is_hidden(name: str) -> bool:
-    """Left by operating systems and editors; torchvision would fail on them."""
+    """Whether operating systems and editors leave such files; torchvision would fail on them."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -1,9 +1,9 @@
 """Worker processes that decode and crop images into batches of bytes.
 
-A batch is cut into pieces that all workers share, so the first one is there soon and memory stays
-small; a piece is written straight into shared memory, and no float exists before the device.
-Shapes: V views, of them U of the full side and W smaller ones, B images of this rank, n of a piece,
-S and s pixels a side, P parameters.
+A batch is cut into pieces that all workers share, so the first batch is ready soon and memory stays
+small. A piece is written directly into shared memory; floats exist on the device only.
+Shapes: V views, of which U have the full size and W the smaller size of multi-crop, B images of
+this rank, n images of a piece, S and s pixels a side, P parameters.
 """
 
 import math
@@ -36,7 +36,7 @@ class Batch:
     pixels: Tensor  # uint8 (U, B, S, S, 3) of views, or (B, S, S, 3) of single images
     params: Tensor  # float32 (V, B, P) for `distort`, or (B, 0)
     labels: Tensor  # int64 (B,)
-    index: Tensor  # int64 (B,), places in the Images that were given
+    index: Tensor  # int64 (B,), positions in the given Images
     small: Tensor  # uint8 (W, B, s, s, 3), the smaller views of multi-crop; W is 0 elsewhere
 
 
@@ -56,10 +56,10 @@ def stream(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
 
 
 class Source:
-    """What a worker does: decode the images of a piece once each and cut their views.
+    """The work of a worker: decode the images of a piece once each and cut their views.
 
-    `sides` are those of the views in pixels, the largest first, of two kinds at most; `params` is
-    the number of parameters of a view, 0 for single images that have none.
+    `sides` are the widths of the views in pixels, the largest first, with at most two values;
+    `params` is the number of parameters of a view, 0 for single images, which have none.
     """
 
     def __init__(
@@ -83,24 +83,24 @@ class Source:
         assert sides == (whole,) * self.whole[0] + (small,) * self.small[0], sides
 
     def cut_all(self, piece: tuple[int, Indices]) -> Piece:
-        """The views of the images of a piece, which is of an epoch."""
+        """The views of the images of a piece of an epoch."""
         epoch, index = piece
         pixels, small = (
             _shared(views, len(index), side, side, 3) for views, side in (self.whole, self.small)
         )
         params = np.empty((self.whole[0] + self.small[0], len(index), self.params), np.float32)
-        for place, i in enumerate(index.tolist()):
+        for position, i in enumerate(index.tolist()):
             image = decode(self.root / self.files[i].decode())
             rng = np.random.Generator(stream(self.seed, epoch, self.purpose, i))
-            out = [*pixels[:, place], *small[:, place]]
+            out = [*pixels[:, position], *small[:, position]]
             for view, row in enumerate(self.cut(image, rng, out)):
-                params[view, place] = row
+                params[view, position] = row
         return pixels, small, params
 
 
 def batches(source: Source, plan: Plan, workers: int) -> Iterator[Batch]:
     """The batches of `plan`, in order, prepared about one batch ahead by `workers` processes."""
-    ahead: deque[Indices] = deque()  # of the batches that workers have begun
+    ahead: deque[Indices] = deque()  # images of the batches that workers have begun
     first = next(plan, None)
     if first is None:
         return

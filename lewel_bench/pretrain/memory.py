@@ -9,16 +9,16 @@ PROCESS = Path("/proc/self")
 
 
 def watch(device: torch.device) -> Callable[[], int | None]:
-    """A function that returns the peak since now, in bytes; None where it cannot be measured.
+    """A function that returns the peak since this call, in bytes; None if it cannot be measured.
 
-    Of a GPU: what tensors held of it, by this process. Of a CPU: what this process held in all,
-    libraries included; only Linux says it.
+    On a GPU: the memory allocated for tensors of this process. On a CPU: the resident memory of
+    this process, libraries included (Linux only).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device)
     try:
-        (PROCESS / "clear_refs").write_text("5")  # proc(5): the peak is the present size again
+        (PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak to the current size
     except OSError:
         return lambda: None
     return _resident

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: one line per kind of problem, however many files have it."""
+"""Problems of a data set: one line per kind, however many files have it."""
 
 import reprlib
 from collections.abc import Iterable
@@ -6,39 +6,42 @@ from typing import Any
 
 from lewel_bench.value import printable
 
-PLACES = 3  # shown for each kind
+LOCATIONS = 3  # shown for each kind
 KINDS = 20  # shown at most
-LONGEST = 400  # characters of a place
+LONGEST = 400  # characters of a location
 
 
 class Problem(str):
-    """A sentence `PLACE: WHAT`, as checks return it and errors carry it.
+    """A sentence `LOCATION: PROBLEM`, returned by checks and carried by errors.
 
-    `kind` is the same for all places with the same problem, and equals the sentence's second half
-    unless that holds values of this place (`detail`): Problem("a.json: object 3", "the area is
-    missing or negative", "the area -3.5 is negative"). Notes about a data set are of this type too.
+    `kind` is the same for all locations with the same problem, and equals the sentence's second
+    half unless that has values of its own location (`detail`): Problem("a.json: object 3", "the
+    area is missing or negative", "the area -3.5 is negative"). Notes about a data set are of this
+    type too.
     """
 
-    place: str
+    location: str
     kind: str
 
-    def __new__(cls, place: object, kind: str, detail: str = "") -> "Problem":
-        place, detail = _short(printable(place)), printable(detail or kind)
-        problem = super().__new__(cls, f"{place}: {detail}")
-        problem.place, problem.kind = place, kind
+    def __new__(cls, location: object, kind: str, detail: str = "") -> "Problem":
+        location, detail = _short(printable(location)), printable(detail or kind)
+        problem = super().__new__(cls, f"{location}: {detail}")
+        problem.location, problem.kind = location, kind
         return problem
 
     def __getnewargs__(self) -> tuple[str, str, str]:  # type: ignore[override]  # for copies
-        return self.place, self.kind, self.removeprefix(f"{self.place}: ")
+        return self.location, self.kind, self.removeprefix(f"{self.location}: ")
 
     @classmethod
     def of(cls, error: Exception) -> str:
-        """What an error was raised with: its problem, or its text."""
+        """The problem that an error was raised with, or its text."""
         return error.args[0] if error.args and isinstance(error.args[0], cls) else str(error)
 
 
-def _short(place: str) -> str:
-    return place if len(place) <= LONGEST else f"{place[: LONGEST // 2]}…{place[-LONGEST // 2 :]}"
+def _short(location: str) -> str:
+    if len(location) <= LONGEST:
+        return location
+    return f"{location[: LONGEST // 2]}…{location[-LONGEST // 2 :]}"
 
 
 def shown(value: Any) -> str:
@@ -51,8 +54,8 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def grouped(problems: Iterable[str]) -> list[str]:
-    """A line for each kind of problem, with how often and where first; plain sentences are kinds
-    of their own."""
+    """A line for each kind of problem, with its count and first locations; each plain sentence is a
+    kind of its own."""
     kinds: dict[str, list[str]] = {}
     for problem in problems:
         kinds.setdefault(getattr(problem, "kind", problem), []).append(problem)
@@ -65,6 +68,6 @@ def grouped(problems: Iterable[str]) -> list[str]:
 def _line(kind: str, members: list[str]) -> str:
     if len(members) == 1:
         return members[0]
-    places = ", ".join(getattr(p, "place", p) for p in members[:PLACES])
-    rest = ", …" if len(members) > PLACES else ""
-    return f"{len(members):,} times: {kind}; first {places}{rest}"
+    locations = ", ".join(getattr(p, "location", p) for p in members[:LOCATIONS])
+    rest = ", …" if len(members) > LOCATIONS else ""
+    return f"{len(members):,} times: {kind}; first {locations}{rest}"

@@ -49,12 +49,12 @@ def read(
     names: Mapping[str, str],
     tensors: Callable[[Collection[str]], Mapping[str, Tensor]],
 ) -> tuple[str, Recipe, Method]:
-    """The project whose checkpoint `path` is, the recipe that it is read by, and the method with
-    the weights of f and g; nothing else of the method means anything.
+    """The project that the checkpoint `path` is from, the recipe to read it by, and the method with
+    the weights of f and g; the rest of the method stays untrained.
 
-    `names` are those of the tensors without what wrappers add, and with it; `tensors` gives some by
-    the latter. Raises ValueError for a file in none of the layouts, or whose weights are not those
-    of the recipe.
+    `names` maps each tensor's name without wrapper prefixes to its name in the file; `tensors`
+    reads tensors by the latter. Raises ValueError for a file in none of the layouts, or whose
+    weights do not match the recipe.
     """
     root = "state_dict."
     below = {n.removeprefix(root): file for n, file in names.items() if n.startswith(root)} or names
@@ -74,7 +74,7 @@ def read(
     shown = ", ".join(list(below)[:3]) or "none"
     known = ", ".join(f"{name} ({layout.g}*)" for name, layout in LAYOUTS.items())
     raise ValueError(
-        f"{path}: no projector of a layout that is known here, {known}; its first names are {shown}"
+        f"{path}: no projector in a known layout (known: {known}); first tensor names: {shown}"
     )
 
 
@@ -87,7 +87,7 @@ def _filled(path: Path, layout: Layout, f: dict[str, Tensor], g: dict[str, Tenso
     except RuntimeError as error:  # names and shapes that differ, a line each
         lines = str(error).splitlines()[1:]
         raise ValueError(
-            f"{path}: its weights are not those of {layout.recipe} ({layout.source}): "
+            f"{path}: the weights do not match {layout.recipe} ({layout.source}): "
             f"{' '.join(line.strip() for line in lines[:2])}"
         ) from None
     return method

@@ -32,19 +32,19 @@ def make(
     counts: Counts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """`folder`, holding the data set: written now, or by an earlier or a simultaneous call.
+    """`folder` with the data set, written by this call or by an earlier or simultaneous call.
 
     The folder appears complete or not at all. `progress(done, total)` is called after each image.
-    Raises ValueError if the folder holds something else, or another revision, seed or counts.
+    Raises ValueError if the folder has other contents, or another revision, seed or counts.
     """
     counts = counts or Counts()
     wanted = {"revision": REVISION, "seed": seed, "counts": counts.model_dump()}
     folder = Path(os.path.abspath(folder))
-    if _holds(folder, wanted):
+    if _is_written(folder, wanted):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Lock(folder.parent / f".{folder.name}.lock", None), naming(folder):
-        if _holds(folder, wanted):
+        if _is_written(folder, wanted):
             return folder
         partial = folder.parent / f".{folder.name}.partial"
         if partial.exists():
@@ -58,8 +58,8 @@ def make(
     return folder
 
 
-def _holds(folder: Path, wanted: dict[str, object]) -> bool:
-    """Whether the folder is the wanted data set; False where there is nothing yet."""
+def _is_written(folder: Path, wanted: dict[str, object]) -> bool:
+    """Whether the folder is the wanted data set; False if it is missing or empty."""
     try:
         marker = json.loads((folder / MARKER).read_text())
     except FileNotFoundError:

@@ -55,7 +55,9 @@ class Voc:
     def __init__(self, root: Path, year: int) -> None:
         self.root, self.year = root, year
         self.splits: dict[str, list[str]] = {}
-        self.present: dict[str, dict[int, bool]] = {}  # image -> class -> one is not difficult
+        self.present: dict[
+            str, dict[int, bool]
+        ] = {}  # image -> class -> has an object that is not difficult
         folders = ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages")
         for folder in (*folders, "SegmentationClass", "SegmentationObject"):
             (root / folder).mkdir(parents=True)
@@ -85,7 +87,7 @@ class Voc:
             image.save(self.root / f"Segmentation{kind}" / f"{name}.png")
 
     def finish(self) -> None:
-        """Writes the image sets; a class's: 1 it is there, 0 only difficult ones are, -1 not."""
+        """Writes the image sets; of a class: 1 present, 0 only difficult objects, -1 absent."""
         self.splits["trainval"] = sorted(self.splits["train"] + self.splits["val"])
         for split, names in self.splits.items():
             listing = "".join(f"{name}\n" for name in names)
@@ -226,7 +228,8 @@ def _filled_area(outlines: list[list[int]], size: tuple[int, ...]) -> int:
 
 
 def _borders(instances: NDArray[np.uint8]) -> Mask:
-    """Pixels beside one of another instance (or of none): PASCAL's void border, 2 pixels wide."""
+    """Pixels next to a pixel of another instance (or background): PASCAL's void border, 2 pixels
+    wide."""
     border = np.zeros(instances.shape, bool)
     for here, target in (
         ((slice(1, None),), (slice(-1),)),

@@ -1,15 +1,15 @@
-"""The revision and the size of the generated scenes, apart from what draws them: keys and plans ask
-for them, and need no NumPy."""
+"""The revision and the counts of the generated scenes, in a module without NumPy: keys and plans
+need them."""
 
 from lewel_bench.pretrain.recipe import Positive
 from lewel_bench.value import Value
 
-REVISION = 4  # raise it when a byte of any file changes
+REVISION = 4  # increase it when any byte of any file changes
 KINDS = 12  # classes of the scenes
 
 
 class Counts(Value):
-    """How many images are written: per class for `train` and `val`, else in all."""
+    """How many images are written: per class for `train` and `val`, else in total."""
 
     train: Positive = 216
     val: Positive = 60

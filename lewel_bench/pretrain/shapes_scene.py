@@ -1,12 +1,12 @@
-"""One textured scene with several objects: pixels, and which object is seen at each of them.
+"""A textured scene with objects: its pixels, and the object that is visible at each of them.
 
 A class is an outline together with a surface texture of about its own scale. Size, tilt, colours
 and contrast are drawn for each object, background, light and colour cast for each image, all
 independently of the class, so that a mean colour, a pixel or a fixed filter says little about it.
 What two crops of one image share is, more than anything else, the class: that is why pre-training
-finds it within a few hundred steps. With objects turned by any angle, with grounds as rich in
-contrast as the objects, or with casts, exposures and noise that tell one image from another, a
-small network learns these instead in that time, with most seeds.
+learns it within a few hundred steps. With objects rotated by any angle, with backgrounds of as much
+contrast as the objects, or with colour casts, exposures and noise that identify an image, a small
+network learns those instead in that time, with most seeds.
 """
 
 from collections.abc import Callable, Sequence

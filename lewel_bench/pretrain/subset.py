@@ -7,14 +7,15 @@ import numpy as np
 
 from lewel_bench.pretrain.folder import Images, Indices
 
-_HOLDOUT, _SUBSET = 1, 2  # so that the same seed draws them independently
+_HOLDOUT, _SUBSET = 1, 2  # purposes, so that the same seed draws both independently
 
 
 def holdout(
     images: Images, count: int, seed: int, exclude: Iterable[int] = ()
 ) -> tuple[Indices, Indices]:
-    """Indices (rest, held), both sorted: `count` images held out, each class in proportion to its
-    size, none of `exclude` and never a class's last image. Raises ValueError if too few remain.
+    """Indices (training, held-out), both sorted: `count` images held out, each class in proportion
+    to its size, none of `exclude` and never a class's last image. Raises ValueError if too few
+    remain.
     """
     barred = np.zeros(len(images), dtype=bool)
     barred[np.fromiter(exclude, dtype=np.int64)] = True
@@ -49,8 +50,8 @@ def subset(images: Images, fraction: float, seed: int) -> Indices:
 
 
 def subset_from_list(images: Images, list_file: Path) -> Indices:
-    """Sorted indices of the files that `list_file` names, one `n01440764_10026.JPEG` a line
-    (google-research/simclr, imagenet_subsets). Raises ValueError if the folder lacks one."""
+    """Sorted indices of the files that `list_file` names, one per line (`n01440764_10026.JPEG`)
+    (google-research/simclr, imagenet_subsets). Raises ValueError if a file is missing."""
     try:
         text = Path(list_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

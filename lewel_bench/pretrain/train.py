@@ -109,7 +109,7 @@ class Loop:
         self.step, self.metrics = 0, dict[str, float]()
         self.seconds = 0.0  # of training, over all attempts
         self.diagnostics: dict[str, Tensor] = {}
-        # losses of the current epoch: on the device until a log asks for them
+        # losses of the current epoch, on the device until a log fetches them
         self.losses = torch.zeros(self.per_epoch, device=machine.device)
         self._resume()
         if machine.compile:
@@ -181,8 +181,8 @@ class Loop:
         return total
 
     def observe(self, epoch: int, monitor: Monitor) -> None:
-        """Call the monitor on the backbone as evaluations see it and report what it measured;
-        warn of features that have collapsed."""
+        """Report what the monitor measures of the backbone in evaluation mode; warn of collapsed
+        features."""
         self.method.eval()
         measured = monitor(self.method.backbone, epoch)
         self.method.train()
@@ -208,7 +208,7 @@ class Loop:
 
     def _log(self) -> None:
         if self.step % self.per_epoch == 0:
-            distributed.average([self.losses])  # every rank is here
+            distributed.average([self.losses])  # at the end of an epoch every rank logs
         all_losses = self.losses[: (self.step - 1) % self.per_epoch + 1].tolist()
         steps, spent = self.pacer.since_log(self.step)
         losses = all_losses[-steps:]
@@ -246,7 +246,7 @@ class Loop:
         if not self.pacer.save_is_due():
             return
         if self.pacer.logged < self.step:
-            self._log()  # checks the losses: no state behind a loss that is not finite is saved
+            self._log()  # checks the losses: no state after a non-finite loss is saved
         self.save()
         self.pacer.saved(f"step {self.step} of {self.steps}")
 

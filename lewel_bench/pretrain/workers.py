@@ -1,4 +1,4 @@
-"""Worker processes that work through a plan and hand over the results in its order."""
+"""Worker processes that compute the results of a plan and return them in its order."""
 
 import atexit
 import signal
@@ -32,19 +32,19 @@ def in_order(
     """`work(input)` for each input of `plan`, which may be endless, in `workers` processes (0: in
     this process).
 
-    They are about `ahead` inputs further, and end when this is closed. Raises the ValueError of the
-    first input that fails.
+    The workers are about `ahead` inputs ahead, and end when the generator is closed. Raises the
+    ValueError of the first input that fails.
     """
     loader: DataLoader[Any] = DataLoader(
         _Task(work),
-        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable will do
+        batch_sampler=plan,  # type: ignore[arg-type]  # any iterable works
         num_workers=workers,
         prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals,
+        collate_fn=_unchanged,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # the global one belongs to the run, and is resumed
     )
-    # held back while workers start: one that is new does not ignore them yet
+    # blocked while workers start: a new worker does not ignore signals yet
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         ready = iter(loader)
@@ -64,11 +64,11 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders whose workers may be 
 
 
 def _end(ready: Any) -> None:
-    """Ends the workers now. torch does so when the loader is collected, which an exception's
-    traceback puts off, and else by SIGTERM at exit, which these workers ignore."""
+    """Ends the workers now. torch would end them when the loader is collected, which an exception's
+    traceback delays, or at exit by SIGTERM, which these workers ignore."""
     if ready in _open and get_worker_info() is None:  # a forked worker holds a copy
         _open.discard(ready)
-        if hasattr(ready, "_shutdown_workers"):  # not where there are none
+        if hasattr(ready, "_shutdown_workers"):  # a loader without workers has none
             ready._shutdown_workers()
 
 
@@ -78,11 +78,11 @@ def _end_all() -> None:
         _end(ready)
 
 
-def _leave_signals(worker: int) -> None:
-    # Ctrl-C and a scheduler's signals reach every process: the main one saves and then ends these
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's signals reach every process: the main one saves, then ends workers
     for name in _SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 
-def _as_it_is(piece: Any) -> Any:
+def _unchanged(piece: Any) -> Any:
     return piece

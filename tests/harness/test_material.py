@@ -127,7 +127,7 @@ def test_a_kind_of_problem_is_one_line_and_all_lists_every_place(
     assert len(lines) == 2
     assert lines[0].startswith("problem: 5 times: is empty: replace the file")
     assert all(f"empty{n}.jpg" in lines[0] for n in range(3)) and "empty3.jpg" not in lines[0]
-    assert "text.jpg: is no readable image (unknown format)" in lines[1]
+    assert "text.jpg: is not a readable image (unknown format)" in lines[1]
     assert f"{many_broken}: 6 problems\n--all lists every place\n" in output.out
     assert check(many_broken, "--all") == 2
     output = capsys.readouterr()
@@ -149,7 +149,7 @@ def test_files_left_out_are_named_by_run_and_in_the_record(
     root = write_images(tmp_path / "images")
     (root / "train" / "class0" / "a.heic").touch()
     data = Datasets(Site(), tmp_path, SHAPES, {"": root})("imagenet", "")
-    note = f"note: {root}/train: files that are left out: 1 .heic\n"
+    note = f"note: {root}/train: skipped files: 1 .heic\n"
     material._check_once(data, "images", tmp_path)
     assert capsys.readouterr().err == f"checking images at {root}\n{note}"
     material._check_once(data, "images", tmp_path)  # remembered, with its notes

@@ -74,7 +74,7 @@ def test_converted_and_left_out_files_are_notes(root: Path) -> None:
         f"{place}: converted to RGB: 1 JPEG-named PNG, first a/png.JPEG",
         f"{place}: converted to RGB: 1 P-mode, first a/palette.png",
         f"{place}: converted to RGB: 2 greyscale, first a/grey.jpg",
-        f"{place}: files that are left out: 1 .txt",
+        f"{place}: skipped files: 1 .txt",
     ]
 
 
@@ -85,7 +85,7 @@ def test_classes_that_do_not_match_are_reported(root: Path) -> None:
     report = check(root)
     assert report.problems == []
     assert report.splits["val"].per_class == {"a": 3, "b": 0}
-    assert "1 classes of the training set, first 'b'" in report.notes[0]
+    assert "classes of the training set without images here: 1, first 'b'" in report.notes[0]
     (root / "val" / "c").mkdir()
     Image.new("RGB", (9, 9)).save(root / "val" / "c" / "1.png")
     (problem,) = check(root).problems
@@ -97,7 +97,7 @@ def test_classes_that_differ_in_case_only_are_named(root: Path) -> None:
     for name in ("B", "cafe\u0301"):
         (root / "train" / name).mkdir()
         Image.new("RGB", (9, 9)).save(root / "train" / name / "1.png")
-    notes = [note for note in check(root).notes if "are they one class?" in note]
+    notes = [note for note in check(root).notes if "are they the same class?" in note]
     assert len(notes) == 2 and "'B', 'b'" in notes[0] and "cafe\u0301" in notes[1]
 
 
@@ -121,8 +121,8 @@ def test_unusable_folders_are_problems_and_never_raise(root: Path, tmp_path: Pat
     assert len(check(tmp_path / "absent").problems) == 2
     (tmp_path / "empty").mkdir()
     assert all("it is empty" in p for p in check(tmp_path / "empty").problems)
-    entry = check(root, classes=["a"])
-    assert len(entry.problems) == 2 and "only one class folder ('a')" in entry.problems[0]
+    single = check(root, classes=["a"])
+    assert len(single.problems) == 2 and "only one class folder ('a')" in single.problems[0]
     flat = tmp_path / "flat"
     (flat / "val").mkdir(parents=True)
     for i in range(3):

@@ -1,4 +1,4 @@
-"""Reading folders and files: what is found, what is refused, and how it is said."""
+"""Reading folders and files: the images, the refused layouts and the error messages."""
 
 import io
 import os
@@ -154,7 +154,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train/c: class folder without images") as error:
         read_folder(tmp_path, "train")
     assert re.search(
-        r"\(it holds 40 others, 1 \.0, .*; AVIF, .*JPEG, .* are read\)", str(error.value)
+        r"\(it contains 40 others, 1 \.0, .*; AVIF, .*JPEG, .* are read\)", str(error.value)
     )
 
 
@@ -263,8 +263,8 @@ def test_real_photographs_decode_as_pillow_does(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"a text file\n", "is no readable image (unknown format)"),
-        (b"\xff\xd8\xff\xe0 not much of a JPEG", "is no readable image"),
+        (b"a text file\n", "is not a readable image (unknown format)"),
+        (b"\xff\xd8\xff\xe0 not much of a JPEG", "is not a readable image"),
     ],
 )
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -281,7 +281,7 @@ def test_a_truncated_jpeg_is_named(tmp_path: Path, mode: str, share: float) -> N
     path = picture(tmp_path / "cut.jpg", mode=mode, side=200)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ValueError, match=r"is no readable image .*[tT]runcated") as error:
+    with pytest.raises(ValueError, match=r"is not a readable image .*[tT]runcated") as error:
         decode(path)
     assert str(path) in str(error.value)
 

@@ -174,7 +174,7 @@ def test_a_corrupt_image_is_named_without_a_workers_traceback(
     (tmp_path / "train" / "b" / "bad.jpg").write_text("no image")
     broken = read_folder(tmp_path, "train")
     others = _children()
-    with pytest.raises(ValueError, match=r"b/bad\.jpg: is no readable image") as error:
+    with pytest.raises(ValueError, match=r"b/bad\.jpg: is not a readable image") as error:
         list(view_batches(broken, AUGMENT, SIZE, batch=4, seed=0, steps=1, workers=workers))
     assert not _children() - others
     assert "Traceback" not in str(error.value) and "\n" not in str(error.value)

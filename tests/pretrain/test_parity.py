@@ -29,14 +29,14 @@ def need(repository):
 def worst(actual, expected):
     """The largest |difference| of tensors of the same names, each relative to its own norm."""
     assert actual.keys() == expected.keys()
-    found = [
+    differences = [
         ((actual[k] - v).norm() / v.norm().clamp_min(1e-30)).item()
         for k, v in expected.items()
         if v.is_floating_point()
     ]
     counts = [k for k, v in expected.items() if not v.is_floating_point()]
     assert all(torch.equal(actual[k], expected[k]) for k in counts)
-    return max(found)
+    return max(differences)
 
 
 # In single precision the two differ by the order of their sums alone (measured: gradients 1e-5),

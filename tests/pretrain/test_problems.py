@@ -11,9 +11,9 @@ from lewel_bench.pretrain.problems import KINDS, Problem, grouped
 def test_a_problem_is_its_sentence() -> None:
     problem = Problem("a.json: object 3", "the area is negative", "the area -3.5 is negative")
     assert problem == "a.json: object 3: the area -3.5 is negative"
-    assert (problem.place, problem.kind) == ("a.json: object 3", "the area is negative")
+    assert (problem.location, problem.kind) == ("a.json: object 3", "the area is negative")
     for same in (copy.deepcopy(problem), pickle.loads(pickle.dumps(problem))):
-        assert (same, same.place, same.kind) == (problem, problem.place, problem.kind)
+        assert (same, same.location, same.kind) == (problem, problem.location, problem.kind)
 
 
 def test_an_error_carries_its_problem() -> None:

@@ -87,10 +87,10 @@ def test_other_files_are_refused_with_a_reason(small: dict[str, Recipe], tmp_pat
     short = {k: v for k, v in good.items() if "layer2.0.conv1" not in k}
     no_g = {k: v for k, v in good.items() if "proj" not in k}
     for content, message in (
-        ({"state_dict": short}, "its weights are not those of lewel_b_200ep .*layer2.0.conv1"),
-        ({"state_dict": no_g}, "no projector of a layout that is known here, LEWEL .*conv1.weight"),
-        ({"epoch": 3}, "no projector of a layout that is known here"),
-        ({"state_dict": [1, 2]}, "no projector of a layout that is known here"),
+        ({"state_dict": short}, "the weights do not match lewel_b_200ep .*layer2.0.conv1"),
+        ({"state_dict": no_g}, "no projector in a known layout .known: LEWEL .*conv1.weight"),
+        ({"epoch": 3}, "no projector in a known layout"),
+        ({"state_dict": [1, 2]}, "no projector in a known layout"),
         ({"state_dict": good, "at": datetime.now()}, "needs datetime.datetime, which is no plain"),
     ):
         torch.save(content, file)

@@ -1,4 +1,4 @@
-"""The loop: how the work is split changes nothing but the last bits."""
+"""The pre-training loop: splitting the work changes only the last bits, a resume none."""
 
 import os
 import tempfile
@@ -25,10 +25,10 @@ METHODS = {
     "lewel_b": {"d": 16},
     "byol": {"dim": 16},
     "densecl": {"queue": 64, "dim": 16},
-    # with something for each image, or from all of them
+    # with a state for each image, or computed from all images
     "instdisc": {"m": 20, "dim": 16},
     "pcl": {"queue": 64, "dim": 16, "clusters": "4,6", "warmup": 0},
-    # with the crops' places
+    # with the positions of the crops
     "pixpro": {"dim": 16, "alpha": 1.0},
     "resim": {"queue": 64, "dim": 16, "fpn": 8, "near": 12},
     "simsiam": {"dim": 16},
@@ -70,12 +70,12 @@ def trained(spec: Recipe, images: Path, folder: Path, **machine: object) -> dict
     return checkpoint.read_backbone(run(spec, images, folder, **machine).backbone)[0]
 
 
-def difference(entry: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     """The largest difference, relative to the largest value of its tensor."""
     return max(
-        float((entry[k].double() - two[k].double()).abs().max() / two[k].double().abs().max())
-        for k in entry
-        if entry[k].is_floating_point() and two[k].abs().max() > 0
+        float((first[k].double() - second[k].double()).abs().max() / second[k].double().abs().max())
+        for k in first
+        if first[k].is_floating_point() and second[k].abs().max() > 0
     )
 
 
@@ -90,7 +90,7 @@ def _rank(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     images = Path(os.environ["TEST_IMAGES"])
     with tempfile.TemporaryDirectory() as folder:
         done = {m: run(recipe(m), images, Path(folder) / m).backbone for m in METHODS}
-        # the file is rank 0's to write
+        # only rank 0 writes the file
         return {m: checkpoint.read_backbone(done[m])[0] for m in METHODS} if rank == 0 else {}
 
 

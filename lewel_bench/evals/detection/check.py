@@ -178,11 +178,11 @@ def _images(expected: dict[Path, _Expected], full: bool) -> list[str]:
             )
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, …
         except Exception as error:
+            reason = getattr(error, "strerror", None) or unreadable(error)
             return Problem(
                 path,
-                "is no readable image: replace the file",
-                f"is no readable image ({getattr(error, 'strerror', None) or unreadable(error)}): "
-                "replace the file",
+                "is not a readable image: replace the file",
+                f"is not a readable image ({reason}): replace the file",
             )
         if path in decoded:
             try:

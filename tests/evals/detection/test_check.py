@@ -108,7 +108,7 @@ LIST = "VOC2012/ImageSets/Main/val.txt"
         (VOC, lambda p: p.write_text("<annotation/>"), "size/height is None"),
         (VOC, lambda p: p.write_text(xml(0, 10, [])), "size/height is '0'"),
         (IMAGE, lambda p: p.unlink(), r"missing, but .*2008_000002\.xml describes it"),
-        (IMAGE, lambda p: p.write_bytes(b"no image"), "no readable image"),
+        (IMAGE, lambda p: p.write_bytes(b"no image"), "not a readable image"),
         (IMAGE, lambda p: photo(p, 33, 44, 0), r"the image is 44x33 px, but .*2008_000002\.xml"),
         (LIST, lambda p: p.unlink(), "list of images cannot be read"),
         (LIST, lambda p: p.write_text("\n"), "names no images"),
