@@ -10,7 +10,7 @@ import pytest
 import ranks
 import torch
 
-from lewel_bench.pretrain import checkpoint, train
+from lewel_bench.pretrain import checkpoint, pacer, train
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.collapse import collapse_note
 from lewel_bench.pretrain.distributed import Machine
@@ -119,6 +119,35 @@ def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(
             machine=Machine(), report=silent, stop=lambda: next(asked) == 5,
         )  # fmt: skip
     parts = trained(spec, images, tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def _stopped_rank(rank: int, world: int) -> list[object]:
+    pacer.ASK_EVERY = 2
+    spec, images = recipe("byol", batch=12, epochs=2), Path(os.environ["TEST_IMAGES"])
+    folder = Path(os.environ["TEST_FOLDER"])
+    try:
+        train.run(
+            spec, seed=0, images=read_folder(images, "train"), folder=folder / "parts",
+            machine=Machine(), report=silent, stop=lambda: rank == 1,
+        )  # fmt: skip
+    except Stopped as stopped:
+        message = str(stopped)
+    run(spec, images, folder / "parts")
+    run(spec, images, folder / "whole")
+    return [message]
+
+
+def test_two_processes_stop_together_when_one_is_asked(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_IMAGES", str(images))
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    assert ranks.run(_stopped_rank, 2) == [["saved at step 2 of 8"]] * 2
+    whole, parts = (
+        checkpoint.read_backbone(tmp_path / name / "backbone.safetensors")[0]
+        for name in ("whole", "parts")
+    )
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
