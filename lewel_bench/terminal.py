@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from lewel_bench.value import printable
-
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "⁻": "-", "…": "...", "‘": "'", "’": "'", "“": '"', "”": '"',
     "†": "+", "‡": "++", "±": "+/-", "×": "x", "·": ".", "≤": "<=", "≥": ">=", "≈": "~",
@@ -65,6 +63,8 @@ class _Escaping:
         self.below = stream
 
     def write(self, text: str) -> int:
+        from lewel_bench.value import printable  # loads pydantic, which --help has no use for
+
         self.below.write(printable(text, keep="\n\t"))
         return len(text)
 

@@ -98,6 +98,16 @@ def _escaped(character: str) -> str:
     return f"\\x{ord(character):02x}"
 
 
+def format_bytes(count: int) -> str:
+    """Bytes as a person reads them."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.3g} {unit}"
+        amount /= 1024
+    return f"{amount:,.1f} GiB"
+
+
 def json_text(content: object, *, indent: int = 2, allow_nan: bool = True) -> str:
     """`content` as readable JSON, with what `printable` would escape in JSON's own way."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)

@@ -256,16 +256,15 @@ def names(root: Path) -> set[str]:
 
 
 def waste(root: Path) -> list[Any]:
-    from lewel_bench.harness import status
-    from lewel_bench.harness.verbs import gc
+    from lewel_bench.harness import garbage, status
 
-    return gc.waste(root, status.survey(root))
+    return garbage.waste(root, status.survey(root))
 
 
 def clear(root: Path) -> None:
-    from lewel_bench.harness.verbs import gc
+    from lewel_bench.harness import garbage
 
-    gc.clear(waste(root))
+    garbage.clear(waste(root))
 
 
 def stamp(path: Path) -> tuple[int, int, bytes]:
@@ -312,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="crash-sweep-") as place:
-        modules = ("verbs.run", "verbs.gc", "jobs.local", "jobs.workers", "jobs.job", "view")
+        modules = ("verbs.run", "garbage", "jobs.local", "jobs.workers", "jobs.job", "view")
         for name in (*modules, "plan.data_check"):
             importlib.import_module(f"lewel_bench.harness.{name}")
         sweep = Sweep(Path(place))

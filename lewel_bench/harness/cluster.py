@@ -1,8 +1,6 @@
 """`--cluster NAME`: the same jobs on SLURM, and what a person sees and does there."""
 
-import argparse
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,17 +10,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lewel_bench import terminal
 from lewel_bench.files import FAILURE, is_held, open_regular, read_json
 from lewel_bench.harness.board.extra_rows import Extra, extended
 from lewel_bench.harness.jobs.variables import COMMAND
 from lewel_bench.harness.plan import cells
-from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
+from lewel_bench.harness.plan.workspace import Workspace
+from lewel_bench.harness.request import Command, Compute, typed_command
 from lewel_bench.harness.rundir import CHECKPOINTS, LOCK, RunDir
 from lewel_bench.harness.status import JobState
 from lewel_bench.results.record import NAME
@@ -44,9 +42,6 @@ from lewel_bench.slurm.state import has_failed
 from lewel_bench.slurm.sweep import PlanningPass, Sweep
 from lewel_bench.value import unknown
 
-if TYPE_CHECKING:
-    from lewel_bench.harness.cli import Context
-
 # of a planning job, whose time limit may be 10 minutes; each try may wait for the lock, too
 PAUSES_S = (10.0, 30.0, 120.0)
 
@@ -62,37 +57,39 @@ def profile(site: Site, name: str) -> Profile:
 
 
 def submit(
-    context: "Context",
-    arguments: argparse.Namespace,
+    workspace: Workspace,
+    command: Command,
+    compute: Compute,
     jobs: Sequence[Job],
     todo: Sequence[Job],
     settings: MachineSettings,
     prepare: Callable[[], None],
 ) -> int:
     """Submit what is ready, say what the rest waits for, and return; the exit code."""
-    on = profile(context.site, arguments.cluster)
+    assert compute.cluster
+    on = profile(workspace.site, compute.cluster)
     cells = [_cell(job) for job in jobs]
     woken = in_job.WAKE in os.environ  # then a person asked for all this before
-    work = _sweep(context.root, on, settings)
+    work = _sweep(workspace.root, on, settings, command)
     # what a record names as its command; the environment goes along with a job
-    os.environ.setdefault(COMMAND, shlex.join(["lewel-bench", *sys.argv[1:]]))
+    os.environ.setdefault(COMMAND, typed_command())
     try:
-        check.check_path(context.root)
-        if arguments.dry_run:
+        check.check_path(workspace.root)
+        if compute.dry_run:
             return _preview(work, cells)
         if not woken:
             check.require_possible(
                 on, {cell.kind for cell in cells} | ({"light"} if on.wake else set())
             )
-            check.require_writable(context.root)
-            ledger.Ledger(context.root).bind_cluster(on.name, queue.limits())
+            check.require_writable(workspace.root)
+            ledger.Ledger(workspace.root).bind_cluster(on.name, queue.limits())
             prepare()
         for job in todo:
-            RunDir(context.root).job(job.key).write_spec(job)
+            RunDir(workspace.root).job(job.key).write_spec(job)
         done = _advance(work, cells, woken)
     except queue.SlurmUnreachable as unreachable:
         raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
-    return _say(done, todo, on, context.root)
+    return _say(done, todo, on, workspace.root)
 
 
 def _advance(work: Sweep, cells: Sequence[PlannedJob], woken: bool) -> PlanningPass:
@@ -119,11 +116,11 @@ def _advance(work: Sweep, cells: Sequence[PlannedJob], woken: bool) -> PlanningP
     return replace(done, submitted=submitted | done.submitted)
 
 
-def _sweep(root: Path, on: Profile, settings: MachineSettings) -> Sweep:
+def _sweep(root: Path, on: Profile, settings: MachineSettings, command: Command) -> Sweep:
     entry = "lewel_bench.harness.jobs.cluster_entry"
-    command = ("-m", entry, "{folder}", settings.model_dump_json())
-    wake = ("-m", "lewel_bench.harness.cli", *map(own.named, sys.argv[1:]))
-    return Sweep(root, on, command, wake, record=NAME, marks=CHECKPOINTS, busy=partial(_here, root))
+    compute = ("-m", entry, "{folder}", settings.model_dump_json())
+    wake = ("-m", "lewel_bench.harness.cli", *command.argv())
+    return Sweep(root, on, compute, wake, record=NAME, marks=CHECKPOINTS, busy=partial(_here, root))
 
 
 def _here(root: Path, keys: Collection[str]) -> set[str]:
@@ -227,11 +224,11 @@ def _preview(work: Sweep, cells: Sequence[PlannedJob]) -> int:
     return 0
 
 
-def doctor(context: "Context", name: str) -> list[check.Check]:
+def doctor(workspace: Workspace, name: str) -> list[check.Check]:
     """The checks of a cluster, with one tiny job on it."""
-    on = profile(context.site, name)
-    data = [context.site.resolve(text) for text in context.site.data.values()]
-    return list(check.doctor(on, context.root, data))
+    on = profile(workspace.site, name)
+    data = [workspace.site.resolve(text) for text in workspace.site.data.values()]
+    return list(check.doctor(on, workspace.root, data))
 
 
 def live(

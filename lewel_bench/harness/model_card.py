@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from lewel_bench.evals.export import FORMATS, unusual
 from lewel_bench.files import LARGEST_JSON, read_regular
+from lewel_bench.harness.bundles.merge import differences
 from lewel_bench.harness.rundir import SPEC
-from lewel_bench.harness.verbs.merge import differences
 from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints, comparable

@@ -15,10 +15,9 @@ import pytest
 from finished import board, finish
 
 from lewel_bench.harness import rundir
-from lewel_bench.harness.bundles import bundle
+from lewel_bench.harness.board.cell_details import explained
+from lewel_bench.harness.bundles import bundle, merge
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.verbs import merge
-from lewel_bench.harness.verbs.explain import explained
 from lewel_bench.results import record, render
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED, Store

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from finished import SHAPES, board, finish
 
+from lewel_bench.harness.board.claims import PREDICTIONS
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan.suites import SUITES
-from lewel_bench.harness.verbs.claims import PREDICTIONS
 
 
 def claims(root: Path, *words: str) -> int:

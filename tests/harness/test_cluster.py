@@ -1,6 +1,5 @@
 """`--cluster`: what a person sees, with stand-ins for SLURM."""
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -13,10 +12,10 @@ import pytest
 
 from lewel_bench.files import Lock, newest_match
 from lewel_bench.harness import cluster, rundir, status
-from lewel_bench.harness.jobs import variables
+from lewel_bench.harness.jobs import launch, variables
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.verbs import run as runs
+from lewel_bench.harness.request import Command, Compute
 from lewel_bench.results.record import NAME
 from lewel_bench.slurm import actions, attempt, in_job, ledger, queue, retry, survey, sweep
 from lewel_bench.slurm.plan import JobArray
@@ -77,7 +76,7 @@ def test_what_plans_next_must_be_possible_too(
 ) -> None:
     """A `light` kind that never starts ended a sweep, though no cell was of that kind."""
     site = Site(clusters={"mine": {"defaults": {"nodes": 1}, "wake": wake}})
-    asked: Any = SimpleNamespace(cluster="mine", dry_run=False)
+    compute = Compute(cluster="mine")
     seen: list[set[str]] = []
 
     def possible(on: object, kinds: set[str]) -> None:
@@ -87,9 +86,11 @@ def test_what_plans_next_must_be_possible_too(
     monkeypatch.setenv(variables.COMMAND, "lewel-bench run")  # else submit would leave it behind
     monkeypatch.setattr(cluster.check, "require_possible", possible)
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
-    context: Any = SimpleNamespace(site=site, root=tmp_path)
+    workspace: Any = SimpleNamespace(site=site, root=tmp_path)
     with pytest.raises(ValueError, match="enough"):
-        cluster.submit(context, asked, [job], [job], MachineSettings(), lambda: None)
+        cluster.submit(
+            workspace, Command("run"), compute, [job], [job], MachineSettings(), lambda: None
+        )
     assert seen == [{"pretrain", "light"} if wake else {"pretrain"}]
 
 
@@ -180,7 +181,7 @@ def test_a_cluster_and_a_run_here_do_not_compute_one_job(
     with pytest.raises(ValueError, match="this is 'there'") as away:
         cluster.free(tmp_path, [submitted])
     assert str(away.value).count("remove") == 1
-    work = cluster._sweep(tmp_path, load_profile("cpu", {}), MachineSettings())
+    work = cluster._sweep(tmp_path, load_profile("cpu", {}), MachineSettings(), Command("run"))
     keys = {submitted.key, "another"}
     assert not work.busy(keys)
     with Lock(tmp_path / submitted.key / rundir.LOCK):
@@ -201,10 +202,10 @@ def test_a_run_here_shows_its_jobs_before_it_asks_the_cluster(
         raise ValueError("enough")
 
     monkeypatch.setattr(cluster, "free", free)
-    context: Any = SimpleNamespace(root=tmp_path)
-    settings, nothing = MachineSettings(device="cpu"), argparse.Namespace()
+    workspace: Any = SimpleNamespace(root=tmp_path)
+    asked = launch.Launch(workspace, [job], Command("run"), Compute())
     with pytest.raises(ValueError, match="enough"):
-        runs._compute(context, [job], [job], settings, nothing)
+        launch._compute(asked, [job], MachineSettings(device="cpu"))
     assert seen == [{job.key}] and not rundir.RunDir(tmp_path).queued_keys()
 
 

@@ -47,7 +47,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--lrs=-1"], "lrs.0: Input should be greater than 0 (got -1.0)"),
         (["run", "--suite", "shapes", "--method", "lewelm_200ep"], "Nearest of"),
         ([*RUN, "--root", ""], "--root is empty"),
-        ([*RUN, "--dry-run", "--probe", "0"], "a pace needs two steps"),
+        ([*RUN, "--dry-run", "--probe", "0"], "--probe must be at least 2, got 0"),
         ([*RUN, "--root", "/proc/none"], "cannot write to the run root /proc/none"),
         ([*RUN, "--set", "linear_lars.epochs=0"], "linear_lars: epochs"),
         ([*RUN, "--jobs", "0"], "jobs"),
@@ -65,7 +65,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         (["ls", "recipe"], "Did you mean 'recipes'"),
         (["status", "--state", "don"], "Did you mean 'done'"),
         (["data", "check", "/does/not/exist"], ""),
-        (["frobnicate"], "invalid choice"),
+        (["frobnicate"], "unknown command 'frobnicate'"),
     ],
 )
 def test_mistakes_exit_2_in_one_message(bench: Bench, arguments: list[str], message: str) -> None:

@@ -21,6 +21,7 @@ from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
+from lewel_bench.harness.request import parse_gpu_hours
 from lewel_bench.pretrain import recipe as recipes
 from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store
@@ -267,13 +268,13 @@ def test_a_total_in_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "hours"), [("500gpuh", 500), ("2.5h", 2.5), ("7", 7), ("1 H", 1)])
 def test_a_budget_in_device_hours(text: str, hours: float) -> None:
-    assert budget.hours_of(text) == hours
+    assert parse_gpu_hours(text) == hours
 
 
 @pytest.mark.parametrize("text", ["", "0", "0h", "-3h", "5days", "gpuh", "1e3", "nan"])
 def test_what_is_no_budget(text: str) -> None:
-    with pytest.raises(ValueError, match="device-hours above 0, as 500gpuh"):
-        budget.hours_of(text)
+    with pytest.raises(ValueError, match="GPU-hours above 0, as 500gpuh"):
+        parse_gpu_hours(text)
 
 
 def known(jobs: list[Job], **hours: float) -> Estimator:
@@ -403,7 +404,7 @@ def test_a_probe_times_jobs_and_keeps_nothing(
     assert not [path for path in root.iterdir() if path.name != "data"]
     assert not Store(root).records
     assert main([*map(str, words), "--dry-run", "--probe", "1"]) == 2
-    assert "a pace needs two steps at least" in capsys.readouterr().err
+    assert "--probe must be at least 2, got" in capsys.readouterr().err
     with monkeypatch.context() as other:  # a cluster's wake job, or a companion
         other.setenv("LEWEL_BENCH_COMMAND", "lewel-bench run")
         assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lewel_bench.harness import installation
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.verbs import doctor
 
 
 @pytest.fixture
 def run_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """What it says of `what`, and its exit code; without the engines, which take seconds."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "_engines", lambda context: [])
+    monkeypatch.setattr(installation, "_engines", lambda context: [])
 
     def ask(what: str) -> tuple[str, int]:
         code = main(["doctor"])
@@ -39,7 +39,7 @@ def test_a_package_that_is_missing(run_doctor, monkeypatch: pytest.MonkeyPatch) 
     assert (
         code == 2
         and line.startswith("problem")
-        and f"pip install {Path(doctor.__file__).parents[3]}" in line
+        and f"pip install {Path(installation.__file__).parents[2]}" in line
     )
 
 

@@ -9,12 +9,12 @@ import pytest
 from command_line import write_images
 
 from lewel_bench.harness.cli import main
+from lewel_bench.harness.jobs import launch
 from lewel_bench.harness.plan import fits, plan, suites
 from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.fits import Place
 from lewel_bench.harness.plan.site import Site
-from lewel_bench.harness.verbs import run as runs
 from lewel_bench.pretrain import methods, shapes
 from lewel_bench.pretrain.recipe import shares
 from lewel_bench.pretrain.recipes import RECIPES
@@ -179,12 +179,12 @@ def test_more_processes_than_gpus(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    settings = runs.MachineSettings(device=device, processes=processes)
+    settings = launch.MachineSettings(device=device, processes=processes)
     if refused is None:
-        assert runs._place(settings, quick=True) == Place(2, False)
+        assert launch._place(settings, quick=True) == Place(2, False)
         return
     with pytest.raises(ValueError, match=refused):
-        runs._place(settings)
+        launch._place(settings)
 
 
 def test_a_dry_run_of_data_that_is_at_hand_is_checked(

@@ -10,9 +10,10 @@ from command_line import Bench
 
 from lewel_bench import files
 from lewel_bench.files import Lock
+from lewel_bench.harness import garbage as gc
 from lewel_bench.harness.rundir import LOCK, SPEC, RunDir
 from lewel_bench.harness.status import JobState, survey
-from lewel_bench.harness.verbs import gc
+from lewel_bench.value import format_bytes
 
 HELD = ("checkpoint-00000010-abc.pt", "backbone.safetensors", "events.jsonl", "predictions.npz")
 
@@ -131,4 +132,4 @@ def test_gc_is_dry_unless_told(bench: Bench, tmp_path: Path) -> None:
     ("count", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 * 2**20, "3 MiB"), (2**31, "2.0 GiB")]
 )
 def test_sizes(count: int, text: str) -> None:
-    assert gc.size(count) == text
+    assert format_bytes(count) == text

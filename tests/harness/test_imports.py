@@ -14,15 +14,14 @@ from finished import SHAPES, START, imagenet
 from lewel_bench.evals.proof import Proof
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.bundles import bundle
+from lewel_bench.harness.board.cell_details import explained
+from lewel_bench.harness.bundles import bundle, merge
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import plan, plugins, suites
 from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suite import Suite
-from lewel_bench.harness.verbs import merge
-from lewel_bench.harness.verbs.explain import explained
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record

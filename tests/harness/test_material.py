@@ -1,6 +1,5 @@
 """`data check` on annotated folders, and whether there are images enough."""
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lewel_bench.harness.plan import data_check as material
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.plan.suites import PAPER, SHAPES
+from lewel_bench.harness.verbs.data import check_annotations
 from tests.evals.segmentation.making import devkit
 
 
@@ -36,8 +36,7 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
         (sets / "Segmentation").rename(sets / lists)
     else:
         shutil.rmtree(sets / "Segmentation")
-    arguments = argparse.Namespace(format="text", full=False, all=False)
-    code = material._check_annotations(root, "voc", arguments)
+    code = check_annotations(root, "voc")
     output = capsys.readouterr()
     assert f"{root} (voc, {tasks}): " in output.out
     if lists == "Segmentation":  # sound, though nothing in it is for detection
@@ -128,7 +127,7 @@ def test_a_kind_of_problem_is_one_line_and_all_lists_every_place(
     assert lines[0].startswith("problem: 5 times: is empty: replace the file")
     assert all(f"empty{n}.jpg" in lines[0] for n in range(3)) and "empty3.jpg" not in lines[0]
     assert "text.jpg: is not a readable image (unknown format)" in lines[1]
-    assert f"{many_broken}: 6 problems\n--all lists every place\n" in output.out
+    assert f"{many_broken}: 6 problems\n--all lists every problem\n" in output.out
     assert check(many_broken, "--all") == 2
     output = capsys.readouterr()
     assert len(output.err.splitlines()) == 6 and "--all" not in output.out

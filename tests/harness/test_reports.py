@@ -15,9 +15,9 @@ import pytest
 from browser import CHROMIUM, Page, browser
 from finished import board, finish
 
+from lewel_bench.harness import report as reports
 from lewel_bench.harness.cli import main
-from lewel_bench.harness.verbs import report as reports
-from lewel_bench.harness.verbs.report import gather, write
+from lewel_bench.harness.report import gather, write
 from lewel_bench.results.report import report
 from lewel_bench.results.table import TABLES, load
 

@@ -10,14 +10,14 @@ import planning
 import pytest
 from finished import board, finish, imagenet
 
-from lewel_bench.harness import cli
-from lewel_bench.harness.board.board import Board, written
+from lewel_bench.harness.board.board import Board
+from lewel_bench.harness.board.cell_details import explained, show
 from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.site import Site
-from lewel_bench.harness.verbs.explain import explained, show
-from lewel_bench.harness.verbs.report import gather
+from lewel_bench.harness.report import gather
+from lewel_bench.harness.request import format_setting, parse_setting
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.cell_details import behind
@@ -265,7 +265,7 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
 
 @pytest.mark.parametrize("value", ["word", "true", "1e5", '"a"', "null", True, 0.1, [0.1], None])
 def test_a_setting_is_written_as_it_is_read(value: Any) -> None:
-    assert cli._setting(f"args.name={written(value)}") == ("args.name", value)
+    assert parse_setting(f"args.name={format_setting(value)}") == ("args.name", value)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lewel_bench.harness.verbs.ls import fills
+from lewel_bench.harness.lists import fills
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import checkpoints
 from lewel_bench.results.checkpoints import Public

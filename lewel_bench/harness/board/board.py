@@ -1,7 +1,5 @@
 """A table of the paper with what is on disk: which records fill which cell, and what is missing."""
 
-import json
-import shlex
 from collections import ChainMap
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +14,15 @@ from lewel_bench.harness.plan.catalog import PACKAGED, Catalog, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.suite import Suite
+from lewel_bench.harness.request import (
+    Command,
+    Compute,
+    Evals,
+    Import,
+    Rows,
+    Selection,
+    Where,
+)
 from lewel_bench.harness.status import JobState, survey
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.recipe import Recipe
@@ -408,29 +415,32 @@ class Board:
 
     def command_of(self, recipes: Sequence[str], protocols: Sequence[str], seed: int = 0) -> str:
         """The command that pre-trains recipes and evaluates them by protocols, or an extra."""
-        imported = self._is_imported(recipes[0])
-        verb, option = ("eval", "--name") if imported else ("run", "--method")
-        words = ["lewel-bench", verb, "--suite", self.suite.name, option, ",".join(recipes)]
-        words += ["--evals", ",".join(protocols) or "none"]
-        words += ["--seeds", f"{seed},"] if seed else []
-        words += ["--replace-corrupt"] if self.store.bad else []
-        return shlex.join([*words, *self._given(protocols)])
+        names = tuple(recipes)
+        seeds = (seed,) if seed else Evals().seeds
+        evals = Evals(evals=tuple(protocols) or ("none",), seeds=seeds)
+        compute = Compute(replace_corrupt=bool(self.store.bad))
+        where = self._where(protocols)
+        if self._is_imported(names[0]):
+            return str(Command("eval", (Import(name=names[0]), evals, compute, where)))
+        return str(Command("run", (Selection(method=names), evals, compute, where)))
 
-    def options(self) -> list[str]:
+    def options(self) -> tuple[Rows, Where]:
         """The options by which another command sees the same board."""
-        beside = ["--with", ",".join(self.extras)] if self.extras else []
-        return ["--suite", self.suite.name, *beside, *self._given(self.catalog.protocols)]
+        return Rows(with_=tuple(self.extras)), self._where(self.catalog.protocols)
 
-    def _given(self, protocols: Container[str]) -> list[str]:
-        """Data, settings (of these protocols and of recipes) and root, as options."""
-        words = []
-        for role, path in self.datasets.own.items():
-            words += ["--data", f"{role}={path}" if role else str(path)]
-        for name, value in self.settings:
-            first = name.split(".")[0]
-            if first not in self.catalog.protocols or first in protocols:
-                words += ["--set", f"{name}={written(value)}"]
-        return [*words, "--root", str(self.root)]
+    def _where(self, protocols: Container[str]) -> Where:
+        """Suite, root, data and settings (of these protocols and of recipes), as options."""
+        known = self.catalog.protocols
+        return Where(
+            suite=self.suite.name,
+            root=self.root,
+            data=tuple(self.datasets.own.items()),
+            set=tuple(
+                (name, value)
+                for name, value in self.settings
+                if (first := name.split(".")[0]) not in known or first in protocols
+            ),
+        )
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -441,13 +451,3 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 def _cannot(what: str, why: str) -> str:
     return f"{what} cannot have the settings: {why}"
-
-
-def written(value: Any) -> str:
-    """The value of a setting as --set reads it: a bare word where that is no JSON."""
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except ValueError:
-            return value
-    return json.dumps(value)

@@ -5,7 +5,6 @@ cluster's planning job, goes on with the same cells and spends nothing twice.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,15 +14,6 @@ from lewel_bench.harness.plan.plan import Job
 from lewel_bench.results import record
 
 CHOSEN = ".budgets"
-
-
-def hours_of(text: str) -> float:
-    """Device-hours of "500gpuh", "500h" or "500". Raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:gpuh|h)?", text.strip(), re.IGNORECASE)
-    hours = float(found[1]) if found else 0.0
-    if not hours:
-        raise ValueError(f"--budget {text!r}: write device-hours above 0, as 500gpuh or 2.5h")
-    return hours
 
 
 def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[Job]:

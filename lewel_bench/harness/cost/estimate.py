@@ -14,12 +14,12 @@ from lewel_bench.files import newest_match, read_json
 from lewel_bench.harness.cost.classes import Shape, shape, work
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.rundir import CHECKPOINTS, SPEC, JobDir
-from lewel_bench.harness.verbs.gc import size
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES, family
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import load
+from lewel_bench.value import format_bytes
 
 V100_GPUS = 8
 # Device-hours an epoch of ImageNet-1K with ResNet-50, and where that is from: facebookresearch/moco
@@ -205,7 +205,8 @@ class Total:
     working: int
 
     def __str__(self) -> str:
-        disk = f"{size(self.disk)} kept, {size(self.working)} of checkpoints or more meanwhile"
+        final, temporary = format_bytes(self.disk), format_bytes(self.working)
+        disk = f"{final} kept, {temporary} of checkpoints or more meanwhile"
         if self.unknown and not self.hours:
             return f"{self.jobs} jobs, {self.unknown} of unknown cost; {disk}"
         least = "at least " if self.unknown else ""

@@ -3,11 +3,10 @@
 B images, V = 2 views, P = h·w positions, d maps.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +32,6 @@ from lewel_bench.results.figures.alignment_figure import ImageMaps, View, alignm
 from lewel_bench.results.figures.draw import Format
 from lewel_bench.value import unknown
 
-if TYPE_CHECKING:
-    from lewel_bench.harness.cli import Context
-
 ALIKE = 0.9  # a map that correlates more than this with one that is shown adds nothing to it
 IMAGES, MAPS = 4, 6  # how many, where no number is asked for and there are as many
 CPU = torch.device("cpu")
@@ -51,36 +47,44 @@ class Source(NamedTuple):
     data: Dataset | None
 
 
-def figure(arguments: argparse.Namespace, context: "Context", format: Format) -> bytes:
-    """The picture that a command line asks for. Raises ValueError for a run without a projector."""
-    source = _source(arguments.run, context.root)
-    if arguments.images:
-        images = read_any(Path(arguments.images).expanduser())
+def figure(
+    root: Path,
+    run: str,
+    format: Format,
+    *,
+    folder: Path | None = None,
+    count: int | None = None,
+    channels: str | None = None,
+    map_count: int | None = None,
+    seed: int = 0,
+) -> bytes:
+    """Figure 5 of a run for `count` images of a folder, with the channels of these numbers, or with
+    `map_count` of them. Raises ValueError for a run without a projector."""
+    source = _source(run, root)
+    if folder:
+        images = read_any(folder.expanduser())
     elif source.data:
         images = splits.read(source.data, "val")
     else:
-        raise ValueError(f"{arguments.run} comes without images: name a folder with --images")
-    count = min(IMAGES, len(images)) if arguments.count is None else arguments.count
+        raise ValueError(f"{run} comes without images: name a folder with --images")
+    count = min(IMAGES, len(images)) if count is None else count
     if not 1 <= count <= len(images):
         raise ValueError(f"--count {count}: {images.root} has {len(images)} images")
-    batch = _drawn(images, source.recipe, count, arguments.seed)
+    batch = _drawn(images, source.recipe, count, seed)
     x = torch.stack([distort(batch.pixels[v], batch.params[v], CPU) for v in range(2)])
     W = maps(source.method, x, source.recipe)  # (V, B, d, h, w)
     d = W.shape[2]
-    shown = min(MAPS, d) if arguments.maps is None else arguments.maps
+    shown = min(MAPS, d) if map_count is None else map_count
     if not 1 <= shown <= d:
         raise ValueError(f"--maps {shown}: {source.title} has {d} maps")
-    if arguments.channels:
-        channels = _listed(arguments.channels, d)
-    else:
-        channels = telling(W.flatten(0, 1), shown)
-    how = "as asked for" if arguments.channels else "those that vary most over positions"
+    numbers = _listed(channels, d) if channels else telling(W.flatten(0, 1), shown)
+    how = "as asked for" if channels else "those that vary most over positions"
     return alignment_figure(
-        _shown(images, batch, x, W[:, :, channels]),
-        channels,
+        _shown(images, batch, x, W[:, :, numbers]),
+        numbers,
         f"Figure 5. Alignment maps of {source.title}",
         (
-            f"Maps of the projector in evaluation mode on both views: {len(channels)} of "
+            f"Maps of the projector in evaluation mode on both views: {len(numbers)} of "
             f"{d}, {how}. Each is drawn from its smallest to its largest weight; the "
             "number below it is its largest weight as a multiple of the mean (1 is uniform).",
         ),

@@ -15,8 +15,8 @@ from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.device import device
 from lewel_bench.harness.jobs.provenance import provenance
 from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
-from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan.site import MachineSettings
+from lewel_bench.harness.request import Command
 
 
 def shared(settings: MachineSettings) -> MachineSettings:
@@ -36,15 +36,14 @@ def shared(settings: MachineSettings) -> MachineSettings:
 
 
 @contextmanager
-def companions(settings: MachineSettings) -> Iterator[None]:
-    """This command once more for each job but one that is to run at once.
+def companions(settings: MachineSettings, again: Command) -> Iterator[None]:
+    """The command `again` once for each job but one that is to run at once.
 
     They end when no job is left, and save and stop where this process leaves with an exception;
     when it is killed they go on. What they do shows in the run root; one that cannot start, or is
     killed, is named on standard error.
     """
-    command = [sys.executable, "-m", "lewel_bench.harness.cli"]
-    command += [*map(own.named, sys.argv[1:]), "--jobs", "1"]
+    command = [sys.executable, "-m", "lewel_bench.harness.cli", *again.argv()]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(settings.threads),

@@ -1,41 +1,39 @@
-"""`lewel-bench claims`: what the records under a run root say about each claim of the paper."""
+"""`lewel-bench claims`: whether the measured numbers support the paper's claims."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Annotated
 
-from lewel_bench.harness.board.board import Board
-from lewel_bench.results.claims import claim, judge, paired
-from lewel_bench.results.claims.judge import ClaimResult
-from lewel_bench.results.fill import FilledTable
+from cyclopts import Parameter
 
-PREDICTIONS = "predictions.npz"
+from lewel_bench.harness.request import Command, Where
 
 
-def judged(
-    board: Board, names: Sequence[str] = (), tables: Sequence[FilledTable] = ()
-) -> list[ClaimResult]:
-    """The claims (all of them, or those of some ids) as a board's records have them; `tables` are
-    those of it that are filled already. Raises ValueError naming the claim nearest to an unknown
-    one."""
-    wanted = [claim.find(name) for name in dict.fromkeys(names)] or list(claim.load())
-    there = {one.table.id: one for one in tables}
-    filled = {id: there.get(id) or board.filled(id) for id in {one.table for one in wanted}}
+def command(
+    *claims: Annotated[str, Parameter(metavar="CLAIM", help="See `ls claims` (default: all).")],
+    format: Annotated[str, Parameter(help="text (default), md or json.")] = "text",
+    where: Where = Where(),
+) -> int:
+    """Judge the paper's claims by the measured numbers.
 
-    def images(of: str, over: str, metric: str) -> tuple[paired.Interval, int] | str:
-        ours, theirs = (_predictions(board, key) for key in (of, over))
-        return paired.interval(ours, theirs, metric)
+    Exit code 0: all of them are supported; 1: at least one is contradicted; 2: neither, as some
+    are inconclusive or missing.
 
-    return [
-        judge.judge(one, filled[one.table], board.measured, images, board.besides) for one in wanted
-    ]
+    For example:
+      lewel-bench claims --suite shapes
+      lewel-bench claims --format md
+    """
+    from lewel_bench.harness.board.claims import judged
+    from lewel_bench.harness.board.reader import open_board, warn
+    from lewel_bench.results.claims import judge
+    from lewel_bench.results.claims.output import as_json, markdown, missing_tables, text
+    from lewel_bench.value import unknown
 
-
-def _predictions(board: Board, key: str) -> Path:
-    """The predictions behind a record: of one that only chooses, those of its candidate."""
-    record = board.store.records[key]
-    extra = record.outcome.get("extra")
-    chosen = extra.get("candidate") if isinstance(extra, dict) else None
-    # one that trained the chosen candidate again used a backbone, and has predictions of its own
-    if record.checkpoint is None and chosen in record.upstream:
-        key = str(chosen)
-    return board.root / key / PREDICTIONS
+    writers = {"text": text, "md": markdown, "json": as_json}
+    if format not in writers:
+        raise ValueError(unknown("format", format, writers))
+    board = open_board(where)
+    verdicts = judged(board, claims)
+    warn(board.store)
+    print(writers[format](verdicts, board.suite.name))
+    for name in missing_tables(verdicts) if format == "text" else ():
+        print(f"what is missing: {Command('table', board.options(), (name,))} --missing")
+    return judge.exit_code(verdicts)

@@ -1,165 +1,35 @@
-"""`lewel-bench explain`: from a cell of a table to what it rests on."""
+"""`lewel-bench explain`: what is behind a cell."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.rundir import EVENTS, METHOD
-from lewel_bench.results import measured_cost as cost
-from lewel_bench.results import table
-from lewel_bench.results.fill import Slot
-from lewel_bench.results.record import Record
-from lewel_bench.results.store import MERGED
-from lewel_bench.value import printable
+from cyclopts import Parameter
 
-CONFIGS = ("config.yaml", "config.py")  # what detectron2 and mmseg were given
+from lewel_bench.harness.request import CELL_HELP, FORM_HELP, Form, Rows, Where
 
 
-def explained(board: Board, cell: str) -> dict[str, Any]:
-    """From a cell to what it rests on: for each seed spec, commit, data, checkpoint, log, command.
+def command(
+    cell: Annotated[str, Parameter(help=CELL_HELP)],
+    /,
+    *,
+    format: Annotated[Form, Parameter(help=FORM_HELP)] = "text",
+    rows: Rows = Rows(),
+    where: Where = Where(),
+) -> int:
+    """Show what is behind a cell: spec, seeds, commit, data, checkpoint, log and command.
 
-    Raises ValueError naming an unknown table, row or column, or a cell that nothing can fill.
+    For example:
+      lewel-bench explain table1:lewel_m:200:top1 --suite shapes
+      lewel-bench explain table1:lewel_m:200:top1 --format json
     """
-    quoted, row, column = board.cell(cell)
-    known = (table.PRETRAIN, *row.protocols)
-    if board.recipe_name(row, column) is None or column.eval not in known:
-        raise ValueError(
-            f"{cell} is blank in the paper, and nothing fills {row.label} at {column.label}"
-        )
-    if column.metric == table.OVERHEAD and row.baseline is None:
-        raise ValueError(f"{cell}: {row.label} is a baseline, its overhead is not measured")
-    if why := board.other_length(str(board.recipe_name(row, column)), column):
-        raise ValueError(f"{cell}: {why}")
-    entry = board.filled(quoted.id).entries.get((row.id, column.id))
-    slots = board.slots(row, column)
-    return {
-        "cell": cell,
-        "row": row.label,
-        "column": column.label,
-        "published": row.values.get(column.id),
-        "origin": table.ORIGINS[row.origin_of(column.id)],
-        "mean": entry.mean if entry else None,
-        "n": entry.n if entry else 0,
-        "verdict": entry.verdict if entry else "missing",
-        "incomparable": list(entry.incomparable) if entry else [],
-        "caveats": list(entry.caveats) if entry else [],
-        "setting": entry.setting if entry else "",
-        "where": list(entry.where) if entry else [],
-        "seeds": [_seed(board, slot, column.metric) for slot in slots],
-    }
+    from lewel_bench.harness.board.cell_details import explained, show
+    from lewel_bench.harness.board.reader import open_board, warn
+    from lewel_bench.value import json_text
 
-
-def show(value: Any, depth: int = 0) -> None:
-    """Print it for a person, indented by what it is part of."""
-    pad = "  " * depth
-    if isinstance(value, dict):
-        for name, one in value.items():
-            if isinstance(one, dict | list) and one:
-                print(f"{pad}{printable(name)}:")
-                show(one, depth + 1)
-            else:
-                text = "–" if one in (None, "", [], {}) else printable(one)
-                print(f"{pad}{printable(name)}: {text}")
+    board = open_board(where, rows)
+    details = explained(board, cell)
+    warn(board.store)
+    if format == "json":
+        print(json_text(details))
     else:
-        for one in value:
-            if isinstance(one, dict):
-                show(one, depth)
-                print()
-            else:
-                print(f"{pad}{printable(one)}")
-
-
-def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
-    folder = board.root / slot.key
-    found: dict[str, Any] = {
-        "seed": slot.seed,
-        "trial": slot.trial,
-        "key": slot.key,
-        "state": slot.state,
-        "reason": slot.reason,
-        "folder": str(folder),
-        "command": slot.command,
-        "needs": list(slot.needs),
-    }
-    result = board.store.records.get(slot.key)
-    if result is None:
-        return found
-    upstream = [_link(board, key) for key in dict.fromkeys(result.upstream)]
-    return {
-        **found,
-        "value": board.measured[slot.key].metrics.get(metric),
-        "metrics": dict(result.metrics),
-        **_cost(result),
-        **({"baseline": _link(board, slot.baseline)} if slot.baseline else {}),
-        "elsewhere": _elsewhere(board, slot.key),
-        "chosen": result.outcome.get("chosen", {}),
-        "paper_rule": result.outcome.get("paper_rule", {}),
-        "selection_gap": result.outcome.get("selection_gap", {}),
-        "warnings": list(result.warnings),
-        **_made(result),
-        "seconds": result.seconds,
-        "data": {role: one.model_dump() for role, one in result.data.items()},
-        "checkpoint": _checkpoint(folder, result.checkpoint),
-        "log": str(folder / EVENTS),
-        "config": next((str(f) for f in map(folder.joinpath, CONFIGS) if f.exists()), None),
-        "spec": result.spec,
-        "upstream": upstream,
-    }
-
-
-def _elsewhere(board: Board, key: str) -> list[dict[str, Any]]:
-    """What merged bundles have for a key with another number."""
-    return [
-        {
-            "bundle": bundle,
-            "metrics": dict(other.metrics),
-            **_made(other),
-            "folder": str(board.root / MERGED / bundle / key),
-        }
-        for bundle, other in board.store.others.get(key, ())
-    ]
-
-
-def _made(result: Record) -> dict[str, str]:
-    """By which code and command a record was made, and when."""
-    return {
-        "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
-        "ran": result.command,
-        "finished": result.finished.isoformat(),
-    }
-
-
-def _checkpoint(folder: Path, checkpoint: Any) -> dict[str, str] | None:
-    if checkpoint is None:
-        return None
-    file = (folder / checkpoint.file).resolve()
-    return {"file": str(file), "sha256": checkpoint.sha256}
-
-
-def _cost(result: Record) -> dict[str, Any]:
-    """What a pre-training cost and where that was measured."""
-    if result.kind != "pretrain":
-        return {}
-    return {"cost": cost.cost(result), "measured_on": cost.machine(result)}
-
-
-def _link(board: Board, key: str) -> Mapping[str, Any]:
-    result = board.store.records.get(key)
-    if result is None:
-        return {"key": key, "state": "missing"}
-    return {
-        "key": key,
-        "kind": result.kind,
-        "name": result.name,
-        **({"elsewhere": other} if (other := _elsewhere(board, key)) else {}),
-        **_made(result),
-        "seconds": result.seconds,
-        **_cost(result),
-        "data": {role: one.model_dump() for role, one in result.data.items()},
-        "checkpoint": _checkpoint(board.root / key, result.checkpoint),
-        "log": str(board.root / key / EVENTS),
-        "spec": result.spec,
-        **({"method": str(method)} if (method := board.root / key / METHOD).exists() else {}),
-        **({"proof": result.outcome.get("proof")} if result.kind == "import" else {}),
-    }
+        show(details)
+    return 0

@@ -1,146 +1,179 @@
-"""`lewel-bench figure`: which figure is asked for, and Figures 3a and 3b from the records."""
+"""`lewel-bench figure`: figures of the paper, a learning-rate search, or curves of runs."""
 
-import argparse
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from lewel_bench.files import write_atomically
-from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.figures.curves import curves
-from lewel_bench.harness.figures.lr_search import search
-from lewel_bench.harness.plan import cells
-from lewel_bench.results.figures import draw, figure
-from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured
-from lewel_bench.results.fill import FilledTable
+from cyclopts import App, Parameter
+
+from lewel_bench.harness.request import CELL_HELP, Root, Rows, Where
 
 if TYPE_CHECKING:
-    from lewel_bench.harness.cli import Context
+    from lewel_bench.harness.board.board import Board
 
-NAMED = 3  # runs in the name of a file
+KEYS_IN_NAME = 3  # of the runs whose curves a file shows
 
+Out = Annotated[
+    Path | None,
+    Parameter(metavar="FILE", help="A .png or .svg file (default: figure-….svg)."),
+]
 
-def make(arguments: argparse.Namespace, context: "Context", board: Callable[[], Board]) -> Path:
-    """Draw the figure that a command line asks for; where it is now."""
-    name = arguments.figure
-    which = {"5": "run", "lr": "cell"}.get(name)
-    keys = getattr(arguments, "keys", [])
-    more = [f"{len(keys) - NAMED}-more"] if len(keys) > NAMED else []
-    of = getattr(arguments, which) if which else "-".join([*keys[:NAMED], *more])
-    safe = re.sub(r"[^\w.-]+", "-", Path(of).name)
-    out = Path(arguments.out or f"figure-{name}{'-' if safe else ''}{safe}.svg")
-    format = draw.format_of(out)
-    if name == "5":
-        from lewel_bench.harness.figures import maps
-
-        content = maps.figure(arguments, context, format)
-    elif name == "lr":
-        content = draw.draw(search(board(), arguments.cell), format)
-    elif name == "curves":
-        content = draw.draw(curves(board(), arguments.keys), format)
-    else:
-        chart, command = ablation(board(), name)
-        content = draw.draw(chart, format)
-        if command:
-            print(f"not all of it is measured; fill with: {command}", file=sys.stderr)
-    write_atomically(out, content)
-    return out
+command = App(
+    name="figure",
+    help="Draw a figure of the paper, a learning-rate search or the curves of runs as PNG or SVG.",
+)
 
 
-def ablation(board: Board, id: str) -> tuple[Chart, str]:
-    """Figure 3a or 3b with what is measured of it, and the command that computes the rest (empty:
-    there is none). Raises Unmeasured with that command where nothing is measured."""
-    quoted = figure.load(id)
-    filled = board.fill(quoted.table())
-    command, lacking = _missing(board, quoted, filled)
-    measured = {name for (_, name), entry in filled.entries.items() if entry.mean is not None}
-    if not measured:
-        why = f"Compute it with: {command}"
-        if not command:  # no run can fill a point
-            why = next((text for e in filled.entries.values() for text in e.reasons), "")
-        raise Unmeasured(
-            f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
-            f"{why}"
-        )
-    notes = [f"[{i}] The paper: ‘{one.text}’." for i, one in enumerate(quoted.statements, 1)]
-    notes.append(
-        f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
-        f"ours. {_published(quoted, filled.as_published)}"
-    )
-    entries = filled.entries.values()
-    caveats = dict.fromkeys(f"At {one.row}: {text}." for one in entries for text in one.caveats)
-    elsewhere = dict.fromkeys(text for one in entries for text in one.elsewhere)
-    chart = Chart(
-        title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
-        panels=tuple(
-            _quantity(quoted, filled, one) for one in quoted.columns if one.id in measured
+@command.command(name="3a")
+def figure_3a(*, out: Out = None, where: Where = Where()) -> int:
+    """Figure 3a: the loss weight β.
+
+    For example:
+      lewel-bench figure 3a --suite shapes
+    """
+    return _draw_ablation("3a", out, where)
+
+
+@command.command(name="3b")
+def figure_3b(*, out: Out = None, where: Where = Where()) -> int:
+    """Figure 3b: the dimension c of the aligned embeddings.
+
+    For example:
+      lewel-bench figure 3b --suite shapes
+    """
+    return _draw_ablation("3b", out, where)
+
+
+@command.command(name="5")
+def figure_5(
+    run: Annotated[
+        str,
+        Parameter(
+            help="Key or folder of a pre-training, a checkpoint in it, or a checkpoint that the "
+            "authors of LEWEL, EMAN (BYOL) or MoCo v2 published."
         ),
-        notes=(*notes, *quoted.remarks, *lacking, *caveats, *elsewhere),
+    ],
+    /,
+    *,
+    images: Annotated[
+        Path | None,
+        Parameter(
+            metavar="FOLDER",
+            help="Any folder of images (default: the validation images of the run's data).",
+        ),
+    ] = None,
+    count: Annotated[int | None, Parameter(help="Number of images (default: 4).")] = None,
+    channels: Annotated[
+        str | None,
+        Parameter(
+            metavar="N,N",
+            help="Numbers of the maps to show: 0,17,31 (default: those that vary most over "
+            "positions).",
+        ),
+    ] = None,
+    maps: Annotated[int | None, Parameter(help="Number of maps (default: 6).")] = None,
+    seed: Annotated[int, Parameter(help="Seed for images and views (default: 0).")] = 0,
+    out: Out = None,
+    root: Root = None,
+) -> int:
+    """Figure 5: images, two views of each, and the alignment maps of a pre-training.
+
+    For example:
+      lewel-bench figure 5 KEY --images photos --count 3
+    """
+    from lewel_bench.harness.figures import maps as alignment
+    from lewel_bench.harness.plan.workspace import open_workspace
+    from lewel_bench.results.figures import draw
+
+    path = _file("5", run, out)
+    content = alignment.figure(
+        open_workspace(Where(root=root)).root,
+        run,
+        draw.format_of(path),
+        folder=images,
+        count=count,
+        channels=channels,
+        map_count=maps,
+        seed=seed,
     )
-    return chart, command
+    return _write(path, content)
 
 
-def _quantity(quoted: figure.Figure, filled: FilledTable, of: figure.Quantity) -> Panel:
-    points = [(p.x, filled.entries.get((f"{p.x:g}", of.id))) for p in quoted.points]
-    found = [(x, one, one.mean) for x, one in points if one and one.mean is not None]
-    series = [
-        Series(
-            label="measured: mean ± standard deviation over n seeds",
-            x=tuple(x for x, _, _ in found),
-            y=tuple(mean for _, _, mean in found),
-            spread=tuple(one.std or 0.0 for _, one, _ in found),
-            texts=tuple(f"n={one.n}" for _, one, _ in found),
-        )
-    ]
-    for one in quoted.published:
-        if filled.as_published and of.id in one.values:
-            label = f"published: {one.source}"
-            series.append(Series(label, (one.x,), (one.values[of.id],), kind="marks"))
-    return Panel(
-        title=of.label,
-        x_label=quoted.axis,
-        y_label=f"{of.label} (%)",
-        series=tuple(series),
-        scale=quoted.scale,
-        ticks=tuple(p.x for p in quoted.points),
-        spans=tuple((*one.span, f"[{i}]") for i, one in enumerate(quoted.statements, 1)),
-    )
+@command.command(name="lr")
+def learning_rates(
+    cell: Annotated[str, Parameter(help=CELL_HELP)],
+    /,
+    *,
+    out: Out = None,
+    rows: Rows = Rows(),
+    where: Where = Where(),
+) -> int:
+    """The learning-rate search behind a cell: its metric against the learning rate.
+
+    For example:
+      lewel-bench figure lr table1:lewel_m:200:top1 --suite shapes
+    """
+    from lewel_bench.harness.figures.lr_search import search
+    from lewel_bench.results.figures import draw
+
+    path = _file("lr", cell, out)
+    format = draw.format_of(path)
+    return _write(path, draw.draw(search(_board(where, rows), cell), format))
 
 
-def _published(quoted: figure.Figure, comparable: bool) -> str:
-    labels = {one.id: one.label for one in quoted.columns}
-    said = "; ".join(
-        f"{', '.join(f'{labels[k]} {v:g}' for k, v in one.values.items())} at {one.x:g} "
-        f"({one.source})"
-        for one in quoted.published
-    )
-    where = "" if comparable else ", not drawn as what is measured here is not comparable"
-    return f"Of the same runs its tables print {said}{where}."
+@command.command(name="curves")
+def curves(
+    *keys: Annotated[
+        str, Parameter(metavar="KEY", help="Keys of jobs, as `status` shows them.", required=True)
+    ],
+    out: Out = None,
+    root: Root = None,
+) -> int:
+    """Losses and metrics of runs over time.
+
+    For example:
+      lewel-bench figure curves KEY KEY --out curves.png
+    """
+    from lewel_bench.harness.figures.curves import curves as drawn
+    from lewel_bench.results.figures import draw
+
+    more = [f"{len(keys) - KEYS_IN_NAME}-more"] if len(keys) > KEYS_IN_NAME else []
+    path = _file("curves", "-".join([*keys[:KEYS_IN_NAME], *more]), out)
+    format = draw.format_of(path)
+    return _write(path, draw.draw(drawn(_board(Where(root=root)), keys), format))
 
 
-def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[str, list[str]]:
-    """The commands that compute what a figure lacks, one a seed, and that in words; empty where it
-    has all."""
-    wanted: dict[int, tuple[dict[str, None], dict[str, None]]] = {}  # recipes, protocols, by seed
-    said = []
-    for one in quoted.columns:
-        column = filled.table.column(one.id)
-        labels = []
-        for row in filled.table.rows:
-            entry = filled.entries.get((row.id, one.id))
-            if entry is not None and entry.state == "done":
-                continue
-            labels.append(row.label)
-            name = cells.recipe_name(row, column)
-            for slot in entry.slots if entry and name else ():
-                if slot.state != "done":
-                    recipes, protocols = wanted.setdefault(slot.seed, ({}, {}))
-                    recipes[str(name)], protocols[one.protocol] = None, None
-        if labels:
-            said.append(f"{one.label} at {', '.join(labels)}")
-    if not said:
-        return "", []
-    commands = [board.command_of([*r], [*p], seed) for seed, (r, p) in sorted(wanted.items())]
-    return " && ".join(commands), [f"Not (or not with all seeds) measured: {'; '.join(said)}."]
+def _draw_ablation(name: str, out: Path | None, where: Where) -> int:
+    from lewel_bench.harness.figures.ablation import ablation
+    from lewel_bench.results.figures import draw
+
+    path = _file(name, "", out)
+    format = draw.format_of(path)
+    chart, missing = ablation(_board(where), name)
+    content = draw.draw(chart, format)
+    if missing:
+        print(f"not every point is measured; fill with: {missing}", file=sys.stderr)
+    return _write(path, content)
+
+
+def _board(where: Where, rows: Rows = Rows()) -> "Board":
+    from lewel_bench.harness.board.reader import open_board, warn
+
+    board = open_board(where, rows)
+    warn(board.store)
+    return board
+
+
+def _file(name: str, subject: str, out: Path | None) -> Path:
+    """The file of a figure: as asked for, else named for what it shows."""
+    safe = re.sub(r"[^\w.-]+", "-", Path(subject).name)
+    return out or Path(f"figure-{name}{'-' if safe else ''}{safe}.svg")
+
+
+def _write(path: Path, content: bytes) -> int:
+    from lewel_bench.files import write_atomically
+
+    write_atomically(path, content)
+    print(path)
+    return 0

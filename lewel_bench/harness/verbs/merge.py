@@ -1,155 +1,43 @@
-"""`lewel-bench merge`: the records of a bundle under this run root; what is there is never changed.
+"""`lewel-bench merge`: import the records of a bundle."""
 
-A record with another number under a key that is there already is kept beside it, in
-`.merged/<digest of the bundle>/<key>/`, and shown wherever ours is. What was measured on a network
-that is another here is kept there too, so that no number of ours ever rests on their network.
-"""
-
-import itertools
-import json
-import os
-import shutil
-import zipfile
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
+from typing import Annotated
 
-from lewel_bench.files import replacing, write_atomically
-from lewel_bench.harness.bundles.bundle import ASIDE, Bundle, opened
-from lewel_bench.harness.rundir import MERGED_CODE, METHOD, SPEC, RunDir
-from lewel_bench.results import record
-from lewel_bench.results.record import BadRecord, Record
-from lewel_bench.results.store import MERGED, Store
+from cyclopts import Parameter
 
-ORDER = ("pretrain", "import", "search", "final")  # a kind rests on those before it
+from lewel_bench.harness.request import Root, Where
 
 
-@dataclass
-class Merged:
-    """The keys of a bundle, by what became of them."""
+def command(
+    bundle: Annotated[Path, Parameter(help="Zip file that `bundle` wrote.")],
+    /,
+    *,
+    root: Root = None,
+) -> int:
+    """Import another lab's records; existing records never change.
 
-    new: list[str] = field(default_factory=list)
-    there: list[str] = field(default_factory=list)  # with the same number
-    other: list[str] = field(default_factory=list)  # with another number: both are kept
-    apart: dict[str, str] = field(default_factory=dict)  # kept, but in no table, and why
-    held: dict[str, str] = field(default_factory=dict)  # left out, and why
+    If a key exists with a different result, both are kept and the conflict is shown.
 
+    For example:
+      lewel-bench merge results.zip
+    """
+    from lewel_bench.harness.bundles.bundle import verify
+    from lewel_bench.harness.bundles.merge import differences, merge
+    from lewel_bench.harness.plan.workspace import open_workspace
+    from lewel_bench.results.store import Store
 
-def merge(bundle: Bundle, root: Path) -> Merged:
-    """Bring the records of a bundle that was verified under `root`. May be killed at any moment and
-    called again: a record comes last, and whole."""
-    store, found = Store(root), Merged()
-    corrupt = {one.path.parent.name: one.reason for one in store.bad}
-    with opened(bundle.path) as archive:
-        names = {key: f"{key}/{record.NAME}" for key in bundle.keys}
-        records = {k: record.parse(archive.read(n), bundle.path / n) for k, n in names.items()}
-        beside = root / MERGED / bundle.digest[:12]
-        for key in sorted(records, key=lambda key: (ORDER.index(records[key].kind), key)):
-            theirs, ours = records[key], store.records.get(key)
-            if key in corrupt:
-                found.held[key] = f"ours is corrupt ({corrupt[key]})"
-            elif ours is None and RunDir(root).job(key).is_locked():
-                found.held[key] = "it is being computed here"
-            elif ours and ours.metrics == theirs.metrics:
-                found.there.append(key)
-            elif ours:
-                _unpack(archive, bundle, key, beside / key)
-                found.other.append(key)
-            elif lost := [
-                up
-                for up in theirs.upstream
-                if up in found.held or (up not in records and up not in store.records)
-            ]:
-                found.held[key] = f"it rests on {lost[0]}, which did not come"
-            elif strange := [
-                up for up in theirs.upstream if _is_another(up, theirs, records, store, found)
-            ]:
-                _unpack(archive, bundle, key, beside / key)
-                found.apart[key] = f"it rests on {strange[0]}, which is another here"
-            else:
-                _unpack(archive, bundle, key, root / key)
-                found.new.append(key)
-    return found
-
-
-def _is_another(
-    key: str, of: Record, records: Mapping[str, Record], store: Store, found: Merged
-) -> bool:
-    """Whether ours of a key is, or may be, another network or number than the one that their `of`
-    rests on."""
-    if key in found.other or key in found.apart:
-        return True
-    theirs, ours = records.get(key), store.records.get(key)
-    if ours is None or ours.kind == "import":  # the key of an import is the hash of its weights
-        return False
-    if theirs is None:  # it did not come: a checkpoint that was used has its hash in what used it
-        used = of.checkpoint and of.checkpoint.sha256
-        return not (ours.checkpoint and ours.checkpoint.sha256 == used)
-    return ours.checkpoint != theirs.checkpoint
-
-
-def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:
-    """The files of a key into its folder, the record last and, as always, by the first writer."""
-    *others, last = bundle.of(key)
-    if (before := folder / record.NAME).exists():  # of a merge of the same bundle
-        try:
-            record.read(before)
-            return
-        except BadRecord:
-            record.set_aside(before)
-    for name in others:
-        path = folder / name.removeprefix(f"{key}/")
-        if path.name == METHOD:  # another's code, to be read and never run
-            path = path.with_name(METHOD + MERGED_CODE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if path.name == SPEC:
-                continue  # ours knows where our data is
-            if path.read_bytes() == archive.read(name):
-                continue  # of a merge that was killed
-            os.replace(path, _aside(path))
-        if path.name == SPEC:
-            write_atomically(path, _inert(archive.read(name)))
-            continue
-        with replacing(path) as beside, archive.open(name) as source, open(beside, "wb") as file:
-            shutil.copyfileobj(source, file)
-    record.commit(folder, record.parse(archive.read(last), bundle.path / last))
-
-
-def _aside(path: Path) -> Path:
-    """The first free name for what was ours."""
-    aside = path.with_name(path.name + ASIDE)
-    for n in itertools.count(2):
-        if not aside.exists():
-            break
-        aside = path.with_name(f"{path.name}.{n}{ASIDE}")
-    return aside
-
-
-def _inert(spec: bytes) -> bytes:
-    """A spec that names no code which could be run here."""
-    content = json.loads(spec)
-    own = (content.get("recipe") or {}).get("own")
-    if not own:
-        return spec
-    own |= {"file": METHOD + MERGED_CODE, "module": ""}
-    return json.dumps(content, indent=1).encode()
-
-
-def differences(store: Store, keys: Container[str] | None = None) -> list[str]:
-    """Of each record (of some keys) that a merged bundle has with another number: the two, metric
-    by metric."""
-    return [
-        f"{key} ({store.records[key].name}) has another number in the merged bundle {bundle}: "
-        + ", ".join(_differing(store.records[key].metrics, other.metrics))
-        for key, several in store.others.items()
-        for bundle, other in several
-        if keys is None or key in keys
-    ]
-
-
-def _differing(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Iterator[str]:
-    for name in {**theirs, **ours}:
-        if ours.get(name) != theirs.get(name):
-            there, here = (f"{of[name]:g}" if name in of else "none" for of in (theirs, ours))
-            yield f"{name} {there} there, {here} here"
+    folder = open_workspace(Where(root=root)).root
+    merged = merge(verify(bundle), folder)
+    for text in differences(Store(folder)):
+        print(text)
+    for key, why in merged.apart.items():
+        print(f"{key} is kept out of the tables: {why}", file=sys.stderr)
+    for key, why in merged.held.items():
+        print(f"{key} was skipped: {why}", file=sys.stderr)
+    print(
+        f"{folder}: {len(merged.new)} records imported, {len(merged.there)} identical, "
+        f"{len(merged.other)} conflicting (both results are kept)"
+        + (f", {len(merged.apart)} of another network" if merged.apart else "")
+    )
+    return 1 if merged.held else 0

@@ -1,147 +1,33 @@
-"""`lewel-bench report`: everything under a run root that one suite can show, as one HTML file."""
+"""`lewel-bench report`: everything as one HTML file."""
 
-import os
-import shlex
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Annotated
 
-from lewel_bench.files import write_atomically
-from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.figures.curves import curves
-from lewel_bench.harness.figures.lr_search import search
-from lewel_bench.harness.rundir import EVENTS
-from lewel_bench.harness.verbs.claims import judged
-from lewel_bench.harness.verbs.figure import ablation
-from lewel_bench.harness.verbs.merge import differences
-from lewel_bench.results import measured_cost as cost
-from lewel_bench.results import table
-from lewel_bench.results.figures import figure
-from lewel_bench.results.figures.chart import Chart, Unmeasured
-from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.record import Record
-from lewel_bench.results.report import MARK, Cost, Report, report
+from cyclopts import Parameter
 
-SHOWN = 6  # runs, and searches, of which curves are drawn
+from lewel_bench.harness.request import Rows, Where
 
 
-def write(board: Board, out: Path, *, force: bool = False) -> None:
-    """Write the report of a board to `out`, atomically. Raises ValueError where another file than a
-    report of ours would be replaced without `force`."""
-    if not force and out.exists() and not _ours(out):
-        raise ValueError(f"{out} is no report of lewel-bench: name another file, or add --force")
-    write_atomically(out, report(gather(board, out.parent)))
+def command(
+    out: Annotated[
+        Path, Parameter(help="HTML file to write; an older report of this name is replaced.")
+    ],
+    /,
+    *,
+    force: Annotated[bool, Parameter(help="Replace the file whatever it is.")] = False,
+    rows: Rows = Rows(),
+    where: Where = Where(),
+) -> int:
+    """Write tables, claims, figures, coverage and cost as one HTML file.
 
+    For example:
+      lewel-bench report report.html --suite shapes
+    """
+    from lewel_bench.harness.board.reader import open_board, warn
+    from lewel_bench.harness.report import write
 
-def _ours(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return MARK.encode() in file.read(1024)
-
-
-def gather(board: Board, folder: Path) -> Report:
-    """What a report of a board holds; links lead to its records from `folder`."""
-    store = board.store
-    tables = [board.filled(name) for name in table.TABLES]
-    keys = _behind(board, tables)
-    words = board.options()
-    root = os.path.relpath(board.root, folder.absolute())
-    return Report(
-        suite=board.suite.name,
-        scale=board.suite.label,
-        comparable=any(filled.comparable for filled in tables),
-        tables=tables,
-        records={key: store.records[key] for key in keys},
-        logs=frozenset(key for key in keys if (board.root / key / EVENTS).exists()),
-        root=f"{quote(root)}/" if root.startswith(".") else f"./{quote(root)}/",
-        options=f" {shlex.join(words)}" if words else "",
-        figures=_figures(board, tables),
-        costs=_costs(board),
-        claims=judged(board, tables=tables),
-        problems=[
-            *(f"Corrupt record, not counted: {one}" for one in store.bad),
-            *(f"Corrupt record of a merged bundle: {one}" for one in store.bad_others),
-            *differences(store),
-        ],
-    )
-
-
-def _behind(board: Board, tables: Iterable[FilledTable]) -> list[str]:
-    """The keys of the records in the tables' cells and of those that they rest on, sorted."""
-    found: set[str] = set()
-    ahead = [
-        key
-        for filled in tables
-        for entry in filled.entries.values()
-        for slot in entry.slots
-        if slot.state == "done"
-        for key in (slot.key, slot.baseline)
-    ]
-    while ahead:
-        key = ahead.pop()
-        if key not in found and key in board.store.records:
-            found.add(key)
-            ahead += board.store.records[key].upstream
-    return sorted(found)
-
-
-def _figures(board: Board, tables: Iterable[FilledTable]) -> list[tuple[str, Chart]]:
-    """Figures 3a and 3b, and of Table 1's first cells the searches and the runs behind them."""
-    found = {f"figure{id}": _there(_ablation, board, id) for id in figure.FIGURES}
-    done = {
-        f"table1:{row}:{column}": entry.slots[0].key
-        for filled in tables
-        if filled.table.id == "1"
-        for (row, column), entry in filled.entries.items()
-        if column.endswith("top1") and entry.slots and entry.slots[0].state == "done"
-    }
-    runs = list(
-        dict.fromkeys(up for key in done.values() for up in board.store.records[key].upstream)
-    )
-    if runs:
-        found["curves"] = _there(curves, board, runs[:SHOWN], ("loss", "knn_top1"))
-    searches = [chart for cell in list(done)[:SHOWN] if (chart := _there(search, board, cell))]
-    if searches:
-        found["searches"] = Chart(
-            f"The searches behind the first {len(searches)} cells of Table 1",
-            tuple(panel for chart in searches for panel in chart.panels[:1]),
-            tuple(dict.fromkeys(note for chart in searches for note in chart.notes)),
-        )
-    return [(id, chart) for id, chart in found.items() if chart]
-
-
-def _ablation(board: Board, id: str) -> Chart:
-    chart, _ = ablation(board, id)
-    return chart
-
-
-def _there(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:
-    """A chart, or None where nothing of it is measured: the report leaves it out."""
-    try:
-        return draw(*arguments)
-    except Unmeasured:
-        return None
-
-
-def _costs(board: Board) -> list[Cost]:
-    """What the suite's jobs took, by kind and name of what they do."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for key, one in board.store.records.items():
-        if one.kind != "import" and board.states[key].suite in ("", board.suite.name):
-            kind = "pre-training" if one.kind == "pretrain" else "evaluation"
-            # an evaluation's name is "PROTOCOL of RECIPE" and what it tries
-            name = one.name if one.kind == "pretrain" else one.name.split(" of ")[0]
-            groups.setdefault((kind, name), []).append(one)
-    ordered = sorted(groups.items(), key=lambda one: (one[0][0] != "pre-training", one[0]))
-    return [_cost(kind, name, records) for (kind, name), records in ordered]
-
-
-def _cost(kind: str, name: str, records: list[Record]) -> Cost:
-    hours = sum(map(cost.device_hours, records))
-    memory = max((one.peak_memory for one in records if one.peak_memory), default=None)
-    if kind != "pre-training":
-        return Cost(kind, name, len(records), hours, memory=memory)
-    epochs = sum(one.spec["recipe"]["epochs"] for one in records)
-    return Cost(kind, name, len(records), hours, sum(o.seconds for o in records) / epochs, memory)
+    board = open_board(where, rows)
+    write(board, out, force=force)
+    warn(board.store)
+    print(out)
+    return 0

@@ -1,0 +1,55 @@
+"""`lewel-bench table`: a table of the paper with what was measured."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lewel_bench.harness.request import Rows, Where
+
+
+def command(
+    table: Annotated[str, Parameter(help="Number of the table, or `all`.")],
+    /,
+    *,
+    format: Annotated[
+        str, Parameter(help="text (default), md, csv, latex, html or json.")
+    ] = "text",
+    missing: Annotated[
+        bool, Parameter(help="List missing cells and the commands that compute them.")
+    ] = False,
+    rows: Rows = Rows(),
+    where: Where = Where(),
+) -> int:
+    """Print a table of the paper: published, measured, difference and verdict of each cell.
+
+    For example:
+      lewel-bench table 1 --suite shapes
+      lewel-bench table all --format md
+      lewel-bench table 4 --missing
+    """
+    from lewel_bench.harness.board.reader import open_board, warn
+    from lewel_bench.harness.plan import cells
+    from lewel_bench.results import render
+    from lewel_bench.value import unknown
+
+    formats = ["text", *render.FORMATS]
+    if format not in formats:
+        raise ValueError(unknown("format", format, formats))
+    if missing and format not in ("text", "json"):
+        raise ValueError(f"--missing --format {format}: that list is text or json")
+    names = [quoted.id for quoted in cells.tables([table])]
+    board = open_board(where, rows)
+    filled = [board.filled(name) for name in names]
+    warn(board.store)
+    if missing:
+        from lewel_bench.harness.board.missing import show
+
+        show(board, filled, format)
+    elif format == "text":
+        from lewel_bench.harness import view
+
+        for measured in filled:
+            view.show_table(measured)
+    else:
+        print(render.render(filled, format), end="")
+    return 0
