@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import lewel_bench
+from lewel_bench.harness.cli import VERBS
 
 PACKAGE = Path(lewel_bench.__file__).parent
 ALLOWED = {
@@ -104,13 +105,14 @@ WINGS = {
     "imported and exported checkpoints": (
         *("evals.checkpoints", "evals.proof", "evals.export", "evals.weights"),
         *("harness.verbs.eval", "harness.verbs.export", "harness.model_card"),
+        *("harness.checkpoint_import", "harness.export"),
     ),
-    "claims": ("results.claims", "harness.verbs.claims"),
+    "claims": ("results.claims", "harness.verbs.claims", "harness.board.claims"),
     "figures": (
         *("results.figures", "harness.figures"),
         *("harness.verbs.figure", "pretrain.published"),
     ),
-    "report": ("results.report", "results.cell_details", "harness.verbs.report"),
+    "report": ("results.report", "results.cell_details", "harness.verbs.report", "harness.report"),
     "bundles": ("harness.bundles", "harness.verbs.bundle", "harness.verbs.merge"),
     "cost and budget": ("harness.cost",),
     "slurm": (
@@ -122,8 +124,6 @@ WINGS = {
 CORE_IMPORTS_WING = {
     ("harness.board.board", "claims"),
     ("harness.board.missing", "cost and budget"),
-    ("harness.verbs.ls", "claims"),
-    ("harness.verbs.run", "cost and budget"),
 }
 
 
@@ -145,6 +145,41 @@ def test_the_core_imports_no_wing() -> None:
         if not late and (wing := _wing(name))
     }
     assert crossing == CORE_IMPORTS_WING
+
+
+def test_nobody_imports_a_verb() -> None:
+    """Only the command line does, by the name that was asked for."""
+    verbs = "lewel_bench.harness.verbs."
+    assert not [m for m, names in IMPORTS.items() for name, _ in names if name.startswith(verbs)]
+
+
+def _mentions(path: Path, package: str) -> bool:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return any(name.split(".")[0] == package for name in names)
+
+
+def test_only_the_command_line_knows_its_parser() -> None:
+    harness = PACKAGE / "harness"
+    users = {path for path in PACKAGE.rglob("*.py") if _mentions(path, "cyclopts")}
+    allowed = {harness / "cli.py", harness / "request.py", *(harness / "verbs").glob("*.py")}
+    assert users and users <= allowed
+    assert not [path for path in PACKAGE.rglob("*.py") if _mentions(path, "argparse")]
+
+
+def test_a_verb_is_the_file_of_its_name() -> None:
+    files = {path.stem for path in (PACKAGE / "harness" / "verbs").glob("*.py")}
+    assert files - {"__init__"} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_loads_neither_pydantic_nor_torch(verb: str) -> None:
+    code = (
+        "import sys; from lewel_bench.harness.cli import app; "
+        f"app()[{verb!r}]; sys.exit(bool({{'torch', 'numpy', 'pydantic'}} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("folder", ALLOWED)

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-from lewel_bench.harness import cluster
 from lewel_bench.harness.board import extra_rows
-from lewel_bench.harness.cost.estimate import Estimator
 from lewel_bench.harness.plan.workspace import Workspace
 from lewel_bench.harness.request import JobFilter
 from lewel_bench.harness.status import ORDER, JobState, survey
 from lewel_bench.results.store import Store
-from lewel_bench.slurm import ledger
 from lewel_bench.value import unknown
 
 
@@ -18,6 +15,10 @@ def job_states(
 ) -> dict[str, JobState]:
     """The states by key; of the cluster `asked`, else of any whose jobs are known here. What will
     happen next on a cluster is added to `notes`."""
+    from lewel_bench.harness import cluster
+    from lewel_bench.harness.cost.estimate import Estimator
+    from lewel_bench.slurm import ledger
+
     root = workspace.root
     states = survey(root, store, Estimator(store.records, root), workspace.catalog)
     if asked is None and not (root / ledger.FOLDER).exists():
@@ -36,6 +37,8 @@ def check_states(names: Sequence[str]) -> None:
 
 def named_keys(workspace: Workspace, text: str) -> list[str]:
     """The keys that a key or a cell stands for. Raises ValueError."""
+    from lewel_bench.harness import cluster
+
     store = Store(workspace.root)
     return cluster.named(
         job_states(workspace, store), text, extra_rows.beside(store, workspace.catalog)
@@ -45,6 +48,8 @@ def named_keys(workspace: Workspace, text: str) -> list[str]:
 def selected_keys(workspace: Workspace, texts: Sequence[str], chosen: JobFilter) -> list[str]:
     """The keys of jobs named by key or cell, by what they have in common, or both. Raises
     ValueError for unknown names, and if nothing is named."""
+    from lewel_bench.harness import cluster
+
     check_states(chosen.state)
     store = Store(workspace.root)
     states, extras = job_states(workspace, store), extra_rows.beside(store, workspace.catalog)

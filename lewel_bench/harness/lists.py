@@ -18,7 +18,6 @@ from lewel_bench.harness.status import survey
 from lewel_bench.pretrain.methods import METHODS
 from lewel_bench.pretrain.recipes import family
 from lewel_bench.results import checkpoints, conflicts, table
-from lewel_bench.results.claims import claim
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
@@ -107,6 +106,8 @@ def _tables() -> Listing:
 
 
 def _claims() -> Listing:
+    from lewel_bench.results.claims import claim
+
     rows = []
     for one in claim.load():
         how = f"{claim.HOLDS[one.holds]}: {claim.floors(one)}"

@@ -305,7 +305,7 @@ def test_another_number_is_kept_beside_ours_and_shown(
     for _ in range(2):
         assert main(["merge", str(made.path), *words]) == 0
         out = capsys.readouterr().out
-        assert "0 records came, 2 were there, 2 have another number" in out
+        assert "0 records imported, 2 identical, 2 conflicting" in out
         assert out.count("top1 71.5 there, 70 here") == 1
         assert {p: p.read_bytes() for p in before} == before
         for name, were in entries.items():
@@ -386,7 +386,7 @@ def test_a_number_of_another_network_fills_no_table(
     assert (key in Store(here).records) == (not why)
     assert bool(list((here / MERGED).glob(f"*/{key}/record.json"))) == ("another" in why)
     assert not why or f"it rests on {first}, which {why}" in output.err
-    assert (", as are 1 of another network" in output.out) == ("another" in why)
+    assert (", 1 of another network" in output.out) == ("another" in why)
     entry = board(here).filled("1").entries["lewel_m", "200:top1"]
     assert entry.mean == (None if why else 70.0)
 
@@ -494,7 +494,7 @@ def test_a_corrupt_record_of_ours_and_a_running_job_are_left_alone(
     monkeypatch.setattr(rundir.JobDir, "is_locked", lambda folder: folder.path.name == busy)
     assert main(["merge", str(made.path), "--root", str(local)]) == 1
     output = capsys.readouterr()
-    assert f"{bad} was left out: ours is corrupt" in output.err
+    assert f"{bad} was skipped: ours is corrupt" in output.err
     assert f"{busy} was left out: it is being computed here" in output.err
     assert "2 records came" in output.out and (local / bad / "record.json").read_text() == "{"
 

@@ -28,7 +28,7 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--budget", "5days"), "--budget '5days': write device-hours"),
+        (("--budget", "5days"), "--budget '5days': write GPU-hours"),
         (("--probe", "1"), "--probe must be at least 2, got 1"),
         (("--cluster", "nosuch"), "nosuch"),
         (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine"),
@@ -113,7 +113,7 @@ def test_data_that_nothing_is_on_is_named(
         words += ["--set", setting]
     assert main([*words, "--data", f"{tmp_path}/a=b", "--data", f"coco={tmp_path}"]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"note: --data coco={tmp_path} is not used: nothing that is selected is on it",
+        f"note: --data coco={tmp_path} is not used: no selected job reads it",
         f"checking a=b at {tmp_path}/a=b",
     ]
     assert main([*words, "--data", "voc=/does/not/exist"]) == 2

@@ -3,7 +3,6 @@
 import sys
 
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.bundles.merge import differences
 from lewel_bench.harness.plan.workspace import open_workspace
 from lewel_bench.harness.request import Rows, Where
 from lewel_bench.results.store import Store
@@ -25,6 +24,8 @@ def open_board(where: Where, rows: Rows = Rows()) -> Board:
 
 def warn(store: Store) -> None:
     """Print that there is no run root yet, and which records are corrupt or conflicting."""
+    from lewel_bench.harness.bundles.merge import differences
+
     if not store.root.is_dir():
         print(f"note: there is no run root {store.root} yet", file=sys.stderr)
     for bad in store.bad:
