@@ -197,7 +197,7 @@ def test_signals_save_and_say_how_to_go_on(
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + how, out + err
-    assert "Run the same command again to go on" in err and "Traceback" not in err
+    assert "Run the same command again to continue" in err and "Traceback" not in err
     assert list((tmp_path / "runs").glob("*/checkpoint-*"))
     assert bench(*words).returncode == 0
     assert results(tmp_path / "runs") == undisturbed["moco_v2"]
@@ -427,7 +427,7 @@ def test_two_processes_under_torchrun(
     process.send_signal(signal.SIGTERM)  # to the parent alone: it passes it on
     out, err = process.communicate(timeout=90)
     if process.returncode == 128 + signal.SIGTERM:  # else it had finished before
-        assert "Run the same command again to go on" in err
+        assert "Run the same command again to continue" in err
         assert list((tmp_path / "runs").glob("*/checkpoint-*"))
     done = bench(*words)
     assert done.returncode == 0, out + err + done.stderr
