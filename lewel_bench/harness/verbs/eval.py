@@ -14,7 +14,7 @@ def command(
 
     For example:
       lewel-bench eval --name moco-official --checkpoint moco_v2_200ep.pth.tar
-      lewel-bench eval --name mine --checkpoint net.pth --as moco_v2_200ep --evals linear
+      lewel-bench eval --name mine --checkpoint net.pth --as moco_v2_200ep
     """
     from lewel_bench.harness import checkpoint_import
     from lewel_bench.harness.plan.workspace import open_workspace
