@@ -292,8 +292,8 @@ def test_every_segmentation_folder_is_answered(made: Made) -> None:
 FOLDERS: dict[str, str | tuple[str, ...]] = {
     "f00_control": "f00_control: sound",
     "f01_hidden": "train: skipped files: 6 hidden, 1 .db\n",
-    "f03_ext": "train: 91 images of 4 classes (20 to 27 a class)",
-    "f03b_all_tif": "train: 80 images of 4 classes (20 to 20 a class)",
+    "f03_ext": "train: 91 images of 4 classes (20 to 27 per class)",
+    "f03b_all_tif": "train: 80 images of 4 classes (20 to 20 per class)",
     "f04_unicode": "train: 81 images of 4 classes",
     "f04b_bytes": (r"train/ant/caf\udce9.jpg: the name is not UTF-8: rename it",),
     "f04c_bytes_class": (
@@ -539,7 +539,7 @@ def test_no_flock(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (last,) = done.stderr.strip().splitlines()[-1:]
     assert last.startswith(
-        f"lewel-bench: cannot write to the run root {tmp_path}/runs: files canno"
+        f"lewel-bench: cannot write to the run root {tmp_path}/runs: file locks do not work"
     )
     assert "Choose a --root" in last and "Lustre with -o flock" in last
     assert not os.listdir(tmp_path / "runs")
