@@ -38,6 +38,7 @@ POLL_S = 0.05
 LARGEST_JSON = 2**26  # bytes that are read of a record, a spec and the like
 # in the folder of a job: why its last attempt failed; its attempts on a cluster
 FAILURE, ATTEMPTS = "failure.json", "attempts"
+LEDGER = ".slurm"  # in a run root: what was submitted to a cluster
 SNAPSHOT = "snapshot.json"  # beside a copy of this package: the commit that it was copied from
 
 

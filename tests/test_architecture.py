@@ -116,7 +116,7 @@ WINGS = {
     "bundles": ("harness.bundles", "harness.verbs.bundle", "harness.verbs.merge"),
     "cost and budget": ("harness.cost",),
     "slurm": (
-        *("slurm", "harness.cluster", "harness.jobs.cluster_entry", "harness.verbs.doctor"),
+        *("slurm", "harness.cluster*", "harness.jobs.cluster_entry", "harness.verbs.doctor"),
         *("harness.verbs.cancel", "harness.verbs.retry", "harness.verbs.logs"),
     ),
 }

@@ -1,54 +1,43 @@
-"""`--cluster NAME`: the same jobs on SLURM, and what a person sees and does there."""
+"""`--cluster NAME`: submit jobs to SLURM now, and what becomes ready later in planning jobs."""
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lewel_bench import terminal
-from lewel_bench.files import FAILURE, is_held, open_regular, read_json
-from lewel_bench.harness.board.extra_rows import Extra, extended
+from lewel_bench.files import LEDGER, is_held, read_json
 from lewel_bench.harness.jobs.variables import COMMAND
-from lewel_bench.harness.plan import cells
-from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.harness.plan.workspace import Workspace
-from lewel_bench.harness.request import Command, Compute, typed_command
+from lewel_bench.harness.request import Command, typed_command
 from lewel_bench.harness.rundir import CHECKPOINTS, LOCK, RunDir
-from lewel_bench.harness.status import JobState
 from lewel_bench.results.record import NAME
-from lewel_bench.results.table import Table, load, parse_cell
-from lewel_bench.slurm import (
-    actions,
-    attempt,
-    check,
-    executor,
-    in_job,
-    ledger,
-    queue,
-    survey,
-    sweep,
-)
+from lewel_bench.slurm import check, executor, in_job, ledger, queue, survey, sweep
 from lewel_bench.slurm.plan import JobArray, PlannedJob
 from lewel_bench.slurm.profile import Profile, load_profile
-from lewel_bench.slurm.state import has_failed
 from lewel_bench.slurm.sweep import PlanningPass, Sweep
-from lewel_bench.value import unknown
 
-# of a planning job, whose time limit may be 10 minutes; each try may wait for the lock, too
+# between the tries of a planning job, whose time limit may be 10 minutes; each try may also wait
+# for the lock
 PAUSES_S = (10.0, 30.0, 120.0)
+STATES = {  # of a planning pass, as they are printed
+    "live": "queued or running",
+    "submit": "submitted now",
+    "held": "held back",
+    "local": "in a run without the cluster",
+    "waiting": "waiting for other jobs",
+    "given_up": "failed",
+    "blocked": "blocked by failed or cancelled jobs",
+}
 
 
 def profile(site: Site, name: str) -> Profile:
-    """The profile `name` of the site file or of the examples; for a planning job as it was when a
-    person started the sweep, whatever the site file says since. Raises ValueError."""
+    """The profile `name` of the site file, else of the examples; in a planning job as it was when
+    the user started the sweep. Raises ValueError."""
     if woken := os.environ.get(in_job.WAKE):
         kept = (read_json(Path(woken)) or {}).get("profile")
         if kept and kept["name"] == name:
@@ -57,105 +46,66 @@ def profile(site: Site, name: str) -> Profile:
 
 
 def submit(
-    workspace: Workspace,
-    command: Command,
-    compute: Compute,
+    root: Path,
+    used: Profile,
     jobs: Sequence[Job],
     todo: Sequence[Job],
     settings: MachineSettings,
     prepare: Callable[[], None],
+    *,
+    command: Command,
+    dry_run: bool,
 ) -> int:
-    """Submit what is ready, say what the rest waits for, and return; the exit code."""
-    assert compute.cluster
-    on = profile(workspace.site, compute.cluster)
-    cells = [_cell(job) for job in jobs]
-    woken = in_job.WAKE in os.environ  # then a person asked for all this before
-    work = _sweep(workspace.root, on, settings, command)
-    # what a record names as its command; the environment goes along with a job
+    """Submit the jobs that are ready, print the states of all, and return the exit code.
+
+    `todo` are those of `jobs` without a record; `prepare` checks their data before the first
+    submission. Planning jobs run `command`.
+    """
+    planned = [_planned(job) for job in jobs]
+    attended = in_job.WAKE not in os.environ  # else a user started the sweep before
+    work = _sweep(root, used, settings, command)
+    # the command line in records; jobs inherit the environment
     os.environ.setdefault(COMMAND, typed_command())
     try:
-        check.check_path(workspace.root)
-        if compute.dry_run:
-            return _preview(work, cells)
-        if not woken:
-            check.require_possible(
-                on, {cell.kind for cell in cells} | ({"light"} if on.wake else set())
-            )
-            check.require_writable(workspace.root)
-            ledger.Ledger(workspace.root).bind_cluster(on.name, queue.limits())
+        check.check_path(root)
+        if dry_run:
+            return _print_preview(work, planned)
+        if attended:
+            kinds = {job.kind for job in planned}
+            check.require_possible(used, kinds | ({"light"} if used.wake else set()))
+            check.require_writable(root)
+            ledger.Ledger(root).bind_cluster(used.name, queue.limits())
             prepare()
         for job in todo:
-            RunDir(workspace.root).job(job.key).write_spec(job)
-        done = _advance(work, cells, woken)
-    except queue.SlurmUnreachable as unreachable:
-        raise ValueError(f"{unreachable}. Nothing was submitted; run this again later") from None
-    return _say(done, todo, on, workspace.root)
+            RunDir(root).job(job.key).write_spec(job)
+        done = _advance(work, planned, attended)
+    except queue.SlurmUnreachable as error:
+        raise ValueError(f"{error}. Nothing was submitted; repeat this command later") from None
+    return _print_pass(done, todo, used)
 
 
-def _advance(work: Sweep, cells: Sequence[PlannedJob], woken: bool) -> PlanningPass:
-    """One pass; several where nobody would run it again when SLURM is slow or refuses."""
-    submitted: dict[str, JobArray] = {}
-    for pause in PAUSES_S if woken else ():
-        try:
-            done = sweep.advance(work, cells, attended=False)
-        except (queue.SlurmUnreachable, ledger.PlannerBusy, executor.SubmissionRejected) as error:
-            why = str(error)
-        else:
-            submitted |= done.submitted
-            if done.wake or not done.error:
-                return replace(done, submitted=submitted)
-            why = done.error
-        print(f"{why}; trying again in {pause:g} s", file=sys.stderr, flush=True)
-        time.sleep(pause)
-    try:
-        done = sweep.advance(work, cells, attended=not woken)
-    except (queue.SlurmUnreachable, ledger.PlannerBusy, executor.SubmissionRejected) as error:
-        if not submitted:
-            raise
-        return PlanningPass({}, submitted, error=f"no planning job was submitted: {error}")
-    return replace(done, submitted=submitted | done.submitted)
-
-
-def _sweep(root: Path, on: Profile, settings: MachineSettings, command: Command) -> Sweep:
-    entry = "lewel_bench.harness.jobs.cluster_entry"
-    compute = ("-m", entry, "{folder}", settings.model_dump_json())
-    wake = ("-m", "lewel_bench.harness.cli", *command.argv())
-    return Sweep(root, on, compute, wake, record=NAME, marks=CHECKPOINTS, busy=partial(_here, root))
-
-
-def _here(root: Path, keys: Collection[str]) -> set[str]:
-    """Which of `keys` a `run` without the cluster computes, or has taken on. A job of the cluster
-    holds WORK, and may do so when its node is lost."""
-    taken = RunDir(root).queued_keys()
-    return {key for key in keys if key in taken or is_held(root / key / LOCK)}
-
-
-def free(root: Path, todo: Sequence[Job]) -> None:
-    """Raise ValueError where a cluster's jobs may be at work on some of `todo`."""
-    maybe = survey.unfinished_keys(root)
-    busy, unknown = [job for job in todo if job.key in maybe], ""
+def refuse_submitted(root: Path, todo: Sequence[Job]) -> None:
+    """Raise ValueError if some of `todo` may be queued or running on a cluster."""
+    unfinished = survey.unfinished_keys(root)
+    busy, unknown = [job for job in todo if job.key in unfinished], ""
     if busy:
         try:
-            living = survey.live_jobs(root)
-            busy = [job for job in busy if job.key in living]
-        except ledger.ForeignCluster as error:  # which says what to remove
+            live = survey.live_jobs(root)
+            busy = [job for job in busy if job.key in live]
+        except ledger.ForeignCluster as error:  # the message tells what to remove
             unknown = f" ({error})"
-        except (queue.SlurmUnreachable, ValueError) as error:  # no SLURM here
-            unknown = f" ({error}; remove {root / ledger.FOLDER} if nothing of it lives)"
+        except (queue.SlurmUnreachable, ValueError) as error:  # this machine has no SLURM
+            unknown = f" ({error}; remove {root / LEDGER} if none of its jobs is running)"
     if busy:
         raise ValueError(
-            f"{len(busy)} of these jobs are in a cluster's queue or running, the first is "
-            f"{busy[0].name} ({busy[0].key}): wait, or end them with lewel-bench cancel{unknown}"
+            f"{len(busy)} of these jobs are queued or running on a cluster, such as "
+            f"{busy[0].name} ({busy[0].key}): wait, or cancel them with lewel-bench "
+            f"cancel{unknown}"
         )
 
 
-def _cell(job: Job) -> PlannedJob:
-    needs = dict.fromkeys(filter(None, (job.upstream, *job.needs)))
-    return PlannedJob(job.key, kind(job), tuple(needs))
-
-
 def kind(job: Job) -> str:
-    """Which settings of a profile a job runs with."""
+    """The kind of a job in a profile."""
     if job.recipe:
         return "pretrain"
     assert job.protocol is not None
@@ -164,272 +114,112 @@ def kind(job: Job) -> str:
     return job.protocol.job_class
 
 
-def _say(done: PlanningPass, todo: Sequence[Job], on: Profile, root: Path) -> int:
-    names = {job.key: job.name for job in todo}
-    for id, batch in done.submitted.items():
-        cells = sum(map(len, batch.tasks))
-        half = " with half the micro-batch" if batch.halvings else ""
-        print(f"submitted {id}: {cells} {batch.kind} jobs in {len(batch.tasks)} tasks{half}")
+def doctor(site: Site, root: Path, name: str) -> list[check.Check]:
+    """The checks of a cluster, with a test job on it."""
+    data = [site.resolve(text) for text in site.data.values()]
+    return list(check.doctor(profile(site, name), root, data))
+
+
+def _planned(job: Job) -> PlannedJob:
+    needs = dict.fromkeys(filter(None, (job.upstream, *job.needs)))
+    return PlannedJob(job.key, kind(job), tuple(needs))
+
+
+def _sweep(root: Path, used: Profile, settings: MachineSettings, command: Command) -> Sweep:
+    entry = "lewel_bench.harness.jobs.cluster_entry"
+    compute = ("-m", entry, "{folder}", settings.model_dump_json())
+    wake = ("-m", "lewel_bench.harness.cli", *command.argv())
+    busy = partial(_local_keys, root)
+    return Sweep(root, used, compute, wake, record=NAME, marks=CHECKPOINTS, busy=busy)
+
+
+def _local_keys(root: Path, keys: Collection[str]) -> set[str]:
+    """Those of `keys` that a `run` without the cluster computes or has queued. Cluster jobs hold
+    the lock WORK instead, possibly on a lost node."""
+    queued = RunDir(root).queued_keys()
+    return {key for key in keys if key in queued or is_held(root / key / LOCK)}
+
+
+def _advance(work: Sweep, jobs: Sequence[PlannedJob], attended: bool) -> PlanningPass:
+    """One planning pass; without a user several while SLURM does not answer or rejects jobs."""
+    submitted: dict[str, JobArray] = {}
+    failures = (queue.SlurmUnreachable, ledger.PlannerBusy, executor.SubmissionRejected)
+    for pause in () if attended else PAUSES_S:
+        try:
+            done = sweep.advance(work, jobs, attended=False)
+        except failures as error:
+            message = str(error)
+        else:
+            submitted |= done.submitted
+            if done.wake or not done.error:
+                return replace(done, submitted=submitted)
+            message = done.error
+        print(f"{message}; trying again in {pause:g} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+    try:
+        done = sweep.advance(work, jobs, attended=attended)
+    except failures as error:
+        if not submitted:
+            raise
+        return PlanningPass({}, submitted, error=f"no planning job was submitted: {error}")
+    return replace(done, submitted=submitted | done.submitted)
+
+
+def _print_pass(done: PlanningPass, todo: Sequence[Job], used: Profile) -> int:
+    names = {job.key: f"{job.name} ({job.key})" for job in todo}
+    for id, array in done.submitted.items():
+        count = sum(map(len, array.tasks))
+        half = ", with half the micro-batch" if array.halvings else ""
+        print(f"submitted {id}: {count} {array.kind} jobs in {len(array.tasks)} tasks{half}")
     counts = Counter(state for state, _ in done.states.values())
-    words = {"live": "in the queue or running", "submit": "submitted now", "held": "held back"}
-    words["local"] = "computed by a run on one machine"
-    print(", ".join(f"{n} {words.get(state, state)}" for state, n in counts.items()))
+    print(", ".join(f"{n} {STATES.get(state, state)}" for state, n in counts.items()))
     if done.error:
-        print(f"{done.error}. Run this again later", file=sys.stderr)
+        print(f"{done.error}. Repeat this command later", file=sys.stderr)
     if done.warning:
         print(f"warning: {done.warning}", file=sys.stderr)
     _warn_of_repeats(done, names)
-    for key, why in done.stuck.items():
-        print(f"stuck: {f'{names[key]} ({key})' if key in names else key}: {why}", file=sys.stderr)
-    failed = {key: why for key, (state, why) in done.states.items() if state == "given_up"}
-    for key, why in failed.items():
-        print(f"failed: {names.get(key, key)} ({key}): {why}", file=sys.stderr)
+    for key, reason in done.stuck.items():
+        print(f"stuck: {names.get(key, key)}: {reason}", file=sys.stderr)
+    failed = {key: reason for key, (state, reason) in done.states.items() if state == "given_up"}
+    for key, reason in failed.items():
+        print(f"failed: {names.get(key, key)}: {reason}", file=sys.stderr)
     if failed:
-        print(
-            "These wait for you: mend the cause, then `lewel-bench retry` and run this again",
-            file=sys.stderr,
-        )
+        print("Fix the cause, run `lewel-bench retry`, then repeat this command.", file=sys.stderr)
+    running = counts["live"] + counts["submit"] + counts["local"]
     if done.wake:
-        print(f"job {done.wake} goes on from here; see lewel-bench status --cluster {on.name}")
-    elif counts["live"] + counts["submit"] + counts["local"] and counts["waiting"] + counts["held"]:
-        print("run this again when these have ended: the rest waits for them")
+        print(
+            f"planning job {done.wake} will submit jobs as they become ready; see lewel-bench "
+            f"status --cluster {used.name}"
+        )
+    elif running and counts["waiting"] + counts["held"]:
+        print("repeat this command when these jobs have ended, to submit those that wait for them")
     return 1 if failed or done.error else 0
 
 
 def _warn_of_repeats(done: PlanningPass, names: Mapping[str, str]) -> None:
-    """Say which jobs were submitted again after a failure, and of the first what the log says."""
-    again = {
-        k: why for k, (state, why) in done.states.items() if state == "submit" and "; see " in why
+    """Print how many jobs were submitted again after a failure, with the log of the first."""
+    repeats = {
+        key: reason
+        for key, (state, reason) in done.states.items()
+        if state == "submit" and "; see " in reason
     }
-    if again:
-        key, why = next(iter(again.items()))
+    if repeats:
+        key, reason = next(iter(repeats.items()))
         print(
-            f"warning: {len(again)} jobs are submitted again after they failed, the first: "
-            f"{names.get(key, key)} ({key}): {why}",
+            f"warning: {len(repeats)} job{'s' * (len(repeats) != 1)} submitted again after a "
+            f"failure, such as {names.get(key, key)}: {reason}",
             file=sys.stderr,
         )
 
 
-def _preview(work: Sweep, cells: Sequence[PlannedJob]) -> int:
-    shown = sweep.preview(work, cells)
-    counts = Counter(
-        (cell.kind, shown.decision.states[cell.key][0].replace("submit", "ready")) for cell in cells
-    )
-    for (what, state), n in counts.items():
-        print(f"{what}: {n} {state}")
-    for batch in shown.decision.arrays:
-        print(f"array of {len(batch.tasks)} {batch.kind} tasks, {sum(map(len, batch.tasks))} jobs")
-    for shape, script in shown.scripts.items():
+def _print_preview(work: Sweep, jobs: Sequence[PlannedJob]) -> int:
+    preview = sweep.preview(work, jobs)
+    states = preview.decision.states
+    counts = Counter((job.kind, states[job.key][0]) for job in jobs)
+    for (kind, state), n in counts.items():
+        print(f"{kind}: {n} {'ready' if state == 'submit' else STATES.get(state, state)}")
+    for array in preview.decision.arrays:
+        print(f"array of {len(array.tasks)} {array.kind} tasks, {sum(map(len, array.tasks))} jobs")
+    for shape, script in preview.scripts.items():
         print(f"\n# {shape}\n{script}")
     return 0
-
-
-def doctor(workspace: Workspace, name: str) -> list[check.Check]:
-    """The checks of a cluster, with one tiny job on it."""
-    on = profile(workspace.site, name)
-    data = [workspace.site.resolve(text) for text in workspace.site.data.values()]
-    return list(check.doctor(on, workspace.root, data))
-
-
-def live(
-    root: Path, states: dict[str, JobState], asked: str | None, notes: list[str] | None = None
-) -> dict[str, JobState]:
-    """`states` with what SLURM says; to `notes` whether something will go on with the sweep. Where
-    SLURM cannot be asked: ValueError when the user named a cluster that is not reachable from here,
-    else a warning and what the ledger remembers."""
-    if not (root / ledger.FOLDER).exists():
-        return states
-    if shutil.which("squeue") is None and not asked:
-        print("warning: the jobs of a cluster run here; ask on its login node", file=sys.stderr)
-        return states
-    try:
-        around = survey.survey(root)
-    except (queue.SlurmUnreachable, ledger.ForeignCluster) as unreachable:
-        print(f"warning: {unreachable}; what lives is not known", file=sys.stderr)
-        maybe = survey.unfinished_keys(root)
-        return {
-            key: replace(state, state="queued", reason="submitted; SLURM cannot be asked now")
-            if key in maybe and state.state == "missing"
-            else state
-            for key, state in states.items()
-        }
-    live = around.live
-    merged = dict(states)
-    for key, job in live.items():
-        if key in states and states[key].state != "done":
-            merged[key] = replace(states[key], state=job.state, reason=_reason(job, states[key]))
-    idle = [k for k in states if k not in live and not (root / k / NAME).exists()]
-    for key, verdict in survey.verdicts_on(root, idle, around.entries).items():
-        now = merged[key]
-        if now.state not in ("missing", "failed") or _failed_since(root / key):
-            continue
-        if not verdict.again:
-            merged[key] = replace(now, state="failed", reason=verdict.reason)
-        elif verdict.cancelled:
-            merged[key] = replace(now, state="missing", reason="cancelled; run again to go on")
-        elif now.state == "failed" or has_failed(verdict):
-            why = now.reason if now.state == "failed" else verdict.reason
-            again = f"{why}; the next run tries again"
-            merged[key] = replace(now, state="missing", reason=again)
-    if notes is not None:
-        notes += _outlook(around, merged)
-    return merged
-
-
-def _outlook(around: survey.Survey, states: Mapping[str, JobState]) -> list[str]:
-    """Whether something will submit what is missing, and why not."""
-    notes = [f"partition {name}: {why}: jobs wait" for name, why in around.closed.items()]
-    living = [waker for waker in around.planning_jobs if waker.is_alive]
-    for waker in living:
-        why = f" ({waker.reason})" if waker.reason else ""
-        notes.append(
-            f"planning job {waker.job} is {waker.state}{why}: it submits what becomes ready"
-        )
-    missing = sum(state.state == "missing" for state in states.values())
-    if not missing or any(waker.state != "stuck" for waker in living):
-        return notes
-    last = next((waker for waker in around.planning_jobs if not waker.is_alive), None)
-    why = f"; the last planning job, {last.job}, ended as {last.state}" if last else ""
-    if last and last.log:
-        why += f", see {last.log}" + (f" ({last.line})" if last.line else "")
-    count = f"{missing} missing job{'s' * (missing != 1)}"
-    notes.append(f"nothing will submit the {count} by itself{why}: run the same command again")
-    return notes
-
-
-def _failed_since(folder: Path) -> bool:
-    """Whether a run without the cluster failed after the cluster's last attempt, whose own failure
-    may be as much as a heartbeat younger than the attempt when both were killed."""
-    last = max((tried.seen for tried in attempt.history(folder)), default=0.0)
-    try:
-        return bool(last) and (folder / FAILURE).stat().st_mtime > last + 2 * in_job.HEARTBEAT_S
-    except FileNotFoundError:
-        return False
-
-
-def _reason(job: survey.LiveJob, before: JobState) -> str:
-    warning = f"; {job.warning}" if job.warning else ""
-    if job.state == "running":
-        done = before.progress
-        more = (str(done), done.left) if done else ()
-        parts = filter(None, (f"job {job.job} on {job.nodes} for {job.elapsed}", *more))
-        return ", ".join(parts) + warning
-    position = f", position {job.position} of your pending tasks" if job.position else ""
-    return f"job {job.job}{position}{job.reason and ': '}{job.reason}{warning}"
-
-
-def cancel(root: Path, keys: Sequence[str], sure: bool) -> int:
-    """`lewel-bench cancel`: asks, then ends the jobs of `keys`."""
-    try:
-        living = survey.live_jobs(root)
-        wanted = [key for key in keys if key in living]
-        if not wanted:
-            print("nothing to cancel: no job of these is in the queue or running")
-            return 0
-        if not sure and not _agreed(f"cancel {len(wanted)} jobs? [y/N] "):
-            print(f"not cancelled: {len(wanted)} jobs; add --yes to do it without asking")
-            return 1
-        ended = actions.cancel(root, wanted)
-    except queue.SlurmUnreachable as unreachable:
-        raise ValueError(f"{unreachable}. Nothing was cancelled") from None
-    over = {key for keys in ended.values() for key in keys}
-    print(f"cancelled {len(ended)} tasks that held {len(over.intersection(wanted))} jobs")
-    if also := over.difference(wanted):
-        print(f"with them, as they shared a task: {', '.join(sorted(also))}")
-    if left := [key for key in wanted if key not in over]:
-        print(f"{len(left)} jobs have ended, or their sbatch has not answered yet: see status")
-    return 0
-
-
-def _agreed(question: str) -> bool:
-    """Whether a person says yes; where nobody can be asked, no."""
-    if not sys.stdin.isatty():
-        return False
-    try:
-        return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
-        print()
-        return False
-
-
-def again(root: Path, keys: Sequence[str]) -> int:
-    """`lewel-bench retry`: the next run tries failed jobs anew."""
-    verdicts = survey.verdicts_on(root, keys)
-    failed = [
-        k for k, verdict in verdicts.items() if not verdict.again and not (root / k / NAME).exists()
-    ]
-    actions.retry(root, failed)
-    for key in failed:
-        (root / key / FAILURE).unlink(missing_ok=True)
-    print(f"{len(failed)} failed jobs will be tried again by the next run")
-    return 0
-
-
-def logs(root: Path, keys: Iterable[str], asked: str, follow: bool) -> int:
-    """`lewel-bench logs`: what the jobs of some keys printed."""
-    paths = [path for key in keys for path in survey.log_paths(root, key)]
-    if not paths:
-        raise ValueError(
-            f"no job of a cluster has written for {asked} under {root}: see lewel-bench status"
-        )
-    if follow:
-        command = ["tail", "-n", "50", "-F", *map(str, paths)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
-            assert tail.stdout
-            for line in tail.stdout:  # through our stream: a log may hold control characters
-                print(line.decode(errors="replace"), end="", flush=True)
-        return tail.returncode
-    for path in paths:
-        print(f"==> {path}")
-        with open_regular(path) as file:
-            sys.stdout.write(file.read().decode(errors="replace"))
-    return 0
-
-
-def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
-    """Show again and again until Ctrl-C; each time one SLURM call, two where it shows no job of
-    ours."""
-    while True:
-        if sys.stdout.isatty():
-            terminal.unescaped(sys.stdout).write("\033[H\033[J")
-        show()
-        sys.stdout.flush()
-        time.sleep(every_s)
-
-
-def recipes(methods: Sequence[str], tables: Sequence[str], catalog: Catalog) -> set[str]:
-    """The recipes of methods and tables. Raises ValueError for names that do not exist."""
-    names = set(cells.recipe_names(methods, catalog))
-    for table in cells.tables([text.removeprefix("table") for text in tables]):
-        names |= {name for cell in table.cells() if (name := cells.recipe_name(*cell))}
-    return names
-
-
-def named(states: Mapping[str, JobState], text: str, extras: Mapping[str, Extra]) -> list[str]:
-    """The keys that a key, or a cell such as table1:lewel_m:200:top1, stands for: of a cell its
-    evaluations and the pre-trainings before them. The tables have the rows `beside`, by name, too.
-    Raises ValueError for what there is not."""
-    if ":" not in text:
-        if text not in states:
-            raise ValueError(unknown("key", text, states))
-        return [text]
-
-    def evaluated(extra: Extra, protocol: str) -> bool:
-        pairs = ((state.recipe, state.protocol) for state in states.values())
-        return (extra.name, protocol) in pairs
-
-    def read(table_id: str) -> Table:
-        return extended(load(table_id), list(extras.values()), evaluated)
-
-    table_id, row_id, column_id = parse_cell(text, read)
-    row, column = read(table_id).row(row_id), load(table_id).column(column_id)
-    recipe = name if (name := row.family(column)) in extras else cells.recipe_name(row, column)
-    protocols = ("", row.protocols.get(column.eval, ""))
-    keys = [
-        k
-        for k, job_state in states.items()
-        if job_state.recipe == recipe and job_state.protocol in protocols
-    ]
-    if recipe is None or not keys:
-        raise ValueError(f"nothing that fills {text} was ever planned here: see lewel-bench status")
-    return keys

@@ -26,7 +26,7 @@ def doctor(workspace: Workspace, cluster: str | None = None) -> int:
     if cluster:
         from lewel_bench.harness import cluster as clusters
 
-        found += clusters.doctor(workspace, cluster)
+        found += clusters.doctor(workspace.site, workspace.root, cluster)
     width = max(len(what) for what, _, _ in found)
     for what, state, finding in found:
         print(f"{state:8} {what:{width}}  {finding}")

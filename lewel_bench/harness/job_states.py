@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from lewel_bench.files import LEDGER
 from lewel_bench.harness.board import extra_rows
+from lewel_bench.harness.job_names import named_keys, recipes_of
 from lewel_bench.harness.plan.workspace import Workspace
 from lewel_bench.harness.request import JobFilter
 from lewel_bench.harness.status import ORDER, JobState, survey
@@ -15,17 +17,18 @@ def job_states(
 ) -> dict[str, JobState]:
     """The states by key; of the cluster `asked`, else of any whose jobs are known here. What will
     happen next on a cluster is added to `notes`."""
-    from lewel_bench.harness import cluster
     from lewel_bench.harness.cost.estimate import Estimator
-    from lewel_bench.slurm import ledger
 
     root = workspace.root
     states = survey(root, store, Estimator(store.records, root), workspace.catalog)
-    if asked is None and not (root / ledger.FOLDER).exists():
+    if asked is None and not (root / LEDGER).exists():
         return states
+    from lewel_bench.harness import cluster
+    from lewel_bench.harness.cluster_status import with_cluster
+
     if asked:
         cluster.profile(workspace.site, asked)
-    return cluster.live(root, states, asked, notes)
+    return with_cluster(root, states, asked, notes)
 
 
 def check_states(names: Sequence[str]) -> None:
@@ -35,30 +38,25 @@ def check_states(names: Sequence[str]) -> None:
             raise ValueError(unknown("state", name, ORDER))
 
 
-def named_keys(workspace: Workspace, text: str) -> list[str]:
+def keys_of(workspace: Workspace, text: str) -> list[str]:
     """The keys that a key or a cell stands for. Raises ValueError."""
-    from lewel_bench.harness import cluster
-
     store = Store(workspace.root)
-    return cluster.named(
-        job_states(workspace, store), text, extra_rows.beside(store, workspace.catalog)
-    )
+    extras = extra_rows.beside(store, workspace.catalog)
+    return named_keys(job_states(workspace, store), text, extras)
 
 
 def selected_keys(workspace: Workspace, texts: Sequence[str], chosen: JobFilter) -> list[str]:
     """The keys of jobs named by key or cell, by what they have in common, or both. Raises
     ValueError for unknown names, and if nothing is named."""
-    from lewel_bench.harness import cluster
-
     check_states(chosen.state)
     store = Store(workspace.root)
     states, extras = job_states(workspace, store), extra_rows.beside(store, workspace.catalog)
-    named = {key for text in texts for key in cluster.named(states, text, extras)}
+    named = {key for text in texts for key in named_keys(states, text, extras)}
     if not (texts or chosen.method or chosen.table or chosen.state):
         raise ValueError("name keys or cells, or --method, --table or --state: see status")
     wanted = named or set(states)
     if chosen.method or chosen.table:
-        names = cluster.recipes(chosen.method, chosen.table, workspace.catalog)
+        names = recipes_of(chosen.method, chosen.table, workspace.catalog)
         wanted &= {key for key, job in states.items() if job.recipe in names}
     return [
         key

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 from typing import Any, TextIO
 
@@ -228,3 +228,13 @@ def _width(table: Table) -> int:
     """How wide a table is where nothing is cut."""
     # with a height too, or TERM=dumb makes it 80 wide
     return Console(width=UNBOUND, height=1).measure(table).maximum
+
+
+def watch(show: Callable[[], int], every_s: float = 5.0) -> int:
+    """Clear the terminal and call `show` every `every_s` seconds, until Ctrl-C."""
+    while True:
+        if sys.stdout.isatty():
+            unescaped(sys.stdout).write("\033[H\033[J")
+        show()
+        sys.stdout.flush()
+        time.sleep(every_s)

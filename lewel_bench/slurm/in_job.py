@@ -108,9 +108,8 @@ class TaskRunner:
             current = attempt.begin(
                 folder, submission.uid, self.task, self.world, submission.halvings, submission.marks
             )
-            with suppress(
-                OSError
-            ):  # of an earlier attempt; the first rank that fails writes another
+            # of an earlier attempt; only the first rank that fails writes this file
+            with suppress(OSError):
                 (folder / FAILURE).unlink()
         began = time.time()
         if not self._hand_over(folder, current):
@@ -235,9 +234,8 @@ class TaskRunner:
         """Outcome and message of the first rank that failed; other failures follow from it."""
         note = self._failure_note(folder)
         if self.rank == 0 and outcome == ERROR:
-            time.sleep(
-                1
-            )  # the failure of a killed rank is known at once, its peers raise a little later
+            # the failure of a killed rank is known at once, its peers raise a little later
+            time.sleep(1)
         with suppress(OSError):
             create_json(note, {"outcome": outcome, "message": f"rank {self.rank}: {message}"})
         first = read_json(note) or {}

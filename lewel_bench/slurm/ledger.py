@@ -22,10 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.files import Held, Lock, create_json, read_json, write_json
+from lewel_bench.files import LEDGER, Held, Lock, create_json, read_json, write_json
 from lewel_bench.slurm.queue import Limits, QueuedTask
 
-FOLDER = ".slurm"
 PREFIX = "lewel-"  # of job names
 LOCK_S = 120.0
 WOKEN_LOCK_S = 30.0  # of a planning job, which tries several times before its time limit
@@ -91,7 +90,7 @@ class Ledger:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folder = root / FOLDER
+        self.folder = root / LEDGER
         self.submissions = self.folder / "submissions"
         self._cluster = self.folder / "cluster.json"
 

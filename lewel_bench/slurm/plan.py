@@ -61,7 +61,7 @@ def plan(
     """
     states: dict[str, tuple[str, str]] = {}
     ready: dict[tuple[str, int], list[str]] = {}
-    unrunnable = ("given_up", "cancelled", "blocked")
+    unrunnable = {"given_up": "failed", "cancelled": "cancelled", "blocked": "blocked"}
     for job in jobs:
         if job.key in done:
             states[job.key] = ("done", "")
@@ -72,7 +72,10 @@ def plan(
         elif missing := [need for need in job.needs if need not in done]:
             blocking = [need for need in missing if states.get(need, ("",))[0] in unrunnable]
             states[job.key] = (
-                ("blocked", f"needs {blocking[0]} ({states[blocking[0]][0].replace('_', ' ')})")
+                (
+                    "blocked",
+                    f"needs {blocking[0]} ({unrunnable[states[blocking[0]][0]]})",
+                )
                 if blocking
                 else ("waiting", f"needs {len(missing)} of {len(job.needs)} records")
             )

@@ -1,4 +1,4 @@
-"""What a cluster's job starts for one cell, where it cannot compute."""
+"""The process that computes a job on a cluster, where it cannot compute."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from command_line import environment
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.files import FAILURE
-from lewel_bench.harness.jobs import cluster_entry as cell
+from lewel_bench.harness.jobs import cluster_entry
 from lewel_bench.harness.plan import plan, suites
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.rundir import RunDir
@@ -24,10 +24,10 @@ from tests.harness.test_cost import jobs_of
 @pytest.mark.parametrize(
     ("granted", "device"), [("2", None), ("", "cuda"), ("2", "cuda:1")], ids=str
 )
-def test_a_node_without_a_working_gpu_is_left_to_another_try(
+def test_a_node_without_a_working_gpu_is_no_error_of_the_job(
     tmp_path: Path, granted: str, device: str | None
 ) -> None:
-    """It neither trains on the CPU nor is it the job's own error."""
+    """The job neither trains on the CPU nor counts as failed."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     RunDir(tmp_path).job(job.key).write_spec(job)
     settings = MachineSettings(device=device).model_dump_json()
@@ -35,7 +35,7 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
         [
             sys.executable,
             "-m",
-            cell.__name__,
+            cluster_entry.__name__,
             str(tmp_path / job.key),
             settings,
         ],
@@ -66,7 +66,7 @@ def test_a_node_without_a_working_gpu_is_left_to_another_try(
         ("linear_lars", 100, "1", 50),
     ],
 )
-def test_half_the_micro_batch_is_half_of_what_was_used(
+def test_the_micro_batch_in_use_is_halved(
     monkeypatch: pytest.MonkeyPatch, method: str, given: int | None, times: str, micro: int | None
 ) -> None:
     monkeypatch.setenv(HALVINGS, times)
@@ -78,29 +78,29 @@ def test_half_the_micro_batch_is_half_of_what_was_used(
         evals=("linear_lars",),
     )
     job = jobs[0] if method == jobs[0].name else jobs[1]
-    assert cell._halved(MachineSettings(micro_batch=given), job).micro_batch == micro
+    assert cluster_entry._halved(MachineSettings(micro_batch=given), job).micro_batch == micro
 
 
 @pytest.mark.parametrize(
     ("processes", "code", "expected"),
     [(1, EXIT["oom"], "--micro-batch 32 takes less"), (8, 1, "statistics over 32 images")],
 )
-def test_out_of_memory_is_said_with_what_helps(
+def test_out_of_memory_is_reported_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, code: int, expected: str
 ) -> None:
-    """Half the micro-batch of 8 processes was refused at the retry, which hid what had happened."""
+    """With 8 processes half the micro-batch was refused at the retry, which hid the cause."""
     job = jobs_of(tmp_path, "moco_v2_200ep")[0]
     RunDir(tmp_path).job(job.key).write_spec(job)
 
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(cell.jobs, "_compute", full)
-    monkeypatch.setattr(cell.material, "generated", lambda job: None)
-    monkeypatch.setattr(cell.fits, "half_micro_batch", partial(_on, processes))
-    monkeypatch.setattr(cell.distributed, "start", lambda device: None)
+    monkeypatch.setattr(cluster_entry.jobs, "_compute", full)
+    monkeypatch.setattr(cluster_entry.material, "generated", lambda job: None)
+    monkeypatch.setattr(cluster_entry.fits, "half_micro_batch", partial(_on, processes))
+    monkeypatch.setattr(cluster_entry.distributed, "start", lambda device: None)
     settings = MachineSettings(device="cpu")
-    assert cell._compute(tmp_path / job.key, settings, Channel()) == code
+    assert cluster_entry._compute(tmp_path / job.key, settings, Channel()) == code
     message = json.loads((tmp_path / job.key / FAILURE).read_text())["message"]
     assert message.startswith("OutOfMemoryError: CUDA out of memory.") and expected in message
 
@@ -109,4 +109,4 @@ def _on(processes: int, job: plan.Job, world: int, *more: object) -> int:
     return HALF(job, processes, *more)
 
 
-HALF = cell.fits.half_micro_batch
+HALF = cluster_entry.fits.half_micro_batch

@@ -13,10 +13,11 @@ import torch
 from command_line import write_images
 from finished import finish
 
-from lewel_bench.harness import cluster, rundir, status
+from lewel_bench.harness import rundir, status
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import classes as alike
+from lewel_bench.harness.job_names import named_keys
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.plan import plugins as own
 from lewel_bench.harness.plan import suites
@@ -331,10 +332,10 @@ def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     states = status.survey(store.root, store)
     cell = f"table1:{name}:100:top1"
-    keys = cluster.named(states, cell, extras.beside(store, catalog(tmp_path)))
+    keys = named_keys(states, cell, extras.beside(store, catalog(tmp_path)))
     assert sorted(keys) == sorted([key, *store.records[key].upstream])
     with pytest.raises(ValueError, match="nothing that fills table1:lewel_m:200:top1"):
-        cluster.named(states, "table1:lewel_m:200:top1", extras.beside(store, catalog(tmp_path)))
+        named_keys(states, "table1:lewel_m:200:top1", extras.beside(store, catalog(tmp_path)))
     assert main(["logs", cell, "--root", str(store.root)]) == 2
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.harness import cluster, rundir
+from lewel_bench.harness import rundir
+from lewel_bench.harness.job_names import named_keys
 from lewel_bench.harness.progress import Share, shares
 from lewel_bench.harness.rundir import Progress
 from lewel_bench.harness.status import JobState
@@ -73,12 +74,12 @@ def test_a_cell_stands_for_its_evaluations_and_their_pre_training() -> None:
         "s": job("lewel_m_200ep", "missing", "semi_1pct"),
         "o": job("moco_v2_200ep", "missing", "linear_lars"),
     }
-    assert cluster.named(jobs, "table1:lewel_m:200:top1", {}) == ["p", "l"]
-    assert cluster.named(jobs, "o", {}) == ["o"]
+    assert named_keys(jobs, "table1:lewel_m:200:top1", {}) == ["p", "l"]
+    assert named_keys(jobs, "o", {}) == ["o"]
     for text, message in (
         ("table1:lewel_x:200:top1", "Did you mean 'lewel_m'"),
-        ("table1:lewel_b:200:top1", "nothing that fills"),
+        ("table1:lewel_b:200:top1", "no job of this run root fills"),
         ("q", "unknown key 'q'"),
     ):
         with pytest.raises(ValueError, match=message):
-            cluster.named(jobs, text, {})
+            named_keys(jobs, text, {})

@@ -37,7 +37,7 @@ def test_nohup_is_respected() -> None:
 
 
 def test_a_signal_within_a_blocked_write_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stalled ssh blocks what a run says; its handler must not write into the same stream."""
+    """A stalled ssh blocks the output of a run; its handler must not write to the same stream."""
     read_end, theirs = os.pipe()
     stream = os.fdopen(theirs, "w")
     stream.reconfigure(line_buffering=True)

@@ -193,7 +193,7 @@ def test_failures_wait_for_retry(bench: Bench) -> None:
         message, _, log = reason.partition("; see ")
         assert (state, message) == ("given_up", why)
         assert Path(log) in survey.log_paths(bench.root, key)
-    assert again.states["c"] == ("blocked", "needs a (given up)")
+    assert again.states["c"] == ("blocked", "needs a (failed)")
     assert again.states["d"] == ("done", "")
     for key in "ab":
         (bench.root / key / "mended").touch()

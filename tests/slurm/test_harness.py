@@ -103,7 +103,7 @@ def test_a_table_fills_without_its_client(here: Here, images: Path, tmp_path: Pa
     print(f"submitted in {time.monotonic() - began:.1f} s ({cpu:.1f} s of CPU)")
     assert cpu < 5  # the tests share the machine with the jobs
     assert first.returncode == 0, first.stderr
-    assert "2 submitted now" in first.stdout and "goes on from here" in first.stdout
+    assert "2 submitted now" in first.stdout and "will submit jobs as they become" in first.stdout
     states = {job["state"] for job in here.status().values()}
     assert states and states <= {"queued", "running", "missing"}
     again = here.bench(*asked, "--cluster", "lab")
@@ -218,17 +218,17 @@ def test_cancel_retry_logs_and_dry_run(here: Here, images: Path) -> None:
     assert "the loss is" in logs.stdout
     failed = here.bench(*asked, "--cluster", "lab")
     assert failed.returncode == 1 and "lewel-bench retry" in failed.stderr
-    assert "1 failed jobs will be tried" in here.bench("retry", key).stdout
+    assert "the next run will submit 1 failed job again" in here.bench("retry", key).stdout
     subprocess.run(["scontrol", "update", "partition=main", "state=down"], check=True)
     try:
         assert "1 submitted now" in here.bench(*asked, "--cluster", "lab").stdout
         assert here.status()[key]["state"] == "queued"
         assert "add --yes" in here.bench("cancel", key).stdout
-        assert "cancelled 1 tasks" in here.bench("cancel", key, "--yes").stdout
+        assert "cancelled 1 task with 1 of these jobs" in here.bench("cancel", key, "--yes").stdout
     finally:
         subprocess.run(["scontrol", "update", "partition=main", "state=up"], check=True)
     until(lambda: here.status()[key]["state"] == "missing", 20)
-    assert here.status()[key]["reason"] == "cancelled; run again to go on"
+    assert here.status()[key]["reason"] == "cancelled; run again to resume"
 
 
 def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
@@ -241,18 +241,18 @@ def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
     asked = words(images, ("semi_1pct",))
     asked[asked.index("lewel_m,moco_v2")] = "moco_v2"
     first = here.bench(*asked, "--cluster", "lab")
-    assert first.returncode == 0 and "goes on from here" in first.stdout, first.stderr
+    assert first.returncode == 0 and "will submit jobs as they become" in first.stdout, first.stderr
     until(lambda: not any(t.is_alive for t in queue.tasks()), 120)
     shown = json.loads(here.bench("status", "--format", "json").stdout)
     (pretraining,) = [job for job in shown["jobs"] if job["kind"] == "pretrain"]
     assert pretraining["reason"].startswith("never started (FAILED); see ")
-    assert "nomod: command not found); the next run tries again" in pretraining["reason"]
+    assert "nomod: command not found); the next run submits it again" in pretraining["reason"]
     (note,) = [note["note"] for note in shown["cluster"]]
-    assert note.startswith("nothing will submit the ") and "ended as FAILED, see " in note
-    assert note.endswith("nomod: command not found): run the same command again")
+    assert note.startswith("no planning job will submit the ") and "ended as FAILED, see " in note
+    assert note.endswith("nomod: command not found): repeat the run command")
     again = here.bench(*asked, "--cluster", "lab")
     assert "warning: planning job " in again.stderr
-    assert "1 jobs are submitted again after they failed" in again.stderr
+    assert "1 job submitted again after a failure" in again.stderr
     assert again.stderr.count("nomod: command not found") == 2
 
 

@@ -55,7 +55,7 @@ def test_a_failed_job_blocks_only_jobs_that_need_it() -> None:
     verdicts = {"s1": Verdict(False, "failed: no"), "s2": Verdict(True, halvings=1)}
     decision = decide(CHAIN, done=["p"], judge=verdicts.get)
     assert decision.states["s1"] == ("given_up", "failed: no")
-    assert decision.states["f"] == ("blocked", "needs s1 (given up)")
+    assert decision.states["f"] == ("blocked", "needs s1 (failed)")
     assert [(batch.halvings, batch.tasks) for batch in decision.arrays] == [
         (1, (("s2",),)),
         (0, (("s3",),)),

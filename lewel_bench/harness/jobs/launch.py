@@ -238,7 +238,7 @@ def _rehearse(workspace: Workspace, todo: Sequence[Job], settings: MachineSettin
     if todo:
         from lewel_bench.harness import cluster
 
-        cluster.free(workspace.root, todo)
+        cluster.refuse_submitted(workspace.root, todo)
     if settings.jobs > 1:
         from lewel_bench.harness.jobs import workers
 
@@ -287,7 +287,8 @@ def _submit(
 
     workspace, compute = asked.workspace, asked.compute
     assert compute.cluster
-    kinds = cluster.profile(workspace.site, compute.cluster).kinds
+    used = cluster.profile(workspace.site, compute.cluster)
+    kinds = used.kinds
 
     def place_of(job: Job) -> Place:
         kind = kinds[cluster.kind(job)]
@@ -306,7 +307,16 @@ def _submit(
         prepare()
         slots = max(kind.array_parallelism for kind in kinds.values())
         _show(asked.jobs, todo, estimator, slots)
-    return cluster.submit(workspace, asked.command, compute, asked.jobs, todo, settings, prepare)
+    return cluster.submit(
+        workspace.root,
+        used,
+        asked.jobs,
+        todo,
+        settings,
+        prepare,
+        command=asked.command,
+        dry_run=compute.dry_run,
+    )
 
 
 def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:
@@ -320,7 +330,7 @@ def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> i
     check_writable(root)
     # before the look at the cluster, whose passes look at this before they submit
     with RunDir(root).queue([job.key for job in todo]):
-        cluster.free(root, todo)
+        cluster.refuse_submitted(root, todo)
         settings = workers.shared(settings)
         _prepare(asked.workspace, todo, place)
         data_check.generate(todo)

@@ -1,7 +1,7 @@
 """`lewel-bench status`: the state of every job."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -45,13 +45,11 @@ def command(
     def show() -> int:
         return _show(open_workspace(Where(root=root)), state, format, cluster)
 
-    return _watch(show) if watch else show()
+    if not watch:
+        return show()
+    from lewel_bench.harness import view
 
-
-def _watch(show: Callable[[], int]) -> int:
-    from lewel_bench.harness.cluster import watch
-
-    return watch(show)
+    return view.watch(show)
 
 
 def _show(workspace: "Workspace", chosen: Sequence[str], format: Form, cluster: str | None) -> int:
