@@ -8,6 +8,7 @@ from lewel_bench.harness.job_names import named_keys, recipes_of
 from lewel_bench.harness.plan.workspace import Workspace
 from lewel_bench.harness.request import JobFilter
 from lewel_bench.harness.status import ORDER, JobState, survey
+from lewel_bench.harness.wings import is_installed
 from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
@@ -17,10 +18,12 @@ def job_states(
 ) -> dict[str, JobState]:
     """The states by key; of the cluster `asked`, else of any whose jobs are known here. What will
     happen next on a cluster is added to `notes`."""
-    from lewel_bench.harness.cost.estimate import Estimator
+    root, costs = workspace.root, None
+    if is_installed("harness.cost"):
+        from lewel_bench.harness.cost.estimate import Estimator
 
-    root = workspace.root
-    states = survey(root, store, Estimator(store.records, root), workspace.catalog)
+        costs = Estimator(store.records, root)
+    states = survey(root, store, costs, workspace.catalog)
     if asked is None and not (root / LEDGER).exists():
         return states
     from lewel_bench.harness import cluster

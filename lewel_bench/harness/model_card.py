@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from lewel_bench.evals.export import FORMATS, unusual
 from lewel_bench.files import LARGEST_JSON, read_regular
-from lewel_bench.harness.bundles.merge import differences
 from lewel_bench.harness.rundir import SPEC
 from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints, comparable
 from lewel_bench.results.record import Record
 from lewel_bench.results.render import md, md_code
-from lewel_bench.results.store import Store
+from lewel_bench.results.store import Store, conflict_messages
 from lewel_bench.value import json_text
 
 UNSTATED = "unknown"  # the Hugging Face Hub's word for it
@@ -127,7 +126,7 @@ def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
         yield f"Numbers of the suite {_text(suite)} cannot be held against the paper's."
         yield ""
     yield from _table(("evaluation", "seed", "metric", "value", "tested on", "record"), rows)
-    if elsewhere := differences(store, {key for *_, key in rows}):
+    if elsewhere := conflict_messages(store, {key for *_, key in rows}):
         yield ""
         yield from (f"- {_text(text)}" for text in elsewhere)
 

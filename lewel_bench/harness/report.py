@@ -10,7 +10,6 @@ from urllib.parse import quote
 from lewel_bench.files import write_atomically
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.board.claims import judged
-from lewel_bench.harness.bundles.merge import differences
 from lewel_bench.harness.figures.ablation import ablation
 from lewel_bench.harness.figures.curves import curves
 from lewel_bench.harness.figures.lr_search import search
@@ -23,6 +22,7 @@ from lewel_bench.results.figures.chart import Chart, Unmeasured
 from lewel_bench.results.fill import FilledTable
 from lewel_bench.results.record import Record
 from lewel_bench.results.report import MARK, Cost, Report, report
+from lewel_bench.results.store import conflict_messages
 
 SHOWN = 6  # runs, and searches, of which curves are drawn
 
@@ -64,7 +64,7 @@ def gather(board: Board, folder: Path) -> Report:
         problems=[
             *(f"Corrupt record, not counted: {one}" for one in store.bad),
             *(f"Corrupt record of a merged bundle: {one}" for one in store.bad_others),
-            *differences(store),
+            *conflict_messages(store),
         ],
     )
 

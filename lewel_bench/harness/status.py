@@ -12,6 +12,7 @@ from lewel_bench.files import ATTEMPTS, FAILURE, read_json
 from lewel_bench.harness.plan.catalog import PACKAGED, Catalog
 from lewel_bench.harness.rundir import CRASH, EVENTS, LOCK, SPEC, WORK, JobDir, Progress, RunDir
 from lewel_bench.harness.spec_schema import is_job
+from lewel_bench.harness.wings import is_installed
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.results.measured_cost import device_hours
 from lewel_bench.results.record import Record
@@ -103,6 +104,8 @@ def _spent(record: Record) -> float:
 
 def _lost_hours(folder: Path) -> float:
     """The device-hours of all attempts on a cluster at a job without a record."""
+    if not is_installed("slurm"):
+        return 0.0
     from lewel_bench.slurm import attempt
 
     return attempt.device_hours(folder)

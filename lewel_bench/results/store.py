@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -96,3 +96,22 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+def conflict_messages(store: Store, keys: Container[str] | None = None) -> list[str]:
+    """For each record (of `keys`, if given) that a merged bundle has with another result: the two
+    values of each metric that differs."""
+    return [
+        f"{key} ({store.records[key].name}) has another number in the merged bundle {bundle}: "
+        + ", ".join(_differing_metrics(store.records[key].metrics, other.metrics))
+        for key, conflicting in store.others.items()
+        for bundle, other in conflicting
+        if keys is None or key in keys
+    ]
+
+
+def _differing_metrics(local: Mapping[str, float], merged: Mapping[str, float]) -> Iterator[str]:
+    for name in {**merged, **local}:
+        if local.get(name) != merged.get(name):
+            values = (f"{m[name]:g}" if name in m else "none" for m in (merged, local))
+            yield "{} {} there, {} here".format(name, *values)

@@ -20,7 +20,7 @@ from lewel_bench.harness.bundles import bundle, merge
 from lewel_bench.harness.cli import main
 from lewel_bench.results import record, render
 from lewel_bench.results.record import Record
-from lewel_bench.results.store import MERGED, Store
+from lewel_bench.results.store import MERGED, Store, conflict_messages
 from lewel_bench.results.table import TABLES
 
 
@@ -347,7 +347,7 @@ def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
     finish(tmp_path / "ours", *cell, metrics={"top1": 70.0, "mca": 60.0})
     made = bundle.write(tmp_path / "theirs", tmp_path / "a.zip")
     merge.merge(made, tmp_path / "ours")
-    (text,) = merge.differences(Store(tmp_path / "ours"))
+    (text,) = conflict_messages(Store(tmp_path / "ours"))
     assert text.endswith(": top5 90 there, none here, mca none there, 60 here")
 
 

@@ -259,9 +259,9 @@ def test_a_total_in_words(tmp_path: Path) -> None:
     summary = total(jobs, estimator, 2)
     assert summary.jobs == len(jobs) and summary.hours == 1 and summary.unknown == 5
     assert str(summary).startswith(
-        "7 jobs: 1 device-hours, and 5 jobs of unknown cost; at least 60 min with 2"
+        "7 jobs (5 with unknown cost): at least 1 device-hours, 60 min with 2"
     )
-    assert str(total(jobs, Estimator({}), 2)).startswith("7 jobs, 6 of unknown cost; ")
+    assert str(total(jobs, Estimator({}), 2)).startswith("7 jobs (6 with unknown cost); ")
     texts = [duration(hours) for hours in (0.05, 1.0, 1.5, 47, 72)]
     assert texts == ["3 min", "60 min", "1.5 h", "47.0 h", "3.0 days"]
 
@@ -418,6 +418,6 @@ def test_a_probe_times_jobs_and_keeps_nothing(
         assert main([*map(str, words), "--dry-run", "--probe", "2"]) == 0
     output = capsys.readouterr()
     assert "no probe of moco_v2_200ep: TypeError: a mistake" in output.err
-    assert "7 jobs, 6 of unknown cost; " in output.out
+    assert "7 jobs (6 with unknown cost); " in output.out
     assert main([*map(str, words), "--dry-run", "--budget", "5h"]) == 2
     assert "add --probe 50" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from collections import ChainMap
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocol import Protocol
@@ -24,15 +24,18 @@ from lewel_bench.harness.request import (
     Where,
 )
 from lewel_bench.harness.status import JobState, survey
+from lewel_bench.harness.wings import is_installed
 from lewel_bench.pretrain import collapse
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.results import comparable, fill, record, table
 from lewel_bench.results import measured_cost as cost
-from lewel_bench.results.claims import claim
 from lewel_bench.results.comparable import Expected
 from lewel_bench.results.fill import FilledTable, Measured, Slot
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import Column, Row
+
+if TYPE_CHECKING:
+    from lewel_bench.results.claims import claim
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,18 @@ class Board:
     def _comparisons(self, filled: FilledTable) -> list[str]:
         """In what else the methods differ that the paper compares in a table, where both are
         measured."""
-        said: dict[str, None] = {}
-        for one in claim.load():
-            for c in one.comparisons() if one.table == filled.table.id else ():
-                if c.over and c.is_measured(filled) and (text := self.besides(c)):
-                    said[f"{c.of.label} and {c.over.label}: {text}."] = None
-        return list(said)
+        remarks: dict[str, None] = {}
+        if not is_installed("results.claims"):
+            return []
+        from lewel_bench.results.claims import claim
 
-    def besides(self, compared: claim.Comparison) -> str:
+        tested = (c for c in claim.load() if c.table == filled.table.id)
+        for c in (comparison for claim_ in tested for comparison in claim_.comparisons()):
+            if c.over and c.is_measured(filled) and (text := self.besides(c)):
+                remarks[f"{c.of.label} and {c.over.label}: {text}."] = None
+        return list(remarks)
+
+    def besides(self, compared: "claim.Comparison") -> str:
         """In what two rows differ besides the method in a column, as this suite scales them."""
         assert compared.over is not None
         rows = (compared.of, compared.over)

@@ -5,7 +5,7 @@ import sys
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.plan.workspace import open_workspace
 from lewel_bench.harness.request import Rows, Where
-from lewel_bench.results.store import Store
+from lewel_bench.results.store import Store, conflict_messages
 
 
 def open_board(where: Where, rows: Rows = Rows()) -> Board:
@@ -24,8 +24,6 @@ def open_board(where: Where, rows: Rows = Rows()) -> Board:
 
 def warn(store: Store) -> None:
     """Print that there is no run root yet, and which records are corrupt or conflicting."""
-    from lewel_bench.harness.bundles.merge import differences
-
     if not store.root.is_dir():
         print(f"note: there is no run root {store.root} yet", file=sys.stderr)
     for bad in store.bad:
@@ -35,5 +33,5 @@ def warn(store: Store) -> None:
         )
     for bad in store.bad_others:
         print(f"warning: corrupt record {bad}; merge its bundle again", file=sys.stderr)
-    for text in differences(store):
+    for text in conflict_messages(store):
         print(f"warning: {text}", file=sys.stderr)

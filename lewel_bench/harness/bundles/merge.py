@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,22 +134,3 @@ def _inert(spec: bytes) -> bytes:
         return spec
     own |= {"file": METHOD + MERGED_CODE, "module": ""}
     return json.dumps(content, indent=1).encode()
-
-
-def differences(store: Store, keys: Container[str] | None = None) -> list[str]:
-    """Of each record (of some keys) that a merged bundle has with another number: the two, metric
-    by metric."""
-    return [
-        f"{key} ({store.records[key].name}) has another number in the merged bundle {bundle}: "
-        + ", ".join(_differing(store.records[key].metrics, other.metrics))
-        for key, several in store.others.items()
-        for bundle, other in several
-        if keys is None or key in keys
-    ]
-
-
-def _differing(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Iterator[str]:
-    for name in {**theirs, **ours}:
-        if ours.get(name) != theirs.get(name):
-            there, here = (f"{of[name]:g}" if name in of else "none" for of in (theirs, ours))
-            yield f"{name} {there} there, {here} here"

@@ -206,15 +206,15 @@ class Total:
 
     def __str__(self) -> str:
         final, temporary = format_bytes(self.disk), format_bytes(self.working)
-        disk = f"{final} kept, {temporary} of checkpoints or more meanwhile"
+        disk = f"disk: {final} final, at least {temporary} temporary"
+        unknown = f" ({self.unknown} with unknown cost)" if self.unknown else ""
         if self.unknown and not self.hours:
-            return f"{self.jobs} jobs, {self.unknown} of unknown cost; {disk}"
+            return f"{self.jobs} jobs{unknown}; {disk}"
         least = "at least " if self.unknown else ""
-        more = f", and {self.unknown} jobs of unknown cost" if self.unknown else ""
-        at_once = f"{self.slots} job{'s' * (self.slots != 1)} at once"
+        slots = f"{self.slots} job{'s' * (self.slots != 1)} at a time"
         return (
-            f"{self.jobs} jobs: {self.hours:.3g} device-hours{more}; "
-            f"{least}{duration(self.wall_hours)} with {at_once}; {disk}"
+            f"{self.jobs} jobs{unknown}: {least}{self.hours:.3g} device-hours, "
+            f"{duration(self.wall_hours)} with {slots}; {disk}"
         )
 
 

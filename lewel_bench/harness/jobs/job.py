@@ -33,6 +33,7 @@ from lewel_bench.harness.plan import contents, fits
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Engines, MachineSettings
 from lewel_bench.harness.rundir import WORK, JobDir, missing_weights_message
+from lewel_bench.harness.wings import is_installed
 from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
@@ -134,7 +135,7 @@ def _library(job: Job) -> dict[str, str]:
 
 def _attempts(folder: Path) -> dict[str, Any]:
     """Every start of this job on a cluster, and its cost."""
-    if not (folder / ATTEMPTS).exists():
+    if not (folder / ATTEMPTS).exists() or not is_installed("slurm"):
         return {}
     from lewel_bench.slurm import attempt
 

@@ -47,8 +47,6 @@ class Launch:
 
 def launch(asked: Launch) -> int:
     """Check the jobs, then compute or submit those without a record; the exit code."""
-    from lewel_bench.harness.cost.estimate import Estimator
-
     root, jobs, compute = asked.workspace.root, list(asked.jobs), asked.compute
     settings = machine_settings(compute, asked.workspace.site)
     _check_options(asked)
@@ -56,9 +54,13 @@ def launch(asked: Launch) -> int:
     _refuse_folders_of_others(root, [job for job in jobs if job.key not in store.records])
     _replace_corrupt(jobs, store, compute)
     todo = [job for job in jobs if job.key not in store.records]
-    estimator = Estimator(store.records, root, settings.share)
-    if asked.budget != Budget():
-        jobs, todo = _within_budget(asked, todo, estimator, settings)
+    estimator = None
+    if compute.dry_run or asked.budget != Budget():
+        from lewel_bench.harness.cost.estimate import Estimator
+
+        estimator = Estimator(store.records, root, settings.share)
+        if asked.budget != Budget():
+            jobs, todo = _within_budget(asked, todo, estimator, settings)
     asked = replace(asked, jobs=jobs)
     if not todo and not compute.dry_run:
         print(f"nothing to do: all {len(jobs)} jobs have records. {_see_tables(asked)}")
@@ -66,7 +68,7 @@ def launch(asked: Launch) -> int:
     _note_missing_weights(root, store, todo)
     if compute.cluster:
         return _submit(asked, todo, estimator, settings)
-    if compute.dry_run:
+    if estimator and compute.dry_run:
         _rehearse(asked.workspace, todo, settings)
         _show(jobs, todo, estimator, settings.jobs)
         return 0
@@ -235,10 +237,7 @@ def _rehearse(workspace: Workspace, todo: Sequence[Job], settings: MachineSettin
     """Refuse what `_compute` would refuse, and change nothing."""
     place = _place(settings, quick=True)
     check_writable(workspace.root, make=False)
-    if todo:
-        from lewel_bench.harness import cluster
-
-        cluster.refuse_submitted(workspace.root, todo)
+    _refuse_submitted(workspace.root, todo)
     if settings.jobs > 1:
         from lewel_bench.harness.jobs import workers
 
@@ -281,7 +280,10 @@ def _prepare(workspace: Workspace, todo: Sequence[Job], place: Place) -> None:
 
 
 def _submit(
-    asked: Launch, todo: Sequence[Job], estimator: "Estimator", settings: MachineSettings
+    asked: Launch,
+    todo: Sequence[Job],
+    estimator: "Estimator | None",
+    settings: MachineSettings,
 ) -> int:
     from lewel_bench.harness import cluster
 
@@ -303,7 +305,7 @@ def _submit(
             data_check.prepare(todo, workspace)
             fits.check_data(todo, place_of)
 
-    if compute.dry_run:
+    if estimator and compute.dry_run:
         prepare()
         slots = max(kind.array_parallelism for kind in kinds.values())
         _show(asked.jobs, todo, estimator, slots)
@@ -321,7 +323,6 @@ def _submit(
 
 def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:
     # here and not above: only now is torch needed
-    from lewel_bench.harness import cluster
     from lewel_bench.harness.jobs import workers
     from lewel_bench.harness.plan import data_check
 
@@ -330,11 +331,19 @@ def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> i
     check_writable(root)
     # before the look at the cluster, whose passes look at this before they submit
     with RunDir(root).queue([job.key for job in todo]):
-        cluster.refuse_submitted(root, todo)
+        _refuse_submitted(root, todo)
         settings = workers.shared(settings)
         _prepare(asked.workspace, todo, place)
         data_check.generate(todo)
         return _finish(asked, todo, settings)
+
+
+def _refuse_submitted(root: Path, todo: Sequence[Job]) -> None:
+    """Raise ValueError if a cluster may compute some of `todo`."""
+    if todo and (root / files.LEDGER).exists():
+        from lewel_bench.harness import cluster
+
+        cluster.refuse_submitted(root, todo)
 
 
 def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:

@@ -23,13 +23,13 @@ def command(
       lewel-bench merge results.zip
     """
     from lewel_bench.harness.bundles.bundle import verify
-    from lewel_bench.harness.bundles.merge import differences, merge
+    from lewel_bench.harness.bundles.merge import merge
     from lewel_bench.harness.plan.workspace import open_workspace
-    from lewel_bench.results.store import Store
+    from lewel_bench.results.store import Store, conflict_messages
 
     folder = open_workspace(Where(root=root)).root
     merged = merge(verify(bundle), folder)
-    for text in differences(Store(folder)):
+    for text in conflict_messages(Store(folder)):
         print(text)
     for key, why in merged.apart.items():
         print(f"{key} is kept out of the tables: {why}", file=sys.stderr)
