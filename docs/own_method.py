@@ -11,31 +11,34 @@ from torch import Tensor
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import join
 from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods.settings import Settings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.recipe import Optimizer, Positive, Rate, Recipe, Schedule
 
 
-class VICReg(Method):
-    """A recipe's `args` are these keyword arguments, whose types are checked before it runs."""
+class VICRegSettings(Settings):
+    """What a recipe's `args` may say, with the types that are checked before it runs."""
 
-    joint = True  # covariances compare all images of a batch: it is never split
+    whole_batch = True  # covariances compare all images of a batch: it is never split
+
+    dim: Positive = 8192
+    invariance: Rate = 25.0
+    variance: Rate = 25.0
+    covariance: Rate = 1.0
+
+
+class VICReg(Method):
+    """Two views of an image agree, while the dimensions spread and stay uncorrelated."""
 
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        dim: Positive = 8192,
-        invariance: Rate = 25.0,
-        variance: Rate = 25.0,
-        covariance: Rate = 1.0,
+        self, settings: VICRegSettings, backbone: Callable[[], ResNet], norm: Norm
     ) -> None:
         super().__init__()
-        f = backbone()
-        self.weights = invariance, variance, covariance
-        self.online = Encoder(f, deep((f.channels, dim, dim, dim), norm, init="torch"))
+        f, widths = backbone(), (settings.dim,) * 3
+        self.weights = settings.invariance, settings.variance, settings.covariance
+        self.online = Encoder(f, deep((f.channels, *widths), norm, init="torch"))
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         (z1, y1), (z2, _) = (self.online(x) for x in views)  # (B, d), (B, D)

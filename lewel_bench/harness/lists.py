@@ -44,13 +44,13 @@ def listing(what: str, site: Site, root: Path, catalog: Catalog) -> Listing:
 
 def _methods(catalog: Catalog) -> Listing:
     rows = []
-    for name, summary in METHODS.items():
+    for name, settings in METHODS.items():
         families = [
             family
             for family, names in catalog.families.items()
             if catalog.recipes[names[0]].method == name
         ]
-        rows.append((name, summary.split(": ", 1)[1], ", ".join(families)))
+        rows.append((name, settings.summary, ", ".join(families)))
     own = {(r.method, r.own.file): r for r in catalog.own_recipes() if r.own}
     for (name, _), recipe in own.items():
         rows.append((name, origin(recipe), family(recipe.name)))
@@ -59,9 +59,9 @@ def _methods(catalog: Catalog) -> Listing:
     return ("method", "what it is", "recipes (families)"), rows
 
 
-def _offer(point: EntryPoint, ours: bool) -> str:
-    """What is said of what a distribution offers, without loading it."""
-    taken = ", not used: the name is one of ours" if ours else ""
+def _offer(point: EntryPoint, is_taken: bool) -> str:
+    """What a distribution offers, without loading it."""
+    taken = ", not used: the name is built in" if is_taken else ""
     return f"offered by {point.dist.name if point.dist else point.value}{taken}"
 
 

@@ -107,13 +107,15 @@ class Ema(Value):
 class Own(Value):
     """Where the class of a user's own method is: `code` is the SHA-256 of the file that defines it,
     `file` a copy of that, `module` its name where it is part of an installed distribution (and is
-    imported by it), and `release` that distribution and its version. `code` and `release` are part
-    of an identity."""
+    imported by it), and `release` that distribution and its version. `defaults` are those of its
+    settings, so that planning need not run the file. `code` and `release` are part of an
+    identity."""
 
     code: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     file: str
     module: str = ""
     release: str = ""
+    defaults: dict[str, bool | int | float | str | None] = {}
 
 
 # Fields that came when keys had been written without them: no part of a key at these values.

@@ -94,7 +94,7 @@ class Loop:
         self.method: Method = methods.build(
             recipe, seed, images=len(images), classes=len(images.classes)
         )
-        if self.method.joint and self.micro < self.local:
+        if methods.settings_of(recipe).whole_batch and self.micro < self.local:
             raise ValueError(
                 f"--micro-batch {self.micro}: {recipe.method} compares all images of a batch, so "
                 f"a process must hold its {self.local} images at once. Use more processes or a "

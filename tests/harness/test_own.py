@@ -25,7 +25,7 @@ from lewel_bench.harness.plan.catalog import PACKAGED, Catalog, ScaledCatalog
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings, Site
-from lewel_bench.pretrain import methods
+from lewel_bench.pretrain import methods, own_method
 from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.report import Stopped, silent
@@ -34,6 +34,7 @@ from lewel_bench.results.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "own_method.py"
 SHAPES = suites.SUITES["shapes"]
+WRITE = "write VICReg.__init__(self, settings: VICRegSettings, backbone, norm, *, ...)"
 SMALL = (
     ("args.dim", 16), ("batch", 8), ("epochs", 3), ("image_size", 32), ("optimizer.lr", 0.5),
     ("schedule.warmup_epochs", 0),
@@ -99,7 +100,7 @@ def test_the_example_is_short_and_its_loss_falls(tmp_path: Path) -> None:
 def test_the_terms_of_the_example_are_those_of_its_paper(tmp_path: Path) -> None:
     recipe = added(tmp_path)
     assert recipe.own is not None
-    module = methods.load_own(recipe.own)
+    module = own_method.load_module(recipe.own)
     z = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
     # variances 8 and 0: hinges 0 and 1 - sqrt(1e-4); no covariance
     assert module.spread(z).item() == pytest.approx((0 + 0.99) / 2 / 2)
@@ -161,7 +162,9 @@ def test_an_edited_file_is_another_number(
     assert not capsys.readouterr().err
     label = pretraining(tmp_path, added(tmp_path, 'label="VICReg"', 'label="Mine"'))
     assert "note: vicreg_100ep was your own" in capsys.readouterr().err
-    other = pretraining(tmp_path, added(tmp_path, "variance: Rate = 25.0", "variance: Rate = 20.0"))
+    other = pretraining(
+        tmp_path, added(tmp_path, "    variance: Rate = 25.0", "    variance: Rate = 20.0")
+    )
     assert same.key == first.key and len({first.key, label.key, other.key}) == 3
     assert first.recipe and first.recipe.own and Path(first.recipe.own.file).exists()
     assert len(list((tmp_path / "runs" / own.FOLDER).glob("*-my_method.py"))) == 3
@@ -171,31 +174,50 @@ def test_an_edited_file_is_another_number(
         methods.build(first.recipe, 0)
 
 
-def test_arguments_of_its_own_may_have_the_names_of_ours(tmp_path: Path) -> None:
-    """What queue, h and semantic must be is known of our methods alone."""
-    more = 'h: Positive = 3, queue: str = "none", semantic: bool = False,'
-    own_recipe = added(tmp_path, "covariance: Rate = 1.0,", f"covariance: Rate = 1.0, {more}")
-    recipe = pretraining(tmp_path, own_recipe).recipe
+def test_settings_may_have_names_of_built_in_methods(tmp_path: Path) -> None:
+    """The rules of queue, h and semantic are those of the built-in classes alone."""
+    more = '    h: Positive = 3\n    queue: str = "none"\n    semantic: bool = False\n'
+    old = "    covariance: Rate = 1.0\n"
+    recipe = pretraining(tmp_path, added(tmp_path, old, old + more)).recipe
     assert recipe
-    methods.check(recipe)
-    assert methods.settings(recipe)["h"] == 3 and not methods.begins(recipe)
+    methods.settings_of(recipe)
+    assert methods.arguments(recipe)["h"] == 3 and not methods.full_loss_epoch(recipe)
 
 
 def test_jobs_of_it_are_like_one_another(tmp_path: Path) -> None:
     job = pretraining(tmp_path, added(tmp_path))
     assert job.recipe and job.recipe.own
-    kept = {"kind": "pretrain", **job.identity()}  # as a record has it: each argument, no file
-    assert kept["recipe"]["args"] != job.recipe.args and "file" not in kept["recipe"]["own"]
+    record = {"kind": "pretrain", **job.identity()}  # as a record has it: each argument, no file
+    assert record["recipe"]["args"] != job.recipe.args and "file" not in record["recipe"]["own"]
     planned = job.model_dump(mode="json")
 
     def exact(of: dict[str, Any]) -> Any:
-        alike._defaults.cache_clear()
         return alike.shape("pretrain", of, job.data.id, None).exact
 
-    assert exact(kept) == exact(planned)
-    for text in ("class VICReg(", EXAMPLE.read_text() + "# edited"):  # told by what is written
-        Path(job.recipe.own.file).write_text(text)
-        assert exact(kept) != exact(planned)
+    Path(job.recipe.own.file).unlink()  # no file is read for it
+    assert exact(record) == exact(planned)
+
+
+def test_only_run_runs_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables and states go by what was stored when the method was registered."""
+    root, recipe = tmp_path / "runs", added(tmp_path)
+    name = recipe.name
+    finish(root, recipe, "linear_lars", metrics={"top1": 1.0})
+    for copy in (root / own.FOLDER).glob("*.py"):
+        copy.write_text("raise SystemExit('it ran')")
+    (tmp_path / "mine" / "my_method.py").unlink()
+    more = ["--suite", "shapes", "--root", str(root)]
+    for words in (
+        ["status"],
+        ["table", "1", *more[:2], "--with", name],
+        ["table", "1", *more[:2], "--with", name, "--set", "args.dim=256"],
+        ["explain", f"table1:{name}:100:top1", *more[:2], "--with", name],
+        ["ls", "methods"],
+    ):
+        assert main([*words, *more[2:]]) == 0
+    words = ["table", "1", *more, "--with", name, "--set", "args.dmi=256"]
+    assert main(words) == 2  # the paper's rows have no such argument either
+    assert "unknown argument of VICReg 'dmi'. Did you mean 'dim'?" in capsys.readouterr().err
 
 
 def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
@@ -214,40 +236,45 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("class VICReg(Method):", "class VICReg(Method:", "line 20: invalid syntax"),
+        ("class VICReg(Method):", "class VICReg(Method:", "line 32: invalid syntax"),
         (
             "import torch\n",
             "import torhc\n",
             "line 8: ModuleNotFoundError: No module named 'torhc'",
         ),
-        ('method="VICReg"', 'method="VicReg"', "VicReg is no class made from lewel_bench's Method"),
-        ("(Method):", ":", "VICReg is no class made from"),
+        ('method="VICReg"', 'method="VicReg"', "VicReg is not a subclass of lewel_bench's Method"),
+        ("(Method):", ":", "VICReg is not a subclass of"),
         ("    def forward", "    def forwards", "VICReg does not define forward"),
         ("vicreg_100ep", "vicreg", "name it by its family and its epochs, as my_method_100ep"),
         ("vicreg_100ep", "vicreg_200ep", "name it by its family and its epochs"),
-        ("vicreg_100ep", "moco_v2_100ep", "the paper's recipes have a family moco_v2"),
-        ("dim: Positive", "dim: 'Tensor'", "its type Tensor is none of bool, int"),
-        ("dim: Positive", "dim: 'a b'", "its type a b is none of bool, int"),
-        ("dim: Positive", "dim: Tensor", "its type Tensor is none of bool, int"),
+        ("vicreg_100ep", "moco_v2_100ep", "moco_v2 is a built-in family"),
+        ("dim: Positive", "dim: 'Tensor'", "PydanticSchemaGenerationError: Unable to generate"),
+        ("dim: Positive", "dim: 'a b'", "SyntaxError: Forward reference must be an expression"),
+        ("dim: Positive", "dim: Tensor", "PydanticSchemaGenerationError: Unable to generate"),
         ('augment="byol_eman"', 'augment="byol_emam"', "Did you mean 'byol_eman'?"),
         ("epochs=100", "epochs=0", "ValidationError: epochs: Input should be greater"),
         ("recipe = Recipe(", "other = Recipe(", "unknown recipe 'recipe'. Known: other"),
-        ("recipe = Recipe(", "recipe = dict(", "recipe is no Recipe"),
+        ("recipe = Recipe(", "recipe = dict(", "recipe is not a Recipe"),
         ("import torch\n", "raise SystemExit(3)\n", "line 8: SystemExit: 3"),
-        ("VICReg", "byol", "the class byol has the name of one of our methods"),
-        ("dim: Positive = 8192", "dim: Positive", "argument dim of VICReg: give it a type and a"),
-        ("dim: Positive = 8192", "dim=8192", "argument dim of VICReg: give it a type and a"),
-        ("= 8192", "= 8 * 1024", "its default 8 * 1024 is no plain number"),
-        ("dim: Positive", "dim: list", "its type list is none of bool, int"),
-        ("dim: Positive", "dim: [int]", "argument dim of VICReg: its type is none of a setting"),
-        ("dim: Positive", "dim: ().__class__", "its type ().__class__ is none of bool, int"),
-        ("dim: Positive", "dim: int.__subclasses__()", "is none of bool, int"),
-        ("dim: Positive = 8192", "dim: Positive = -1", "argument dim of VICReg: Input should be"),
-        ("Rate = 1.0,\n", "Rate = 1.0,\n        **more,\n", "takes **more, which hides what a"),
-        ('method="VICReg"', 'method="VicReg"', "(it has VICReg)"),
+        ("VICReg", "byol", "the class byol has the name of a built-in method"),
+        ("dim: Positive = 8192", "dim: Positive", "VICRegSettings.dim has no default: write dim:"),
+        ("dim: Positive = 8192", "dim = 8192", "A non-annotated attribute was detected"),
+        ("dim: Positive", "dim: list", "VICRegSettings.dim: Input should be a valid list"),
+        ("dim: Positive = 8192", "dim: list[int] = [1]", "its default [1] is not a number, text,"),
+        ("dim: Positive = 8192", "dim: Positive = -1", "VICRegSettings.dim: Input should be great"),
+        ("norm: Norm\n", "norm: Norm, **more: int\n", WRITE),
+        ("norm: Norm\n", "norm: Norm, *, width: int\n", WRITE),
+        ("settings: VICRegSettings", "settings", WRITE),
+        (
+            "settings: VICRegSettings",
+            "settings: 'Absent'",
+            "__init__: name 'Absent' is not defined",
+        ),
+        ("settings: VICRegSettings, ", "", WRITE),
+        ("norm: Norm\n", "norm: Norm, *, ema: object\n", "has a momentum network: set ema.start"),
+        ('method="VICReg"', 'method="VicReg"', "(subclasses in it: VICReg)"),
         ("recipe = Recipe(", "dict(", "there is no Recipe in it: see docs/own_method.md"),
         ("import torch\n", "import torch\0\n", "SyntaxError: source code string cannot contain"),
-        ("        *,\n", "", "write (self, backbone, norm, *, ...)"),
     ],
 )
 def test_mistakes_in_the_file(
@@ -342,12 +369,12 @@ def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
 def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
     first = added(tmp_path)
     word = f"--method={tmp_path / 'mine' / 'my_method.py'}:recipe,lewel_m"
-    later = own.named(word)
+    later = own.with_copies(word)
     assert later == f"--method={first.own and first.own.file}:recipe,lewel_m"
-    assert own.named("lewel_m") == "lewel_m"
+    assert own.with_copies("lewel_m") == "lewel_m"
     text = word.removeprefix("--method=").split(",")[0]
-    assert own.named(f"lewel_m, {text}") == f"lewel_m,{later.removeprefix('--method=')[:-8]}"
-    assert own.named(f"dir/{text},{text}0") == f"dir/{text},{text}0"  # of other files
+    assert own.with_copies(f"lewel_m, {text}") == f"lewel_m,{later.removeprefix('--method=')[:-8]}"
+    assert own.with_copies(f"dir/{text},{text}0") == f"dir/{text},{text}0"  # of other files
     edited = added(tmp_path, 'label="VICReg"', 'label="Mine"')
     # a planner that wakes after the edit goes on with the first, and what is known stays the second
     assert ours(tmp_path, later.removeprefix("--method=").split(",")[0]) == first
@@ -378,7 +405,7 @@ def test_a_job_has_its_file_and_a_run_root_may_move(tmp_path: Path) -> None:
     assert read.recipe and type(methods.build(read.recipe, 0)).__name__ == "VICReg"
     assert read.identity() == job.identity()
     known = own.load(tmp_path / "moved").recipes["vicreg_100ep"]
-    assert methods.arguments("VICReg", known.own)["dim"][1] == 8192
+    assert methods.arguments(known)["dim"] == 8192
 
 
 def test_a_projector_may_be_assigned(tmp_path: Path) -> None:
@@ -405,17 +432,17 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
         "recipe = change(RECIPES['byol_100ep'], fields)\n"
     )
     recipe = ours(tmp_path, f"{file}:recipe")
-    assert set(methods.arguments("Mine", recipe.own)) == {"dim", "hidden", "bias"}
+    assert set(methods.arguments(recipe)) == {"dim", "hidden", "bias"}
     assert type(methods.build(recipe, 0)).__name__ == "Mine"
 
 
 @pytest.mark.parametrize(
     ("method", "family", "args", "message"),
     [
-        ("LewelB", "lewel_b", {"args.h": 3}, "argument h of Mine: 3 must divide d 256"),
-        ("MoCoV2", "moco_v2", {"args.queue": 8}, "argument queue of Mine: 8 is smaller"),
-        ("PCL", "pcl", {"args.warmup": 200}, "argument warmup of Mine: from epoch 200 on leaves"),
-        ("SwAV", "swav", {"bn_group": 64}, "bn_group of Mine: its views pass together"),
+        ("LewelB", "lewel_b", {"args.h": 3}, "Mine: args.h 3 must divide args.d 256"),
+        ("MoCoV2", "moco_v2", {"args.queue": 8}, "Mine: args.queue 8 is smaller"),
+        ("PCL", "pcl", {"args.warmup": 200}, "Mine: args.warmup 200 must be less than epochs"),
+        ("SwAV", "swav", {"bn_group": 64}, "Mine: bn_group 64: the views pass through"),
     ],
 )
 def test_a_class_with_arguments_of_ours_has_their_rules(
@@ -431,9 +458,9 @@ def test_a_class_with_arguments_of_ours_has_their_rules(
         f"recipe = change(RECIPES['{family}_200ep'], fields)\n"
     )
     recipe = ours(tmp_path, f"{file}:recipe")
-    methods.check(recipe)
+    methods.settings_of(recipe)
     with pytest.raises(ValueError, match=message):
-        methods.check(change(recipe, args))
+        methods.settings_of(change(recipe, args))
 
 
 def test_an_installed_distribution_offers_methods_and_protocols(
@@ -489,7 +516,10 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     assert offered() not in identities and identities[0] != identities[1]
     for more, message in (
         (["--method", "broken"], "lewel-own-example (lewel_own_example.absent:recipes) cannot be"),
-        (["--method", "vicreg", "--evals", "linear_wrong"], "is no protocol called linear_wrong"),
+        (
+            ["--method", "vicreg", "--evals", "linear_wrong"],
+            "is not a protocol called linear_wrong",
+        ),
         (["--method", "vicreg", "--evals", "linear_lang"], "unknown evaluation 'linear_lang'"),
     ):
         assert main([*words, *more]) == 2

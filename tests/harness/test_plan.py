@@ -34,7 +34,7 @@ def _plan(**fields: object) -> list[Job]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_possible_in_every_suite(suite: str, name: str) -> None:
     recipe = suites.SUITES[suite].recipe(RECIPES[name])
-    methods.check(recipe)
+    methods.settings_of(recipe)
     assert recipe.augment in AUGMENTS
     assert recipe.source and recipe.label
     if suite == "paper":
@@ -268,11 +268,11 @@ def test_a_job_survives_its_spec_file() -> None:
         ),
         (
             {"methods": ("pcl",), "epochs": (200,), "settings": (("args.warmup", 12),)},
-            "set args.warmup below epochs",
+            "args.warmup 12 must be less than epochs 12",
         ),
         (
             {"methods": ("swav_b256",), "epochs": (200,), "settings": (("epochs", 1),)},
-            "set args.queue_from below epochs",
+            "args.queue_from 1 must be less than epochs 1",
         ),
         (
             {"methods": ("simsiam",), "epochs": (200,), "settings": (("ema.start", 0.9),)},

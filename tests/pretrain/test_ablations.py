@@ -10,10 +10,11 @@ from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.suites import SUITES
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.ablations import ABLATIONS
+from lewel_bench.pretrain.methods.lewel_ablations import AblatedLewelM, gaussian
 from lewel_bench.pretrain.methods.lewel_m import LewelM
 from lewel_bench.pretrain.methods.moco_v2 import MoCoV2
+from lewel_bench.pretrain.methods.settings import LewelMSettings, MoCoV2Settings
 from lewel_bench.pretrain.norm import TokenNorm
-from lewel_bench.pretrain.parts.aligned import gaussian
 from lewel_bench.pretrain.recipe import Ema
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results.table import load
@@ -35,14 +36,15 @@ class Wide(Features):
 
 def lewel(**args):
     torch.manual_seed(0)
-    method = LewelM(Wide, TokenNorm, ema=Ema(start=0.9), seed=0, d=D, hidden=9, queue=12, **args)
-    return method.double()
+    settings = LewelMSettings(d=D, hidden=9, queue=12, **args)
+    class_ = AblatedLewelM if settings.is_ablation else LewelM
+    return class_(settings, Wide, TokenNorm, ema=Ema(start=0.9), seed=0).double()
 
 
 def moco(**args):
     torch.manual_seed(0)
-    method = MoCoV2(Wide, TokenNorm, ema=Ema(start=0.9), seed=0, dim=D, hidden=9, queue=24, **args)
-    return method.double()
+    settings = MoCoV2Settings(dim=D, hidden=9, queue=24, **args)
+    return MoCoV2(settings, Wide, TokenNorm, ema=Ema(start=0.9), seed=0).double()
 
 
 def loss_of(method, batch, step=0):
@@ -81,8 +83,14 @@ def test_without_a_semantic_projector_g_projects_the_aligned_representations():
     line = method.online(views(B, 8).x[0])
     close(line.z_k, method.online.g(line.y_k))
     assert not any(".p." in name for name in method.state_dict())
-    with pytest.raises(ValueError, match="without a semantic projector c 4 must be d 8"):
-        lewel(semantic=False, c=4)
+
+
+def test_the_plain_method_makes_no_ablation():
+    settings = LewelMSettings(d=D, hidden=9, queue=12, maps="random")
+    with pytest.raises(ValueError, match="made by lewel_ablations"):
+        LewelM(settings, Wide, TokenNorm, ema=Ema(start=0.9), seed=0)
+    recipe = RECIPES["lewel_m_random_in100_240ep"]
+    assert methods.method_class(recipe, methods.settings_of(recipe)) is AblatedLewelM
 
 
 @pytest.mark.parametrize(("beta", "g", "g_maps"), [(0.0, True, False), (1.0, False, True)])
@@ -147,7 +155,7 @@ def test_a_row_has_the_settings_that_the_paper_gives_it():
     assert set(rows) == set(PAPER)
     for key, (method, args) in PAPER.items():
         recipe = RECIPES[f"{rows[key].recipe}_240ep"]
-        config = methods.settings(recipe)
+        config = methods.arguments(recipe)
         assert recipe.method == method and config.items() >= args.items(), key
         assert (recipe.data, recipe.epochs) == ("imagenet100", 240), key
 

@@ -6,6 +6,7 @@ from tiny import Features, close, views
 from torch import nn
 
 from lewel_bench.pretrain.methods.barlow_twins import BarlowTwins, redundancy
+from lewel_bench.pretrain.methods.settings import BarlowTwinsSettings
 from lewel_bench.pretrain.norm import TokenNorm
 
 B, LAM = 16, 0.0051
@@ -24,7 +25,9 @@ def test_equal_and_uncorrelated_embeddings_have_no_loss():
 def test_loss_and_gradient_are_lightlys():
     loss = pytest.importorskip("lightly.loss")
     torch.manual_seed(0)
-    method = BarlowTwins(Features, TokenNorm, dim=12, hidden=9, lam=LAM).double()
+    method = BarlowTwins(
+        BarlowTwinsSettings(dim=12, hidden=9, lam=LAM), Features, TokenNorm
+    ).double()
     batch = views(B, 8, 8)
     actual, _ = method(batch, None, slice(0, B))
     (our_gradient,) = torch.autograd.grad(actual, method.backbone.conv.weight)

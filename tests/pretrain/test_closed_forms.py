@@ -13,7 +13,7 @@ from torch.nn import functional
 from lewel_bench.pretrain import methods, optim
 from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts import aligned, diagnostics, losses
-from lewel_bench.pretrain.parts.aligned import Aligned, AlignedEncoder, aggregate, alignment_maps
+from lewel_bench.pretrain.parts.aligned import Aligned, aggregate, alignment_maps
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
 
@@ -318,9 +318,3 @@ def test_feature_std_is_zero_when_collapsed_and_one_when_spread():
     torch.manual_seed(0)
     assert diagnostics.feature_std(torch.ones(8, 16)) < 1e-6
     assert diagnostics.feature_std(torch.randn(512, 256)).item() == pytest.approx(1, abs=0.02)
-
-
-def test_groups_that_do_not_divide_are_named():
-    backbone = method_of("byol", hidden=8).backbone
-    with pytest.raises(ValueError, match="h 3 must divide d 8 and the backbone's 64 channels"):
-        AlignedEncoder(backbone, TokenNorm, h=3, d=8, c=8, hidden=8)

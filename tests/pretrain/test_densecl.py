@@ -7,6 +7,7 @@ from torch import nn
 from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.methods.densecl import DenseCL, corresponding
 from lewel_bench.pretrain.methods.moco_v2 import MoCoV2
+from lewel_bench.pretrain.methods.settings import DenseCLSettings, MoCoV2Settings
 from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts.losses import unit
 from lewel_bench.pretrain.recipe import Ema
@@ -30,7 +31,11 @@ class Features(nn.Module):
 def densecl(**args):
     torch.manual_seed(0)
     settings = {"dim": 5, "hidden": 7, "queue": 16, **args}
-    return DenseCL(Features, TokenNorm, ema=Ema(start=0.9), seed=0, **settings).double().train()
+    return (
+        DenseCL(DenseCLSettings(**settings), Features, TokenNorm, ema=Ema(start=0.9), seed=0)
+        .double()
+        .train()
+    )
 
 
 def batch():
@@ -63,7 +68,9 @@ def test_each_position_gets_the_key_of_the_most_similar_features():
 
 def test_without_the_dense_loss_it_is_moco_v2():
     dense = densecl(lam=0.0)
-    moco = MoCoV2(Features, TokenNorm, ema=Ema(start=0.9), seed=0, dim=5, hidden=7, queue=16)
+    moco = MoCoV2(
+        MoCoV2Settings(dim=5, hidden=7, queue=16), Features, TokenNorm, ema=Ema(start=0.9), seed=0
+    )
     moco = moco.double().train()
     own = dense.state_dict()
     moco.load_state_dict({name: own[name] for name in moco.state_dict()})

@@ -11,6 +11,7 @@ from torch import nn
 
 from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.methods.instdisc import InstDisc, nce
+from lewel_bench.pretrain.methods.settings import InstDiscSettings
 from lewel_bench.pretrain.norm import TokenNorm
 
 B, N, M, DIM = 4, 10, 6, 5
@@ -18,7 +19,7 @@ B, N, M, DIM = 4, 10, 6, 5
 
 def instdisc(**args):
     torch.manual_seed(0)
-    method = InstDisc(Features, TokenNorm, seed=0, images=N, dim=DIM, m=M, **args)
+    method = InstDisc(InstDiscSettings(dim=DIM, m=M, **args), Features, TokenNorm, seed=0, images=N)
     return method.double().train()
 
 

@@ -14,10 +14,9 @@ from torch import nn
 
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import TOGETHER
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
 from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
-from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe
+from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe, change
 
 BATCH, IMAGES, CLASSES = 8, 20, 3
 VARIANTS = {  # name -> (method, arguments, EMA of the statistics)
@@ -80,12 +79,12 @@ def recipe_of(method, args, buffers, bn_group=4):
 
 
 def has_hidden(method):
-    return method not in methods.METHODS or "hidden" in methods.arguments(method)
+    return method not in methods.METHODS or "hidden" in methods.METHODS[method].model_fields
 
 
 def make(variant, bn_group=4):
     method, args, buffers = VARIANTS[variant]
-    bn_group = None if method in TOGETHER else bn_group
+    bn_group = None if methods.METHODS[method].joint_views else bn_group
     recipe = recipe_of(method, args, buffers, bn_group)
     made = methods.build(recipe, seed=0, images=IMAGES, classes=CLASSES).double().train()
     made.before_epoch(0, Centres())
@@ -221,7 +220,8 @@ def one_step(method, pair, world=1, rank=0):
 
 
 def on_rank(rank, world):
-    groups = {v: (None,) if VARIANTS[v][0] in TOGETHER else (4, None) for v in ALONE_AS_TOGETHER}
+    is_joint = {v: methods.METHODS[VARIANTS[v][0]].joint_views for v in ALONE_AS_TOGETHER}
+    groups = {v: (None,) if is_joint[v] else (4, None) for v in ALONE_AS_TOGETHER}
     cases = [(v, g) for v, known in groups.items() for g in known]
     return {(v, g): one_step(make(v, g), views(variant=v), world, rank) for v, g in cases}
 
@@ -306,13 +306,17 @@ def test_eman_normalises_with_averages_while_training(buffers):
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_arguments_are_those_of_the_class(name):
-    module = __import__(f"lewel_bench.pretrain.methods.{name}", fromlist=["x"])
-    class_ = getattr(module, methods.METHODS[name].split(":")[0])
-    signature = inspect.signature(class_).parameters.values()
-    fixed = {"backbone", "norm", "ema", "seed", "images", "classes"}
-    expected = {p.name: (p.annotation, p.default) for p in signature if p.name not in fixed}
-    assert methods.arguments(name) == expected
+def test_the_constructor_takes_the_settings_of_the_method(name):
+    settings = methods.METHODS[name]()
+    recipe = recipe_of(name, {}, False)
+    class_ = methods.method_class(recipe, settings)
+    assert class_.__module__ == f"lewel_bench.pretrain.methods.{name}"
+    first, backbone, norm, *offered = inspect.signature(class_).parameters.values()
+    assert first.annotation is type(settings)
+    assert (backbone.name, norm.name) == ("backbone", "norm")
+    assert {p.name for p in offered} <= {"ema", "seed", "images", "classes"}
+    assert settings.needs_ema == ("ema" in {p.name for p in offered})
+    assert settings.summary and not any(f.is_required() for f in settings.model_fields.values())
 
 
 @pytest.mark.parametrize(
@@ -320,24 +324,47 @@ def test_arguments_are_those_of_the_class(name):
     [
         ("lewelb", {}, "unknown method 'lewelb'. Did you mean 'lewel_b'?"),
         ("lewel_b", {"heads": 4}, "unknown argument of lewel_b 'heads'.*Known: beta, c, d, h"),
-        ("lewel_b", {"beta": 1.5}, "argument beta of lewel_b: .*less than or equal to 1"),
-        ("lewel_b", {"h": 2.5}, "argument h of lewel_b: .*integer"),
-        ("lewel_b", {"h": 3}, "h of lewel_b: 3 must divide d 256 and the 64 channels"),
+        ("lewel_b", {"beta": 1.5}, "lewel_b: args.beta: .*less than or equal to 1"),
+        ("lewel_b", {"h": 2.5}, "lewel_b: args.h: .*integer"),
+        ("lewel_b", {"h": 3}, "lewel_b: args.h 3 must divide args.d 256 and the 64 channels"),
+        ("lewel_m", {"h": 3}, "lewel_m: args.h 3 must divide args.d 128 and the 64 channels"),
+        ("lewel_m", {"semantic": False, "c": 4}, "args.c 4: without a semantic projector it must"),
+        ("lewel_m", {"queue": 4}, "lewel_m: args.queue 4 is smaller than the batch 8"),
         ("lewel_m", {"negatives": "all"}, "'other_images' or 'same_index'"),
-        ("moco_v2", {"queue": 4}, "4 is smaller than the batch 8"),
-        ("moco_v2", {"head_norm": 1}, "argument head_norm of moco_v2: .*boolean"),
-        ("pcl", {"warmup": 1}, "argument warmup of pcl: from epoch 1 on leaves nothing of 1"),
+        ("moco_v2", {"queue": 4}, "moco_v2: args.queue 4 is smaller than the batch 8; .* least 8"),
+        ("moco_v2", {"queue": 8, "symmetric": True}, "set args.queue to at least 16"),
+        ("moco_v2", {"head_norm": 1}, "moco_v2: args.head_norm: .*boolean"),
+        ("pcl", {"warmup": 1}, "pcl: args.warmup 1 must be less than epochs 1"),
+        (
+            "swav",
+            {"queue": 8, "queue_from": 1},
+            "swav: bn_group 4: the views pass through the netw",
+        ),
     ],
 )
 def test_what_cannot_be_is_named_before_training(method, args, message):
     with pytest.raises(ValueError, match=message):
-        methods.check(recipe_of(method, args, False))
+        methods.settings_of(recipe_of(method, args, False))
+
+
+def test_a_loss_that_begins_after_the_last_epoch_is_named():
+    recipe = recipe_of("swav", {"queue": 8, "queue_from": 1}, False, bn_group=None)
+    with pytest.raises(ValueError, match="queue_from 1 must be less than epochs 1"):
+        methods.settings_of(recipe)
+    recipe = change(recipe, {"epochs": 2})
+    assert methods.full_loss_epoch(recipe) == 1
+    assert methods.full_loss_epoch(change(recipe, {"args.queue": 0})) == 0
+
+
+def test_a_method_with_a_momentum_network_needs_its_settings():
+    with pytest.raises(ValueError, match="byol has a momentum network: set ema"):
+        methods.settings_of(change(recipe_of("byol", {}, False), {"ema": None}))
 
 
 def test_checking_does_not_import_torch():
     code = (
         "import sys; from lewel_bench.pretrain import methods; "
-        "[methods.arguments(m) for m in methods.METHODS]; assert 'torch' not in sys.modules"
+        "[m() for m in methods.METHODS.values()]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from lewel_bench.pretrain.method import Views
 from lewel_bench.pretrain.methods.pixpro import PixPro, consistency, propagate
+from lewel_bench.pretrain.methods.settings import PixProSettings
 from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts.regions import corners, near
 from lewel_bench.pretrain.recipe import Ema
@@ -109,7 +110,11 @@ def batch():
 
 def one_step(alpha):
     """Our method with weights by formula, its loss, and the share of images with near pixels."""
-    method = PixPro(Features, TokenNorm, ema=Ema(start=0.8), alpha=alpha).double().train()
+    method = (
+        PixPro(PixProSettings(alpha=alpha), Features, TokenNorm, ema=Ema(start=0.8))
+        .double()
+        .train()
+    )
     with torch.no_grad():
         for name, p in method.named_parameters():
             p.copy_(official.formula(name.replace("target.network", "online"), p.shape))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import Features, close, views
 
+from lewel_bench.pretrain.methods.settings import SimCLRSettings
 from lewel_bench.pretrain.methods.simclr import SimCLR, nt_xent
 from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts.losses import unit
@@ -43,7 +44,7 @@ def test_parts_of_a_batch_average_to_the_whole():
 def test_loss_and_gradient_are_lightlys():
     loss = pytest.importorskip("lightly.loss")
     torch.manual_seed(0)
-    method = SimCLR(Features, TokenNorm, dim=DIM, hidden=9, tau=0.2).double()
+    method = SimCLR(SimCLRSettings(dim=DIM, hidden=9, tau=0.2), Features, TokenNorm).double()
     batch = views(B, 8, 8)
     actual, _ = method(batch, None, WHOLE)
     (our_gradient,) = torch.autograd.grad(actual, method.backbone.conv.weight)
@@ -56,7 +57,7 @@ def test_loss_and_gradient_are_lightlys():
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_projector_ends_in_a_norm_without_offset(layers):
-    g = SimCLR(Features, TokenNorm, dim=DIM, hidden=9, layers=layers).online.g
+    g = SimCLR(SimCLRSettings(dim=DIM, hidden=9, layers=layers), Features, TokenNorm).online.g
     assert [type(m).__name__ for m in g] == ["Linear", "TokenNorm", "ReLU"] * (layers - 1) + [
         "Linear",
         "TokenNorm",

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import Features, close, views
 
+from lewel_bench.pretrain.methods.settings import SimSiamSettings
 from lewel_bench.pretrain.methods.simsiam import D, SimSiam
 from lewel_bench.pretrain.norm import TokenNorm
 
@@ -12,7 +13,7 @@ WHOLE = slice(0, 6)
 
 def simsiam():
     torch.manual_seed(0)
-    return SimSiam(Features, TokenNorm, dim=8, hidden=5).double()
+    return SimSiam(SimSiamSettings(dim=8, hidden=5), Features, TokenNorm).double()
 
 
 def test_equal_embeddings_have_the_least_loss():

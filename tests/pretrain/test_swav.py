@@ -7,6 +7,7 @@ import torch
 from tiny import Features, close, views
 from torch.nn.functional import normalize
 
+from lewel_bench.pretrain.methods.settings import SwAVSettings
 from lewel_bench.pretrain.methods.swav import SwAV, sinkhorn, swapped
 from lewel_bench.pretrain.norm import TokenNorm
 from lewel_bench.pretrain.parts.losses import unit
@@ -17,7 +18,7 @@ WHOLE = slice(0, B)
 
 def swav(**args):
     torch.manual_seed(0)
-    return SwAV(Features, TokenNorm, dim=DIM, hidden=9, prototypes=K, **args).double()
+    return SwAV(SwAVSettings(dim=DIM, hidden=9, prototypes=K, **args), Features, TokenNorm).double()
 
 
 def test_codes_share_the_images_among_the_prototypes():

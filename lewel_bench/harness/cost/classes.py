@@ -2,16 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter
-
-from lewel_bench.harness.rundir import MERGED_CODE, has_sha256
-from lewel_bench.pretrain.methods import arguments
-from lewel_bench.pretrain.recipe import Own
+from lewel_bench.pretrain.methods import METHODS
 from lewel_bench.pretrain.views import AUGMENTS
 
 # Fields of a protocol that its cost an epoch or a step depends on
@@ -63,23 +57,17 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
 def work(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """The arguments and views of a recipe, written the same way by a record and by a plan."""
     method, augment = recipe["method"], recipe["augment"]
-    given = {**_defaults(method, json.dumps(recipe.get("own"))), **recipe["args"]}
+    given = {**_defaults(method, recipe.get("own")), **recipe["args"]}
     views = _views(augment) if isinstance(augment, str) else json.dumps(augment)
     return str(sorted(given.items())), views
 
 
-@cache
-def _defaults(method: str, own: str) -> dict[str, Any]:
-    """What a method takes where nothing is written; nothing where its file is not at hand: a record
-    has all arguments written."""
-    with suppress(OSError, ValueError, KeyError, SyntaxError):
-        where = TypeAdapter(Own | None).validate_json(own)
-        # as it was planned, and no other lab's, which nobody reads here
-        if where is None or (
-            not where.file.endswith(MERGED_CODE) and has_sha256(Path(where.file), where.code)
-        ):
-            return {name: default for name, (_, default) in arguments(method, where).items()}
-    return {}
+def _defaults(method: str, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The default arguments of a method; empty where it is not known here, and for a user's own
+    in a record, which has all arguments."""
+    if own is not None:
+        return dict(own.get("defaults", {}))
+    return METHODS[method]().model_dump() if method in METHODS else {}
 
 
 @cache

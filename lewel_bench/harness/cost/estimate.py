@@ -272,7 +272,7 @@ def _size(folder: Path) -> int:
 
 def _dearer(recipe: Mapping[str, Any]) -> str:
     """From when on an epoch costs more than the first steps told."""
-    begins = methods.begins(Recipe.model_validate(recipe))
+    begins = methods.full_loss_epoch(Recipe.model_validate(recipe))
     return f"; dearer from epoch {begins} on" if begins else ""
 
 

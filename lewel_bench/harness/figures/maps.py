@@ -113,7 +113,7 @@ def maps(method: Method, x: Tensor, recipe: Recipe) -> Tensor:
     method.eval()
     F = method.backbone(x.flatten(0, -4))  # (N, D, h, w)
     heat = method.projector(F.flatten(2).transpose(1, 2))  # (N, P, d)
-    W = alignment_maps(heat, float(methods.settings(recipe).get("scale", 1.0)))
+    W = alignment_maps(heat, float(methods.arguments(recipe).get("scale", 1.0)))
     return W.transpose(1, 2).reshape(*x.shape[:-3], -1, *F.shape[2:])
 
 

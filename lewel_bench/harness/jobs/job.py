@@ -34,10 +34,17 @@ from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import Engines, MachineSettings
 from lewel_bench.harness.rundir import WORK, JobDir, missing_weights_message
 from lewel_bench.harness.wings import is_installed
-from lewel_bench.pretrain import checkpoint, collapse, distributed, memory, methods, train
+from lewel_bench.pretrain import (
+    checkpoint,
+    collapse,
+    distributed,
+    memory,
+    methods,
+    own_method,
+    train,
+)
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
-from lewel_bench.pretrain.parts import kmeans
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Contents, Data, Record
@@ -121,7 +128,7 @@ def run(
 def _name_line(job: Job, error: Exception) -> None:
     """Note on an error the line of the user's own method that it came through."""
     if job.recipe and job.recipe.own:
-        name = methods.own_name(job.recipe.own)
+        name = own_method.module_name(job.recipe.own)
         frames = [at for at in walk_tb(error.__traceback__) if at[0].f_globals["__name__"] == name]
         if frames:
             frame, line = frames[-1]
@@ -129,8 +136,8 @@ def _name_line(job: Job, error: Exception) -> None:
 
 
 def _library(job: Job) -> dict[str, str]:
-    """What PCL's clusters are made with: another library finds others."""
-    return {"kmeans": kmeans.library()} if job.recipe and job.recipe.method == "pcl" else {}
+    """The libraries besides torch that a pre-training depends on, with their versions."""
+    return methods.settings_of(job.recipe).libraries() if job.recipe else {}
 
 
 def _attempts(folder: Path) -> dict[str, Any]:

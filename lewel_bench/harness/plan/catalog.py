@@ -13,7 +13,7 @@ from typing import Any
 from lewel_bench.evals.protocol import Protocol
 from lewel_bench.evals.protocols import ENGINES, PROTOCOLS
 from lewel_bench.harness.plan.suite import Suite
-from lewel_bench.pretrain.methods import check
+from lewel_bench.pretrain.methods import arguments
 from lewel_bench.pretrain.recipe import Recipe, change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES, family
 from lewel_bench.value import unknown
@@ -76,7 +76,7 @@ class ScaledCatalog:
         if name not in self._recipes:
             own = {k: v for k, v in self.settings.items() if not self._protocol_of(k)}
             scaled: Recipe = change(self.suite.recipe(self.catalog.recipes[name]), own)
-            check(scaled)
+            arguments(scaled)  # raises ValueError for those that the method cannot have
             self._recipes[name] = scaled
         return self._recipes[name]
 

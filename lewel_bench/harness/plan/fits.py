@@ -63,7 +63,7 @@ def _named(job: Job) -> Iterator[None]:
 
 def _recipe(recipe: Recipe, place: Place) -> None:
     local, micro = shares(recipe, place.processes, place.micro_batch)
-    if recipe.method in methods.JOINT and not recipe.own and micro < local:
+    if methods.settings_of(recipe).whole_batch and micro < local:
         raise ValueError(
             f"micro-batch {micro}: {recipe.method} compares all images of a batch with each other "
             f"and needs the {local} images of a process in one forward pass: use more processes, "
@@ -72,7 +72,7 @@ def _recipe(recipe: Recipe, place: Place) -> None:
 
 
 def _enough(job: Job, recipe: Recipe) -> None:
-    count, clusters = _training_images(job), 0
+    count = _training_images(job)
     if count < recipe.batch:
         smaller = max(1, count // 4)
         fix = f"--set batch={smaller}"
@@ -82,13 +82,10 @@ def _enough(job: Job, recipe: Recipe) -> None:
             f"batch {recipe.batch} is more than the {count} training images of {job.data.name}: "
             f"set a smaller batch, such as {fix}"
         )
-    if recipe.method == "pcl":
-        clusters = max(map(int, methods.settings(recipe)["clusters"].split(",")))
-    if count < clusters:
-        raise ValueError(
-            f"{clusters} clusters are more than the {count} training images of {job.data.name}: "
-            f"set fewer, such as --set args.clusters={max(1, count // 20)}"
-        )
+    try:
+        methods.settings_of(recipe).check_images(count)
+    except ValueError as error:
+        raise ValueError(f"{job.data.name}: {error}") from None
 
 
 def _training_images(job: Job) -> int:
@@ -146,7 +143,7 @@ def _forward_pass(job: Job) -> ForwardPass:
         return job.protocol.forward_pass()
     assert job.recipe is not None
     recipe = job.recipe
-    undivided = recipe.method in methods.JOINT
+    undivided = methods.settings_of(recipe).whole_batch
     return ForwardPass(recipe.batch, bn_group=recipe.bn_group or recipe.batch, undivided=undivided)
 
 

@@ -14,11 +14,16 @@ from lewel_bench.evals.protocol import Candidate, Protocol
 from lewel_bench.evals.protocols import AnyProtocol
 from lewel_bench.harness.plan.cells import Selection
 from lewel_bench.pretrain import methods
-from lewel_bench.pretrain.methods import LATER
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
 from lewel_bench.value import Value
+
+# Arguments that came when keys had been written without them: no part of a key at these values.
+LATER: dict[str, dict[str, Any]] = {
+    "lewel_m": {"maps": "coupled", "semantic": True},
+    "moco_v2": {"symmetric": False},
+}
 
 
 class Upstream(NamedTuple):
@@ -72,7 +77,7 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     later = LATER.get(recipe.method, {})
     identity["args"] = {
         name: value
-        for name, value in methods.settings(recipe).items()
+        for name, value in methods.arguments(recipe).items()
         if name not in later or value != later[name]
     }
     views = AUGMENTS[recipe.augment]

@@ -38,6 +38,6 @@ def command(
     selected = cells.select(query, workspace.scaled(protocols), evals.seeds)
     jobs = plan.plan(selected, workspace.datasets)
     note_unused_data(workspace)
-    kept = replace(selection, method=tuple(map(plugins.named, selection.method)))
+    kept = replace(selection, method=tuple(map(plugins.with_copies, selection.method)))
     again = Command("run", (kept, evals, budget, where, compute))
     return launch(Launch(workspace, jobs, again, compute, budget))

@@ -15,32 +15,28 @@ from torch import Tensor
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import join
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Weight
+from lewel_bench.pretrain.methods.settings import BarlowTwinsSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import full
-from lewel_bench.pretrain.recipe import Positive
 
 
 class BarlowTwins(Method):
     """Barlow Twins; a batch norm without gain and offset at the projector's end standardises z."""
 
-    joint = True
-
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        dim: Positive = 8192,
-        hidden: Positive = 8192,
-        lam: Weight = 0.0051,
+        self, settings: BarlowTwinsSettings, backbone: Callable[[], ResNet], norm: Norm
     ) -> None:
         super().__init__()
-        self.lam = lam
+        self.lam = settings.lam
         f = zero_last_gains(backbone())
-        g = deep((f.channels, hidden, hidden, dim), norm, last="plain", init="torch")
+        g = deep(
+            (f.channels, settings.hidden, settings.hidden, settings.dim),
+            norm,
+            last="plain",
+            init="torch",
+        )
         self.online = Encoder(f, g)
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:

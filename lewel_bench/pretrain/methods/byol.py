@@ -13,40 +13,36 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods.settings import BYOLSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import mse
 from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 
 class BYOL(Method):
-    """BYOL with the heads of EMAN's code, or with the original's.
-
-    `bias` False: no Linear has a bias (EMAN, and so LEWEL's reproduction). True: the first Linear
-    of a head has one, and heads start as in the original's framework, Haiku.
-    """
+    """BYOL with the heads of EMAN's code, or with the original's."""
 
     def __init__(
         self,
+        settings: BYOLSettings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         ema: Ema,
-        seed: int,
-        dim: Positive = 256,
-        hidden: Positive = 4096,
-        bias: bool = False,
     ) -> None:
         super().__init__()
         f = backbone()
-        biases = (bias, False)
-        g = mlp(f.channels, hidden, dim, norm, bias=biases, init="haiku" if bias else "kaiming")
+        dim, hidden, bias = settings.dim, settings.hidden, (settings.bias, False)
+        g = mlp(
+            f.channels, hidden, dim, norm, bias=bias, init="haiku" if settings.bias else "kaiming"
+        )
         self.online = Encoder(f, g)
         # The original starts ξ from another seed; EMAN and most others start at ξ = θ.
         self.target = Momentum(self.online, ema)
-        self.q = mlp(dim, hidden, dim, norm, bias=biases, init="haiku" if bias else "normal")
+        self.q = mlp(dim, hidden, dim, norm, bias=bias, init="haiku" if settings.bias else "normal")
 
     @property
     def projector(self) -> nn.Module:

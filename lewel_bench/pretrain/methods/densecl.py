@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature, Weight
+from lewel_bench.pretrain.methods.settings import DenseCLSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
 from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 
 class Keys(NamedTuple):
@@ -48,27 +48,23 @@ class DenseEncoder(nn.Module):
 
 
 class DenseCL(Method):
-    """DenseCL; the first view is the query, the second the key. `lam` weighs the dense loss."""
+    """DenseCL; the first view is the query, the second the key."""
 
     def __init__(
         self,
+        settings: DenseCLSettings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         ema: Ema,
         seed: int,
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        tau: Temperature = 0.2,
-        queue: Positive = 65536,
-        lam: Weight = 0.5,
     ) -> None:
         super().__init__()
-        self.seed, self.tau, self.lam = seed, tau, lam
-        self.online = DenseEncoder(backbone(), hidden, dim)
+        self.seed, self.tau, self.lam = seed, settings.tau, settings.lam
+        self.online = DenseEncoder(backbone(), settings.hidden, settings.dim)
         self.target = Momentum(self.online, ema)
-        self.queue = Queue(queue, dim)
-        self.queue_dense = Queue(queue, dim)
+        self.queue = Queue(settings.queue, settings.dim)
+        self.queue_dense = Queue(settings.queue, settings.dim)
 
     def keys(self, views: Views, step: int) -> Keys:
         def encode(x: Tensor) -> tuple[Tensor, ...]:

@@ -20,11 +20,10 @@ from torch.nn.functional import softplus
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import gather, rank
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature, Weight
+from lewel_bench.pretrain.methods.settings import InstDiscSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.recipe import Positive
 
 
 class Keys(NamedTuple):
@@ -35,30 +34,24 @@ class Keys(NamedTuple):
 
 
 class InstDisc(Method):
-    """Noise-contrastive estimation with one view an image and `m` noise samples.
-
-    `keep` is what remains of a remembered embedding when its image is seen again. There is no
-    momentum network.
-    """
+    """Noise-contrastive estimation with a single view of an image; there is no momentum network."""
 
     V: Tensor
     log_Z: Tensor
 
     def __init__(
         self,
+        settings: InstDiscSettings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         seed: int,
         images: int,
-        dim: Positive = 128,
-        m: Positive = 4096,
-        tau: Temperature = 0.07,
-        keep: Weight = 0.5,
     ) -> None:
         super().__init__()
-        self.seed, self.m, self.tau, self.keep = seed, m, tau, keep
-        f = backbone()
+        self.seed, self.m = seed, settings.m
+        self.tau, self.keep = settings.tau, settings.keep
+        f, dim = backbone(), settings.dim
         self.online = Encoder(f, nn.Linear(f.channels, dim))
         # of unit length on average, as the code starts it
         self.register_buffer("V", (2 * torch.rand(images, dim) - 1) * (3 / dim) ** 0.5)

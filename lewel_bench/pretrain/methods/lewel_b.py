@@ -15,44 +15,32 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature, Weight
+from lewel_bench.pretrain.methods.settings import LewelBSettings
 from lewel_bench.pretrain.parts.aligned import Aligned, AlignedEncoder
 from lewel_bench.pretrain.parts.diagnostics import alignment, feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import mse
 from lewel_bench.pretrain.parts.momentum import Momentum
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 
 class LewelB(Method):
-    """LEWEL with the normalised mean square error; `beta` weighs the aligned loss.
-
-    `scale` divides the heat-maps before the softmax over positions (the code's default: 1).
-    """
+    """LEWEL with the normalised mean square error."""
 
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        ema: Ema,
-        seed: int,
-        h: Positive = 4,
-        d: Positive = 256,
-        c: Positive | None = None,
-        hidden: Positive = 4096,
-        beta: Weight = 0.5,
-        scale: Temperature = 1.0,
+        self, settings: LewelBSettings, backbone: Callable[[], ResNet], norm: Norm, *, ema: Ema
     ) -> None:
         super().__init__()
-        self.beta, c = beta, c or d
-        self.online = AlignedEncoder(backbone(), norm, h=h, d=d, c=c, hidden=hidden, scale=scale)
+        self.beta = settings.beta
+        f, d, c, hidden = backbone(), settings.d, settings.c or settings.d, settings.hidden
+        g, p = mlp(f.channels, hidden, d, norm), mlp(f.channels, hidden, c, norm)
+        self.online = AlignedEncoder(f, g, p, settings.h, settings.scale)
         self.target = Momentum(self.online, ema)
         self.q = mlp(d, hidden, d, norm)
         self.s = mlp(c, hidden, c, norm)
 
     @property
-    def projector(self) -> nn.Module | None:
+    def projector(self) -> nn.Module:
         return self.online.projector
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,49 +14,40 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature
+from lewel_bench.pretrain.methods.settings import MoCoV2Settings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
 from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 Keys = tuple[Tensor, ...]
 
 
 class MoCoV2(Method):
-    """MoCo v2; the first view is the query, the second the key.
-
-    `head_norm` True puts LEWEL_M's projector (batch norm, no biases) in place of the official one:
-    the control that differs from LEWEL_M by the aligned branch alone. `symmetric` True has each
-    view be query and key, and sums the two losses (MoCo's CIFAR-10 notebook; SimSiam's paper).
-    """
+    """MoCo v2; the first view is the query, the second the key; each is both when symmetric."""
 
     def __init__(
         self,
+        settings: MoCoV2Settings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         ema: Ema,
         seed: int,
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        tau: Temperature = 0.2,
-        queue: Positive = 65536,
-        head_norm: bool = False,
-        symmetric: bool = False,
     ) -> None:
         super().__init__()
-        self.seed, self.tau, self.symmetric = seed, tau, symmetric
+        self.seed, self.tau, self.symmetric = seed, settings.tau, settings.symmetric
         f = backbone()
-        if head_norm:
-            g = mlp(f.channels, hidden, dim, norm)
+        D, hidden, dim = f.channels, settings.hidden, settings.dim
+        if settings.head_norm:
+            g = mlp(D, hidden, dim, norm)
         else:
-            g = mlp(f.channels, hidden, dim, None, bias=(True, True), init="torch")
+            g = mlp(D, hidden, dim, None, bias=(True, True), init="torch")
         self.online = Encoder(f, g)
         self.target = Momentum(self.online, ema)
-        self.queue = Queue(queue, dim)
+        self.queue = Queue(settings.queue, dim)
 
     @property
     def projector(self) -> nn.Module:

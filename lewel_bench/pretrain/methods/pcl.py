@@ -9,7 +9,7 @@ with concentrations φ; θ online, ξ momentum encoder.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,54 +17,43 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, TrainingSet, Views
-from lewel_bench.pretrain.methods import Counts, Size, Temperature
+from lewel_bench.pretrain.methods.settings import PCLSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
 from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
 from lewel_bench.pretrain.parts.prototypes import Prototypes, proto_nce
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 
 class PCL(Method):
-    """PCL; the first view is the query, the second the key.
-
-    `head` "mlp" is that of v2, "linear" that of v1. `clusters` are the sizes of the clusterings,
-    made anew each epoch from epoch `warmup` on (0-based); until then this is MoCo. `negatives`
-    prototypes are drawn each step.
-    """
+    """PCL; the first view is the query, the second the key."""
 
     def __init__(
         self,
+        settings: PCLSettings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         ema: Ema,
         seed: int,
         images: int,
-        head: Literal["mlp", "linear"] = "mlp",
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        tau: Temperature = 0.2,
-        queue: Positive = 16384,
-        clusters: Counts = "25000,50000,100000",
-        negatives: Positive = 16384,
-        warmup: Size = 20,
     ) -> None:
         super().__init__()
-        self.seed, self.tau, self.negatives, self.warmup = seed, tau, negatives, warmup
-        f = backbone()
-        if head == "mlp":
-            g: nn.Module = mlp(f.channels, hidden, dim, None, bias=(True, True), init="torch")
+        self.seed, self.tau = seed, settings.tau
+        self.negatives, self.warmup = settings.negatives, settings.warmup
+        f, dim = backbone(), settings.dim
+        if settings.head == "mlp":
+            g: nn.Module = mlp(
+                f.channels, settings.hidden, dim, None, bias=(True, True), init="torch"
+            )
         else:
             g = nn.Linear(f.channels, dim)
         self.online = Encoder(f, g)
         self.target = Momentum(self.online, ema)
-        self.queue = Queue(queue, dim)
-        self.prototypes = nn.ModuleList(
-            Prototypes(int(k), dim, images) for k in clusters.split(",")
-        )
+        self.queue = Queue(settings.queue, dim)
+        self.prototypes = nn.ModuleList(Prototypes(k, dim, images) for k in settings.cluster_counts)
 
     @property
     def clusterings(self) -> list[Prototypes]:

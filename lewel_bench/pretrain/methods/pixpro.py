@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods.settings import PixProSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import full, mse, unit
 from lewel_bench.pretrain.parts.momentum import Momentum
 from lewel_bench.pretrain.parts.regions import corners, near
-from lewel_bench.pretrain.recipe import Ema, Positive, Rate
+from lewel_bench.pretrain.recipe import Ema
 
 
 class Pixels(NamedTuple):
@@ -51,30 +52,18 @@ class PixelEncoder(nn.Module):
 
 
 class PixPro(Method):
-    """PixPro; `alpha` > 0 adds the instance branch (Section 3.3) with that weight.
-
-    `threshold` is the distance of near pixels in diagonals of a cell, `gamma` the sharpness of the
-    propagation.
-    """
+    """PixPro, with the instance branch (Section 3.3) where `alpha` gives it a weight."""
 
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        ema: Ema,
-        dim: Positive = 256,
-        hidden: Positive = 4096,
-        gamma: Rate = 2.0,
-        threshold: Rate = 0.7,
-        alpha: Rate = 0.0,
+        self, settings: PixProSettings, backbone: Callable[[], ResNet], norm: Norm, *, ema: Ema
     ) -> None:
         super().__init__()
-        self.gamma, self.threshold, self.alpha = gamma, threshold, alpha
-        self.online = PixelEncoder(backbone(), norm, hidden, dim, alpha > 0)
+        self.gamma, self.threshold, self.alpha = settings.gamma, settings.threshold, settings.alpha
+        dim, hidden, instances = settings.dim, settings.hidden, settings.alpha > 0
+        self.online = PixelEncoder(backbone(), norm, hidden, dim, instances)
         self.target = Momentum(self.online, ema)
         self.transform = nn.Linear(dim, dim)  # g of Eq. 3: one layer
-        self.q = _head(dim, hidden, dim, norm) if alpha > 0 else None
+        self.q = _head(dim, hidden, dim, norm) if instances else None
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         (x1, x2), (box1, box2) = views, corners(views)

@@ -17,13 +17,13 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import gather
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature
+from lewel_bench.pretrain.methods.settings import ReSimSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.losses import full, info_nce, unit
 from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
 from lewel_bench.pretrain.parts.pyramid import Pyramid
 from lewel_bench.pretrain.parts.regions import contained, corners, moved, pool, windows
-from lewel_bench.pretrain.recipe import Ema, Positive
+from lewel_bench.pretrain.recipe import Ema
 
 # cells and stride of the windows: 48 px every 32 on C4, 32 px every 24 on C3
 WINDOWS = ((3, 2), (4, 3))
@@ -45,31 +45,22 @@ class Keys(NamedTuple):
 
 
 class ReSim(Method):
-    """ReSim-FPN; the first view is the query, the second the key.
-
-    `near` is how many neighbouring images of the batch the negatives of C3 come from (those of one
-    GPU in the code, for memory's sake); C4 has all.
-    """
+    """ReSim-FPN; the first view is the query, the second the key."""
 
     def __init__(
         self,
+        settings: ReSimSettings,
         backbone: Callable[[], ResNet],
         norm: Norm,
         *,
         ema: Ema,
         seed: int,
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        tau: Temperature = 0.2,
-        queue: Positive = 65536,
-        fpn: Positive = 256,
-        near: Positive = 32,
     ) -> None:
         super().__init__()
-        self.seed, self.tau, self.near = seed, tau, near
-        self.online = Pyramid(backbone(), hidden, dim, fpn)
+        self.seed, self.tau, self.near = seed, settings.tau, settings.near
+        self.online = Pyramid(backbone(), settings.hidden, settings.dim, settings.fpn)
         self.target = Momentum(self.online, ema)
-        self.queue = Queue(queue, dim)
+        self.queue = Queue(settings.queue, settings.dim)
 
     def keys(self, views: Views, step: int) -> Keys:
         def encode(x: Tensor) -> tuple[Tensor, ...]:

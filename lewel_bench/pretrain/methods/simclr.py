@@ -7,7 +7,6 @@ B images of this process, G of all, D channels of f, d = dim. Notation: f encode
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,34 +15,24 @@ from torch.nn.functional import cross_entropy
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import join
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Temperature
+from lewel_bench.pretrain.methods.settings import SimCLRSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
 from lewel_bench.pretrain.parts.momentum import own
-from lewel_bench.pretrain.recipe import Positive
 
 
 class SimCLR(Method):
-    """SimCLR with a projector of 2 `layers` (the paper) or 3 (SimSiam's reproduction)."""
-
-    joint = True
+    """SimCLR with a projector whose last norm has a gain but no offset."""
 
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        layers: Literal[2, 3] = 2,
-        tau: Temperature = 0.1,
+        self, settings: SimCLRSettings, backbone: Callable[[], ResNet], norm: Norm
     ) -> None:
         super().__init__()
-        self.tau = tau
+        self.tau = settings.tau
         f = zero_last_gains(backbone())
-        widths = (f.channels, *(hidden,) * (layers - 1), dim)
+        widths = (f.channels, *(settings.hidden,) * (settings.layers - 1), settings.dim)
         self.online = Encoder(f, deep(widths, norm, last="gain", init="normal"))
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:

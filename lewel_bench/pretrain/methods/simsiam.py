@@ -7,37 +7,29 @@ paper's f), h predictor, p = h(z).
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods.settings import SimSiamSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
 from lewel_bench.pretrain.parts.heads import deep, mlp
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.recipe import Positive
 
 
 class SimSiam(Method):
-    """SimSiam; `hidden` is the width of the predictor's bottleneck, `layers` the number of the
-    projector's (3; 2 on CIFAR-10)."""
+    """SimSiam with the heads of the official code."""
 
     def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        dim: Positive = 2048,
-        hidden: Positive = 512,
-        layers: Literal[2, 3] = 3,
+        self, settings: SimSiamSettings, backbone: Callable[[], ResNet], norm: Norm
     ) -> None:
         super().__init__()
-        f = zero_last_gains(backbone())
-        g = deep((f.channels, *(dim,) * layers), norm, last="plain", init="torch")
+        f, dim = zero_last_gains(backbone()), settings.dim
+        g = deep((f.channels, *(dim,) * settings.layers), norm, last="plain", init="torch")
         self.online = Encoder(f, g)
-        self.h = mlp(dim, hidden, dim, norm, bias=(False, True), init="torch")
+        self.h = mlp(dim, settings.hidden, dim, norm, bias=(False, True), init="torch")
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         x1, x2 = views

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.method import Method, Views
+from lewel_bench.pretrain.methods.settings import SupervisedSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.losses import full
@@ -21,7 +22,14 @@ from lewel_bench.pretrain.parts.losses import full
 class Supervised(Method):
     """Softmax cross-entropy over the classes of the training set."""
 
-    def __init__(self, backbone: Callable[[], ResNet], norm: Norm, *, classes: int) -> None:
+    def __init__(
+        self,
+        settings: SupervisedSettings,
+        backbone: Callable[[], ResNet],
+        norm: Norm,
+        *,
+        classes: int,
+    ) -> None:
         super().__init__()
         f = backbone()
         self.online = Encoder(f, nn.Linear(f.channels, classes))

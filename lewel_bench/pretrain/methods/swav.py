@@ -10,7 +10,6 @@ K prototypes, L = queue. Notation: f encoder, g projector, C prototypes, q codes
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,11 @@ from torch.nn.functional import log_softmax, normalize
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.distributed import gather
 from lewel_bench.pretrain.method import Method, Views
-from lewel_bench.pretrain.methods import Size, Temperature
+from lewel_bench.pretrain.methods.settings import SwAVSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
 from lewel_bench.pretrain.parts.momentum import Queue, own
-from lewel_bench.pretrain.recipe import Positive
 
 ASSIGN = 2  # views of full side, whose codes the others predict
 
@@ -38,39 +36,19 @@ class Keys:
 
 
 class SwAV(Method):
-    """SwAV with two views or with multi-crop, as the recipe's augmentation has it.
+    """SwAV with two views or with multi-crop, as the recipe's augmentation has it."""
 
-    `queue` embeddings of earlier batches join the assignment from epoch `queue_from` on; the
-    prototypes stand still for the first `frozen` epochs. The projector has 2 `layers` (the paper)
-    or 3 (SimSiam's reproduction).
-    """
-
-    joint = True
-
-    def __init__(
-        self,
-        backbone: Callable[[], ResNet],
-        norm: Norm,
-        *,
-        dim: Positive = 128,
-        hidden: Positive = 2048,
-        layers: Literal[2, 3] = 2,
-        prototypes: Positive = 3000,
-        tau: Temperature = 0.1,
-        epsilon: Temperature = 0.05,
-        sinkhorn: Positive = 3,
-        frozen: Size = 1,
-        queue: Size = 0,
-        queue_from: Size = 15,
-    ) -> None:
+    def __init__(self, settings: SwAVSettings, backbone: Callable[[], ResNet], norm: Norm) -> None:
         super().__init__()
-        self.tau, self.epsilon, self.iterations = tau, epsilon, sinkhorn
-        self.frozen, self.queue_from = frozen, queue_from
+        self.tau, self.epsilon = settings.tau, settings.epsilon
+        self.iterations, dim = settings.sinkhorn, settings.dim
+        self.frozen, self.queue_from = settings.frozen, settings.queue_from
         self.f = backbone()
-        self.g = deep((self.f.channels, *(hidden,) * (layers - 1), dim), norm, init="torch")
-        self.C = nn.Linear(dim, prototypes, bias=False)
+        widths = (self.f.channels, *(settings.hidden,) * (settings.layers - 1), dim)
+        self.g = deep(widths, norm, init="torch")
+        self.C = nn.Linear(dim, settings.prototypes, bias=False)
         self.C.weight.data = normalize(self.C.weight.data, dim=1)
-        self.queue = Queue(queue, ASSIGN * dim) if queue else None
+        self.queue = Queue(settings.queue, ASSIGN * dim) if settings.queue else None
 
     @property
     def backbone(self) -> ResNet:
