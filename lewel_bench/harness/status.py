@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def survey(
     run_dir = RunDir(root)
     waiting = run_dir.queued_keys()
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
-    states = {}
+    states, upstreams = {}, {}
     for key, spec, held in _specs(root, store, catalog):
         folder, record = run_dir.job(key), store.records.get(key)
         done = folder.progress() if record is None and EVENTS in held else None
@@ -91,6 +91,11 @@ def survey(
             spent or 0.0,
             hours,
         )
+        upstreams[key] = spec.get("upstream")
+    for key, upstream in upstreams.items():
+        if states[key].state == "done" and upstream in states and states[upstream].state == "stale":
+            reason = f"its pre-training {upstream} is stale: {states[upstream].reason}"
+            states[key] = replace(states[key], state="stale", reason=reason)
     return states
 
 

@@ -108,7 +108,7 @@ def _files(folder: Path) -> list[Path]:
 def header_of(spec: Backbone) -> dict[str, Any]:
     """The architecture entries of a backbone file's header."""
     header = spec.model_dump(mode="json")
-    return {k: v if isinstance(v, list) else str(v) for k, v in header.items()}
+    return {k: v if isinstance(v, list) else str(v) for k, v in header.items() if v is not None}
 
 
 def write_backbone(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -5,9 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -38,12 +36,6 @@ class Backbone(Value):
         if self.stride == "1x1" and self.expansion == 1:
             raise ValueError(f"stride 1x1: {self.arch} has no bottlenecks")
         return self
-
-    @model_serializer(mode="wrap")
-    def _usual_left_out(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys were written before `stride` and `mean` came."""
-        usual = {"stride": "3x3", "mean": None}
-        return {k: v for k, v in plain(self).items() if k not in usual or v != usual[k]}
 
     @property
     def depth(self) -> int:
@@ -118,13 +110,6 @@ class Own(Value):
     defaults: dict[str, bool | int | float | str | None] = {}
 
 
-# Fields that came when keys had been written without them: no part of a key at these values.
-LATER: dict[str, dict[str, Any]] = {
-    "optimizer": {"excluded_lr": 1.0, "constant": ""},
-    "schedule": {"start": 0.0, "end": 0.0, "decay_at": ()},
-}
-
-
 class Recipe(Value):
     """One pre-training recipe. `name`, `label` and `source` are not part of its identity.
 
@@ -150,7 +135,7 @@ class Recipe(Value):
     ema: Ema | None = None
     augment: str
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    revision: Positive = 1
+    revision: Positive = 2  # 2: keys hold every argument and field, also those at their default
     own: Own | None = None
 
     @model_validator(mode="after")
@@ -169,14 +154,12 @@ class Recipe(Value):
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result of the recipe, as plain data."""
-        found = self.model_dump(exclude={"name", "label", "source", "own"})
+        identity = self.model_dump(exclude={"name", "label", "source", "own"})
         if self.own:
-            found["own"] = self.own.model_dump(include={"code", "release"}, exclude_defaults=True)
-        for part, fields in LATER.items():
-            for name, value in fields.items():
-                if found[part][name] == value:
-                    del found[part][name]
-        return found
+            identity["own"] = self.own.model_dump(
+                include={"code", "release"}, exclude_defaults=True
+            )
+        return identity
 
 
 def shares(recipe: Recipe, processes: int, micro_batch: int | None) -> tuple[int, int]:

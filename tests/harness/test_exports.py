@@ -24,9 +24,7 @@ def pretrained(root: Path, recipe: str, seed: int = 0) -> str:
     key = record.read(root / final / record.NAME).upstream[0]
     path = root / key / "backbone.safetensors"
     torch.manual_seed(seed)
-    checkpoint.write_backbone(
-        path, backbone.build(SMALL).state_dict(), {k: str(v) for k, v in SMALL.model_dump().items()}
-    )
+    checkpoint.write_backbone(path, backbone.build(SMALL).state_dict(), checkpoint.header_of(SMALL))
     content = json.loads((root / key / record.NAME).read_text())
     content["checkpoint"] = {"file": path.name, "sha256": checkpoint.sha256(path)}
     content["data"] = {"train": {"name": "shapes", "fingerprint": "f1f2", "images": 2592}}

@@ -72,7 +72,7 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
     file = root / made.key / made.checkpoint.file
     assert made.checkpoint.sha256 == checkpoint.sha256(file)
     state, header = checkpoint.read_backbone(file)
-    assert header == {"arch": "resnet18", "stem": "imagenet", "width": "8"}
+    assert header == {"arch": "resnet18", "stem": "imagenet", "width": "8", "stride": "3x3"}
     own = layouts.state(1)
     assert all(torch.equal(state[key], value) for key, value in own.items())
     (extra,) = extras.find(Store(root), ["mine"], PACKAGED)

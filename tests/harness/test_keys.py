@@ -8,11 +8,17 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+from finished import board, finish
+
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocols import PROTOCOLS
+from lewel_bench.harness.cli import main
 from lewel_bench.harness.plan import plan
 from lewel_bench.harness.plan.catalog import PACKAGED, ScaledCatalog
 from lewel_bench.harness.plan.suites import SUITES
+from lewel_bench.harness.status import survey
+from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.recipes import RECIPES
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
@@ -51,3 +57,23 @@ def test_keys_are_those_of_the_golden_list() -> None:
         for kind, known in kinds.items():
             assert actual[suite][kind] == known, f"{kind} in suite {suite}"
     assert actual == expected
+
+
+def test_records_under_old_keys_are_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pre-training of the revision before, and its evaluation, which is named in its cell."""
+    recipe = RECIPES["lewel_m_200ep"]
+    finish(tmp_path, change(recipe, {"revision": 1}), "linear_lars", metrics={"top1": 70.0})
+    states = survey(tmp_path)
+    assert {state.state for state in states.values()} == {"stale"}
+    (pretraining,) = (key for key, state in states.items() if state.kind == "pretrain")
+    (final,) = (key for key, state in states.items() if state.kind == "final")
+    sentence = "recipe lewel_m_200ep is at revision 2, this is 1"
+    assert states[pretraining].reason == sentence
+    assert states[final].reason == f"its pre-training {pretraining} is stale: {sentence}"
+    cell = board(tmp_path).filled("1").entries["lewel_m", "200:top1"]
+    assert cell.state == "stale" and cell.mean is None
+    words = ["table", "1", "--suite", "shapes", "--root", str(tmp_path), "--missing"]
+    assert main(words) == 0
+    assert f"record {final} is stale" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_what_is_not_part_of_a_key() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [("optimizer.lr", 0.5), ("epochs", 3), ("args.h", 1), ("revision", 2), ("bn_group", 16)],
+    [("optimizer.lr", 0.5), ("epochs", 3), ("args.h", 1), ("revision", 3), ("bn_group", 16)],
 )
 def test_what_is_part_of_a_key(setting: tuple[str, object]) -> None:
     recipe = RECIPES["lewel_m_200ep"]

@@ -74,6 +74,7 @@ class Board:
         self.pretrain_keys: dict[tuple[str, int], str] = {}
         self.final_keys: dict[tuple[str, str, int, int], str] = {}
         self.firsts: dict[tuple[str, int], Job] = {}  # pre-trainings, by recipe and seed
+        self._stale_states: dict[tuple[str, str, str, str, int], JobState] | None = None
         self.found: dict[tuple[str, str], list[Slot]] = {}  # by recipe and protocol
         self.spent: dict[str, Spent] = {}  # by the key of a pre-training
         # what a table reads: of a pre-training its cost, else the record
@@ -394,6 +395,8 @@ class Board:
     def _slot(self, jobs: list[Job], seed: int, key: str) -> Slot:
         expected = next(job for job in jobs if job.key == key)
         state = self._state(key)
+        if state.state == "missing" and (stale := self._stale(expected)):
+            state = replace(stale, reason=f"record {stale.key} is stale: {stale.reason}")
         before = (job for job in jobs if job.kind != "final" and job.key != key)
         needs = [(job, self._state(job.key)) for job in before]
         waiting = [(job, s) for job, s in needs if s.state != "done"]
@@ -415,6 +418,17 @@ class Board:
 
     def _state(self, key: str) -> JobState:
         return self.states.get(key) or JobState(key, "", "", 0, "", "missing")
+
+    def _stale(self, job: Job) -> JobState | None:
+        """The state of a stale record of the same job under its earlier key."""
+        if self._stale_states is None:
+            self._stale_states = {
+                (s.kind, s.recipe, s.protocol, s.suite, s.seed): s
+                for s in self.states.values()
+                if s.state == "stale"
+            }
+        protocol = job.protocol.name if job.protocol else ""
+        return self._stale_states.get((job.kind, job.recipe_name, protocol, job.suite, job.seed))
 
     def command(self, job: Job, seed: int) -> str:
         """The command that computes a job and what it needs."""

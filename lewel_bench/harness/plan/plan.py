@@ -19,12 +19,6 @@ from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
 from lewel_bench.value import Value
 
-# Arguments that came when keys had been written without them: no part of a key at these values.
-LATER: dict[str, dict[str, Any]] = {
-    "lewel_m": {"maps": "coupled", "semantic": True},
-    "moco_v2": {"symmetric": False},
-}
-
 
 class Upstream(NamedTuple):
     """What left the backbone that an evaluation reads: the key of its record, a name for it, and
@@ -74,12 +68,7 @@ def of_recipe(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """
     identity = recipe.identity()
     identity.pop("data")
-    later = LATER.get(recipe.method, {})
-    identity["args"] = {
-        name: value
-        for name, value in methods.arguments(recipe).items()
-        if name not in later or value != later[name]
-    }
+    identity["args"] = methods.arguments(recipe)
     views = AUGMENTS[recipe.augment]
     identity["augment"] = [view.identity() for view in views]
     return {"recipe": identity, "data": data.id}

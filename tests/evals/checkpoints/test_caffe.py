@@ -166,8 +166,9 @@ def test_detectors_and_segmenters_take_the_mean_off_themselves() -> None:
         assert model.backbone.layer4[0].conv2.stride == (1, 1)
 
 
-def test_usual_backbones_keep_their_keys() -> None:
-    assert DEEP.model_dump() == {"arch": "resnet50", "stem": "imagenet", "width": 8}
+def test_backbones_are_written_with_every_field() -> None:
+    usual = {"arch": "resnet50", "stem": "imagenet", "width": 8, "stride": "3x3", "mean": None}
+    assert DEEP.model_dump() == usual
     assert Backbone.model_validate_json(CAFFE.model_dump_json()) == CAFFE
     with pytest.raises(ValueError, match="resnet18 has no bottlenecks"):
         Backbone(arch="resnet18", stride="1x1")
