@@ -26,7 +26,7 @@ from detection_cases import (
 )
 from torch import Tensor, nn
 
-from lewel_bench.evals.dense import MEAN, STD
+from lewel_bench.evals.normalisation import MEAN, STD
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 LAYERS = {"resnet18": 18, "resnet50": 50}

@@ -1,14 +1,16 @@
 """The outcome of fine-tuning at one candidate (lr, weight decay) of a grid, whatever the engine."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.outcome import Outcome
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection, Segmentation
 
 
 def early_outcome(
-    protocol: Detection | Segmentation,
+    protocol: "Detection | Segmentation",
     candidate: tuple[float, float],
     extra: dict[str, Any],
     *,
@@ -33,7 +35,7 @@ def named_values(candidate: tuple[float, float]) -> dict[str, float]:
 
 
 def pruning_reason(
-    protocol: Detection | Segmentation, half: Mapping[str, float], rivals: Sequence[float]
+    protocol: "Detection | Segmentation", half: Mapping[str, float], rivals: Sequence[float]
 ) -> str | None:
     """Why a run with select metrics `half` after half of the steps is pruned, None if it goes on.
 

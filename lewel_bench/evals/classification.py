@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.grid import Decays, Fraction, Grid, Lr, check_grid, check_milestones
 from lewel_bench.evals.protocol import (
+    FORWARD,
     Candidate,
     Description,
     ForwardPass,
     Protocol,
+    batch_of,
+    bn_group_of,
     check_held_out,
     measured_note,
     number_list,
@@ -23,8 +26,6 @@ from lewel_bench.pretrain.recipe import Positive, Rate
 if TYPE_CHECKING:
     from lewel_bench.evals.context import Context
     from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome, Splits
-
-FORWARD = 256  # images of one forward pass of a frozen backbone, unless the machine says fewer
 
 
 class Linear(Protocol):
@@ -90,7 +91,7 @@ class Linear(Protocol):
 
     def check_batch(self, count: int, processes: int, micro_batch: int | None) -> None:
         """Raise ValueError where the processes cannot share a batch equally."""
-        batch_of(self, count, processes)
+        batch_of(self.batch, count, processes)
 
     def forward_pass(self) -> ForwardPass:
         """Any division of a batch gives the same features of a frozen backbone."""
@@ -224,7 +225,7 @@ class Semi(Protocol):
 
     def check_batch(self, count: int, processes: int, micro_batch: int | None) -> None:
         """Raise ValueError where processes or micro-batches cannot share a batch equally."""
-        bn_group_of(self, batch_of(self, count, processes), processes, micro_batch)
+        bn_group_of(self.bn_group, batch_of(self.batch, count, processes), processes, micro_batch)
 
     def forward_pass(self) -> ForwardPass:
         """Batch norm takes its statistics over whole groups."""
@@ -258,36 +259,3 @@ class Semi(Protocol):
             f"{self.held_out} held-out training images",
             measured_note(self.name, None, self.held_out, len(self.grid()), refit=False),
         )
-
-
-def batch_of(protocol: Linear | Semi, count: int, processes: int) -> int:
-    """Images of a global step on `count` training images, which may be fewer than a batch. Raises
-    ValueError where the processes cannot share them equally."""
-    batch = min(protocol.batch, count - count % processes)
-    if batch < processes or batch % processes:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared by {processes} processes: "
-            "use a number of processes that divides it"
-        )
-    return batch
-
-
-def bn_group_of(
-    protocol: Semi, batch: int, processes: int, micro_batch: int | None
-) -> tuple[int | None, list[str]]:
-    """The protocol's batch-norm group, or None (the whole batch) where it does not divide
-    `batch`, with a warning. Raises ValueError where it does not divide a micro-batch."""
-    group, warnings = protocol.bn_group, list[str]()
-    if group is not None and batch % group:
-        warnings.append(
-            f"a batch of {batch} images cannot be divided into batch-norm groups of {group}: the "
-            "whole batch is one group"
-        )
-        group = None
-    micro, local = micro_batch or batch, batch // processes
-    if micro < local and (group is None or micro % group):
-        raise ValueError(
-            f"micro-batch {micro} is not a multiple of the batch-norm group of {group or batch} "
-            f"images: choose {group or batch} or a multiple"
-        )
-    return group, warnings

@@ -23,7 +23,7 @@ from lewel_bench.evals.protocol import (
     measured_note,
     number_list,
 )
-from lewel_bench.pretrain.recipe import Backbone, Positive, Rate
+from lewel_bench.pretrain.recipe import Positive, Rate
 
 if TYPE_CHECKING:
     from lewel_bench.evals.context import Context
@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Pixels = Positive
-# ImageNet's red, green, blue of 0..255: the backbones' weights are torchvision's, not Caffe's
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
-
-def mean_of(spec: Backbone) -> tuple[float, ...]:
-    """What is subtracted from pixels of 0 to 255 for a backbone, before padding with zeros."""
-    return tuple(255 * value for value in spec.mean) if spec.mean else MEAN
-
-
-def for_pixels_of_its_own(spec: Backbone) -> Backbone:
-    """`spec` for a model that subtracts the mean itself."""
-    return spec.model_copy(update={"mean": None})
 
 
 class Dense(Protocol):

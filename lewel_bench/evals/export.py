@@ -13,7 +13,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.dense import MEAN, STD
+from lewel_bench.evals.normalisation import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.value import unknown
 

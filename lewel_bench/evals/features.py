@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lewel_bench.evals.classification import FORWARD
+from lewel_bench.evals.protocol import FORWARD
 from lewel_bench.pretrain import backbone as resnet
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.augment import normalise

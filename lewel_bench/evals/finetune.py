@@ -6,17 +6,19 @@ killed run resumes bit for bit from its last checkpoint.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lewel_bench.evals.candidate import early_outcome, named_values, pruning_reason
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Detection, Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint, distributed, pacer
 from lewel_bench.pretrain.report import Stopped
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection, Segmentation
 
 Role = Literal["select", "report"]
 Factor = Callable[[int], float]  # of the learning rate, at a step (0-based)
@@ -63,7 +65,7 @@ class _State:
 
 def run(
     learner: Learner,
-    protocol: Detection | Segmentation,
+    protocol: "Detection | Segmentation",
     candidate: tuple[float, float],
     splits: DenseSplits[Any],
     factor: Factor,
@@ -119,7 +121,7 @@ class _Loop:
     def __init__(
         self,
         learner: Learner,
-        protocol: Detection | Segmentation,
+        protocol: "Detection | Segmentation",
         lr: float,
         factor: Factor,
         context: Context,

@@ -7,24 +7,27 @@ Shapes: Q queries, N images in the bank, D features, C classes.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from lewel_bench.evals import features, scores
-from lewel_bench.evals.classification import Knn
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Outcome, Splits
 from lewel_bench.pretrain.distributed import rank
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.report import Stopped
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.classification import Knn
+
 SIMILARITIES = 2**27  # kept in memory at once: 512 MiB in fp32
 
 
 def run(
-    protocol: Knn,
+    protocol: "Knn",
     *,
     backbone: Path,
     splits: Splits,

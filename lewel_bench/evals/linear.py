@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lewel_bench.evals import features, knn, loop, scores
-from lewel_bench.evals.classification import Linear
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.evals.heads import Heads
@@ -17,11 +16,14 @@ from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import Machine, gather, rank
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.classification import Linear
+
 Cached = tuple[Tensor, Tensor]  # features (N, D) and labels (N,) of a split
 
 
 def run(
-    protocol: Linear,
+    protocol: "Linear",
     *,
     backbone: Path,
     splits: Splits,
@@ -96,7 +98,7 @@ class _Probe:
     def __init__(
         self,
         net: ResNet,
-        protocol: Linear,
+        protocol: "Linear",
         grid: Sequence[tuple[float, float]],
         splits: Splits,
         at: Context,
@@ -134,12 +136,12 @@ class _Probe:
         }
 
 
-def _cache(net: ResNet, images: Images, protocol: Linear, machine: Machine) -> Cached:
+def _cache(net: ResNet, images: Images, protocol: "Linear", machine: Machine) -> Cached:
     size, resize = protocol.image_size, protocol.resize
     return features.extract(net, images, size=size, resize=resize, machine=machine)
 
 
-def _rows(protocol: Linear, heads: Heads, history: loop.History) -> list[dict[str, Any]]:
+def _rows(protocol: "Linear", heads: Heads, history: loop.History) -> list[dict[str, Any]]:
     last, diverged = history[-1], heads.divergence()
     names = ("train_loss", "select_top1", "select_top5", "select_loss", "top1", "top5")
     nothing = [None] * len(diverged)
@@ -151,7 +153,7 @@ def _rows(protocol: Linear, heads: Heads, history: loop.History) -> list[dict[st
 
 
 def _outcome(
-    protocol: Linear,
+    protocol: "Linear",
     rows: list[dict[str, Any]],
     best: int,
     history: loop.History,

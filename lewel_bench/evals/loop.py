@@ -4,18 +4,21 @@ All randomness is drawn from (seed, epoch), so a killed run resumes bit for bit.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from lewel_bench.evals.classification import Linear, Semi, batch_of
 from lewel_bench.evals.context import Context
+from lewel_bench.evals.protocol import batch_of
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.augment import normalise
 from lewel_bench.pretrain.data import Images, image_batches
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Schedule
 from lewel_bench.pretrain.schedule import lr_at, step_decay
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.classification import Linear, Semi
 
 History = list[dict[str, Any]]
 
@@ -40,7 +43,7 @@ class Learner(Protocol):
         """Restore the state that `state_dict` returned."""
 
 
-def train(learner: Learner, images: Images, protocol: Linear | Semi, context: Context) -> History:
+def train(learner: Learner, images: Images, protocol: "Linear | Semi", context: Context) -> History:
     """Train for the protocol's epochs, from the newest checkpoint if there is one.
 
     Returns the results of `evaluate` every `eval_every` epochs and after the last, each with
@@ -90,17 +93,17 @@ def train(learner: Learner, images: Images, protocol: Linear | Semi, context: Co
     return history
 
 
-def steps_of(protocol: Linear | Semi, count: int) -> int:
+def steps_of(protocol: "Linear | Semi", count: int) -> int:
     """The steps of a training on `count` images."""
     return protocol.epochs * (count // batch_size(protocol, count))
 
 
-def batch_size(protocol: Linear | Semi, count: int) -> int:
+def batch_size(protocol: "Linear | Semi", count: int) -> int:
     """Images of one global step. Raises ValueError if the processes cannot share them equally."""
-    return batch_of(protocol, count, distributed.world())
+    return batch_of(protocol.batch, count, distributed.world())
 
 
-def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:
+def batch_warning(protocol: "Linear | Semi", count: int) -> list[str]:
     """A warning if the images are fewer than the protocol's batch."""
     batch = batch_size(protocol, count)
     if batch == protocol.batch:
@@ -108,7 +111,7 @@ def batch_warning(protocol: Linear | Semi, count: int) -> list[str]:
     return [f"{count} training images are fewer than the batch of {protocol.batch}: used {batch}"]
 
 
-def lr_factor(protocol: Linear | Semi, epoch: int) -> float:
+def lr_factor(protocol: "Linear | Semi", epoch: int) -> float:
     """The factor of the learning rates in `epoch` (0-based)."""
     if protocol.milestones:
         return step_decay(1.0, epoch, protocol.milestones)

@@ -7,6 +7,7 @@ say to standard output, a JSON object a line, and ends as its parent would: afte
 its parent is gone, it saves and leaves.
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -76,8 +77,8 @@ def run(
     return _ended(end, process.returncode, python, folder / f"{LOG}{mine}")
 
 
-def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
-    """Do the task of the file named in the arguments, with a protocol of `kind`; the exit code."""
+def serve(work: Callable[..., Outcome]) -> int:
+    """Do the task of the file named in the arguments; the exit code."""
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what others print is no message
     asked = threading.Event()
@@ -95,7 +96,7 @@ def serve(work: Callable[..., Outcome], kind: type[Value]) -> int:
         say(report=event, fields=fields)
 
     try:
-        protocol, arguments = _read(Path(sys.argv[1]), kind)
+        protocol, arguments = _read(Path(sys.argv[1]))
         device: torch.device = arguments["machine"].device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # what an engine takes for "cuda"
@@ -132,6 +133,7 @@ def environment() -> Iterator[dict[str, str]]:
 def _write(folder: Path, mine: str, protocol: Value, arguments: Mapping[str, Any]) -> Path:
     machine: Machine = arguments["machine"]
     content = {
+        "type": [type(protocol).__module__, type(protocol).__name__],
         "protocol": protocol.model_dump(mode="json"),
         "candidate": list(arguments["candidate"]),
         "backbone": str(arguments["backbone"].resolve()),
@@ -148,9 +150,11 @@ def _write(folder: Path, mine: str, protocol: Value, arguments: Mapping[str, Any
     return folder / f"{SPEC}{mine}"
 
 
-def _read(path: Path, kind: type[Value]) -> tuple[Value, dict[str, Any]]:
+def _read(path: Path) -> tuple[Value, dict[str, Any]]:
     content = json.loads(path.read_text())
-    protocol = kind.model_validate(content.pop("protocol"))
+    module, name = content["type"]
+    kind: type[Value] = getattr(importlib.import_module(module), name)
+    protocol = kind.model_validate(content["protocol"])
     machine = content["machine"]
     torch.set_num_threads(content["threads"])
     return protocol, {

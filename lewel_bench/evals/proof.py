@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from lewel_bench.evals import features, knn
-from lewel_bench.evals.dense import MEAN, STD
+from lewel_bench.evals.normalisation import MEAN, STD
 from lewel_bench.pretrain import backbone
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.recipe import Backbone

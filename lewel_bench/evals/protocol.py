@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Candidate = tuple[float, float]  # (lr, weight decay), or (backbone lr, head lr)
 
+FORWARD = 256  # images of one forward pass of a frozen backbone, unless the machine says fewer
+
 
 class Description(NamedTuple):
     """A protocol in words: what is done, what is searched, which images choose, and in one line
@@ -138,6 +140,39 @@ class Protocol(Value, ABC):
     @abstractmethod
     def describe(self) -> Description:
         """The protocol in words, for a person who reads a list or a table."""
+
+
+def batch_of(batch: int, count: int, processes: int) -> int:
+    """Images of a global step on `count` training images, which may be fewer than a `batch`. Raises
+    ValueError where the processes cannot share them equally."""
+    images = min(batch, count - count % processes)
+    if images < processes or images % processes:
+        raise ValueError(
+            f"a batch of {images} cannot be shared by {processes} processes: "
+            "use a number of processes that divides it"
+        )
+    return images
+
+
+def bn_group_of(
+    bn_group: int | None, batch: int, processes: int, micro_batch: int | None
+) -> tuple[int | None, list[str]]:
+    """The batch-norm group of a protocol, or None (the whole batch) where it does not divide
+    `batch`, with a warning. Raises ValueError where it does not divide a micro-batch."""
+    group, warnings = bn_group, list[str]()
+    if group is not None and batch % group:
+        warnings.append(
+            f"a batch of {batch} images cannot be divided into batch-norm groups of {group}: the "
+            "whole batch is one group"
+        )
+        group = None
+    micro, local = micro_batch or batch, batch // processes
+    if micro < local and (group is None or micro % group):
+        raise ValueError(
+            f"micro-batch {micro} is not a multiple of the batch-norm group of {group or batch} "
+            f"images: choose {group or batch} or a multiple"
+        )
+    return group, warnings
 
 
 def check_held_out(name: str, held_out: int, count: int, most: int) -> None:

@@ -1,24 +1,27 @@
 """Semi-supervised evaluation: fine-tuning the whole network on 1 % or 10 % of the labels."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lewel_bench.evals import features, loop, scores
-from lewel_bench.evals.classification import Semi, bn_group_of
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.outcome import Outcome, Splits, gap
+from lewel_bench.evals.protocol import bn_group_of
 from lewel_bench.pretrain.backbone import ResNet
 from lewel_bench.pretrain.data import Images
 from lewel_bench.pretrain.distributed import average, data_parallel, rank, world
 from lewel_bench.pretrain.norm import RunningStatistics
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.classification import Semi
+
 
 def run(
-    protocol: Semi,
+    protocol: "Semi",
     *,
     lr: tuple[float, float],
     backbone: Path,
@@ -36,7 +39,7 @@ def run(
     splits.check()
     count = len(splits.train)
     batch = loop.batch_size(protocol, count)
-    group, warnings = bn_group_of(protocol, batch, world(), context.machine.micro_batch)
+    group, warnings = bn_group_of(protocol.bn_group, batch, world(), context.machine.micro_batch)
     learner = _FineTuned(protocol, lr, backbone, group, splits, context)
     history = loop.train(learner, splits.train, protocol, context)
     chosen = {"backbone_lr": lr[0], "head_lr": lr[1]}
@@ -90,7 +93,7 @@ class _FineTuned:
 
     def __init__(
         self,
-        protocol: Semi,
+        protocol: "Semi",
         lr: tuple[float, float],
         backbone: Path,
         bn_group: int | None,

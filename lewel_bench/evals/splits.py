@@ -2,21 +2,22 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lewel_bench.evals.classification import Linear, Semi
 from lewel_bench.evals.dataset import Dataset
-from lewel_bench.evals.dense import Dense
 from lewel_bench.evals.outcome import DenseSplits, Splits
 from lewel_bench.evals.protocol import check_held_out
-from lewel_bench.evals.protocols import SEMI_1PCT, SEMI_10PCT
 from lewel_bench.pretrain.folder import Images, Indices, read_folder
 from lewel_bench.pretrain.subset import holdout, subset, subset_from_list
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.classification import Linear, Semi
+    from lewel_bench.evals.dense import Dense
+
 SEED = 0  # held-out images and drawn subsets are the same for every seed of a job
-LISTED_FRACTIONS = {protocol.name: protocol.fraction for protocol in (SEMI_1PCT, SEMI_10PCT)}
+LISTED_FRACTIONS = {"semi_1pct": 0.01, "semi_10pct": 0.1}  # of the lists of google-research/simclr
 
 
 def read(data: Dataset, which: Literal["train", "val"]) -> Images:
@@ -36,14 +37,14 @@ def of_knn(data: Dataset) -> Splits:
     return Splits(images, reported, reported)
 
 
-def of_linear(protocol: Linear, data: Dataset) -> Splits:
+def of_linear(protocol: "Linear", data: Dataset) -> Splits:
     """The training images less those held out, these, and the reported images."""
     images, reported = read(data, "train"), read(data, "val")
     rest, held_out = _hold_out(protocol, images)
     return Splits(images.take(rest), images.take(held_out), reported)
 
 
-def of_semi(protocol: Semi, data: Dataset) -> Splits:
+def of_semi(protocol: "Semi", data: Dataset) -> Splits:
     """The labelled subset, the held-out images outside it, and the reported images."""
     images, reported = read(data, "train"), read(data, "val")
     _, held_out = _hold_out(protocol, images)
@@ -53,14 +54,14 @@ def of_semi(protocol: Semi, data: Dataset) -> Splits:
     return Splits(labelled, images.take(outside), reported)
 
 
-def _hold_out(protocol: Linear | Semi, images: Images) -> tuple[Indices, Indices]:
+def _hold_out(protocol: "Linear | Semi", images: Images) -> tuple[Indices, Indices]:
     sizes = np.bincount(images.labels)
     most = int(np.maximum(sizes - 1, 0).sum())  # each class keeps an image
     check_held_out(protocol.name, protocol.held_out, len(images), most)
     return holdout(images, protocol.held_out, SEED)
 
 
-def _labelled(protocol: Semi, data: Dataset, images: Images) -> Images:
+def _labelled(protocol: "Semi", data: Dataset, images: Images) -> Images:
     if protocol.name not in data.lists:
         return images.take(subset(images, protocol.fraction, SEED))
     listed = LISTED_FRACTIONS.get(protocol.name, protocol.fraction)
@@ -72,7 +73,7 @@ def _labelled(protocol: Semi, data: Dataset, images: Images) -> Images:
     return images.take(subset_from_list(images, Path(data.lists[protocol.name])))
 
 
-def of_dense(protocol: Dense, train: Any, report: Any, *, final: bool) -> DenseSplits[Any]:
+def of_dense(protocol: "Dense", train: Any, report: Any, *, final: bool) -> DenseSplits[Any]:
     """The scenes of a detection or segmentation job; nothing is held out of a final's training.
 
     Raises ValueError where more is to be held out than `train` has.

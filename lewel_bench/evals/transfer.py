@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Dense
 from lewel_bench.evals.outcome import CandidateResult, Inputs, Outcome
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.report import Diverged
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Dense
 
 TRIAL = 1000  # between the seeds of two trials: with seeds 0 and 1000 two of them draw alike
 ENGINE_FILES = ("iter_*.pth", "backbone.pth", "last_checkpoint")  # mmengine's, of an ended run
 
 
-def run(protocol: Dense, inputs: Inputs, context: Context) -> Outcome:
+def run(protocol: "Dense", inputs: Inputs, context: Context) -> Outcome:
     """The outcome of a dense candidate or final.
 
     A final chooses among the results of its candidates, then trains that candidate on all images;
@@ -65,7 +68,7 @@ def _of_rank_0(rivals: list[float]) -> list[float]:
     return box[0]
 
 
-def _half_scores(protocol: Dense, finished: Sequence[CandidateResult]) -> list[float]:
+def _half_scores(protocol: "Dense", finished: Sequence[CandidateResult]) -> list[float]:
     """The scores of finished candidates after half of their steps."""
     scores = (_half_score(result, protocol.score) for result in finished)
     return [score for score in scores if score is not None]

@@ -59,7 +59,7 @@ def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals,
     )
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run, Detection))
+    sys.exit(outside.serve(run))
 """
 
 

@@ -12,20 +12,23 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lewel_bench.evals import engines, outside
-from lewel_bench.evals.dense import STD, Detection, mean_of
 from lewel_bench.evals.detection.scenes import Scenes
+from lewel_bench.evals.normalisation import STD, mean_of
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, share, world
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
+
 
 def settings(
-    protocol: Detection,
+    protocol: "Detection",
     spec: Backbone,
     *,
     classes: int,
@@ -76,7 +79,7 @@ def _backbone(spec: Backbone, norm: str) -> dict[str, Any]:
     }
 
 
-def _c4(protocol: Detection, spec: Backbone) -> dict[str, Any]:
+def _c4(protocol: "Detection", spec: Backbone) -> dict[str, Any]:
     own = stock(spec)
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone" if own else "build_lewel_resnet_backbone",
@@ -91,7 +94,7 @@ def _c4(protocol: Detection, spec: Backbone) -> dict[str, Any]:
     }
 
 
-def _fpn(protocol: Detection, spec: Backbone, norm: str) -> dict[str, Any]:
+def _fpn(protocol: "Detection", spec: Backbone, norm: str) -> dict[str, Any]:
     own = stock(spec)
     finest = spec.stem_stride.bit_length() - 1  # detectron2 names a level by log2 of stride
     levels = [f"p{finest + i}" for i in range(5)]
@@ -117,7 +120,7 @@ def _fpn(protocol: Detection, spec: Backbone, norm: str) -> dict[str, Any]:
     }
 
 
-def _regions(protocol: Detection, classes: int) -> dict[str, Any]:
+def _regions(protocol: "Detection", classes: int) -> dict[str, Any]:
     """What C4 and FPN share from the anchors to the masks."""
     return {
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
@@ -148,7 +151,7 @@ def _regions(protocol: Detection, classes: int) -> dict[str, Any]:
     }
 
 
-def _input(protocol: Detection) -> dict[str, Any]:
+def _input(protocol: "Detection") -> dict[str, Any]:
     return {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TRAIN": tuple(protocol.min_sizes),
@@ -162,7 +165,7 @@ def _input(protocol: Detection) -> dict[str, Any]:
     }
 
 
-def _solver(protocol: Detection, candidate: tuple[float, float]) -> dict[str, Any]:
+def _solver(protocol: "Detection", candidate: tuple[float, float]) -> dict[str, Any]:
     return {
         "SOLVER.IMS_PER_BATCH": protocol.batch,
         "SOLVER.BASE_LR": candidate[0],
@@ -187,7 +190,7 @@ def stock(spec: Backbone) -> bool:
 
 
 def run(
-    protocol: Detection,
+    protocol: "Detection",
     *,
     candidate: tuple[float, float],
     backbone: Path,
@@ -248,7 +251,7 @@ def _engine() -> ModuleType:
     return detectron_train
 
 
-def _check(protocol: Detection, machine: Machine) -> None:
+def _check(protocol: "Detection", machine: Machine) -> None:
     processes, cpu = world(), machine.device.type == "cpu"
     if cpu and processes > 1:
         raise ValueError(
@@ -263,4 +266,4 @@ def _check(protocol: Detection, machine: Machine) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run, Detection))
+    sys.exit(outside.serve(run))

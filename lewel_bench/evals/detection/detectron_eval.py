@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -19,9 +19,11 @@ from detectron2.utils import comm
 
 from lewel_bench.evals import finetune
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_data import TestImages
 from lewel_bench.evals.detection.metrics import write_predictions
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -29,7 +31,7 @@ Metrics = dict[str, float]
 
 
 def evaluate(
-    cfg: Any, model: Any, name: str, protocol: Detection, at: Context, file: Path | None = None
+    cfg: Any, model: Any, name: str, protocol: "Detection", at: Context, file: Path | None = None
 ) -> tuple[Metrics, dict[str, Any]]:
     """The metrics of the registered split `name` in percent, and what goes beside them: the APs of
     classes where detectron2 gives them.
@@ -61,7 +63,7 @@ class _Watched:
 class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package without types
     """detectron2's evaluator of the protocol's metric, which also keeps what it is shown."""
 
-    def __init__(self, name: str, protocol: Detection, file: Path | None) -> None:
+    def __init__(self, name: str, protocol: "Detection", file: Path | None) -> None:
         about = MetadataCatalog.get(name)
         self.ids, self.counted = about.category_ids, about.counted
         self.file, self.masks = file, protocol.masks

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import detectron2
 import torch
@@ -20,7 +20,6 @@ from detectron2.utils.events import JSONWriter
 from lewel_bench.evals import weights
 from lewel_bench.evals.candidate import early_outcome, named_values
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron_data as data
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.evals.detection.detectron_model import config
@@ -33,6 +32,9 @@ from lewel_bench.pretrain.distributed import Machine, any_rank, rank, wait, worl
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report, Stop
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
+
 LOG = "detectron2.log"
 VERSIONS = ", ".join(f"{m.__name__} {m.__version__}" for m in (detectron2, torch, torchvision))
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,7 +45,7 @@ class _Diverged(Exception):
 
 
 def run(
-    protocol: Detection,
+    protocol: "Detection",
     values: dict[str, Any],
     spec: Backbone,
     *,
@@ -95,7 +97,7 @@ def run(
 
 def _outcome(
     trainer: "_Trainer",
-    protocol: Detection,
+    protocol: "Detection",
     candidate: tuple[float, float],
     roles: Sequence[str],
 ) -> Outcome:
@@ -123,7 +125,7 @@ class _Trainer(DefaultTrainer):  # type: ignore[misc]  # of a package without ty
     def __init__(
         self,
         cfg: Any,
-        protocol: Detection,
+        protocol: "Detection",
         names: dict[str, str],
         at: Context,
         rivals: Sequence[float],

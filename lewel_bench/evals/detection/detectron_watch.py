@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
@@ -10,10 +10,12 @@ from fvcore.nn.precise_bn import update_bn_stats
 
 from lewel_bench.evals.candidate import pruning_reason
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.pretrain import distributed
 from lewel_bench.pretrain.pacer import Pacer
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
 
 
 class Pruned(Exception):
@@ -23,7 +25,7 @@ class Pruned(Exception):
 class Watch(HookBase):  # type: ignore[misc]  # of a package without types
     """Between two steps: looks at the select split half-way, logs, saves and stops."""
 
-    def __init__(self, protocol: Detection, at: Context, rivals: Sequence[float]) -> None:
+    def __init__(self, protocol: "Detection", at: Context, rivals: Sequence[float]) -> None:
         self.protocol, self.at, self.rivals = protocol, at, rivals
         self.seen: dict[str, float] = {}
         self.pacer = Pacer(at.machine, at.stop)

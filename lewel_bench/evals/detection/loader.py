@@ -9,18 +9,21 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.masks import Pixels
 from lewel_bench.evals.detection.scenes import Floats, Scene, Scenes
 from lewel_bench.evals.detection.views import Example, test_view, training_view
 from lewel_bench.pretrain.loader import stream
 from lewel_bench.pretrain.workers import in_order
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
 
 _ORDER, _VIEWS = 0, 1  # what a stream of random numbers is for
 Places = NDArray[np.int64]  # in the scenes
@@ -32,7 +35,7 @@ _Parts = tuple[
 
 def training_batches(
     scenes: Scenes,
-    protocol: Detection,
+    protocol: "Detection",
     *,
     seed: int,
     start: int = 0,
@@ -64,7 +67,7 @@ def training_batches(
 
 
 def test_batches(
-    scenes: Scenes, protocol: Detection, workers: int, indices: Sequence[int] | None = None
+    scenes: Scenes, protocol: "Detection", workers: int, indices: Sequence[int] | None = None
 ) -> Iterator[Example]:
     """The images at `indices` (default: all), in that order, at the test size."""
     plan = iter(range(len(scenes)) if indices is None else [int(i) for i in indices])
@@ -118,7 +121,7 @@ class _Packed:
 
 
 class _Training:
-    def __init__(self, scenes: Scenes, protocol: Detection, seed: int) -> None:
+    def __init__(self, scenes: Scenes, protocol: "Detection", seed: int) -> None:
         self.scenes, self.protocol, self.seed = _Packed(scenes), protocol, seed
 
     def __call__(self, draw: _Place) -> _Parts:
@@ -129,7 +132,7 @@ class _Training:
 
 
 class _Test:
-    def __init__(self, scenes: Scenes, protocol: Detection) -> None:
+    def __init__(self, scenes: Scenes, protocol: "Detection") -> None:
         self.scenes, self.protocol = _Packed(scenes), protocol
 
     def __call__(self, place: int) -> _Parts:

@@ -7,13 +7,12 @@ Boxes are (x1, y1, x2, y2) in pixels; images are RGB in 0..255.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lewel_bench.evals.dense import STD, Detection, for_pixels_of_its_own, mean_of
 from lewel_bench.evals.detection import boxes as box_ops
 from lewel_bench.evals.detection import masks as mask_ops
 from lewel_bench.evals.detection import roi
@@ -22,9 +21,13 @@ from lewel_bench.evals.detection.heads import FPN, BoxPredictor, Mean, conv_box_
 from lewel_bench.evals.detection.masks import Pixels, Polygons
 from lewel_bench.evals.detection.roi import Regions
 from lewel_bench.evals.detection.rpn import RPN
+from lewel_bench.evals.normalisation import STD, mean_of, without_mean
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.backbone import Norm
 from lewel_bench.pretrain.recipe import Backbone
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled features; C4 pools 14 and res5 halves it
 
@@ -54,14 +57,14 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        protocol: Detection,
+        protocol: "Detection",
         spec: Backbone,
         classes: int,
         norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.protocol, self.spec, self.classes = protocol, spec, classes
-        self.backbone = backbone.build(for_pixels_of_its_own(spec), norm)
+        self.backbone = backbone.build(without_mean(spec), norm)
         stem, top, width = spec.stem_stride, self.backbone.channels, protocol.head_width
         self.c4 = protocol.model == "c4"
         if self.c4:

@@ -5,14 +5,13 @@ from functools import partial
 from itertools import islice
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lewel_bench.evals import finetune
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import loader, metrics, precise
 from lewel_bench.evals.detection.metrics import Prediction
 from lewel_bench.evals.detection.model import Detector, Target, parameter_groups
@@ -24,9 +23,12 @@ from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine, rank, share, world
 from lewel_bench.pretrain.schedule import step_decay
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
+
 
 def run(
-    protocol: Detection,
+    protocol: "Detection",
     *,
     candidate: tuple[float, float],
     backbone: Path,
@@ -64,7 +66,7 @@ def run(
     return finetune.run(learner, protocol, candidate, splits, factor, context, rivals)
 
 
-def lr_factor(protocol: Detection, step: int) -> float:
+def lr_factor(protocol: "Detection", step: int) -> float:
     """What the rate is multiplied by at `step` (0-based)."""
     start = 1.0
     if step < protocol.warmup:
@@ -73,7 +75,7 @@ def lr_factor(protocol: Detection, step: int) -> float:
     return step_decay(start, step, protocol.milestones)
 
 
-def _check(protocol: Detection, machine: Machine) -> None:
+def _check(protocol: "Detection", machine: Machine) -> None:
     share(protocol.batch)
     if machine.device.type == "cpu" and world() > 1:
         raise ValueError(
@@ -87,7 +89,7 @@ class _Detection:
 
     def __init__(
         self,
-        protocol: Detection,
+        protocol: "Detection",
         candidate: tuple[float, float],
         backbone: Path,
         splits: DenseSplits[Scenes],

@@ -10,6 +10,7 @@ coordinates of a box or polygon that is written without a decimal point.
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection.masks import Pixels, decoded
 from lewel_bench.evals.detection.scenes import Floats, Scene
 from lewel_bench.evals.detection.upright import upright
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Detection
 
 _EMPTY = 1e-5  # px; boxes of no larger width or height are left out (filter_empty_instances)
 
@@ -42,7 +45,7 @@ class Example:
 
 
 def training_view(
-    root: Path, scene: Scene, protocol: Detection, rng: np.random.Generator
+    root: Path, scene: Scene, protocol: "Detection", rng: np.random.Generator
 ) -> Example:
     """The image with its shortest edge drawn from the protocol's, flipped half of the time.
 
@@ -54,7 +57,7 @@ def training_view(
     return view(root, scene, short, protocol.max_size, flip < 0.5, protocol.masks)
 
 
-def test_view(root: Path, scene: Scene, protocol: Detection) -> Example:
+def test_view(root: Path, scene: Scene, protocol: "Detection") -> Example:
     """The image at the protocol's test size, without objects. Raises as `training_view`."""
     image = _read(root, scene)
     image = _resized(image, shape(scene.height, scene.width, protocol.test_size, protocol.max_size))

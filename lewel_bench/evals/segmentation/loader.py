@@ -9,12 +9,12 @@ resized image, H, W of its file.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.segmentation import data
 from lewel_bench.evals.segmentation.data import Pictures
 from lewel_bench.evals.segmentation.masks import Pixels
@@ -22,13 +22,16 @@ from lewel_bench.evals.segmentation.views import test_view, training_view
 from lewel_bench.pretrain.loader import stream
 from lewel_bench.pretrain.workers import in_order
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
+
 Batch = tuple[Tensor, Tensor]  # uint8 (B, S, S, 3), (B, S, S)
 _ORDER, _VIEWS = 0, 1  # what a stream of random numbers is for
 
 
 def training_batches(
     pictures: Pictures,
-    protocol: Segmentation,
+    protocol: "Segmentation",
     *,
     seed: int,
     start: int = 0,
@@ -56,7 +59,7 @@ def training_batches(
 
 
 def test_images(
-    pictures: Pictures, protocol: Segmentation, workers: int, indices: Sequence[int]
+    pictures: Pictures, protocol: "Segmentation", workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Pixels]]:
     """Image uint8 (h, w, 3) at the test scale and labels (H, W) of the pictures at `indices`."""
     with closing(in_order(_Test(pictures, protocol), iter(indices), workers, 2 * workers)) as ready:
@@ -87,7 +90,7 @@ class _Files:
 
 
 class _Training:
-    def __init__(self, pictures: Pictures, protocol: Segmentation, seed: int) -> None:
+    def __init__(self, pictures: Pictures, protocol: "Segmentation", seed: int) -> None:
         self.files, self.protocol, self.seed = _Files(pictures), protocol, seed
 
     def __call__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -98,7 +101,7 @@ class _Training:
 
 
 class _Test:
-    def __init__(self, pictures: Pictures, protocol: Segmentation) -> None:
+    def __init__(self, pictures: Pictures, protocol: "Segmentation") -> None:
         self.files, self.protocol = _Files(pictures), protocol
 
     def __call__(self, place: int) -> tuple[Tensor, Pixels]:

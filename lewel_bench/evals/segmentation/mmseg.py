@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ import torch
 from lewel_bench.evals import engines, outside, weights
 from lewel_bench.evals.candidate import early_outcome, named_values, pruning_reason
 from lewel_bench.evals.clock import Clock
-from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import mmseg_config
 from lewel_bench.evals.segmentation.data import Pictures
@@ -29,9 +28,12 @@ from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.report import Report, Stop, Stopped
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
+
 
 def run(
-    protocol: Segmentation,
+    protocol: "Segmentation",
     *,
     candidate: tuple[float, float],
     backbone: Path,
@@ -81,7 +83,7 @@ def run(
     return Outcome(metrics, chosen=named_values(candidate), extra=extra)
 
 
-def _check(protocol: Segmentation, machine: Machine) -> None:
+def _check(protocol: "Segmentation", machine: Machine) -> None:
     if machine.device.type == "cpu":
         if distributed.world() > 1:
             raise ValueError(
@@ -101,7 +103,7 @@ class _Training:
 
     def __init__(
         self,
-        protocol: Segmentation,
+        protocol: "Segmentation",
         candidate: tuple[float, float],
         backbone: Path,
         splits: DenseSplits[Pictures],
@@ -221,4 +223,4 @@ def _runner(config: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run, Segmentation))
+    sys.exit(outside.serve(run))

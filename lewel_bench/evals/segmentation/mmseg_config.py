@@ -4,16 +4,19 @@ What the configuration names beyond mmseg's own parts (LewelBench...) is registe
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lewel_bench.evals.dense import STD, Segmentation, mean_of
+from lewel_bench.evals.normalisation import STD, mean_of
 from lewel_bench.pretrain.recipe import Backbone
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
 
 Config = dict[str, Any]
 
 
 def training(
-    protocol: Segmentation,
+    protocol: "Segmentation",
     candidate: tuple[float, float],
     spec: Backbone,
     classes: tuple[str, ...],
@@ -92,7 +95,7 @@ def training(
 
 def testing(
     config: Config,
-    protocol: Segmentation,
+    protocol: "Segmentation",
     classes: tuple[str, ...],
     *,
     pictures: Path,
@@ -127,7 +130,7 @@ def testing(
 
 
 def model(
-    protocol: Segmentation,
+    protocol: "Segmentation",
     spec: Backbone,
     classes: int,
     *,
@@ -214,7 +217,7 @@ def _dataset(pictures: Path, classes: tuple[str, ...], pipeline: list[Config]) -
     }
 
 
-def _training_pipeline(protocol: Segmentation) -> list[Config]:
+def _training_pipeline(protocol: "Segmentation") -> list[Config]:
     side = (protocol.crop, protocol.crop)
     return [
         {"type": "LoadImageFromFile"},
@@ -233,7 +236,7 @@ def _training_pipeline(protocol: Segmentation) -> list[Config]:
     ]
 
 
-def _test_pipeline(protocol: Segmentation) -> list[Config]:
+def _test_pipeline(protocol: "Segmentation") -> list[Config]:
     return [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": protocol.scale, "keep_ratio": True},

@@ -6,7 +6,7 @@ ImageNet stem; 1/4 and 1/2 with the small and the CIFAR one). Shapes: B images, 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,14 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lewel_bench.evals import weights
-from lewel_bench.evals.dense import STD, Segmentation, for_pixels_of_its_own, mean_of
+from lewel_bench.evals.normalisation import STD, mean_of, without_mean
 from lewel_bench.evals.segmentation.masks import VOID
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.backbone import Norm, ResNet
 from lewel_bench.pretrain.recipe import Backbone
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
 
 DILATIONS = {"layer3": (1, 2), "layer4": (2, 4)}  # of a stage's first block and of the others
 
@@ -31,14 +34,14 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        protocol: Segmentation,
+        protocol: "Segmentation",
         spec: Backbone,
         classes: int,
         norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = dilated(backbone.build(for_pixels_of_its_own(spec), norm))
+        self.backbone = dilated(backbone.build(without_mean(spec), norm))
         top, dropout = self.backbone.channels, protocol.dropout
         self.decode_head = Head(top, protocol.head_width, 2, True, classes, dropout, norm)
         self.auxiliary_head = Head(top // 2, protocol.aux_width, 1, False, classes, dropout, norm)

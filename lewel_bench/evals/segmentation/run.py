@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lewel_bench.evals import finetune
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import loader, masks, metric
@@ -24,9 +23,12 @@ from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import rank, share, world
 from lewel_bench.pretrain.norm import BatchNorm
 
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
+
 
 def run(
-    protocol: Segmentation,
+    protocol: "Segmentation",
     *,
     candidate: tuple[float, float],
     backbone: Path,
@@ -66,7 +68,7 @@ def run(
     return finetune.run(learner, protocol, candidate, splits, factor, context, rivals)
 
 
-def lr_factor(protocol: Segmentation, lr: float, step: int) -> float:
+def lr_factor(protocol: "Segmentation", lr: float, step: int) -> float:
     """What the rate `lr` is multiplied by at `step` (0-based).
 
     Reaches min_lr at the last step, as mmengine's PolyLR; where min_lr is above `lr` the rate rises
@@ -82,7 +84,7 @@ class _Segmentation:
 
     def __init__(
         self,
-        protocol: Segmentation,
+        protocol: "Segmentation",
         candidate: tuple[float, float],
         backbone: Path,
         splits: DenseSplits[Pictures],

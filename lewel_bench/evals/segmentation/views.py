@@ -4,13 +4,15 @@ The order of the random draws is mmseg's too, so that equal draws give equal pix
 mmseg's BGR. Shapes: H, W of a picture, S the side of a crop.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 
-from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.segmentation.masks import VOID, Pixels
+
+if TYPE_CHECKING:
+    from lewel_bench.evals.dense import Segmentation
 
 cv2.setNumThreads(0)  # loader processes share the cores
 
@@ -35,7 +37,7 @@ class Draws(Protocol):
 
 
 def training_view(
-    image: Pixels, labels: Pixels, protocol: Segmentation, rng: Draws
+    image: Pixels, labels: Pixels, protocol: "Segmentation", rng: Draws
 ) -> tuple[Pixels, Pixels]:
     """A crop (S, S, 3) of a resized, flipped and distorted image, and its labels (S, S).
 
@@ -63,7 +65,7 @@ def training_view(
     return pixels, classes
 
 
-def test_view(image: Pixels, protocol: Segmentation) -> Pixels:
+def test_view(image: Pixels, protocol: "Segmentation") -> Pixels:
     """The whole image at the protocol's scale, (h, w, 3)."""
     return _resized(image, fit(image.shape[:2], protocol.scale), cv2.INTER_LINEAR)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lewel_bench.evals import export, weights
 from lewel_bench.evals.checkpoints import reading
-from lewel_bench.evals.dense import MEAN, STD, Segmentation
+from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.detection.model import Detector
+from lewel_bench.evals.normalisation import MEAN, STD
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.evals.segmentation.model import Segmenter
 from lewel_bench.pretrain import backbone
