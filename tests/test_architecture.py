@@ -291,3 +291,32 @@ def test_a_wheel_holds_every_file_that_is_no_module() -> None:
     files = {path for path in (PACKAGE.parent / "lewel_bench").rglob("*") if path.is_file()}
     lacking = {p for p in files - packed if p.suffix != ".py" and "__pycache__" not in p.parts}
     assert packed and not lacking
+
+
+# Too vague to search for: a name says what it holds
+VAGUE = {
+    *("one", "found", "said", "beside", "gone", "apart"),
+    *("held", "there", "ours", "several", "item", "thing"),
+}
+
+
+def _defined(node: ast.AST) -> set[str]:
+    """The names that a node defines."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return {node.id}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return {node.attr}
+    return {node.arg} if isinstance(node, ast.arg) else set()
+
+
+def test_names_say_what_they_hold() -> None:
+    vague = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {name}"  # type: ignore[attr-defined]
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _defined(node)
+        if name.strip("_") in VAGUE or path.stem in VAGUE
+    }
+    assert not vague

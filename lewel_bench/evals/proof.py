@@ -41,7 +41,7 @@ ALIKE = 1e-3  # spread of the features over images, as a share of their length
 class Proof:
     """What was found, as plain numbers, and what in it speaks against the checkpoint."""
 
-    found: dict[str, Any]
+    measurements: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
 
 

@@ -79,7 +79,7 @@ def _label(workspace: Workspace, source: Import, store: Store) -> dict[str, Any]
     if recipe and recipe not in recipes:
         raise ValueError(unknown("recipe", recipe, recipes))
     known = extras.imported(store, workspace.catalog).get(name)
-    public = next((one for one in checkpoints.load() if one.name == name), None)
+    public = next((known for known in checkpoints.load() if known.name == name), None)
     if not recipe and known:
         recipe, epochs = known.recipe, epochs or known.epochs
     elif not recipe and public and public.recipe:
@@ -109,9 +109,9 @@ def _identity(workspace: Workspace, source: Import, store: Store) -> "tuple[str,
         return known[name].key, None
     from lewel_bench.evals.checkpoints import reading
 
-    found = reading.read(path, source.format, source.network)
-    _say(found, name)
-    key = record.key(_spec(found))
+    imported = reading.read(path, source.format, source.network)
+    _say(imported, name)
+    key = record.key(_spec(imported))
     for other in known.values():
         if other.name == name and other.key != key:
             raise ValueError(
@@ -119,33 +119,33 @@ def _identity(workspace: Workspace, source: Import, store: Store) -> "tuple[str,
             )
         if other.name != name and other.key == key:
             raise ValueError(f"these weights are here as {other.name}: --name {other.name}")
-    return key, found
+    return key, imported
 
 
-def _spec(found: "Reading") -> dict[str, Any]:
+def _spec(imported: "Reading") -> dict[str, Any]:
     """All that determines a number of these weights."""
     return {
         "kind": "import",
-        "tensors": found.tensors,
-        "network": found.network,
-        "backbone": found.spec.model_dump(),
+        "tensors": imported.tensors,
+        "network": imported.network,
+        "backbone": imported.spec.model_dump(),
     }
 
 
-def _say(found: "Reading", name: str) -> None:
-    others = [one for one in found.networks if one != found.network]
+def _say(imported: "Reading", name: str) -> None:
+    others = [network for network in imported.networks if network != imported.network]
     more = f" (it also holds {', '.join(others)}: --network)" if others else ""
     print(
-        f"{name}: {found.format}, network {found.network}{more}: {found.spec.arch}, stem "
-        f"{found.spec.stem}, width {found.spec.width}; {found.same + found.renamed} names matched, "
-        f"{found.renamed} of them renamed, {found.aside} of heads left aside; weights sha256 "
-        f"{found.tensors[:12]}"
+        f"{name}: {imported.format}, network {imported.network}{more}: {imported.spec.arch}, stem "
+        f"{imported.spec.stem}, width {imported.spec.width}; "
+        f"{imported.same + imported.renamed} names matched, {imported.renamed} of them renamed, "
+        f"{imported.aside} of heads skipped; weights sha256 {imported.tensors[:12]}"
     )
-    if not found.pixels.usual:
-        mean = ", its mean taken off by the network" if found.pixels.other_mean else ""
-        print(f"  trained on {found.pixels}: put into its first convolution{mean}")
-    if found.guessed:
-        print(f"  {found.guessed}")
+    if not imported.pixels.usual:
+        mean = ", its mean taken off by the network" if imported.pixels.other_mean else ""
+        print(f"  trained on {imported.pixels}: put into its first convolution{mean}")
+    if imported.guessed:
+        print(f"  {imported.guessed}")
 
 
 def _bring(
@@ -153,7 +153,7 @@ def _bring(
     source: Import,
     compute: Compute,
     key: str,
-    found: "Reading",
+    imported: "Reading",
     label: dict[str, Any],
 ) -> None:
     """Prove a checkpoint and put it under the run root, its record last."""
@@ -169,12 +169,12 @@ def _bring(
     check_writable(workspace.root)
     started = datetime.now(UTC)
     try:
-        proof = prove(found.state, found.spec)
+        proof = prove(imported.state, imported.spec)
     except ValueError as error:
         raise ValueError(f"{source.checkpoint}: {error}") from None
-    _shown(proof.found)
+    _shown(proof.measurements)
     if proof.warnings and not source.force:
-        listed = "\n".join(f"  {one}" for one in proof.warnings)
+        listed = "\n".join(f"  {warning}" for warning in proof.warnings)
         raise ValueError(
             f"{source.checkpoint}: this does not look like a trained network, or was read "
             f"wrongly:\n{listed}\nNothing was queued; --force evaluates it all the same"
@@ -182,25 +182,25 @@ def _bring(
     for warning in proof.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_backbone(folder / FILE, found.state, checkpoint.header_of(found.spec))
+    checkpoint.write_backbone(folder / FILE, imported.state, checkpoint.header_of(imported.spec))
     _labelled(folder, label)
     finished = datetime.now(UTC)
     made = Record(
         key=key,
         kind="import",
         name=label["name"],
-        spec=_spec(found),
+        spec=_spec(imported),
         seed=0,
         metrics={},
         outcome={
-            "format": found.format,
-            "networks": list(found.networks),
+            "format": imported.format,
+            "networks": list(imported.networks),
             "file": source.checkpoint.name,
-            "file_sha256": found.file_sha256,
-            "pixels": found.pixels.model_dump(),
-            "names": {"same": found.same, "renamed": found.renamed, "aside": found.aside},
-            "guessed": found.guessed,
-            "proof": proof.found,
+            "file_sha256": imported.file_sha256,
+            "pixels": imported.pixels.model_dump(),
+            "names": {"same": imported.same, "renamed": imported.renamed, "aside": imported.aside},
+            "guessed": imported.guessed,
+            "proof": proof.measurements,
         },
         warnings=proof.warnings,
         **provenance(),
@@ -213,34 +213,36 @@ def _bring(
     record.commit(folder, made)
 
 
-def _same_architecture(workspace: Workspace, found: "Reading", name: str) -> None:
+def _same_architecture(workspace: Workspace, imported: "Reading", name: str) -> None:
     """Raise ValueError where a checkpoint cannot stand for a recipe: published values beside
     another network's would mean nothing."""
     recipe = workspace.catalog.recipes[name]
-    if not extras.alike(found.spec, recipe, workspace.suite):
-        one, other = (
+    if not extras.alike(imported.spec, recipe, workspace.suite):
+        first, other = (
             f"{spec.arch}, stem {spec.stem}, width {spec.width}"
-            for spec in (found.spec, recipe.backbone)
+            for spec in (imported.spec, recipe.backbone)
         )
-        raise ValueError(f"--as {name}: the checkpoint is a {one}, the recipe's backbone a {other}")
+        raise ValueError(
+            f"--as {name}: the checkpoint is a {first}, the recipe's backbone a {other}"
+        )
 
 
-def _restored(folder: Path, found: "Reading", made: Record) -> None:
+def _restored(folder: Path, imported: "Reading", made: Record) -> None:
     """Write a backbone again that came without its weights, as in a bundle."""
     from lewel_bench.pretrain import checkpoint
 
     assert made.checkpoint is not None
-    with replacing(folder / FILE) as beside:
-        checkpoint.write_backbone(beside, found.state, checkpoint.header_of(found.spec))
-        if checkpoint.sha256(beside) != made.checkpoint.sha256:
+    with replacing(folder / FILE) as temporary:
+        checkpoint.write_backbone(temporary, imported.state, checkpoint.header_of(imported.spec))
+        if checkpoint.sha256(temporary) != made.checkpoint.sha256:
             raise ValueError(
                 f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
                 f"weights: remove {folder} to import it anew"
             )
 
 
-def _shown(found: dict[str, Any]) -> None:
-    norms, features, knn = found["batch_norm"], found["features"], found["knn"]
+def _shown(facts: dict[str, Any]) -> None:
+    norms, features, knn = facts["batch_norm"], facts["features"], facts["knn"]
     print(
         f"  batch norm: means up to {norms['largest_mean']:.3g}, variances "
         f"{norms['smallest_variance']:.3g} to {norms['largest_variance']:.3g}; features of "

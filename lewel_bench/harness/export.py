@@ -22,12 +22,12 @@ def write(
     ValueError for a run that does not exist, a backbone that the format cannot hold, and, without
     `force`, for files that exist."""
     out = out.expanduser()
-    beside = out.with_name(f"{out.name}.md")
+    card_path = out.with_name(f"{out.name}.md")
     if to not in export.FORMATS:
         raise ValueError(unknown("format", to, export.FORMATS))
     if out.suffix != (suffix := export.FORMATS[to].suffix):
         raise ValueError(f"{out}: {to} knows such a file by the ending {suffix}")
-    for path in (out, beside):
+    for path in (out, card_path):
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file")
         if path.exists() and not force:
@@ -48,14 +48,14 @@ def write(
         licence=licence,
     )
     write_atomically(out, content)
-    write_atomically(beside, text)
-    return [out, beside]
+    write_atomically(card_path, text)
+    return [out, card_path]
 
 
 def find(store: Store, text: str) -> Record:
     """The run that left a backbone, by key or by name. Raises ValueError naming the nearest, or the
     keys of several of one name."""
-    having = {key: one for key, one in store.records.items() if one.kind in bundle.LEAVE}
+    having = {key: record for key, record in store.records.items() if record.kind in bundle.LEAVE}
     if text in having:
         return having[text]
     if text in store.records:
@@ -63,14 +63,14 @@ def find(store: Store, text: str) -> Record:
         raise ValueError(
             f"{text} is {store.records[text].name}, which left no backbone: take {before}"
         )
-    named = [one for one in having.values() if one.name == text]
+    named = [record for record in having.values() if record.name == text]
     if not named:
-        known = [*having, *{one.name for one in having.values()}]
+        known = [*having, *{record.name for record in having.values()}]
         if not known:
             raise ValueError(f"no finished pre-training under {store.root}: see lewel-bench status")
         raise ValueError(unknown("run", text, known))
     if len(named) > 1:
-        keys = "; ".join(f"{one.key} (seed {one.seed}, {_data(one)})" for one in named)
+        keys = "; ".join(f"{record.key} (seed {record.seed}, {_data(record)})" for record in named)
         raise ValueError(f"{len(named)} runs are named {text}: choose one by its key: {keys}")
     return named[0]
 

@@ -37,12 +37,12 @@ def waste(root: Path, states: Mapping[str, JobState]) -> list[Waste]:
     Left alone: jobs that run or wait, what failed or interrupted ones go on from, every record,
     prediction and log, and the weights of every record that a table can show.
     """
-    found = [one for key in states for one in _of(root / key, states[key])]
-    found += _torn(root, deep=False)
+    waste_files = [file for key in states for file in _of(root / key, states[key])]
+    waste_files += _torn(root, deep=False)
     for folder in root.iterdir() if root.is_dir() else ():
         if folder.is_dir() and not folder.is_symlink() and folder.name not in states:
-            found += _torn(folder, deep=folder.name != DATA)
-    return sorted([*found, *_unfinished(root / DATA)], key=lambda one: one.path)
+            waste_files += _torn(folder, deep=folder.name != DATA)
+    return sorted([*waste_files, *_unfinished(root / DATA)], key=lambda file: file.path)
 
 
 def _of(folder: Path, job: JobState) -> Iterator[Waste]:
@@ -80,22 +80,22 @@ def _matching(folder: Path, patterns: tuple[str, ...], why: str) -> Iterator[Was
                 yield Waste(path, path.stat().st_size, why)
 
 
-def clear(found: list[Waste]) -> int:
+def clear(files: list[Waste]) -> int:
     """Remove the files; the bytes that this freed."""
     freed = 0
-    for one in found:
+    for file in files:
         try:
-            if one.path.is_dir():
-                shutil.rmtree(one.path)
+            if file.path.is_dir():
+                shutil.rmtree(file.path)
             else:
-                os.unlink(one.path)
+                os.unlink(file.path)
         except FileNotFoundError:
             continue  # another gc was first
-        freed += one.size
+        freed += file.size
     return freed
 
 
-def show(found: list[Waste], root: Path) -> None:
+def show(files: list[Waste], root: Path) -> None:
     """Print what can go, a line a file."""
-    for one in found:
-        print(f"{format_bytes(one.size):>10}  {one.path.relative_to(root)}  ({one.why})")
+    for file in files:
+        print(f"{format_bytes(file.size):>10}  {file.path.relative_to(root)}  ({file.why})")

@@ -19,18 +19,18 @@ Check = tuple[str, str, str]  # what, "ok" | "warning" | "problem", finding
 
 def doctor(workspace: Workspace, cluster: str | None = None) -> int:
     """Print every check; 2 when one of them is a problem."""
-    found = [*_software()]
-    if all(state != "problem" for _, state, _ in found):  # without torch nothing more can be asked
-        found += [*_engines(workspace), *_machine(workspace)]
-    found += _places(workspace)
+    lines = [*_software()]
+    if all(state != "problem" for _, state, _ in lines):  # without torch nothing more can be asked
+        lines += [*_engines(workspace), *_machine(workspace)]
+    lines += _places(workspace)
     if cluster:
         from lewel_bench.harness import cluster as clusters
 
-        found += clusters.doctor(workspace.site, workspace.root, cluster)
-    width = max(len(what) for what, _, _ in found)
-    for what, state, finding in found:
+        lines += clusters.doctor(workspace.site, workspace.root, cluster)
+    width = max(len(what) for what, _, _ in lines)
+    for what, state, finding in lines:
         print(f"{state:8} {what:{width}}  {finding}")
-    problems = sum(state == "problem" for _, state, _ in found)
+    problems = sum(state == "problem" for _, state, _ in lines)
     print("ready" if not problems else f"{problems} problems")
     return 2 if problems else 0
 
@@ -64,14 +64,14 @@ def _software() -> Iterator[Check]:
 def _engines(workspace: Workspace) -> Iterator[Check]:
     from lewel_bench.evals import engines
 
-    for found in engines.survey(workspace.site.pythons):
+    for engine in engines.survey(workspace.site.pythons):
         # the paper's engines are optional, unless the site file names where they are
-        needed = found.engine == "native" or found.engine in workspace.site.pythons
-        state = "ok" if found.works else "problem" if needed else "warning"
-        advice = f": {found.advice}" if found.advice else ""
-        yield f"engine {found.engine}", state, found.text + advice
-        for note in found.notes:
-            yield f"engine {found.engine}", "warning", note
+        needed = engine.engine == "native" or engine.engine in workspace.site.pythons
+        state = "ok" if engine.works else "problem" if needed else "warning"
+        advice = f": {engine.advice}" if engine.advice else ""
+        yield f"engine {engine.engine}", state, engine.text + advice
+        for note in engine.notes:
+            yield f"engine {engine.engine}", "warning", note
 
 
 def _machine(workspace: Workspace) -> Iterator[Check]:

@@ -44,7 +44,7 @@ def check_states(names: Sequence[str]) -> None:
 def keys_of(workspace: Workspace, text: str) -> list[str]:
     """The keys that a key or a cell stands for. Raises ValueError."""
     store = Store(workspace.root)
-    extras = extra_rows.beside(store, workspace.catalog)
+    extras = extra_rows.all_extras(store, workspace.catalog)
     return named_keys(job_states(workspace, store), text, extras)
 
 
@@ -53,7 +53,7 @@ def selected_keys(workspace: Workspace, texts: Sequence[str], chosen: JobFilter)
     ValueError for unknown names, and if nothing is named."""
     check_states(chosen.state)
     store = Store(workspace.root)
-    states, extras = job_states(workspace, store), extra_rows.beside(store, workspace.catalog)
+    states, extras = job_states(workspace, store), extra_rows.all_extras(store, workspace.catalog)
     named = {key for text in texts for key in named_keys(states, text, extras)}
     if not (texts or chosen.method or chosen.table or chosen.state):
         raise ValueError("name keys or cells, or --method, --table or --state: see status")

@@ -99,9 +99,9 @@ def _protocols(catalog: Catalog) -> Listing:
 def _tables() -> Listing:
     rows = []
     for name in table.TABLES:
-        one = table.load(name)
-        cells = len(list(one.cells()))
-        rows.append((name, one.title, f"{cells} cells can be measured", one.source))
+        quoted = table.load(name)
+        cells = len(list(quoted.cells()))
+        rows.append((name, quoted.title, f"{cells} cells can be measured", quoted.source))
     return ("table", "title", "cells", "source"), rows
 
 
@@ -109,40 +109,49 @@ def _claims() -> Listing:
     from lewel_bench.results.claims import claim
 
     rows = []
-    for one in claim.load():
-        how = f"{claim.HOLDS[one.holds]}: {claim.floors(one)}"
-        cells = str(len(list(one.comparisons())))
-        source, flaw = claim.noise_sources(one), one.flaw or "–"
-        rows.append((one.id, one.says, one.where, cells, how, source, flaw))
+    for entry in claim.load():
+        how = f"{claim.HOLDS[entry.holds]}: {claim.floors(entry)}"
+        cells = str(len(list(entry.comparisons())))
+        source, flaw = claim.noise_sources(entry), entry.flaw or "–"
+        rows.append((entry.id, entry.says, entry.where, cells, how, source, flaw))
     columns = ("claim", "the paper", "where", "comparisons", "holds where", "noise floor from")
     return (*columns, "its own tables"), rows
 
 
 def _suites(site: Site) -> Listing:
     names = [*suites.SUITES, *site.suites]
-    found = [suites.get(name, site) for name in names]
-    return ("suite", "scale", "source"), [(s.name, s.label, s.source) for s in found]
+    known = [suites.get(name, site) for name in names]
+    return ("suite", "scale", "source"), [(s.name, s.label, s.source) for s in known]
 
 
 def _conflicts() -> Listing:
     rows = []
-    for one in conflicts.load():
-        sides = [f"{name}: {side}" for name, side in {**one.recipes, **one.protocols}.items()]
+    for conflict in conflicts.load():
+        sides = [
+            f"{name}: {side}" for name, side in {**conflict.recipes, **conflict.protocols}.items()
+        ]
         rows.append(
-            (one.id, one.paper, f"{one.code} [{one.where}]", one.default, one.why, "; ".join(sides))
+            (
+                conflict.id,
+                conflict.paper,
+                f"{conflict.code} [{conflict.where}]",
+                conflict.default,
+                conflict.why,
+                "; ".join(sides),
+            )
         )
     return ("conflict", "the paper", "the code", "default here", "why", "by name"), rows
 
 
 def _checkpoints() -> Listing:
     rows = []
-    for one in checkpoints.load():
-        reported = ", ".join(f"{what} {value:g}" for what, value in one.reported.items())
-        epochs = str(one.epochs) if one.epochs else "not stated"
-        stands = (one.recipe or "–", fills(one.recipe) or "–")
-        file = one.file or "behind the link"
-        said = (one.licence, one.note, one.url, one.source)
-        rows.append((one.name, one.label, epochs, file, reported, *stands, *said))
+    for checkpoint in checkpoints.load():
+        reported = ", ".join(f"{what} {value:g}" for what, value in checkpoint.reported.items())
+        epochs = str(checkpoint.epochs) if checkpoint.epochs else "not stated"
+        stands = (checkpoint.recipe or "–", fills(checkpoint.recipe) or "–")
+        file = checkpoint.file or "behind the link"
+        facts = (checkpoint.licence, checkpoint.note, checkpoint.url, checkpoint.source)
+        rows.append((checkpoint.name, checkpoint.label, epochs, file, reported, *stands, *facts))
     return (
         *("checkpoint", "method", "epochs", "file", "its authors report", "--as", "fills cells of"),
         *("licence", "note", "from", "source"),
@@ -151,13 +160,13 @@ def _checkpoints() -> Listing:
 
 def fills(recipe: str) -> str:
     """The tables that have cells of a recipe, with how many."""
-    found = Counter(
+    counts = Counter(
         quoted.id
         for quoted in map(table.load, table.TABLES)
         for row, column in quoted.cells()
         if column.eval != table.PRETRAIN and cells.recipe_name(row, column) == recipe
     )
-    return ", ".join(f"Table {id} ({count})" for id, count in found.items())
+    return ", ".join(f"Table {id} ({count})" for id, count in counts.items())
 
 
 def _runs(root: Path, catalog: Catalog) -> Listing:

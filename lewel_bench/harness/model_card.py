@@ -80,15 +80,15 @@ def _trained(run: Record) -> list[str]:
         for role, data in run.data.items()
     ]
     table = _table(("role", "data set", "images", "fingerprint"), images)
-    said = _table(("warning",), [(_text(one),) for one in run.warnings])
-    warnings = ["## Warnings", "", *said, ""]
+    warning_rows = _table(("warning",), [(_text(warning),) for warning in run.warnings])
+    warnings = ["## Warnings", "", *warning_rows, ""]
     return [*(warnings if run.warnings else ()), "## Data", "", *table]
 
 
 def _imported(run: Record) -> list[str]:
     """Where weights come from that were not trained here."""
     of, pixels = run.outcome, run.outcome["pixels"]
-    listed = next((one for one in checkpoints.load() if one.name == run.name), None)
+    listed = next((known for known in checkpoints.load() if known.name == run.name), None)
     rows = [
         ("file", f"{md_code(of['file'])}, sha256 {_text(of['file_sha256'])}"),
         ("format and network", _text(f"{of['format']}, {run.spec['network']}")),
@@ -114,10 +114,17 @@ def _suite(store: Store, run: Record) -> str:
 
 def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
     rows = [
-        (_text(one.name), str(one.seed), _text(metric), f"{value:.4g}", _images(one), one.key)
-        for one in sorted(store.records.values(), key=lambda one: (one.name, one.seed))
-        if one.kind == "final" and one.spec.get("upstream") == run.key
-        for metric, value in one.metrics.items()
+        (
+            _text(record.name),
+            str(record.seed),
+            _text(metric),
+            f"{value:.4g}",
+            _images(record),
+            record.key,
+        )
+        for record in sorted(store.records.values(), key=lambda record: (record.name, record.seed))
+        if record.kind == "final" and record.spec.get("upstream") == run.key
+        for metric, value in record.metrics.items()
     ]
     if not rows:
         yield "No evaluation has finished."

@@ -54,11 +54,11 @@ def _add(into: dict[tuple[str, str], Share], name: str, job: JobState) -> None:
 
 def _tables() -> Mapping[tuple[str, str], list[str]]:
     """The tables that a recipe under a protocol, or its pre-training (""), fills a cell of."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
+    keys_of_cells: dict[tuple[str, str], dict[str, None]] = {}
     for name in TABLES:
         for row, column in load(name).cells():
             recipe = cells.recipe_name(row, column)
             if recipe:
                 for protocol in ("", row.protocols.get(column.eval, "")):
-                    found.setdefault((recipe, protocol), {})[name] = None
-    return {cell: list(names) for cell, names in found.items()}
+                    keys_of_cells.setdefault((recipe, protocol), {})[name] = None
+    return {cell: list(names) for cell, names in keys_of_cells.items()}

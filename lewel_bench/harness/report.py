@@ -30,12 +30,12 @@ SHOWN = 6  # runs, and searches, of which curves are drawn
 def write(board: Board, out: Path, *, force: bool = False) -> None:
     """Write the report of a board to `out`, atomically. Raises ValueError where another file than a
     report of ours would be replaced without `force`."""
-    if not force and out.exists() and not _ours(out):
+    if not force and out.exists() and not _is_report(out):
         raise ValueError(f"{out} is no report of lewel-bench: name another file, or add --force")
     write_atomically(out, report(gather(board, out.parent)))
 
 
-def _ours(path: Path) -> bool:
+def _is_report(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -62,8 +62,8 @@ def gather(board: Board, folder: Path) -> Report:
         costs=_costs(board),
         claims=judged(board, tables=tables),
         problems=[
-            *(f"Corrupt record, not counted: {one}" for one in store.bad),
-            *(f"Corrupt record of a merged bundle: {one}" for one in store.bad_others),
+            *(f"Corrupt record, not counted: {bad}" for bad in store.bad),
+            *(f"Corrupt record of a merged bundle: {bad}" for bad in store.bad_others),
             *conflict_messages(store),
         ],
     )
@@ -71,7 +71,7 @@ def gather(board: Board, folder: Path) -> Report:
 
 def _behind(board: Board, tables: Iterable[FilledTable]) -> list[str]:
     """The keys of the records in the tables' cells and of those that they rest on, sorted."""
-    found: set[str] = set()
+    keys_shown: set[str] = set()
     ahead = [
         key
         for filled in tables
@@ -82,15 +82,15 @@ def _behind(board: Board, tables: Iterable[FilledTable]) -> list[str]:
     ]
     while ahead:
         key = ahead.pop()
-        if key not in found and key in board.store.records:
-            found.add(key)
+        if key not in keys_shown and key in board.store.records:
+            keys_shown.add(key)
             ahead += board.store.records[key].upstream
-    return sorted(found)
+    return sorted(keys_shown)
 
 
 def _figures(board: Board, tables: Iterable[FilledTable]) -> list[tuple[str, Chart]]:
     """Figures 3a and 3b, and of Table 1's first cells the searches and the runs behind them."""
-    found = {f"figure{id}": _there(_ablation, board, id) for id in figure.FIGURES}
+    charts = {f"figure{id}": _drawn(_ablation, board, id) for id in figure.FIGURES}
     done = {
         f"table1:{row}:{column}": entry.slots[0].key
         for filled in tables
@@ -102,15 +102,15 @@ def _figures(board: Board, tables: Iterable[FilledTable]) -> list[tuple[str, Cha
         dict.fromkeys(up for key in done.values() for up in board.store.records[key].upstream)
     )
     if runs:
-        found["curves"] = _there(curves, board, runs[:SHOWN], ("loss", "knn_top1"))
-    searches = [chart for cell in list(done)[:SHOWN] if (chart := _there(search, board, cell))]
+        charts["curves"] = _drawn(curves, board, runs[:SHOWN], ("loss", "knn_top1"))
+    searches = [chart for cell in list(done)[:SHOWN] if (chart := _drawn(search, board, cell))]
     if searches:
-        found["searches"] = Chart(
+        charts["searches"] = Chart(
             f"The searches behind the first {len(searches)} cells of Table 1",
             tuple(panel for chart in searches for panel in chart.panels[:1]),
             tuple(dict.fromkeys(note for chart in searches for note in chart.notes)),
         )
-    return [(id, chart) for id, chart in found.items() if chart]
+    return [(id, chart) for id, chart in charts.items() if chart]
 
 
 def _ablation(board: Board, id: str) -> Chart:
@@ -118,7 +118,7 @@ def _ablation(board: Board, id: str) -> Chart:
     return chart
 
 
-def _there(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:
+def _drawn(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:
     """A chart, or None where nothing of it is measured: the report leaves it out."""
     try:
         return draw(*arguments)
@@ -129,20 +129,20 @@ def _there(draw: Callable[..., Chart], *arguments: Any) -> Chart | None:
 def _costs(board: Board) -> list[Cost]:
     """What the suite's jobs took, by kind and name of what they do."""
     groups: dict[tuple[str, str], list[Record]] = {}
-    for key, one in board.store.records.items():
-        if one.kind != "import" and board.states[key].suite in ("", board.suite.name):
-            kind = "pre-training" if one.kind == "pretrain" else "evaluation"
+    for key, record in board.store.records.items():
+        if record.kind != "import" and board.states[key].suite in ("", board.suite.name):
+            kind = "pre-training" if record.kind == "pretrain" else "evaluation"
             # an evaluation's name is "PROTOCOL of RECIPE" and what it tries
-            name = one.name if one.kind == "pretrain" else one.name.split(" of ")[0]
-            groups.setdefault((kind, name), []).append(one)
-    ordered = sorted(groups.items(), key=lambda one: (one[0][0] != "pre-training", one[0]))
+            name = record.name if record.kind == "pretrain" else record.name.split(" of ")[0]
+            groups.setdefault((kind, name), []).append(record)
+    ordered = sorted(groups.items(), key=lambda group: (group[0][0] != "pre-training", group[0]))
     return [_cost(kind, name, records) for (kind, name), records in ordered]
 
 
 def _cost(kind: str, name: str, records: list[Record]) -> Cost:
     hours = sum(map(cost.device_hours, records))
-    memory = max((one.peak_memory for one in records if one.peak_memory), default=None)
+    memory = max((record.peak_memory for record in records if record.peak_memory), default=None)
     if kind != "pre-training":
         return Cost(kind, name, len(records), hours, memory=memory)
-    epochs = sum(one.spec["recipe"]["epochs"] for one in records)
+    epochs = sum(record.spec["recipe"]["epochs"] for record in records)
     return Cost(kind, name, len(records), hours, sum(o.seconds for o in records) / epochs, memory)

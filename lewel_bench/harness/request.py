@@ -471,7 +471,7 @@ def option_words(options: Options) -> list[str]:
 def _texts(name: str, value: Any) -> list[str]:
     """The texts that an option of this value is given with, one for each time."""
     if name == "set":
-        return [f"{key}={format_setting(one)}" for key, one in value]
+        return [f"{key}={format_setting(element)}" for key, element in value]
     if name == "data":
         return [f"{role}={path}" if role else str(path) for role, path in value]
     if name == "engine":

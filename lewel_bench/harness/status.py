@@ -67,15 +67,15 @@ def survey(
     waiting = run_dir.queued_keys()
     corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     states, upstreams = {}, {}
-    for key, spec, held in _specs(root, store, catalog):
+    for key, spec, names_in_folder in _specs(root, store, catalog):
         folder, record = run_dir.job(key), store.records.get(key)
-        done = folder.progress() if record is None and EVENTS in held else None
-        state, reason = _state(folder, held, store, waiting, corrupt, spec, done)
+        done = folder.progress() if record is None and EVENTS in names_in_folder else None
+        state, reason = _state(folder, names_in_folder, store, waiting, corrupt, spec, done)
         hours = spent = None
         if costs and record is not None:
             spent = _spent(record)
         elif costs:
-            spent = _lost_hours(folder.path) if ATTEMPTS in held else None
+            spent = _lost_hours(folder.path) if ATTEMPTS in names_in_folder else None
             hours = costs.cost_of(spec).hours if "data" in spec else None
         states[key] = JobState(
             key,
@@ -104,7 +104,7 @@ def _spent(record: Record) -> float:
     attempts = record.outcome.get("attempts")
     if not attempts:
         return device_hours(record)
-    return float(sum(one["seconds"] * one["processes"] for one in attempts)) / 3600
+    return float(sum(attempt["seconds"] * attempt["processes"] for attempt in attempts)) / 3600
 
 
 def _lost_hours(folder: Path) -> float:
@@ -118,7 +118,7 @@ def _lost_hours(folder: Path) -> float:
 
 def _state(
     folder: JobDir,
-    held: Collection[str],
+    names_in_folder: Collection[str],
     store: Store,
     waiting: set[str],
     corrupt: Mapping[str, str],
@@ -130,15 +130,15 @@ def _state(
         return "failed", f"corrupt record: {corrupt[key]}; run again with --replace-corrupt"
     if key in store.records:
         return ("stale", spec["stale"]) if spec.get("stale") else ("done", "")
-    if (LOCK in held or WORK in held) and folder.is_locked():
+    if (LOCK in names_in_folder or WORK in names_in_folder) and folder.is_locked():
         return "running", ", ".join(filter(None, (str(done), done.left))) if done else ""
     if key in waiting:
         return "queued", "waits for the jobs before it"
     if spec.get("stale"):
         return "stale", spec["stale"]
-    if FAILURE in held and (failure := read_json(folder.failure)):
+    if FAILURE in names_in_folder and (failure := read_json(folder.failure)):
         return "failed", str(failure.get("message", "no reason was written"))
-    if any(fnmatch(name, CRASH) for name in held) and (reason := folder.crash_message()):
+    if any(fnmatch(name, CRASH) for name in names_in_folder) and (reason := folder.crash_message()):
         return "failed", reason
     return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
 

@@ -71,8 +71,8 @@ class ResNet(nn.Module):
 
 def _shift(mean: tuple[float, float, float]) -> Tensor:
     """(3, 1, 1): what turns pixels less ImageNet's mean into pixels less `mean`."""
-    ours, theirs, scale = (torch.tensor(values)[:, None, None] for values in (MEAN, mean, STD))
-    return (ours - theirs) / scale
+    own, theirs, scale = (torch.tensor(values)[:, None, None] for values in (MEAN, mean, STD))
+    return (own - theirs) / scale
 
 
 def build(spec: Backbone, norm: Norm = nn.BatchNorm2d) -> ResNet:

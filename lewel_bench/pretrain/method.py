@@ -114,17 +114,17 @@ class Method(nn.Module, ABC):
         """Update what no gradient updates, after optimizer step `step` (0-based) of `steps`."""
 
 
-def answer(method: Method, found: object) -> tuple[Tensor, dict[str, Tensor]]:
+def answer(method: Method, output: object) -> tuple[Tensor, dict[str, Tensor]]:
     """What `forward` of a method gave. Raises ValueError where it is not what `Method` asks."""
-    match found:
+    match output:
         case (Tensor() as loss, dict() as diagnostics) if loss.ndim == 0 and loss.requires_grad:
             return loss, diagnostics
         case (Tensor() as loss, dict()):
             shown = "a detached loss" if loss.ndim == 0 else f"a loss of shape {tuple(loss.shape)}"
         case tuple():
-            shown = f"({', '.join(type(one).__name__ for one in found)})"
+            shown = f"({', '.join(type(part).__name__ for part in output)})"
         case _:
-            shown = f"a {type(found).__name__}"
+            shown = f"a {type(output).__name__}"
     raise ValueError(
         f"{type(method).__name__}.forward returned {shown}: it must return the mean loss, a scalar "
         "with its gradient, and a dict of detached scalars, see lewel_bench.pretrain.method.Method"

@@ -57,15 +57,15 @@ class LARS(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if weights:
-                self._update(group, weights, _unscaled(weights, scale, found), found)
+                self._update(group, weights, _unscaled(weights, scale, found_inf), found_inf)
         return loss
 
     def _update(
-        self, group: dict[str, Any], w: list[Tensor], g: list[Tensor], found: Tensor | None
+        self, group: dict[str, Any], w: list[Tensor], g: list[Tensor], found_inf: Tensor | None
     ) -> None:
         wd, lr = group["weight_decay"], group["lr"]
         buffers = [self._buffer(p) for p in w]
@@ -80,12 +80,12 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(update, list(local.unbind()))
         else:
             torch._foreach_mul_(update, lr)
-        if found is None:
+        if found_inf is None:
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, update)
             torch._foreach_sub_(w, buffers)
             return
-        keep = 1 - found  # 1: take the step; 0: leave weights and buffers as they are
+        keep = 1 - found_inf  # 1: take the step; 0: leave weights and buffers as they are
         torch._foreach_mul_(buffers, 1 - keep * (1 - group["momentum"]))
         torch._foreach_mul_(update, keep)
         torch._foreach_add_(buffers, update)
@@ -99,12 +99,14 @@ class LARS(torch.optim.Optimizer):
         return buffer
 
 
-def _unscaled(weights: list[Tensor], scale: Tensor | None, found: Tensor | None) -> list[Tensor]:
+def _unscaled(
+    weights: list[Tensor], scale: Tensor | None, found_inf: Tensor | None
+) -> list[Tensor]:
     grads = [p.grad for p in weights if p.grad is not None]
     if scale is not None:
         grads = list(torch._foreach_mul(grads, 1 / scale))
-    if found is not None:
-        grads = [torch.where(found > 0, torch.zeros_like(x), x) for x in grads]
+    if found_inf is not None:
+        grads = [torch.where(found_inf > 0, torch.zeros_like(x), x) for x in grads]
     return grads
 
 

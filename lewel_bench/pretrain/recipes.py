@@ -384,10 +384,10 @@ _add(
     **_IN100,
     optimizer=_sgd(0.12),
 )
-for _family, _one in ABLATIONS.items():
+for _family, _recipe in ABLATIONS.items():
     _name = f"{_family}_in100_240ep"
-    _fields = {"name": _name, "label": _one.label, "source": _one.source, **_one.settings}
-    _recipes[_name] = change(_recipes[f"{_one.of}_in100_240ep"], _fields)
+    _fields = {"name": _name, "label": _recipe.label, "source": _recipe.source, **_recipe.settings}
+    _recipes[_name] = change(_recipes[f"{_recipe.of}_in100_240ep"], _fields)
 RECIPES: Mapping[str, Recipe] = MappingProxyType(_recipes)
 
 

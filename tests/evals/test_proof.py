@@ -42,9 +42,9 @@ def taught() -> dict[str, torch.Tensor]:
 def test_a_trained_network_passes(taught: dict[str, Any]) -> None:
     found = proof.prove(taught, SMALL)
     assert found.warnings == ()
-    neighbours = found.found["knn"]
+    neighbours = found.measurements["knn"]
     assert neighbours["top1"] > neighbours["random_top1"] + 10
-    assert found.found["features"]["images"] == 16
+    assert found.measurements["features"]["images"] == 16
     assert proof.prove(taught, SMALL) == found  # it draws the same scenes again
 
 

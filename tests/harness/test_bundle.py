@@ -50,11 +50,13 @@ def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:
     ]
     assert bundle.verify(made.path) == made
     merged = merge.merge(bundle.verify(made.path), tmp_path / "ours")
-    assert sorted(merged.new) == made.keys and not (merged.there or merged.other or merged.held)
+    assert sorted(merged.imported) == made.keys and not (
+        merged.identical or merged.conflicting or merged.skipped
+    )
     assert shown(root) == shown(tmp_path / "ours")
     again = bundle.write(tmp_path / "ours", tmp_path / "b.zip")
     assert again.path.read_bytes() == made.path.read_bytes()
-    assert sorted(merge.merge(made, tmp_path / "ours").there) == made.keys
+    assert sorted(merge.merge(made, tmp_path / "ours").identical) == made.keys
     with_weights = bundle.write(root, tmp_path / "c.zip", weights=True)
     assert sum(name.endswith(".safetensors") for name in with_weights.files) == 2
 
@@ -409,7 +411,7 @@ def test_an_evaluation_whose_network_did_not_come_but_is_here(tmp_path: Path, sa
     (theirs / first / "record.json").write_text("{")
     shutil.rmtree(here / key)
     merged = merge.merge(bundle.write(theirs, tmp_path / "a.zip"), here)
-    assert (merged.new == [key]) == same and (key in merged.apart) != same
+    assert (merged.imported == [key]) == same and (key in merged.quarantined) != same
     left_out = bundle.write(here, tmp_path / "b.zip").left_out
     assert left_out == () if same else "1 records of merged bundles" in left_out[0]
 
@@ -443,7 +445,7 @@ def test_what_an_unfinished_job_left_is_set_aside(tmp_path: Path) -> None:
     (local / key / "record.json").unlink()
     (local / key / "events.jsonl").write_text("half")
     merged = merge.merge(made, local)
-    assert merged.new == [key] and len(merged.other) == 1
+    assert merged.imported == [key] and len(merged.conflicting) == 1
     assert (local / key / "events.jsonl.before-merge").read_text() == "half"
     assert Store(local).records[key].metrics == Store(tmp_path / "theirs").records[key].metrics
 

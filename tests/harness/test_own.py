@@ -359,10 +359,10 @@ def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     states = status.survey(store.root, store)
     cell = f"table1:{name}:100:top1"
-    keys = named_keys(states, cell, extras.beside(store, catalog(tmp_path)))
+    keys = named_keys(states, cell, extras.all_extras(store, catalog(tmp_path)))
     assert sorted(keys) == sorted([key, *store.records[key].upstream])
     with pytest.raises(ValueError, match="no job of this run root fills table1:lewel_m:200:top1"):
-        named_keys(states, "table1:lewel_m:200:top1", extras.beside(store, catalog(tmp_path)))
+        named_keys(states, "table1:lewel_m:200:top1", extras.all_extras(store, catalog(tmp_path)))
     assert main(["logs", cell, "--root", str(store.root)]) == 2
 
 

@@ -54,7 +54,7 @@ class Board:
         suite: Suite,
         datasets: Datasets,
         settings: Sequence[tuple[str, Any]] = (),
-        beside: Sequence[str] = (),
+        extra_names: Sequence[str] = (),
         catalog: Catalog = PACKAGED,
     ) -> None:
         self.root, self.suite, self.datasets, self.settings = root, suite, datasets, settings
@@ -62,7 +62,7 @@ class Board:
         self.store = Store(root)
         self.states = survey(root, self.store, catalog=catalog)
         # rows beside the paper's, by name
-        chosen = extras.find(self.store, beside, catalog)
+        chosen = extras.find(self.store, extra_names, catalog)
         self.extras = {
             extra.name: extras.standing(self.store, suite, extra, catalog) for extra in chosen
         }
@@ -75,7 +75,7 @@ class Board:
         self.final_keys: dict[tuple[str, str, int, int], str] = {}
         self.firsts: dict[tuple[str, int], Job] = {}  # pre-trainings, by recipe and seed
         self._stale_states: dict[tuple[str, str, str, str, int], JobState] | None = None
-        self.found: dict[tuple[str, str], list[Slot]] = {}  # by recipe and protocol
+        self.finals: dict[tuple[str, str], list[Slot]] = {}  # by recipe and protocol
         self.spent: dict[str, Spent] = {}  # by the key of a pre-training
         # what a table reads: of a pre-training its cost, else the record
         self.measured: Mapping[str, Measured] = ChainMap(
@@ -102,9 +102,9 @@ class Board:
         try:
             table_id, row_id, column_id = table.parse_cell(text, self.quoted)
         except ValueError as error:
-            known = extras.beside(self.store, self.catalog)
-            if beside := [n for n in text.split(":") if n in known and n not in self.extras]:
-                raise ValueError(f"{error}. That row is there --with {beside[0]}") from None
+            known = extras.all_extras(self.store, self.catalog)
+            if added := [n for n in text.split(":") if n in known and n not in self.extras]:
+                raise ValueError(f"{error}. That row is there --with {added[0]}") from None
             raise
         quoted = self.quoted(table_id)
         return quoted, quoted.row(row_id), quoted.column(column_id)
@@ -132,9 +132,9 @@ class Board:
             quoted = quoted.model_copy(update={"remarks": (remark, *quoted.remarks)})
         evaluated = (
             slot
-            for (_, column), several in slots.items()
+            for (_, column), group in slots.items()
             if quoted.column(column).eval != table.PRETRAIN
-            for slot in several
+            for slot in group
             if slot.where
         )
         filled = fill.fill(
@@ -174,7 +174,7 @@ class Board:
         if len(recipes) < 2:
             return ""
         scaled = [self.scaled.recipe(recipe.name) for recipe in recipes]
-        of, over, *paper = (_identity(one) for one in (*scaled, *recipes))
+        of, over, *paper = (_identity(identity) for identity in (*scaled, *recipes))
         return comparable.besides_method(of, over, tuple(paper))
 
     def other_length(self, name: str, column: Column) -> str:
@@ -229,9 +229,9 @@ class Board:
         if column.eval == table.PRETRAIN:
             return self._costs(row, column, name)
         protocol = row.protocols[column.eval]
-        if (name, protocol) not in self.found:
-            self.found[name, protocol] = self._finals(name, protocol)
-        return self.found[name, protocol]
+        if (name, protocol) not in self.finals:
+            self.finals[name, protocol] = self._finals(name, protocol)
+        return self.finals[name, protocol]
 
     def _finals(self, name: str, protocol: str) -> list[Slot]:
         slots = []
@@ -320,16 +320,16 @@ class Board:
             reason = f"{name}, the baseline: {other.reason}".rstrip(": ")
             needs = (f"pretrain {key} {other.state} ({name})",)
             return replace(other, key=slot.key, reason=reason, needs=needs)
-        ours, theirs = self.store.records[slot.key], self.store.records[key]
-        found = cost.overhead(ours, theirs)
-        if not found:
+        own, theirs = self.store.records[slot.key], self.store.records[key]
+        overhead = cost.overhead(own, theirs)
+        if not overhead:
             return replace(
                 slot,
                 state="missing",
-                reason=f"not side by side with {name}: measured on {cost.machine(ours)} "
+                reason=f"not side by side with {name}: measured on {cost.machine(own)} "
                 f"and on {cost.machine(theirs)}",
             )
-        self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **found})
+        self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **overhead})
         return replace(slot, baseline=key)
 
     def _done(self, key: str) -> bool:

@@ -54,25 +54,25 @@ def show(value: Any, depth: int = 0) -> None:
     """Print it for a person, indented by what it is part of."""
     pad = "  " * depth
     if isinstance(value, dict):
-        for name, one in value.items():
-            if isinstance(one, dict | list) and one:
+        for name, element in value.items():
+            if isinstance(element, dict | list) and element:
                 print(f"{pad}{printable(name)}:")
-                show(one, depth + 1)
+                show(element, depth + 1)
             else:
-                text = "–" if one in (None, "", [], {}) else printable(one)
+                text = "–" if element in (None, "", [], {}) else printable(element)
                 print(f"{pad}{printable(name)}: {text}")
     else:
-        for one in value:
-            if isinstance(one, dict):
-                show(one, depth)
+        for element in value:
+            if isinstance(element, dict):
+                show(element, depth)
                 print()
             else:
-                print(f"{pad}{printable(one)}")
+                print(f"{pad}{printable(element)}")
 
 
 def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
     folder = board.root / slot.key
-    found: dict[str, Any] = {
+    details: dict[str, Any] = {
         "seed": slot.seed,
         "trial": slot.trial,
         "key": slot.key,
@@ -84,10 +84,10 @@ def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
     }
     result = board.store.records.get(slot.key)
     if result is None:
-        return found
+        return details
     upstream = [_link(board, key) for key in dict.fromkeys(result.upstream)]
     return {
-        **found,
+        **details,
         "value": board.measured[slot.key].metrics.get(metric),
         "metrics": dict(result.metrics),
         **_cost(result),
@@ -99,7 +99,7 @@ def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
         "warnings": list(result.warnings),
         **_made(result),
         "seconds": result.seconds,
-        "data": {role: one.model_dump() for role, one in result.data.items()},
+        "data": {role: part.model_dump() for role, part in result.data.items()},
         "checkpoint": _checkpoint(folder, result.checkpoint),
         "log": str(folder / EVENTS),
         "config": next((str(f) for f in map(folder.joinpath, CONFIGS) if f.exists()), None),
@@ -156,7 +156,7 @@ def _link(board: Board, key: str) -> Mapping[str, Any]:
         **_made(result),
         "seconds": result.seconds,
         **_cost(result),
-        "data": {role: one.model_dump() for role, one in result.data.items()},
+        "data": {role: part.model_dump() for role, part in result.data.items()},
         "checkpoint": _checkpoint(board.root / key, result.checkpoint),
         "log": str(board.root / key / EVENTS),
         "spec": result.spec,

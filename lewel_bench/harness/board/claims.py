@@ -18,15 +18,18 @@ def judged(
     those of it that are filled already. Raises ValueError naming the claim nearest to an unknown
     one."""
     wanted = [claim.find(name) for name in dict.fromkeys(names)] or list(claim.load())
-    there = {one.table.id: one for one in tables}
-    filled = {id: there.get(id) or board.filled(id) for id in {one.table for one in wanted}}
+    given = {filled_table.table.id: filled_table for filled_table in tables}
+    filled = {
+        id: given.get(id) or board.filled(id) for id in {selected.table for selected in wanted}
+    }
 
     def images(of: str, over: str, metric: str) -> tuple[paired.Interval, int] | str:
-        ours, theirs = (_predictions(board, key) for key in (of, over))
-        return paired.interval(ours, theirs, metric)
+        first, theirs = (_predictions(board, key) for key in (of, over))
+        return paired.interval(first, theirs, metric)
 
     return [
-        judge.judge(one, filled[one.table], board.measured, images, board.besides) for one in wanted
+        judge.judge(selected, filled[selected.table], board.measured, images, board.besides)
+        for selected in wanted
     ]
 
 

@@ -35,12 +35,12 @@ class Extra:
 def find(store: Store, names: Sequence[str], catalog: Catalog) -> list[Extra]:
     """The imported checkpoints, and recipes of the user's own, of these names; the name of a family
     stands for all its recipes. Raises ValueError naming the nearest."""
-    known = beside(store, catalog) if names else {}
-    found: dict[str, Extra] = {}
+    known = all_extras(store, catalog) if names else {}
+    extras: dict[str, Extra] = {}
     for name in names:
-        several = [n for n in catalog.families.get(name, ()) if n in known] or [name]
-        for one in several:
-            if one not in known:
+        names_of_rows = [n for n in catalog.families.get(name, ()) if n in known] or [name]
+        for recipe in names_of_rows:
+            if recipe not in known:
                 if not known:
                     raise ValueError(
                         f"--with {name}: under {store.root} there is no imported checkpoint "
@@ -48,11 +48,11 @@ def find(store: Store, names: Sequence[str], catalog: Catalog) -> list[Extra]:
                         "own (lewel-bench run --method ./my_method.py:recipe)"
                     )
                 raise ValueError(unknown("checkpoint or recipe", name, known))
-            found[one] = known[one]
-    return list(found.values())
+            extras[recipe] = known[recipe]
+    return list(extras.values())
 
 
-def beside(store: Store, catalog: Catalog) -> dict[str, Extra]:
+def all_extras(store: Store, catalog: Catalog) -> dict[str, Extra]:
     """Every backbone here that can stand beside the paper's, by name."""
     return {**own(catalog), **imported(store, catalog)}
 
@@ -68,21 +68,26 @@ def own(catalog: Catalog) -> dict[str, Extra]:
 def imported(store: Store, catalog: Catalog) -> dict[str, Extra]:
     """Every imported checkpoint under a root, by name. Those that share one, as after a merge, or
     have a recipe's, are told apart by their keys."""
-    said = {key: labels(store, key) for key, one in store.records.items() if one.kind == "import"}
-    names = {key: str(one.get("name") or store.records[key].name) for key, one in said.items()}
+    labels_by_key = {
+        key: labels(store, key) for key, record in store.records.items() if record.kind == "import"
+    }
+    names = {
+        key: str(label.get("name") or store.records[key].name)
+        for key, label in labels_by_key.items()
+    }
     shared = Counter([*names.values(), *catalog.families, *catalog.recipes])
-    found = {}
+    rows_by_name = {}
     for key, name in names.items():
         record = store.records[key]
         if shared[name] > 1:
             name = f"{name}-{key[:6]}"
-        recipe = str(said[key].get("as") or "")
+        recipe = str(labels_by_key[key].get("as") or "")
         recipe = recipe if recipe in catalog.recipes else ""  # one of another lab's own
         doubt = "; proof failed" if record.warnings else ""
         label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
-        length = catalog.recipes[recipe].epochs if recipe else said[key].get("epochs")
-        found[name] = Extra(name, label, key, recipe, length)
-    return found
+        length = catalog.recipes[recipe].epochs if recipe else labels_by_key[key].get("epochs")
+        rows_by_name[name] = Extra(name, label, key, recipe, length)
+    return rows_by_name
 
 
 def alike(backbone: Backbone, recipe: Recipe, suite: Suite) -> bool:
@@ -93,12 +98,16 @@ def alike(backbone: Backbone, recipe: Recipe, suite: Suite) -> bool:
     return not suite.comparable or backbone.model_copy(update=usual) == wanted
 
 
-def standing(store: Store, suite: Suite, one: Extra, catalog: Catalog) -> Extra:
+def standing(store: Store, suite: Suite, extra: Extra, catalog: Catalog) -> Extra:
     """An extra without the recipe that it stands for where that has another backbone."""
-    if not (one.key and one.recipe):
-        return one
-    backbone = Backbone.model_validate(store.records[one.key].spec["backbone"])
-    return one if alike(backbone, catalog.recipes[one.recipe], suite) else replace(one, recipe="")
+    if not (extra.key and extra.recipe):
+        return extra
+    backbone = Backbone.model_validate(store.records[extra.key].spec["backbone"])
+    return (
+        extra
+        if alike(backbone, catalog.recipes[extra.recipe], suite)
+        else replace(extra, recipe="")
+    )
 
 
 def labels(store: Store, key: str) -> dict[str, Any]:
@@ -139,19 +148,19 @@ def _rows(
     for row in quoted.rows:
         groups.setdefault(_prefix(row), []).append(row)
     for prefix, rows in groups.items():
-        beside = [row for row in rows if any(_is(extra, row, c) for c in quoted.columns)]
-        model = (beside or rows)[-1]
+        related = [row for row in rows if any(_is(extra, row, c) for c in quoted.columns)]
+        model = (related or rows)[-1]
         evals = dict.fromkeys(c.eval for c in quoted.columns if c.eval != PRETRAIN)
         known = {
             name: list(
-                dict.fromkeys(r.protocols[name] for r in beside or rows if name in r.protocols)
+                dict.fromkeys(r.protocols[name] for r in related or rows if name in r.protocols)
             )
             for name in evals
         }
         protocols = {
-            name: next((p for p in several if evaluated(extra, p)), several[0])
-            for name, several in known.items()
-            if several
+            name: next((p for p in values if evaluated(extra, p)), values[0])
+            for name, values in known.items()
+            if values
         }
         # what a pre-training here cost is in its record
         filled = (*protocols, *(() if extra.key else (PRETRAIN,)))
@@ -162,7 +171,7 @@ def _rows(
         ]
         if not more:
             continue
-        own = [c.id for c in quoted.columns if beside and _is(extra, model, c)]
+        own = [c.id for c in quoted.columns if related and _is(extra, model, c)]
         length = (str(extra.epochs or UNKNOWN),) if model.epochs else ()
         yield (
             model,
@@ -172,10 +181,10 @@ def _rows(
                 block=model.block,
                 recipes=dict.fromkeys(filled, extra.name),
                 epochs=extra.epochs if model.epochs else None,
-                origin=model.origin if beside else "none",
+                origin=model.origin if related else "none",
                 protocols=protocols,
                 values={id: value for id, value in model.values.items() if id in own},
-                origins={id: one for id, one in model.origins.items() if id in own},
+                origins={id: origin for id, origin in model.origins.items() if id in own},
                 notes={id: note for id, note in model.notes.items() if id in own},
                 more=tuple(more),
             ),

@@ -97,8 +97,8 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
     if not names:
         raise ValueError("\n".join([f"there is no record under {root} to bundle", *left_out]))
     files = {}
-    with replacing(out) as beside:
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(out) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
                 files[name] = _add(archive, name, root / name)
             manifest = {
@@ -108,7 +108,7 @@ def write(root: Path, out: Path, *, weights: bool = False, force: bool = False) 
             }
             archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1))
             archive.comment = b"0" * DIGEST
-        digest = _seal(beside)
+        digest = _seal(temporary)
     return Bundle(out, digest, files, tuple(left_out))
 
 
@@ -127,16 +127,16 @@ def verify(path: Path) -> Bundle:
     try:
         with opened(path) as archive:
             digest = archive.comment.decode(errors="replace")
-            found = Bundle(path, digest, _manifest(path, archive))
-            for name, file in found.files.items():
+            bundle = Bundle(path, digest, _manifest(path, archive))
+            for name, file in bundle.files.items():
                 _check(path, archive, name, file)
-            for key in found.keys:
-                _record(path, archive, key, found.files)
+            for key in bundle.keys:
+                _record(path, archive, key, bundle.files)
     except (OSError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if _digest(path) != digest:
         raise ValueError(f"{path}: its table of contents has changed since it was written")
-    return found
+    return bundle
 
 
 @contextmanager
@@ -153,23 +153,29 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
     """The names of the files that go into a bundle, and what does not, in words."""
     names: list[str] = []
-    left_out = [str(one) for one in store.bad]
+    left_out = [str(bad) for bad in store.bad]
     bare = []  # pre-trainings whose weights are wanted and not there
-    for key, one in sorted(store.records.items()):
+    for key, entry in sorted(store.records.items()):
         spec = store.root / key / SPEC
         try:  # what `verify` would refuse
-            foreign.check(one, store.root / key / record.NAME)
+            foreign.check(entry, store.root / key / record.NAME)
             if spec.exists():
-                foreign.check_spec(spec.read_bytes(), one, spec)
+                foreign.check_spec(spec.read_bytes(), entry, spec)
         except ValueError as error:
             left_out.append(str(error))
             continue
-        found = list(_files(store.root, key, weights))
-        names += filter(_may_stand, _distinct(found, left_out))
-        if one.kind in LEAVE and one.checkpoint and f"{key}/{one.checkpoint.file}" not in found:
+        files_of_key = list(_files(store.root, key, weights))
+        names += filter(_may_stand, _distinct(files_of_key, left_out))
+        if (
+            entry.kind in LEAVE
+            and entry.checkpoint
+            and f"{key}/{entry.checkpoint.file}" not in files_of_key
+        ):
             bare.append(key)
         left_out += [
-            f"{store.root / n}: its name cannot stand in one" for n in found if not _may_stand(n)
+            f"{store.root / n}: its name cannot stand in one"
+            for n in files_of_key
+            if not _may_stand(n)
         ]
     if weights and bare:
         left_out.append(f"the weights of {', '.join(bare)}: they are not under {store.root}")
@@ -322,21 +328,21 @@ def _record(path: Path, archive: zipfile.ZipFile, key: str, files: Mapping[str, 
     name, spec = f"{key}/{record.NAME}", f"{key}/{SPEC}"
     if name not in files:
         raise ValueError(f"{path}: {key} has no {record.NAME}")
-    found = record.parse(_bytes(path, archive, name, files[name].size), path / name)
-    if found.key != key:
-        raise ValueError(f"{path}: {name} is the record of {found.key}")
-    foreign.check(found, path / name)
+    parsed = record.parse(_bytes(path, archive, name, files[name].size), path / name)
+    if parsed.key != key:
+        raise ValueError(f"{path}: {name} is the record of {parsed.key}")
+    foreign.check(parsed, path / name)
     if spec in files:
-        foreign.check_spec(_bytes(path, archive, spec, files[spec].size), found, path / spec)
+        foreign.check_spec(_bytes(path, archive, spec, files[spec].size), parsed, path / spec)
 
 
 def _bytes(path: Path, archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    found = bytearray()
+    content = bytearray()
     for part in _parts(path, archive, name):
-        found += part
-        if len(found) > most:
+        content += part
+        if len(content) > most:
             raise ValueError(f"{path}: {name} is larger than it says")
-    return bytes(found)
+    return bytes(content)
 
 
 def _parts(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:

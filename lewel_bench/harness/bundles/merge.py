@@ -28,64 +28,64 @@ ORDER = ("pretrain", "import", "search", "final")  # a kind rests on those befor
 class Merged:
     """The keys of a bundle, by what became of them."""
 
-    new: list[str] = field(default_factory=list)
-    there: list[str] = field(default_factory=list)  # with the same number
-    other: list[str] = field(default_factory=list)  # with another number: both are kept
-    apart: dict[str, str] = field(default_factory=dict)  # kept, but in no table, and why
-    held: dict[str, str] = field(default_factory=dict)  # left out, and why
+    imported: list[str] = field(default_factory=list)
+    identical: list[str] = field(default_factory=list)  # with the same number
+    conflicting: list[str] = field(default_factory=list)  # with another number: both are kept
+    quarantined: dict[str, str] = field(default_factory=dict)  # kept, but in no table, and why
+    skipped: dict[str, str] = field(default_factory=dict)  # left out, and why
 
 
 def merge(bundle: Bundle, root: Path) -> Merged:
     """Bring the records of a bundle that was verified under `root`. May be killed at any moment and
     called again: a record comes last, and whole."""
-    store, found = Store(root), Merged()
-    corrupt = {one.path.parent.name: one.reason for one in store.bad}
+    store, merged = Store(root), Merged()
+    corrupt = {bad.path.parent.name: bad.reason for bad in store.bad}
     with opened(bundle.path) as archive:
         names = {key: f"{key}/{record.NAME}" for key in bundle.keys}
         records = {k: record.parse(archive.read(n), bundle.path / n) for k, n in names.items()}
-        beside = root / MERGED / bundle.digest[:12]
+        kept = root / MERGED / bundle.digest[:12]
         for key in sorted(records, key=lambda key: (ORDER.index(records[key].kind), key)):
-            theirs, ours = records[key], store.records.get(key)
+            theirs, local = records[key], store.records.get(key)
             if key in corrupt:
-                found.held[key] = f"ours is corrupt ({corrupt[key]})"
-            elif ours is None and RunDir(root).job(key).is_locked():
-                found.held[key] = "it is being computed here"
-            elif ours and ours.metrics == theirs.metrics:
-                found.there.append(key)
-            elif ours:
-                _unpack(archive, bundle, key, beside / key)
-                found.other.append(key)
+                merged.skipped[key] = f"ours is corrupt ({corrupt[key]})"
+            elif local is None and RunDir(root).job(key).is_locked():
+                merged.skipped[key] = "it is being computed here"
+            elif local and local.metrics == theirs.metrics:
+                merged.identical.append(key)
+            elif local:
+                _unpack(archive, bundle, key, kept / key)
+                merged.conflicting.append(key)
             elif lost := [
                 up
                 for up in theirs.upstream
-                if up in found.held or (up not in records and up not in store.records)
+                if up in merged.skipped or (up not in records and up not in store.records)
             ]:
-                found.held[key] = f"it rests on {lost[0]}, which did not come"
+                merged.skipped[key] = f"it rests on {lost[0]}, which did not come"
             elif strange := [
-                up for up in theirs.upstream if _is_another(up, theirs, records, store, found)
+                up for up in theirs.upstream if _is_another(up, theirs, records, store, merged)
             ]:
-                _unpack(archive, bundle, key, beside / key)
-                found.apart[key] = f"it rests on {strange[0]}, which is another here"
+                _unpack(archive, bundle, key, kept / key)
+                merged.quarantined[key] = f"it rests on {strange[0]}, which is another here"
             else:
                 _unpack(archive, bundle, key, root / key)
-                found.new.append(key)
-    return found
+                merged.imported.append(key)
+    return merged
 
 
 def _is_another(
-    key: str, of: Record, records: Mapping[str, Record], store: Store, found: Merged
+    key: str, of: Record, records: Mapping[str, Record], store: Store, merged: Merged
 ) -> bool:
     """Whether ours of a key is, or may be, another network or number than the one that their `of`
     rests on."""
-    if key in found.other or key in found.apart:
+    if key in merged.conflicting or key in merged.quarantined:
         return True
-    theirs, ours = records.get(key), store.records.get(key)
-    if ours is None or ours.kind == "import":  # the key of an import is the hash of its weights
+    theirs, local = records.get(key), store.records.get(key)
+    if local is None or local.kind == "import":  # the key of an import is the hash of its weights
         return False
     if theirs is None:  # it did not come: a checkpoint that was used has its hash in what used it
         used = of.checkpoint and of.checkpoint.sha256
-        return not (ours.checkpoint and ours.checkpoint.sha256 == used)
-    return ours.checkpoint != theirs.checkpoint
+        return not (local.checkpoint and local.checkpoint.sha256 == used)
+    return local.checkpoint != theirs.checkpoint
 
 
 def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) -> None:
@@ -111,7 +111,11 @@ def _unpack(archive: zipfile.ZipFile, bundle: Bundle, key: str, folder: Path) ->
         if path.name == SPEC:
             write_atomically(path, _inert(archive.read(name)))
             continue
-        with replacing(path) as beside, archive.open(name) as source, open(beside, "wb") as file:
+        with (
+            replacing(path) as temporary,
+            archive.open(name) as source,
+            open(temporary, "wb") as file,
+        ):
             shutil.copyfileobj(source, file)
     record.commit(folder, record.parse(archive.read(last), bundle.path / last))
 

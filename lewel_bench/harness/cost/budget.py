@@ -92,11 +92,11 @@ def remembered(root: Path, jobs: Sequence[Job], hours: float) -> Path:
 
 def _closure(job: Job, jobs: Mapping[str, Job]) -> set[str]:
     """The keys of a job and of everything among `jobs` that it needs."""
-    found: set[str] = set()
+    keys_needed: set[str] = set()
     ahead = [job.key]
     while ahead:
         key = ahead.pop()
-        if key in jobs and key not in found:
-            found.add(key)
+        if key in jobs and key not in keys_needed:
+            keys_needed.add(key)
             ahead += jobs[key].needs
-    return found
+    return keys_needed

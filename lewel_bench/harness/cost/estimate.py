@@ -82,17 +82,17 @@ class Estimator:
     @cached_property
     def _known(self) -> dict[Any, list[_Like]]:
         """What is known of jobs by what they share."""
-        found: dict[Any, list[_Like]] = {}
+        alike: dict[Any, list[_Like]] = {}
         for key, record in self.records.items():
             if not record.seconds or record.kind == "import":
                 continue
             of = self._shape({"kind": record.kind, **record.spec})
             seconds = record.seconds * record.processes / of.units
             model, threads = (record.environment.get(x, "") for x in ("device", "threads"))
-            one = _Like(seconds, record.processes, model, threads, key)
+            sample = _Like(seconds, record.processes, model, threads, key)
             for level, _ in of.levels:
-                found.setdefault(level, []).append(one)
-        return found
+                alike.setdefault(level, []).append(sample)
+        return alike
 
     def _shape(self, job: Mapping[str, Any]) -> Shape:
         """The shape of the content of a spec.json, or of a record's spec with its kind."""
@@ -142,9 +142,9 @@ class Estimator:
             basis = f"probe of {f'{steps} steps' if steps else 'a whole job'} here"
             basis += _dearer(recipe) if recipe and steps else ""
             return Cost(seconds * of.units / 3600, basis)
-        for level, said in of.levels:
+        for level, wording in of.levels:
             if known := self._known.get(level):
-                return self._median(known, of.units, said)
+                return self._median(known, of.units, wording)
         method = family(recipe["name"]) if recipe else ""
         if recipe and method in ANCHORS and _as_published(recipe, job["data"]["id"]):
             of_it, hours, source = ANCHORS[method]
@@ -152,26 +152,26 @@ class Estimator:
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
         return Cost(None, "unknown: add --probe 50, or run one like it")
 
-    def _median(self, known: Sequence[_Like], units: float, said: str) -> Cost:
-        counts = Counter(sorted(one.model for one in known))
+    def _median(self, known: Sequence[_Like], units: float, basis: str) -> Cost:
+        counts = Counter(sorted(sample.model for sample in known))
         model = self.device if self.device in counts else counts.most_common(1)[0][0]
-        same = [one for one in known if one.model == model]
-        same = [one for one in same if one.threads == self.threads] or same
+        same = [sample for sample in known if sample.model == model]
+        same = [sample for sample in same if sample.threads == self.threads] or same
         alone = self._models == {model} and self.device in (None, model)
         where = "here" if alone else f"on {model or 'an unknown device'}"
-        hours = statistics.median(one.seconds for one in same) * units / 3600
-        devices = round(statistics.median(one.devices for one in same))
-        return Cost(hours, f"{len(same)} {said} {where}", devices)
+        hours = statistics.median(sample.seconds for sample in same) * units / 3600
+        devices = round(statistics.median(sample.devices for sample in same))
+        return Cost(hours, f"{len(same)} {basis} {where}", devices)
 
     @cached_property
     def _models(self) -> set[str]:
-        return {one.model for several in self._known.values() for one in several}
+        return {sample.model for samples in self._known.values() for sample in samples}
 
     def lacks(self, job: Job) -> Any:
         """What a probe of a job would stand for; None where records of `device` (of any, where that
         is not known) are like it."""
         exact = self._shape(job.model_dump(mode="json")).exact
-        models = {one.model for one in self._known.get(exact, ())}
+        models = {sample.model for sample in self._known.get(exact, ())}
         return None if models and self.device in {None, *models} else exact
 
     def learn(self, job: Job, seconds: float, steps: int | None) -> None:
@@ -186,7 +186,7 @@ class Estimator:
         near = of.levels[:-1] if job.recipe else of.levels[:1]  # the same networks
         known = next((self._known[level] for level, _ in near if level in self._known), ())
         if known and self.root:
-            folders = [self.root / one.key for one in known[:LOOKED_AT]]
+            folders = [self.root / sample.key for sample in known[:LOOKED_AT]]
             return int(statistics.median(map(_size, folders)))
         return _weights(job)
 

@@ -14,7 +14,7 @@ from typing import Any
 from lewel_bench.harness.cost.estimate import Estimator
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
-from lewel_bench.harness.jobs.log import said
+from lewel_bench.harness.jobs.log import describe_error
 from lewel_bench.harness.jobs.provenance import provenance
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings
@@ -60,16 +60,18 @@ def probe(
             asked.setdefault(shape, job)
     for place, job in enumerate(asked.values(), 1):
         print(f"probe {place} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
-        found = None
+        seconds = None
         with tempfile.TemporaryDirectory(prefix="lewel-bench-probe-") as folder:
             try:
-                found = _seconds(job, by_key, Path(folder), settings, steps)
+                seconds = _seconds(job, by_key, Path(folder), settings, steps)
             except Exception as error:
-                print(f"no probe of {job.name}: {said(error)}", file=sys.stderr, flush=True)
+                print(
+                    f"no probe of {job.name}: {describe_error(error)}", file=sys.stderr, flush=True
+                )
         if signals.asked_to_stop():
             raise Stopped("nothing of a probe is kept")
-        if found:
-            estimator.learn(job, *found)
+        if seconds:
+            estimator.learn(job, *seconds)
 
 
 def _seconds(

@@ -22,18 +22,22 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
             f"no point of Figure {id} is measured in suite {board.suite.name} under {board.root}. "
             f"{why}"
         )
-    notes = [f"[{i}] The paper: ‘{one.text}’." for i, one in enumerate(quoted.statements, 1)]
+    notes = [
+        f"[{i}] The paper: ‘{statement.text}’." for i, statement in enumerate(quoted.statements, 1)
+    ]
     notes.append(
         f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
         f"ours. {_published(quoted, filled.as_published)}"
     )
     entries = filled.entries.values()
-    caveats = dict.fromkeys(f"At {one.row}: {text}." for one in entries for text in one.caveats)
-    elsewhere = dict.fromkeys(text for one in entries for text in one.elsewhere)
+    caveats = dict.fromkeys(
+        f"At {entry.row}: {text}." for entry in entries for text in entry.caveats
+    )
+    elsewhere = dict.fromkeys(text for entry in entries for text in entry.elsewhere)
     chart = Chart(
         title=f"Figure {id}. {quoted.title}; suite {board.suite.name}",
         panels=tuple(
-            _quantity(quoted, filled, one) for one in quoted.columns if one.id in measured
+            _quantity(quoted, filled, column) for column in quoted.columns if column.id in measured
         ),
         notes=(*notes, *quoted.remarks, *lacking, *caveats, *elsewhere),
     )
@@ -42,20 +46,20 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
 
 def _quantity(quoted: figure.Figure, filled: FilledTable, of: figure.Quantity) -> Panel:
     points = [(p.x, filled.entries.get((f"{p.x:g}", of.id))) for p in quoted.points]
-    found = [(x, one, one.mean) for x, one in points if one and one.mean is not None]
+    measured = [(x, entry, entry.mean) for x, entry in points if entry and entry.mean is not None]
     series = [
         Series(
             label="measured: mean ± standard deviation over n seeds",
-            x=tuple(x for x, _, _ in found),
-            y=tuple(mean for _, _, mean in found),
-            spread=tuple(one.std or 0.0 for _, one, _ in found),
-            texts=tuple(f"n={one.n}" for _, one, _ in found),
+            x=tuple(x for x, _, _ in measured),
+            y=tuple(mean for _, _, mean in measured),
+            spread=tuple(entry.std or 0.0 for _, entry, _ in measured),
+            texts=tuple(f"n={entry.n}" for _, entry, _ in measured),
         )
     ]
-    for one in quoted.published:
-        if filled.as_published and of.id in one.values:
-            label = f"published: {one.source}"
-            series.append(Series(label, (one.x,), (one.values[of.id],), kind="marks"))
+    for published in quoted.published:
+        if filled.as_published and of.id in published.values:
+            label = f"published: {published.source}"
+            series.append(Series(label, (published.x,), (published.values[of.id],), kind="marks"))
     return Panel(
         title=of.label,
         x_label=quoted.axis,
@@ -63,31 +67,33 @@ def _quantity(quoted: figure.Figure, filled: FilledTable, of: figure.Quantity) -
         series=tuple(series),
         scale=quoted.scale,
         ticks=tuple(p.x for p in quoted.points),
-        spans=tuple((*one.span, f"[{i}]") for i, one in enumerate(quoted.statements, 1)),
+        spans=tuple(
+            (*statement.span, f"[{i}]") for i, statement in enumerate(quoted.statements, 1)
+        ),
     )
 
 
 def _published(quoted: figure.Figure, comparable: bool) -> str:
-    labels = {one.id: one.label for one in quoted.columns}
-    said = "; ".join(
-        f"{', '.join(f'{labels[k]} {v:g}' for k, v in one.values.items())} at {one.x:g} "
-        f"({one.source})"
-        for one in quoted.published
+    labels = {column.id: column.label for column in quoted.columns}
+    values = "; ".join(
+        f"{', '.join(f'{labels[k]} {v:g}' for k, v in published.values.items())} "
+        f"at {published.x:g} ({published.source})"
+        for published in quoted.published
     )
     where = "" if comparable else ", not drawn as what is measured here is not comparable"
-    return f"Of the same runs its tables print {said}{where}."
+    return f"Of the same runs its tables print {values}{where}."
 
 
 def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[str, list[str]]:
     """The commands that compute what a figure lacks, one a seed, and that in words; empty where it
     has all."""
     wanted: dict[int, tuple[dict[str, None], dict[str, None]]] = {}  # recipes, protocols, by seed
-    said = []
-    for one in quoted.columns:
-        column = filled.table.column(one.id)
+    missing = []
+    for quantity in quoted.columns:
+        column = filled.table.column(quantity.id)
         labels = []
         for row in filled.table.rows:
-            entry = filled.entries.get((row.id, one.id))
+            entry = filled.entries.get((row.id, quantity.id))
             if entry is not None and entry.state == "done":
                 continue
             labels.append(row.label)
@@ -95,10 +101,10 @@ def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[
             for slot in entry.slots if entry and name else ():
                 if slot.state != "done":
                     recipes, protocols = wanted.setdefault(slot.seed, ({}, {}))
-                    recipes[str(name)], protocols[one.protocol] = None, None
+                    recipes[str(name)], protocols[quantity.protocol] = None, None
         if labels:
-            said.append(f"{one.label} at {', '.join(labels)}")
-    if not said:
+            missing.append(f"{quantity.label} at {', '.join(labels)}")
+    if not missing:
         return "", []
     commands = [board.command_of([*r], [*p], seed) for seed, (r, p) in sorted(wanted.items())]
-    return " && ".join(commands), [f"Not (or not with all seeds) measured: {'; '.join(said)}."]
+    return " && ".join(commands), [f"Not (or not with all seeds) measured: {'; '.join(missing)}."]

@@ -25,7 +25,7 @@ NO_CURVE = (*PLACES, "time", "seed", "images_per_s", "data_wait", "lr", "factor"
 def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None) -> Chart:
     """What the logs of runs say over time, one panel a quantity, or `only` some. Raises ValueError
     for an unknown key, Unmeasured where no log has a number."""
-    found: dict[Curve, list[Series]] = {}
+    panels: dict[Curve, list[Series]] = {}
     for key in dict.fromkeys(keys):
         if key not in board.states:
             raise ValueError(unknown("key", key, board.states))
@@ -35,22 +35,22 @@ def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None
             label = f"{state.name}, seed {state.seed} ({key})"
             label += "" if candidate is None else f", {_candidate(record, candidate)}"
             x, y = zip(*points, strict=True)
-            found.setdefault(curve, []).append(Series(label, x, y))
-    found = {curve: series for curve, series in found.items() if only is None or curve[0] in only}
-    if not found:
+            panels.setdefault(curve, []).append(Series(label, x, y))
+    panels = {curve: series for curve, series in panels.items() if only is None or curve[0] in only}
+    if not panels:
         names = ", ".join(f"{key} ({board.states[key].state})" for key in keys)
         raise Unmeasured(
             f"nothing over time is logged for {names}. A run writes it: see lewel-bench status for "
             "the runs that have started, and table N --missing for the commands of the others"
         )
-    order = [*CURVES, *sorted({name for name, _ in found} - {*CURVES})]
+    order = [*CURVES, *sorted({name for name, _ in panels} - {*CURVES})]
     return Chart(
         title=f"Over time: {', '.join(dict.fromkeys(board.states[key].name for key in keys))}",
         panels=tuple(
-            Panel("", axis, words(name), tuple(found[name, axis]))
+            Panel("", axis, words(name), tuple(panels[name, axis]))
             for name in order
             for axis in ("epoch", "step")
-            if (name, axis) in found
+            if (name, axis) in panels
         ),
     )
 
@@ -69,7 +69,7 @@ def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]
 
     What an interrupted run did again counts as it came out the last time.
     """
-    found: dict[tuple[Curve, int | None], list[tuple[float, float]]] = {}
+    logged_points: dict[tuple[Curve, int | None], list[tuple[float, float]]] = {}
     for event in _events(path):
         if event.get("event") not in ("step", "epoch", "monitor", "evaluated"):
             continue
@@ -78,15 +78,17 @@ def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]
             continue
         split = f"{event['split']} " if "split" in event else ""
         for name, value in event.items():
-            several = isinstance(value, list) and len(value) > 1
-            for i, one in enumerate(value if isinstance(value, list) else [value]):
-                if name in NO_CURVE or not is_number(one):
+            is_list = isinstance(value, list) and len(value) > 1
+            for i, element in enumerate(value if isinstance(value, list) else [value]):
+                if name in NO_CURVE or not is_number(element):
                     continue
-                points = found.setdefault(((split + name, axis), i if several else None), [])
+                points = logged_points.setdefault(
+                    ((split + name, axis), i if is_list else None), []
+                )
                 while points and points[-1][0] >= event[axis]:
                     points.pop()
-                points.append((event[axis], one))
-    return [(curve, candidate, points) for (curve, candidate), points in found.items()]
+                points.append((event[axis], element))
+    return [(curve, candidate, points) for (curve, candidate), points in logged_points.items()]
 
 
 LARGEST_EVENTS = 2**28  # bytes that are read of one events.jsonl

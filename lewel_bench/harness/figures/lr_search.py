@@ -26,19 +26,19 @@ def search(board: Board, cell: str) -> Chart:
     done = [(slot.seed, board.store.records[slot.key]) for slot in slots if slot.state == "done"]
     if not done:
         raise Unmeasured(f"{cell} is {slots[0].state}. Compute it with: {slots[0].command}")
-    found = [
-        _search(row, column, seed, one, grid)
-        for seed, one in done
-        if len(grid := _candidates(one)) > 1
+    searched = [
+        _search(row, column, seed, entry, grid)
+        for seed, entry in done
+        if len(grid := _candidates(entry)) > 1
     ]
-    if not found:
+    if not searched:
         protocol = row.protocols[column.eval]
         raise Unmeasured(f"{cell}: {protocol} had one candidate, so no learning rate was searched")
-    notes = [note for _, notes in found for note in notes]
+    notes = [note for _, notes in searched for note in notes]
     return Chart(
         title=f"{row.label}, {column.label} (Table {quoted.id}): the search; suite "
         f"{board.suite.name}",
-        panels=tuple(panel for panel, _ in found),
+        panels=tuple(panel for panel, _ in searched),
         notes=(CHOICE, *notes),
     )
 
@@ -49,8 +49,12 @@ def _candidates(result: Record) -> list[dict[str, Any]]:
     chosen = result.outcome.get("chosen")
     if not chosen or not isinstance(chosen, dict):
         return []
-    grid = [one for one in result.outcome.get("grid") or () if isinstance(one, dict)]
-    return [one for one in grid if all(is_number(one.get(name)) for name in chosen)]
+    grid = [
+        candidate for candidate in result.outcome.get("grid") or () if isinstance(candidate, dict)
+    ]
+    return [
+        candidate for candidate in grid if all(is_number(candidate.get(name)) for name in chosen)
+    ]
 
 
 def _search(
@@ -61,30 +65,34 @@ def _search(
     grid: Sequence[Mapping[str, Any]],
 ) -> tuple[Panel, list[str]]:
     chosen = result.outcome["chosen"]
-    values = {name: sorted({one[name] for one in grid}) for name in chosen}
+    values = {name: sorted({candidate[name] for candidate in grid}) for name in chosen}
     along = max(values, key=lambda name: len(values[name]))
     others = [name for name in chosen if name != along and len(values[name]) > 1]
     select = f"select_{column.metric}"
     series = []
     for metric, images in ((select, "held-out images"), (column.metric, "reported images")):
-        seen = [one for one in grid if is_number(one.get(metric))]
-        seen.sort(key=lambda one: (*(one[name] for name in others), one[along]))
-        for key, group in groupby(seen, key=lambda one: [one[name] for name in others]):
+        seen = [candidate for candidate in grid if is_number(candidate.get(metric))]
+        seen.sort(key=lambda candidate: (*(candidate[name] for name in others), candidate[along]))
+        for key, group in groupby(seen, key=lambda candidate: [candidate[name] for name in others]):
             of = "".join(f", {words(n)} {v:g}" for n, v in zip(others, key, strict=True))
-            x, y = zip(*((one[along], one[metric]) for one in group), strict=True)
+            x, y = zip(*((candidate[along], candidate[metric]) for candidate in group), strict=True)
             series.append(Series(f"{images}{of}", x, y))
-    best = [one for one in grid if all(one[name] == chosen[name] for name in chosen)]
+    best = [
+        candidate for candidate in grid if all(candidate[name] == chosen[name] for name in chosen)
+    ]
     series += [
-        Series("chosen", (one[along],), (one[select],), kind="star")
-        for one in best
-        if is_number(one.get(select))
+        Series("chosen", (candidate[along],), (candidate[select],), kind="star")
+        for candidate in best
+        if is_number(candidate.get(select))
     ]
     edges = [edge_warning(words(name), chosen[name], values[name]) for name in chosen]
-    gone = [f"{one[along]:g}" for one in grid if not is_number(one.get(column.metric))]
+    diverged = [
+        f"{candidate[along]:g}" for candidate in grid if not is_number(candidate.get(column.metric))
+    ]
     title = f"{row.label}, {column.label}, seed {seed}"
     notes = [f"{title}: {edge}." for edge in edges if edge]
-    if gone:
-        notes.append(f"{title}: diverged or stopped early at {words(along)} {', '.join(gone)}.")
+    if diverged:
+        notes.append(f"{title}: diverged or stopped early at {words(along)} {', '.join(diverged)}.")
     panel = Panel(
         title=f"{title} ({result.key})",
         x_label=words(along),

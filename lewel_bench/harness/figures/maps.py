@@ -169,12 +169,12 @@ def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
             f"{job.key}: {job.recipe.label} has no learned maps, and no projector that could be "
             "read at every position: take a pre-training of lewel_m, lewel_b, moco_v2 or byol"
         )
-    backbone, beside = folder / "backbone.safetensors", folder / checkpoint.PROJECTOR
-    if named is None and backbone.exists() and beside.exists():
-        weights, header = checkpoint.read_backbone(beside)
+    backbone, projector = folder / "backbone.safetensors", folder / checkpoint.PROJECTOR
+    if named is None and backbone.exists() and projector.exists():
+        weights, header = checkpoint.read_backbone(projector)
         if header.get("backbone") != checkpoint.sha256(backbone):
             raise ValueError(
-                f"{beside} does not belong to the backbone beside it: their runs differ"
+                f"{projector} does not belong to the backbone beside it: their runs differ"
             )
         method.projector.load_state_dict(weights)
         method.backbone.load_state_dict(checkpoint.read_backbone(backbone)[0])
@@ -222,7 +222,7 @@ def _listed(text: str, count: int) -> list[int]:
 def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[ImageMaps]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     pixels = (x * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2)  # (V, B, S, S, 3)
-    found = []
+    shown = []
     for place, i in enumerate(batch.index.tolist()):
         image = decode(images.root / images.files[i])
         sides = image.shape[:2]
@@ -233,5 +233,5 @@ def _shown(images: Images, batch: Batch, x: Tensor, W: Tensor) -> list[ImageMaps
             views.append(
                 View(pixels[v, place].numpy(), (top, left, height, width), W[v, place].numpy())
             )
-        found.append(ImageMaps(images.files[i], image / 255, (views[0], views[1])))
-    return found
+        shown.append(ImageMaps(images.files[i], image / 255, (views[0], views[1])))
+    return shown

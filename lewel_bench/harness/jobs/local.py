@@ -16,7 +16,13 @@ from lewel_bench.files import FAILURE, Held, Lock, is_held
 from lewel_bench.harness.jobs import job as jobs
 from lewel_bench.harness.jobs import signals
 from lewel_bench.harness.jobs.device import device
-from lewel_bench.harness.jobs.log import Failed, clear_failure, failure, said, write_failure
+from lewel_bench.harness.jobs.log import (
+    Failed,
+    clear_failure,
+    describe_error,
+    failure,
+    write_failure,
+)
 from lewel_bench.harness.jobs.provenance import provenance
 from lewel_bench.harness.jobs.variables import BEGAN, COMMAND
 from lewel_bench.harness.plan.plan import Job
@@ -73,8 +79,8 @@ class Runner:
 
     def _round(self) -> bool:
         """Do one thing: compute a job, or wait; False when nothing is left."""
-        there = {job.key for job in self.pending}
-        self.pending = [j for j in self.pending if not self._settled(j, there)]
+        pending_keys = {job.key for job in self.pending}
+        self.pending = [j for j in self.pending if not self._settled(j, pending_keys)]
         if not self.pending:
             return False
         ready = [j for j in self.pending if all(self._done(need) for need in j.needs)]
@@ -85,7 +91,7 @@ class Runner:
     def _done(self, key: str) -> bool:
         return (self.root / key / NAME).exists()
 
-    def _settled(self, job: Job, there: Collection[str]) -> bool:
+    def _settled(self, job: Job, pending_keys: Collection[str]) -> bool:
         if job.key in self.failed:
             return True
         if self._done(job.key):
@@ -93,7 +99,7 @@ class Runner:
                 self.say(f"done by another process: {job.name} ({job.key})")
             return True
         for need in job.needs:
-            lost = need not in there and not self._done(need)
+            lost = need not in pending_keys and not self._done(need)
             if lost or need in self.failed:
                 why = ", which has no record and is not to be computed" if lost else ""
                 name = f"{job.name} ({job.key})"
@@ -121,7 +127,7 @@ class Runner:
         except Exception as error:
             mistake = isinstance(error, ValueError | OSError)
             self.mistakes = self.mistakes and mistake
-            self.failed[job.key] = f"{job.name} ({job.key}): {said(error)}"
+            self.failed[job.key] = f"{job.name} ({job.key}): {describe_error(error)}"
             if not mistake:
                 self.failed[job.key] += f"; see {self.root / job.key / FAILURE}"
             self.say(f"failed: {self.failed[job.key]}")

@@ -68,7 +68,7 @@ class Failed(Exception):
     """How another process failed at a job, in words that are complete."""
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error in one line; one that is nobody's mistake in what was asked with its type."""
     kind = "" if isinstance(error, ValueError | OSError | Failed) else f"{type(error).__name__}: "
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
@@ -78,7 +78,7 @@ def said(error: Exception) -> str:
 def write_failure(folder: Path, error: Exception) -> None:
     """Write why a job failed; of several ranks the first says it, the others follow from it."""
     content = {
-        "message": said(error),
+        "message": describe_error(error),
         "mistake": isinstance(error, ValueError | OSError),
         "time": datetime.now(UTC).isoformat(),
         "traceback": traceback.format_exc(),

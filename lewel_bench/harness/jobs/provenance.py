@@ -74,10 +74,10 @@ def provenance() -> dict[str, Any]:
         return done.stdout.strip()
 
     # installed inside somebody's own repository, that one's commit says nothing
-    ours = bool(git("ls-files", "--error-unmatch", str(Path(__file__))))
+    tracked = bool(git("ls-files", "--error-unmatch", str(Path(__file__))))
     return {
-        "commit": (ours and git("rev-parse", "HEAD")) or f"version {__version__}",
-        "dirty": ours and bool(git("status", "--porcelain")),
+        "commit": (tracked and git("rev-parse", "HEAD")) or f"version {__version__}",
+        "dirty": tracked and bool(git("status", "--porcelain")),
         "version": __version__,
         "command": command,
     }

@@ -56,21 +56,23 @@ def companions(settings: MachineSettings, again: Command) -> Iterator[None]:
         for _ in range(settings.jobs - 1):
             out, errors = (files.enter_context(TemporaryFile()) for _ in range(2))
             quiet = subprocess.DEVNULL
-            one = subprocess.Popen(command, env=environment, stdin=quiet, stdout=out, stderr=errors)
-            watch = Thread(target=_watch, args=(one, out, errors, leaving), daemon=True)
+            process = subprocess.Popen(
+                command, env=environment, stdin=quiet, stdout=out, stderr=errors
+            )
+            watch = Thread(target=_watch, args=(process, out, errors, leaving), daemon=True)
             watch.start()
-            started.append((one, watch))
+            started.append((process, watch))
         try:
             yield
         except BaseException:
             leaving.set()
-            for one, _ in started:
-                one.terminate()
+            for process, _ in started:
+                process.terminate()
             raise
         finally:
             leaving.set()
-            for one, watch in started:
-                one.wait()
+            for process, watch in started:
+                process.wait()
                 watch.join()
 
 

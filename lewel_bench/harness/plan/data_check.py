@@ -137,13 +137,13 @@ def annotation_problems(
     notes: list[str] = []
     for task in tasks:
         if task == "segmentation":
-            found = masks.problems(root)
+            result = masks.problems(root)
         else:
-            found = boxes.problems(root, "coco" if layout == "coco" else "voc", full)
-            if layout == "voc" and not found[0]:
+            result = boxes.problems(root, "coco" if layout == "coco" else "voc", full)
+            if layout == "voc" and not result[0]:
                 from lewel_bench.harness.plan.contents import voc_without_2007
 
                 problems += voc_without_2007(root)
-        problems += found[0]
-        notes += found[1]
+        problems += result[0]
+        notes += result[1]
     return problems, notes

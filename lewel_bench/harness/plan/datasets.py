@@ -99,7 +99,7 @@ class Datasets:
         MissingData where it is not there."""
         left = {role: path for role, path in self.own.items() if role not in self.used}
         for role, path in left.items():
-            _there(path, LAYOUTS.get(role, "folders"))
+            _resolved(path, LAYOUTS.get(role, "folders"))
         return [f"{role}={path}" if role else str(path) for role, path in left.items()]
 
     def _find(self, name: str, role: str) -> Dataset:
@@ -148,15 +148,15 @@ class Datasets:
         """The published labelled subsets of ImageNet; nothing else stands for its 1 % and 10 %."""
         if name != "imagenet" or role != "semi":
             return {}
-        found = {}
+        contents = {}
         for protocol, (key, digest) in LISTS.items():
             if key not in self.site.data:
                 raise MissingData(
                     f"the 1 % and 10 % subsets of ImageNet are published lists: name {key} in "
                     f"{FILE}, section [data] (`lewel-bench data make subsets` downloads them)"
                 )
-            found[protocol] = str(self._listed(self.site.data[key], digest, "sha256"))
-        return found
+            contents[protocol] = str(self._listed(self.site.data[key], digest, "sha256"))
+        return contents
 
     def _listed(self, text: str, digest: str, kind: str) -> Path:
         """The path of a published list, whose content is checked: a key relies on it."""
@@ -165,16 +165,16 @@ class Datasets:
             content = read_regular(path, LARGEST_JSON).replace(b"\r\n", b"\n")
         except OSError as error:
             raise MissingData(f"cannot read the list {path}: {error.strerror}") from None
-        found = hashlib.new(kind, content).hexdigest()
-        if found != digest:
+        actual = hashlib.new(kind, content).hexdigest()
+        if actual != digest:
             raise MissingData(
-                f"{path} is not the published list ({kind} {found}, published {digest}). For a "
+                f"{path} is not the published list ({kind} {actual}, published {digest}). For a "
                 "list of your own, make class folders of it and name them with --data"
             )
         return path
 
     def _folder(self, path: Path, layout: Layout = "folders") -> Dataset:
-        folder = _there(path, layout)
+        folder = _resolved(path, layout)
         mark = self._fingerprint(folder, layout)
         return Dataset(name=folder.name, id=f"folder-{mark}", root=str(folder), layout=layout)
 
@@ -240,7 +240,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield place, folders, files
 
 
-def _there(path: Path, layout: Layout) -> Path:
+def _resolved(path: Path, layout: Layout) -> Path:
     folder = path.expanduser().resolve()
     if not folder.is_dir():
         raise MissingData(

@@ -31,13 +31,13 @@ def command(
     merged = merge(verify(bundle), folder)
     for text in conflict_messages(Store(folder)):
         print(text)
-    for key, why in merged.apart.items():
+    for key, why in merged.quarantined.items():
         print(f"{key} is kept out of the tables: {why}", file=sys.stderr)
-    for key, why in merged.held.items():
+    for key, why in merged.skipped.items():
         print(f"{key} was skipped: {why}", file=sys.stderr)
     print(
-        f"{folder}: {len(merged.new)} records imported, {len(merged.there)} identical, "
-        f"{len(merged.other)} conflicting (both results are kept)"
-        + (f", {len(merged.apart)} of another network" if merged.apart else "")
+        f"{folder}: {len(merged.imported)} records imported, {len(merged.identical)} identical, "
+        f"{len(merged.conflicting)} conflicting (both results are kept)"
+        + (f", {len(merged.quarantined)} of another network" if merged.quarantined else "")
     )
-    return 1 if merged.held else 0
+    return 1 if merged.skipped else 0

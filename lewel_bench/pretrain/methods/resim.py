@@ -74,11 +74,11 @@ class ReSim(Method):
     def _level(self, F: Tensor, cells: tuple[int, int], views: Views) -> Level:
         window = windows(*cells, F.shape[2]).to(F.device)
         box1, box2 = corners(views)
-        there = moved(window, box1, box2)  # (B, n, 4)
-        valid = contained(there)
+        target = moved(window, box1, box2)  # (B, n, 4)
+        valid = contained(target)
         mine = F[own(F, slice(0, len(box1)))]
         negatives = unit(avg_pool2d(full(F), 3, stride=1).flatten(2).transpose(1, 2))
-        return Level(window, valid, unit(pool(mine, there)), negatives, gather(valid).sum())
+        return Level(window, valid, unit(pool(mine, target)), negatives, gather(valid).sum())
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         z, y, maps = self.online(views.x[0])

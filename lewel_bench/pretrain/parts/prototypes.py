@@ -31,10 +31,10 @@ class Prototypes(nn.Module):
         for buffer in (self.C, self.phi, self.owner):
             buffer.zero_()
         if rank() == 0:
-            found = kmeans(features.float().cpu().numpy(), len(self.C), seed)
-            self.C.copy_(unit(torch.from_numpy(found.centroids)))
-            self.phi.copy_(torch.from_numpy(concentration(found, tau)))
-            self.owner.copy_(torch.from_numpy(found.owner))
+            result = kmeans(features.float().cpu().numpy(), len(self.C), seed)
+            self.C.copy_(unit(torch.from_numpy(result.centroids)))
+            self.phi.copy_(torch.from_numpy(concentration(result, tau)))
+            self.owner.copy_(torch.from_numpy(result.owner))
         wait(patient=True)
         for buffer in (self.C, self.phi, self.owner):
             total(buffer)
