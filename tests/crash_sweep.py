@@ -85,12 +85,12 @@ class Sweep:
         self.images = write_images(place / "images")
         self.voc = shapes.make(place / "shapes", counts=shapes.Counts(**counts)) / "VOCdevkit"
         root = place / "undisturbed"
-        code, said, self.modules = self.run(root)
-        assert code == 0, said
+        code, message, self.modules = self.run(root)
+        assert code == 0, message
         self.changes = int((place / "changes").read_text())
         self.expected = results(root)
-        said = " ".join(name for name, *_ in self.expected.values())
-        assert all(f"{one} of" in said for one in EVALS), said
+        message = " ".join(name for name, *_ in self.expected.values())
+        assert all(f"{entry} of" in message for entry in EVALS), message
         clear(root)
         self.names = names(root)
 
@@ -145,26 +145,26 @@ class Sweep:
         """Disturb a run and end it; what happened. Raises AssertionError where that is wrong."""
         root = self.place / "disturbed"
         shutil.rmtree(root, ignore_errors=True)
-        code, said, _ = self.run(root, disturbance)
+        code, message, _ = self.run(root, disturbance)
         if disturbance.kind in FULL:
-            assert code in (0, 1, 2), (code, said)
-            assert "Traceback" not in said, said
+            assert code in (0, 1, 2), (code, message)
+            assert "Traceback" not in message, message
             if code:
-                told = [line for line in said.splitlines() if "No space left on device" in line]
-                assert told and all("ake room" in line for line in told[-1:]), said
-                assert any(str(root) in line for line in told), said
+                told = [line for line in message.splitlines() if "No space left on device" in line]
+                assert told and all("ake room" in line for line in told[-1:]), message
+                assert any(str(root) in line for line in told), message
         else:
-            assert code in (-signal.SIGKILL, -signal.SIGXFSZ), (code, said)
+            assert code in (-signal.SIGKILL, -signal.SIGXFSZ), (code, message)
         torn = [path for path in root.rglob(".*.tmp") if path.is_file()]
-        assert set(torn) <= {one.path for one in waste(root)}, torn
+        assert set(torn) <= {entry.path for entry in waste(root)}, torn
         before = {path: stamp(path) for path in root.glob("*/record.json")}
         starts = {path.parent.name: events(path.parent, "start") for path in before}
         checkpoints = dict(intact(root))
         begun = {folder: len(events(folder, "start")) for folder in checkpoints}
-        code, said, _ = self.run(root)
-        assert code == 0, said
-        found = results(root)
-        other = [(found.get(k), v) for k, v in self.expected.items() if found.get(k) != v]
+        code, message, _ = self.run(root)
+        assert code == 0, message
+        result = results(root)
+        other = [(result.get(k), v) for k, v in self.expected.items() if result.get(k) != v]
         assert not other, f"other results: {other}"
         assert {path: stamp(path) for path in before} == before, "a record was written again"
         for key, count in starts.items():
@@ -240,19 +240,25 @@ EVENTS = ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "
 
 def results(root: Path) -> dict[str, Any]:
     """What must not depend on how a run went."""
-    found = {}
+    result = {}
     for path in root.glob("*/record.json"):
-        one = json.loads(path.read_text())
+        loaded = json.loads(path.read_text())
         files = sorted([*path.parent.glob("*.safetensors"), *path.parent.glob("predictions.*")])
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        found[one["key"]] = (one["name"], one["metrics"], one["outcome"], one["checkpoint"], hashes)
-    return found
+        result[loaded["key"]] = (
+            loaded["name"],
+            loaded["metrics"],
+            loaded["outcome"],
+            loaded["checkpoint"],
+            hashes,
+        )
+    return result
 
 
 def names(root: Path) -> set[str]:
     """The files of a run root; what each attempt logs for TensorBoard is one name."""
-    found = {path.relative_to(root) for path in root.rglob("*") if not path.is_dir()}
-    return {str(p.parent) if p.parent.name == "tensorboard" else str(p) for p in found}
+    result = {path.relative_to(root) for path in root.rglob("*") if not path.is_dir()}
+    return {str(p.parent) if p.parent.name == "tensorboard" else str(p) for p in result}
 
 
 def waste(root: Path) -> list[Any]:
@@ -292,14 +298,14 @@ def intact(root: Path) -> Iterator[tuple[Path, int]]:
 
 def disturbances(kills: int, failures: int, changes: int, seed: int) -> list[Disturbance]:
     """Spread over all changes, those of a kind evenly."""
-    chance, found = random.Random(seed), []
+    chance, result = random.Random(seed), []
     for kinds, count in ((KINDS, kills), (FULL, failures)):
         for i in range(count):
             at = 1 + int((i + chance.random()) * (changes - 1) / count)
             if kinds[i % len(kinds)] == "torn":
                 at = min(at, changes - LAST)
-            found.append(Disturbance(kinds[i % len(kinds)], at, links=i % 4 < 2))
-    return found
+            result.append(Disturbance(kinds[i % len(kinds)], at, links=i % 4 < 2))
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,12 +327,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     importlib.import_module(name)
         print(f"seed {asked.seed}: {sweep.changes} file changes", flush=True)
         chosen = disturbances(asked.kills, asked.failures, sweep.changes, asked.seed)
-        for one in chosen:
+        for change in chosen:
             try:
-                print(sweep.check(one), flush=True)
+                print(sweep.check(change), flush=True)
             except AssertionError as error:
                 wrong += 1
-                print(f"WRONG: {one}: {error}", flush=True)
+                print(f"WRONG: {change}: {error}", flush=True)
     print(f"{asked.kills} kills, {asked.failures} failures: {wrong} ended otherwise")
     return 1 if wrong else 0
 

@@ -105,7 +105,7 @@ class Trace:
     losses: dict[str, Tensor]
     gradient: dict[str, Tensor]
     buffers: dict[str, Tensor]  # running statistics after the step
-    found: list[dict[str, Tensor]]  # of each image: boxes, scores, labels, mask_probs, masks
+    detections: list[dict[str, Tensor]]  # of each image: boxes, scores, labels, mask_probs, masks
 
 
 def images(case: Case) -> list[Tensor]:
@@ -175,23 +175,23 @@ def formula(own: str, shape: torch.Size) -> Tensor:
     return wave * gain * (3 / fan_in) ** 0.5
 
 
-def ours(case: Case, dtype: torch.dtype = torch.float32) -> Detector:
+def native_detector(case: Case, dtype: torch.dtype = torch.float32) -> Detector:
     """Our detector with weights by formula."""
     model = Detector(case.protocol, case.spec, CLASSES)
     fill(model, lambda own: own)
     return model.to(dtype)
 
 
-def run_ours(case: Case, model: Detector, random: Random | None = None) -> Trace:
+def run_native(case: Case, model: Detector, random: Random | None = None) -> Trace:
     model.train()
     with (random or permuted)():
         losses = model(images(case), targets(case))
     sum(losses.values()).backward()
     gradient = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     model.eval()
-    found = [vars(d) for d in model.detect(images(case), originals(case))]
+    detections = [vars(d) for d in model.detect(images(case), originals(case))]
     buffers = {k: b for k, b in model.named_buffers() if "running" in k}
-    return Trace(detached(losses), gradient, buffers, found)
+    return Trace(detached(losses), gradient, buffers, detections)
 
 
 def originals(case: Case) -> list[tuple[int, int]]:
@@ -230,7 +230,7 @@ def summary(trace: Trace) -> Numbers:
         "losses": {k: float(v) for k, v in trace.losses.items()},
         "gradient": {k: _outline(k, g) for k, g in sorted(trace.gradient.items())},
         "buffers": {k: _outline(k, b) for k, b in sorted(trace.buffers.items())},
-        "found": [_detections(found) for found in trace.found],
+        "found": [_detections(entry) for entry in trace.detections],
     }
 
 
@@ -239,11 +239,11 @@ def _outline(key: str, tensor: Tensor) -> list[float]:
     return [flat.norm().item(), (flat @ noise(f"{key} projected", len(flat))).item()]
 
 
-def _detections(found: dict[str, Tensor]) -> Numbers:
-    numbers: Numbers = {k: found[k].tolist() for k in ("boxes", "scores", "labels")}
-    if found["mask_probs"] is not None:
-        numbers["mask_probs"] = [_outline("mask", p) for p in found["mask_probs"]]
-        numbers["pixels"] = [[m.sum().item(), *_outline("row", m.sum(1))] for m in found["masks"]]
+def _detections(result: dict[str, Tensor]) -> Numbers:
+    numbers: Numbers = {k: result[k].tolist() for k in ("boxes", "scores", "labels")}
+    if result["mask_probs"] is not None:
+        numbers["mask_probs"] = [_outline("mask", p) for p in result["mask_probs"]]
+        numbers["pixels"] = [[m.sum().item(), *_outline("row", m.sum(1))] for m in result["masks"]]
     return numbers
 
 
@@ -261,31 +261,32 @@ BOUNDS = {
 }
 
 
-def distances(found: Numbers, expected: Numbers) -> dict[str, float]:
+def distances(result: Numbers, expected: Numbers) -> dict[str, float]:
     """How far two summaries are apart by kind; losses and tensors relative to their size."""
-    far = {"losses": _worst([found["losses"]], [expected["losses"]], relative=True)}
+    far = {"losses": _worst([result["losses"]], [expected["losses"]], relative=True)}
     for kind in ("gradient", "buffers"):
-        far[kind] = _worst([found[kind]], [expected[kind]], relative=True)
+        far[kind] = _worst([result[kind]], [expected[kind]], relative=True)
     for kind in expected["found"][0]:
         far[kind] = max(
-            _worst(a[kind], b[kind]) for a, b in zip(found["found"], expected["found"], strict=True)
+            _worst(a[kind], b[kind])
+            for a, b in zip(result["found"], expected["found"], strict=True)
         )
     return far
 
 
-def _worst(found: Any, expected: Any, relative: bool = False) -> float:
+def _worst(result: Any, expected: Any, relative: bool = False) -> float:
     """The largest difference; infinite where the structures differ. [norm, projection] are
     relative to the norm."""
     if isinstance(expected, dict):
-        if found.keys() != expected.keys():
+        if result.keys() != expected.keys():
             return float("inf")
-        return max(_worst(found[k], expected[k], relative) for k in expected)
+        return max(_worst(result[k], expected[k], relative) for k in expected)
     if isinstance(expected, list):
-        if len(found) != len(expected):
+        if len(result) != len(expected):
             return float("inf")
         if relative and isinstance(expected[0], float):
-            return max(abs(a - b) for a, b in zip(found, expected, strict=True)) / expected[0]
+            return max(abs(a - b) for a, b in zip(result, expected, strict=True)) / expected[0]
         return max(
-            (_worst(a, b, relative) for a, b in zip(found, expected, strict=True)), default=0
+            (_worst(a, b, relative) for a, b in zip(result, expected, strict=True)), default=0
         )
-    return abs(found - expected) / (abs(expected) if relative else 1)
+    return abs(result - expected) / (abs(expected) if relative else 1)

@@ -135,12 +135,12 @@ COCO: dict[str, str | tuple[str, ...]] = {
 
 def check_case(root: Path, expected: str | tuple[str, ...], capsys: Any) -> None:
     code = main(["data", "check", str(root)])
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     if isinstance(expected, str):
-        assert (code, said.err) == (0, "") and ": sound" in said.out and expected in said.out
-        assert expected != "sound" or "note" not in said.out
+        assert (code, output.err) == (0, "") and ": sound" in output.out and expected in output.out
+        assert expected != "sound" or "note" not in output.out
     else:
-        assert code == 2 and all(part in said.err + said.out for part in expected), said
+        assert code == 2 and all(part in output.err + output.out for part in expected), output
 
 
 @pytest.mark.parametrize("name", COCO)
@@ -152,7 +152,7 @@ def test_every_coco_folder_is_answered(made: Made) -> None:
     assert {path.name for path in made("make_det.py").iterdir()} == set(COCO)
 
 
-SOUND = [name for name, said in COCO.items() if isinstance(said, str)]
+SOUND = [name for name, message in COCO.items() if isinstance(message, str)]
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -176,22 +176,22 @@ def test_run_lengths_are_the_masks_that_polygons_are(made: Made) -> None:
         scenes = read_coco(root / name, "val2017")
         truth = COCO_API(scenes.coco_json(), print_function=lambda *_: None)
         masks.append(np.stack([truth.annToMask(truth.anns[i]) for i in sorted(truth.anns)]))
-        found = metrics.coco_ap(scenes, _perfect(scenes, masks[-1]), masks=True)
-        assert found["mask_ap"] == pytest.approx(100)
+        result = metrics.coco_ap(scenes, _perfect(scenes, masks[-1]), masks=True)
+        assert result["mask_ap"] == pytest.approx(100)
     assert np.array_equal(masks[1], masks[0]) and np.array_equal(masks[2], masks[0])
 
 
 def _perfect(scenes: Any, drawn: Any) -> list[dict[str, Any]]:
-    found, first = [], 0
+    results, first = [], 0
     for scene in scenes.scenes:
         o = scene.objects
         some = drawn[first : first + len(o)]
         first += len(o)
         boxes, scores = o.boxes.astype(np.float32), np.ones(len(o))
-        found += metrics.as_predictions(
+        results += metrics.as_predictions(
             scene.id, scenes.category_ids, boxes, scores, o.labels, some.astype(bool)
         )
-    return found
+    return results
 
 
 @pytest.mark.parametrize("name", ["k04b_all_empty_seg", "k04c_no_seg_key"])
@@ -241,7 +241,9 @@ def test_every_voc_folder_is_answered(made: Made) -> None:
     assert {path.name for path in made("make_voc.py").iterdir()} == set(VOC)
 
 
-@pytest.mark.parametrize("name", [name for name, said in VOC.items() if isinstance(said, str)])
+@pytest.mark.parametrize(
+    "name", [name for name, message in VOC.items() if isinstance(message, str)]
+)
 def test_sound_voc_folders_are_read_and_decoded(made: Made, name: str) -> None:
     root = made("make_voc.py") / name
     scenes = read_voc(root, voc.splits(root)[0])
@@ -319,11 +321,11 @@ FOLDERS: dict[str, str | tuple[str, ...]] = {
 def test_class_folders(made: Made, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = FOLDERS[name]
     code = main(["data", "check", str(made("make_folders.py") / name)])
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     if isinstance(expected, str):
-        assert (code, said.err) == (0, "") and expected in said.out
+        assert (code, output.err) == (0, "") and expected in output.out
     else:
-        assert code == 2 and all(part in said.err for part in expected)
+        assert code == 2 and all(part in output.err for part in expected)
 
 
 def test_every_class_folder_is_answered(made: Made) -> None:
@@ -389,9 +391,9 @@ def test_checkpoints_that_people_have(tmp_path: Path, monkeypatch: pytest.Monkey
             with pytest.raises(ValueError, match=re.escape(expected)):
                 reading.read(path)
         else:
-            found = reading.read(path)
-            assert found.spec == Backbone(arch="resnet18", width=8), path.name
-            read = (f"{found.format} {found.network}", found.same, found.renamed, found.aside)
+            result = reading.read(path)
+            assert result.spec == Backbone(arch="resnet18", width=8), path.name
+            read = (f"{result.format} {result.network}", result.same, result.renamed, result.aside)
             assert read == expected, path.name
 
 
@@ -437,17 +439,17 @@ def test_hostile_checkpoints(made: Made, tmp_path: Path) -> None:
         began = _cpu()
         with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
             reading.read(path)
-        said = str(caught.value)
-        assert "\n" not in said and len(said) < 1000 and said.isprintable(), path.name
-        assert HOSTILE.get(path.name, "") in said, said
+        message = str(caught.value)
+        assert "\n" not in message and len(message) < 1000 and message.isprintable(), path.name
+        assert HOSTILE.get(path.name, "") in message, message
         assert _cpu() - began < 2.5, path.name  # 2 s, and the parent's work
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
     assert not (folder / "EXECUTED").exists()
 
 
 def _cpu() -> float:
-    several = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in several)
+    group = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(entry.ru_utime + entry.ru_stime for entry in group)
 
 
 # --- Terminal: env_*.sh ----------------------------------------------------------------------
@@ -527,8 +529,8 @@ def without_links(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_no_hard_links(without_links: Path) -> None:
-    (found,) = records(without_links).values()
-    assert found["kind"] == "pretrain"
+    (record,) = records(without_links).values()
+    assert record["kind"] == "pretrain"
     assert not [path for path in without_links.rglob(".*") if path.name.endswith(".tmp")]
 
 
@@ -649,5 +651,5 @@ def test_what_slurm_refuses_is_one_line_with_the_setting(
 def test_knn_top5_counts_no_class_without_a_vote(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(CASES / "knn_top5.py"))
     printed = capsys.readouterr().out
-    one, five = (ast.literal_eval(line.split(" ", 1)[1])[0] for line in printed.splitlines())
-    assert one == pytest.approx({"top1": 10.2, "top5": 10.2}) and five["top1"] < five["top5"] < 50
+    entry, five = (ast.literal_eval(line.split(" ", 1)[1])[0] for line in printed.splitlines())
+    assert entry == pytest.approx({"top1": 10.2, "top5": 10.2}) and five["top1"] < five["top5"] < 50

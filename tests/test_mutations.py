@@ -227,7 +227,7 @@ def _run(folder: Path, arguments: tuple[str, ...], answer: Connection) -> None:
 
 def _answer(folder: Path, arguments: tuple[str, ...]) -> Answer:
     context = multiprocessing.get_context("fork")  # the imports are paid once
-    ours, theirs = context.Pipe(duplex=False)
+    actual, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(folder, arguments, theirs))
     process.start()
     theirs.close()
@@ -237,10 +237,10 @@ def _answer(folder: Path, arguments: tuple[str, ...]) -> Answer:
         process.join()
         pytest.fail(f"still running after {WALL_S:.0f} s: {' '.join(arguments)}")
     output = (folder / "output").read_bytes().decode(errors="replace")
-    if not ours.poll():
+    if not actual.poll():
         pytest.fail(f"exit code {process.exitcode} without an answer:\n{output[-2000:]}")
     try:
-        return Answer(*_with_output(ours.recv(), output))
+        return Answer(*_with_output(actual.recv(), output))
     except EOFError:
         pytest.fail(f"a traceback, exit code {process.exitcode}:\n{output[-2000:]}")
 

@@ -53,16 +53,16 @@ def broken(engine: str, name: str, error: str, missing: str | None = None) -> di
     for later in names[names.index(name) :]:
         del facts["modules"][later]
     file = None if missing == name else f"/env/{name.split('.')[0]}/__init__.py"
-    one = {"version": None, "file": file, "error": error, "missing": missing}
-    facts["modules"][name] = one
+    entry = {"version": None, "file": file, "error": error, "missing": missing}
+    facts["modules"][name] = entry
     return facts
 
 
 def judged(engine: str, facts: dict[str, Any]) -> Finding:
-    found = engines.judge(engine, facts)
-    assert not found.works
-    assert "\n" not in found.text + found.advice
-    return found
+    finding = engines.judge(engine, facts)
+    assert not finding.works
+    assert "\n" not in finding.text + finding.advice
+    return finding
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_what_works_is_said_with_versions(engine: str, text: str) -> None:
 
 
 def test_another_interpreter_is_named() -> None:
-    found = engines.judge("detectron2", sound("detectron2"), other=True)
-    assert found.works and found.text.endswith(" in /env/bin/python")
+    finding = engines.judge("detectron2", sound("detectron2"), other=True)
+    assert finding.works and finding.text.endswith(" in /env/bin/python")
 
 
 @pytest.mark.parametrize("engine", ["detectron2", "mmseg"])
 def test_not_installed(engine: str) -> None:
     facts = broken(engine, engine, f"ModuleNotFoundError: No module named {engine!r}", engine)
     facts["owners"] = {k: OWNERS[k] for k in ("torch", "torchvision")}
-    found = judged(engine, facts)
-    assert found.text == f"{engine} is not installed"
-    assert found.advice == engines.INSTALL[engine]
+    finding = judged(engine, facts)
+    assert finding.text == f"{engine} is not installed"
+    assert finding.advice == engines.INSTALL[engine]
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_a_wrong_pair_of_torch_and_torchvision_is_named(how: str) -> None:
         facts = sound("native")
         facts["pair"]["error"] = error
     facts["modules"]["torch"]["version"] = "2.13.0+cpu"
-    found = judged("native", facts)
-    assert found.text == (
+    finding = judged("native", facts)
+    assert finding.text == (
         "torchvision 0.30.0, which asks for torch==2.15.0, does not fit torch 2.13.0+cpu "
         "(RuntimeError: operator torchvision::nms does not exist)"
     )
-    assert "pip install --upgrade torch torchvision" in found.advice
+    assert "pip install --upgrade torch torchvision" in finding.advice
 
 
 def test_two_distributions_of_one_name() -> None:
     facts = sound("mmseg")
     facts["owners"]["mmseg"] = [["mmsegmentation", "1.2.2"], ["onedl-mmsegmentation", "1.4.2"]]
-    found = judged("mmseg", facts)
-    assert "mmsegmentation 1.2.2 and onedl-mmsegmentation 1.4.2" in found.text
-    assert found.advice.startswith("pip uninstall mmsegmentation onedl-mmsegmentation, then pip")
+    finding = judged("mmseg", facts)
+    assert "mmsegmentation 1.2.2 and onedl-mmsegmentation 1.4.2" in finding.text
+    assert finding.advice.startswith("pip uninstall mmsegmentation onedl-mmsegmentation, then pip")
 
 
 def test_two_families() -> None:
@@ -164,8 +164,8 @@ def test_original_mmsegmentation_is_accepted() -> None:
 def test_the_wrong_distribution() -> None:
     facts = sound("detectron2")
     facts["owners"]["detectron2"] = [["geoai-detectron2", "0.4"]]
-    found = judged("detectron2", facts)
-    assert "from the distribution geoai-detectron2 0.4, not from detectron2" in found.text
+    finding = judged("detectron2", facts)
+    assert "from the distribution geoai-detectron2 0.4, not from detectron2" in finding.text
 
 
 def test_a_stray_folder() -> None:
@@ -186,8 +186,8 @@ def test_a_package_that_hides_the_installed_one() -> None:
 def test_a_package_from_a_path_works_and_is_noted() -> None:
     facts = sound("detectron2")
     del facts["owners"]["detectron2"], facts["homes"]["detectron2"]
-    found = engines.judge("detectron2", facts)
-    assert found.works and "of no installed distribution" in found.notes[0]
+    finding = engines.judge("detectron2", facts)
+    assert finding.works and "of no installed distribution" in finding.notes[0]
 
 
 def test_an_old_python() -> None:
@@ -230,14 +230,14 @@ def test_survey_asks_each_interpreter() -> None:
         return sound(engine)
 
     other = str(Path(sys.executable).parent / "python3")
-    found = engines.survey({"mmseg": other}, ask)
-    assert [f.engine for f in found] == ["native", "detectron2", "mmseg"]
+    result = engines.survey({"mmseg": other}, ask)
+    assert [f.engine for f in result] == ["native", "detectron2", "mmseg"]
     assert asked == [("native", sys.executable), ("detectron2", sys.executable), ("mmseg", other)]
 
 
 def test_the_native_engine_works_here() -> None:
-    found = engines.require("native", {})
-    assert found.works and "torchvision" in found.text
+    result = engines.require("native", {})
+    assert result.works and "torchvision" in result.text
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def test_detectron2_reads_it(spec: Backbone, model: str, tmp_path: Path) -> None
     detector.eval()
     with torch.no_grad():
         if model == "fpn":
-            found = detector.backbone.bottom_up(IMAGES)["res5"]
+            result = detector.backbone.bottom_up(IMAGES)["res5"]
         else:
-            found = detector.roi_heads.res5(detector.backbone(IMAGES)["res4"])
-        assert torch.equal(found, net(IMAGES))
+            result = detector.roi_heads.res5(detector.backbone(IMAGES)["res4"])
+        assert torch.equal(result, net(IMAGES))
 
 
 def test_detectron2_s_file_holds_tensors_only() -> None:

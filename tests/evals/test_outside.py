@@ -92,13 +92,13 @@ def ran(
 
 def test_outcome_and_events_come_back(python: str) -> None:
     events = []
-    found = ran(
+    result = ran(
         python,
         0,
         report=lambda event, **fields: events.append((event, fields)),
         device="cuda:1",
     )
-    assert found == Outcome(
+    assert result == Outcome(
         metrics={"box_ap": 3.0},
         extra={
             "name": "coco_fpn_1x",

@@ -40,12 +40,12 @@ def taught() -> dict[str, torch.Tensor]:
 
 
 def test_a_trained_network_passes(taught: dict[str, Any]) -> None:
-    found = proof.prove(taught, SMALL)
-    assert found.warnings == ()
-    neighbours = found.measurements["knn"]
+    result = proof.prove(taught, SMALL)
+    assert result.warnings == ()
+    neighbours = result.measurements["knn"]
     assert neighbours["top1"] > neighbours["random_top1"] + 10
-    assert found.measurements["features"]["images"] == 16
-    assert proof.prove(taught, SMALL) == found  # it draws the same scenes again
+    assert result.measurements["features"]["images"] == 16
+    assert proof.prove(taught, SMALL) == result  # it draws the same scenes again
 
 
 def test_random_weights_do_not_beat_random_weights() -> None:
@@ -60,8 +60,8 @@ def network(state: dict[str, torch.Tensor]) -> ResNet:
 
 
 def test_statistics_as_at_the_start_are_named() -> None:
-    (said,) = proof._statistics(network(weights(calibrated=False)))[1]
-    assert "every statistic is as at the start" in said
+    (message,) = proof._statistics(network(weights(calibrated=False)))[1]
+    assert "every statistic is as at the start" in message
     assert proof._statistics(network(weights()))[1] == []
 
 
@@ -78,8 +78,8 @@ def test_statistics_out_of_range_are_named() -> None:
 def test_features_that_are_alike_are_named() -> None:
     x = torch.ones(16, 8) + 1e-5 * torch.rand(16, 8)
     assert "features of 16 different images are alike" in proof._look(x)[1][0]
-    found, said = proof._look(torch.eye(16))
-    assert said == [] and found["norm"] == 1
+    actual, message = proof._look(torch.eye(16))
+    assert message == [] and actual["norm"] == 1
 
 
 def test_features_that_are_no_numbers_are_refused() -> None:

@@ -46,7 +46,7 @@ def catalog(tmp_path: Path) -> Catalog:
     return own.load(tmp_path / "runs")
 
 
-def ours(tmp_path: Path, text: str) -> Recipe:
+def recipe_of(tmp_path: Path, text: str) -> Recipe:
     """The recipe that a command line names, which later commands know."""
     root = tmp_path / "runs"
     (name,), known = own.with_methods([text], root, own.load(root))
@@ -58,7 +58,7 @@ def added(tmp_path: Path, old: str = "", new: str = "") -> Recipe:
     file = tmp_path / "mine" / "my_method.py"
     file.parent.mkdir(exist_ok=True)
     file.write_text(EXAMPLE.read_text().replace(old, new) if old else EXAMPLE.read_text())
-    return ours(tmp_path, f"{file}:recipe")
+    return recipe_of(tmp_path, f"{file}:recipe")
 
 
 def pretraining(tmp_path: Path, recipe: Recipe) -> Job:
@@ -227,7 +227,7 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         "from lewel_bench.pretrain.recipes import RECIPES\n"
         "mine = change(RECIPES['moco_v2_100ep'], {'name': 'moco_v2_mine_50ep', 'epochs': 50})\n"
     )
-    recipe = ours(tmp_path, f"{file}:mine")
+    recipe = recipe_of(tmp_path, f"{file}:mine")
     assert recipe.name == "moco_v2_mine_50ep" and recipe.own is None
     scaled = ScaledCatalog(catalog(tmp_path), SHAPES)
     assert scaled.recipe(recipe.name).args["queue"] == 1024  # as moco_v2's
@@ -377,7 +377,7 @@ def test_what_runs_later_is_what_was_planned(tmp_path: Path) -> None:
     assert own.with_copies(f"dir/{text},{text}0") == f"dir/{text},{text}0"  # of other files
     edited = added(tmp_path, 'label="VICReg"', 'label="Mine"')
     # a planner that wakes after the edit goes on with the first, and what is known stays the second
-    assert ours(tmp_path, later.removeprefix("--method=").split(",")[0]) == first
+    assert recipe_of(tmp_path, later.removeprefix("--method=").split(",")[0]) == first
     assert catalog(tmp_path).recipes["vicreg_100ep"] == edited != first
 
 
@@ -431,7 +431,7 @@ def test_a_class_may_be_made_from_one_of_ours(tmp_path: Path, bases: str) -> Non
         "fields = {'name': 'byol_twice_100ep', 'method': 'Mine', 'args.dim': 8}\n"
         "recipe = change(RECIPES['byol_100ep'], fields)\n"
     )
-    recipe = ours(tmp_path, f"{file}:recipe")
+    recipe = recipe_of(tmp_path, f"{file}:recipe")
     assert set(methods.arguments(recipe)) == {"dim", "hidden", "bias"}
     assert type(methods.build(recipe, 0)).__name__ == "Mine"
 
@@ -457,7 +457,7 @@ def test_a_class_with_arguments_of_ours_has_their_rules(
         "fields = {'name': 'mine_200ep', 'method': 'Mine'}\n"
         f"recipe = change(RECIPES['{family}_200ep'], fields)\n"
     )
-    recipe = ours(tmp_path, f"{file}:recipe")
+    recipe = recipe_of(tmp_path, f"{file}:recipe")
     methods.settings_of(recipe)
     with pytest.raises(ValueError, match=message):
         methods.settings_of(change(recipe, args))
@@ -492,7 +492,7 @@ def test_an_installed_distribution_offers_methods_and_protocols(
     assert "lewel_own_example.vicreg" not in sys.modules  # nothing is loaded to list it
     assert main([*words, "--method", "vicreg", "--epochs", "100", "--evals", "linear_long"]) == 0
     assert "linear_long of vicreg_100ep" in capsys.readouterr().out
-    ours(tmp_path, "vicreg_100ep")
+    recipe_of(tmp_path, "vicreg_100ep")
     recipe = json.loads((tmp_path / "runs" / own.FOLDER / "vicreg_100ep.json").read_text())
     assert recipe["own"]["module"] == "lewel_own_example.vicreg"
     method = methods.build(change(catalog(tmp_path).recipes["vicreg_100ep"], {"args.dim": 8}), 0)

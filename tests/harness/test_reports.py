@@ -59,13 +59,13 @@ class Reader(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.within = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         self.within = tag
 
     def handle_endtag(self, tag: str) -> None:
@@ -91,7 +91,7 @@ def file(root: Path) -> Path:
 def test_it_holds_every_table_and_what_is_behind_each_number(root: Path, file: Path) -> None:
     text = file.read_text()
     page = Reader(text)
-    ids = [attrs.get("id") for tag, attrs in page.found if tag == "section"]
+    ids = [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     assert ids == [*(f"table{t}" for t in TABLES), "claims", "figures", "coverage", "cost"]
     data = json.loads(page.scripts[0])
     cell = data["cells"]["table1:lewel_m:200:top1"]
@@ -125,16 +125,16 @@ def test_its_figures_are_drawn_and_its_costs_are_those_of_the_records(file: Path
 def test_nothing_from_outside_is_markup_or_runs(root: Path, file: Path) -> None:
     text = file.read_text()
     page = Reader(text)
-    assert [tag for tag, _ in page.found].count("script") == 2 and len(page.scripts) == 2
-    assert not [1 for tag, attrs in page.found if tag == "img" or any(a[:2] == "on" for a in attrs)]
-    (policy,) = (a["content"] for t, a in page.found if a.get("http-equiv"))
+    assert [tag for tag, _ in page.tags].count("script") == 2 and len(page.scripts) == 2
+    assert not [1 for tag, attrs in page.tags if tag == "img" or any(a[:2] == "on" for a in attrs)]
+    (policy,) = (a["content"] for t, a in page.tags if a.get("http-equiv"))
     digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
     assert policy == f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
     data = json.loads(page.scripts[0])
     assert EVIL in {
         record.get("command") for record in data["records"].values()
     }  # as it was written
-    links = {attrs["href"] for tag, attrs in page.found if tag == "a"}
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
     assert {link for link in links if link and link[0] != "#"} == {
         "https://arxiv.org/abs/2203.14898"
     }

@@ -112,9 +112,9 @@ def test_a_record_without_the_metric_is_failed_and_says_so() -> None:
 def test_a_cell_that_the_paper_left_blank() -> None:
     cell = ("moco_v2", "400:top1")
     assert cell not in fill(load("1"), {}, {}, "paper", True).entries
-    found = entry(slot("k0"), values=(71.0,), cell=cell)
-    assert (found.published, found.delta, found.mean) == (None, None, 71.0)
-    assert found.verdict == "nothing published"
+    result = entry(slot("k0"), values=(71.0,), cell=cell)
+    assert (result.published, result.delta, result.mean) == (None, None, 71.0)
+    assert result.verdict == "nothing published"
 
 
 def test_without_runs_a_cell_is_missing_or_published_only() -> None:

@@ -95,7 +95,7 @@ def test_key_changes_with_any_value(identity: dict[str, Any], data: st.DataObjec
     other = data.draw(LEAF)
     changed = identity | {name: other}
     assert (key(changed) == key(identity)) == _same(identity[name], other)
-    without = {field: one for field, one in identity.items() if field != name}
+    without = {field: entry for field, entry in identity.items() if field != name}
     assert key(without) != key(identity)
 
 

@@ -109,13 +109,13 @@ def overlapping() -> bytes:
     directory = content[start:end]
     first = len(directory) // 2
     at = directory.index(b"PK\x01\x02", 4) if b"PK\x01\x02" in directory[4:] else first
-    one = directory[at:]
-    several = directory[:at] + b"".join(
-        one.replace(b"archive/data/0", b"archive/data/%c" % (97 + n)) for n in range(20)
+    entry = directory[at:]
+    group = directory[:at] + b"".join(
+        entry.replace(b"archive/data/0", b"archive/data/%c" % (97 + n)) for n in range(20)
     )
     fixed = bytearray(content[end:])
-    struct.pack_into("<HHI", fixed, 8, 21, 21, len(several))
-    return content[:start] + several + bytes(fixed)
+    struct.pack_into("<HHI", fixed, 8, 21, 21, len(group))
+    return content[:start] + group + bytes(fixed)
 
 
 def tarred(name: str, link: str = "") -> bytes:
@@ -169,8 +169,8 @@ def patched(place: int, content: bytes) -> bytes:
 
 def crowded() -> bytes:
     """A header of 25,000 tensors without numbers."""
-    one = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    return safetensors_with(b"{" + b",".join(b'"%d":' % n + one for n in range(25_000)) + b"}")
+    entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return safetensors_with(b"{" + b",".join(b'"%d":' % n + entry for n in range(25_000)) + b"}")
 
 
 def hashed() -> bytes:

@@ -38,10 +38,10 @@ def state(seed: int, spec: Backbone = SMALL) -> State:
     return made
 
 
-def within(prefix: str, found: State, **heads: tuple[int, ...]) -> State:
+def within(prefix: str, result: State, **heads: tuple[int, ...]) -> State:
     """A network behind a prefix, and heads of some shapes beside it."""
     more = {f"{prefix}{name.replace('__', '.')}": torch.ones(s) for name, s in heads.items()}
-    return {**{f"{prefix}{key}": value for key, value in found.items()}, **more}
+    return {**{f"{prefix}{key}": value for key, value in result.items()}, **more}
 
 
 def plain(**named: tuple[int, ...]) -> State:
@@ -49,26 +49,26 @@ def plain(**named: tuple[int, ...]) -> State:
     return {name.replace("__", "."): torch.ones(size) for name, size in named.items()}
 
 
-def wrapped(found: State) -> State:
+def wrapped(result: State) -> State:
     """Behind DistributedDataParallel."""
-    return collections.OrderedDict((f"module.{key}", value) for key, value in found.items())
+    return collections.OrderedDict((f"module.{key}", value) for key, value in result.items())
 
 
-def optimizer(found: State) -> dict[str, Any]:
+def optimizer(result: State) -> dict[str, Any]:
     """The state of an optimizer that has made a step."""
-    parameter = torch.nn.Parameter(torch.ones(len(found)))
+    parameter = torch.nn.Parameter(torch.ones(len(result)))
     made = torch.optim.SGD([parameter], 0.1, momentum=0.9)
     parameter.sum().backward()  # type: ignore[no-untyped-call]
     made.step()
     return made.state_dict()
 
 
-def _trained(found: State, **more: Any) -> dict[str, Any]:
+def _trained(result: State, **more: Any) -> dict[str, Any]:
     return {
         "epoch": 200,
         "arch": "resnet50",
-        "state_dict": wrapped(found),
-        "optimizer": optimizer(found),
+        "state_dict": wrapped(result),
+        "optimizer": optimizer(result),
         **more,
     }
 
@@ -85,12 +85,12 @@ class Layout(NamedTuple):
 
 
 def _moco(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("encoder_q.", a, fc__0__weight=(4, 4), fc__2__bias=(4,)),
         **within("encoder_k.", b, fc__0__weight=(4, 4), fc__2__bias=(4,)),
         **plain(queue=(4, 8), queue_ptr=(1,)),
     }
-    return _trained(found)
+    return _trained(result)
 
 
 def _moco_v1(a: State, b: State) -> Any:
@@ -98,32 +98,32 @@ def _moco_v1(a: State, b: State) -> Any:
 
 
 def _resim(a: State, b: State) -> Any:
-    found = _moco(a, b)
-    found["state_dict"]["module.encoder_q.fpn_lateral4.weight"] = torch.ones(3)
-    found["state_dict"]["module.encoder_k.fpn_lateral4.weight"] = torch.ones(3)
-    return found
+    result = _moco(a, b)
+    result["state_dict"]["module.encoder_q.fpn_lateral4.weight"] = torch.ones(3)
+    result["state_dict"]["module.encoder_k.fpn_lateral4.weight"] = torch.ones(3)
+    return result
 
 
 def _lewel(a: State, b: State) -> Any:
     heads = {"proj__mlp__0__weight": (4, 4, 1), "proj_obj__mlp__0__weight": (4, 4, 1)}
-    found = {
+    result = {
         **within("online_net.backbone.", a),
         **within("target_net.backbone.", b),
         **within("online_net.neck.", {}, **heads),
         **within("target_net.neck.", {}, **heads),
         **plain(predictor__mlp__0__weight=(4, 4, 1), predictor_obj__mlp__0__weight=(4, 4, 1)),
     }
-    return _trained(found, best_acc1=0.0, scaler=None)
+    return _trained(result, best_acc1=0.0, scaler=None)
 
 
 def _eman(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("online_net.backbone.", a),
         **within("target_net.backbone.", b),
         **plain(online_net__neck__mlp__0__weight=(4, 4), target_net__neck__mlp__0__weight=(4, 4)),
         **plain(predictor__mlp__0__weight=(4, 4)),
     }
-    return _trained(found, best_acc1=0.0)
+    return _trained(result, best_acc1=0.0)
 
 
 def _simsiam(a: State, b: State) -> Any:
@@ -137,18 +137,18 @@ def _swav(a: State, b: State) -> Any:
 
 
 def _barlow(a: State, b: State) -> Any:
-    found = {**within("backbone.", a), **plain(projector__0__weight=(4, 4), bn__running_mean=(4,))}
-    return {"epoch": 1000, "model": wrapped(found), "optimizer": optimizer(found)}
+    result = {**within("backbone.", a), **plain(projector__0__weight=(4, 4), bn__running_mean=(4,))}
+    return {"epoch": 1000, "model": wrapped(result), "optimizer": optimizer(result)}
 
 
 def _pixpro(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("encoder.", a),
         **within("encoder_k.", b),
         **plain(projector__linear1__weight=(4, 4), projector_k__linear1__weight=(4, 4)),
         **plain(value_transform__weight=(4, 4)),
     }
-    return {"opt": argparse.Namespace(lr=1.0), "model": wrapped(found), "epoch": 100}
+    return {"opt": argparse.Namespace(lr=1.0), "model": wrapped(result), "epoch": 100}
 
 
 def _pycontrast(a: State, b: State) -> Any:
@@ -197,25 +197,25 @@ def pickle_safe(content: Any) -> Saved:
 
 
 def _densecl(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("encoder_q.0.", a),
         **within("encoder_k.0.", b),
         **within("backbone.", a),
         **plain(encoder_q__1__mlp__0__weight=(4, 4), encoder_k__1__mlp__0__weight=(4, 4)),
         **plain(queue=(4, 8), queue_ptr=(1,), queue2=(4, 8), queue2_ptr=(1,)),
     }
-    return {"meta": {"epoch": 200, "mmcv_version": "0.2"}, "state_dict": found}
+    return {"meta": {"epoch": 200, "mmcv_version": "0.2"}, "state_dict": result}
 
 
 def _openselfsup(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("online_net.0.", a),
         **within("target_net.0.", b),
         **within("backbone.", a),
         **plain(online_net__1__fc0__weight=(4, 4), target_net__1__fc0__weight=(4, 4)),
         **plain(head__predictor__fc0__weight=(4, 4)),
     }
-    return {"meta": {"epoch": 200}, "state_dict": found}
+    return {"meta": {"epoch": 200}, "state_dict": result}
 
 
 def _vissl(a: State, b: State) -> Any:
@@ -233,14 +233,14 @@ def _vissl(a: State, b: State) -> Any:
 
 
 def _mmselfsup(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("backbone.", a),
         **within("target_net.module.0.", b),
         **plain(neck__fc0__weight=(4, 4), target_net__module__1__fc0__weight=(4, 4)),
         **plain(head__predictor__fc0__weight=(4, 4), target_net__steps=()),
     }
     history = {"loss": np.ones(3), "scale": np.float64(2.5), "count": np.int64(3)}
-    return {"meta": {"epoch": 200, "time": "now"}, "state_dict": found, "message_hub": history}
+    return {"meta": {"epoch": 200, "time": "now"}, "state_dict": result, "message_hub": history}
 
 
 def _mmpretrain(a: State, b: State) -> Any:
@@ -250,31 +250,31 @@ def _mmpretrain(a: State, b: State) -> Any:
     }
 
 
-def _lightning(found: State) -> dict[str, Any]:
+def _lightning(result: State) -> dict[str, Any]:
     return {
         "epoch": 399,
         "pytorch-lightning_version": "2.1.0",
-        "state_dict": found,
+        "state_dict": result,
         "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": ""}},
-        "optimizer_states": [optimizer(found)],
+        "optimizer_states": [optimizer(result)],
         "hyper_parameters": {"lr": 0.3, "namespace": argparse.Namespace(method="byol")},
     }
 
 
 def _solo_learn(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("backbone.", a),
         **within("momentum_backbone.", b),
         **plain(classifier__weight=(4, 4), projector__0__weight=(4, 4)),
         **plain(momentum_projector__0__weight=(4, 4), predictor__0__weight=(4, 4)),
     }
-    return _lightning(found)
+    return _lightning(result)
 
 
-def numbered(found: State) -> State:
+def numbered(result: State) -> State:
     """Names within nn.Sequential(*list(resnet.children())[:-1])."""
     made = {}
-    for key, value in found.items():
+    for key, value in result.items():
         first, rest = key.split(".", 1)
         index = {"conv1": 0, "bn1": 1}.get(first)
         index = int(first[-1]) + 3 if index is None else index
@@ -283,29 +283,29 @@ def numbered(found: State) -> State:
 
 
 def _lightly(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("backbone.", numbered(a)),
         **within("backbone_momentum.", numbered(b)),
         **plain(projection_head__layers__0__weight=(4, 4)),
         **plain(projection_head_momentum__layers__0__weight=(4, 4)),
     }
-    return _lightning(found)
+    return _lightning(result)
 
 
 def _stable_pretraining(a: State, b: State) -> Any:
-    found = {
+    result = {
         **within("backbone.teacher.", a),
         **within("backbone.student.", b),
         **plain(projector__0__weight=(4, 4), callbacks_modules__linear_probe__weight=(4, 4)),
         **plain(callbacks_metrics__linear_probe__top1=()),
     }
-    return _lightning(found)
+    return _lightning(result)
 
 
-def transformers(found: State) -> State:
+def transformers(result: State) -> State:
     """Names of transformers' ResNet, as microsoft/resnet-18 has them."""
     made = {}
-    for key, value in found.items():
+    for key, value in result.items():
         name = re.sub(r"^conv1\.", "embedder.embedder.convolution.", key)
         name = re.sub(r"^bn1\.", "embedder.embedder.normalization.", name)
         name = re.sub(r"^layer(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.", name)
@@ -316,45 +316,45 @@ def transformers(found: State) -> State:
     return made
 
 
-def compiled(found: State) -> State:
+def compiled(result: State) -> State:
     """Of a module that torch.compile has wrapped."""
-    return {f"_orig_mod.{key}": value for key, value in found.items()}
+    return {f"_orig_mod.{key}": value for key, value in result.items()}
 
 
 def _moco_compiled(a: State, b: State) -> Any:
     """Of a MoCo whose two encoders were compiled, in DistributedDataParallel."""
-    found = {
+    result = {
         **within("encoder_q.", compiled(within("", a, fc__0__weight=(4, 4)))),
         **within("encoder_k.", compiled(within("", b, fc__0__weight=(4, 4)))),
         **plain(queue=(4, 8), queue_ptr=(1,)),
     }
-    return _trained(found)
+    return _trained(result)
 
 
 def _dino_compiled(a: State, b: State) -> Any:
     """A compiled student beside a plain teacher."""
-    found = _dino(a, b)
-    found["student"] = wrapped(
-        compiled({name.removeprefix("module."): one for name, one in found["student"].items()})
+    result = _dino(a, b)
+    result["student"] = wrapped(
+        compiled({name.removeprefix("module."): entry for name, entry in result["student"].items()})
     )
-    return found
+    return result
 
 
 def _fsdp(a: State, b: State) -> Any:
     """Of blocks in FSDP and in activation checkpointing."""
-    found = {
+    result = {
         re.sub(r"^(layer\d\.\d)\.", r"\1._checkpoint_wrapped_module.", key): value
         for key, value in a.items()
     }
-    return {"model": {f"_fsdp_wrapped_module.{key}": value for key, value in found.items()}}
+    return {"model": {f"_fsdp_wrapped_module.{key}": value for key, value in result.items()}}
 
 
 def _ema_hook(a: State, b: State) -> Any:
     """Of mmcv's EMAHook, which registers a copy of each parameter."""
-    found = _mmpretrain(a, b)
+    result = _mmpretrain(a, b)
     copies = {f"ema_backbone_{key.replace('.', '_')}": value for key, value in b.items()}
-    found["state_dict"] |= {k: v for k, v in copies.items() if "running" not in k}
-    return found
+    result["state_dict"] |= {k: v for k, v in copies.items() if "running" not in k}
+    return result
 
 
 def _dino(a: State, b: State) -> Any:
@@ -369,11 +369,11 @@ def _dino(a: State, b: State) -> Any:
     }
 
 
-def staged(found: State) -> State:
+def staged(result: State) -> State:
     """Names as detectron2's converters write them; its files have no counters."""
     return {
         weights.detectron2_name(key, "fpn").removeprefix("backbone.bottom_up."): value
-        for key, value in found.items()
+        for key, value in result.items()
         if not key.endswith("num_batches_tracked")
     }
 
@@ -384,20 +384,20 @@ def _detectron2(a: State, b: State) -> Any:
     return {"model": arrays, "__author__": "MOCO", "matching_heuristics": True}
 
 
-def caffe2(found: State) -> dict[str, Any]:
+def caffe2(result: State) -> dict[str, Any]:
     """Arrays by Caffe2's names, as MSRA's networks came to detectron2."""
     arrays = {}
-    for key, value in staged(found).items():
+    for key, value in staged(result).items():
         name = key.replace("stem.conv1.norm", "res.conv1.bn").replace("stem.", "")
         name = name.replace("shortcut.norm", "branch1.bn").replace("shortcut", "branch1")
         if not name.startswith(("conv1", "res.conv1")):
             name = re.sub(r"conv([123])\.norm", r"conv\1.bn", name)
             name = re.sub(r"conv([123])", lambda m: f"branch2{'abc'[int(m[1]) - 1]}", name)
-        for ours, theirs in (
+        for actual, theirs in (
             *(("bn.weight", "bn_s"), ("bn.bias", "bn_b"), ("bn.running_mean", "bn_rm")),
             *(("bn.running_var", "bn_riv"), ("weight", "w")),
         ):
-            name = name.removesuffix(ours) + theirs if name.endswith(ours) else name
+            name = name.removesuffix(actual) + theirs if name.endswith(actual) else name
         arrays[name.replace(".", "_")] = value.numpy()
     return {**arrays, "fc1000_w": np.ones((4, 4), np.float32), "conv1_b": np.ones(4, np.float32)}
 

@@ -28,8 +28,8 @@ def seen(net: torch.nn.Module, spec: Backbone = DEEP) -> Tensor:
     """Features of IMAGES as everything here gives them to a network."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     with torch.no_grad():
-        found: Tensor = net.eval()((IMAGES - mean) / std)
-    return found
+        result: Tensor = net.eval()((IMAGES - mean) / std)
+    return result
 
 
 def absorbed(state: layouts.State) -> dict[str, Any]:
@@ -39,19 +39,19 @@ def absorbed(state: layouts.State) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[reading.Reading, backbone.ResNet]:
-    found = reading.read(path)
-    net = backbone.build(found.spec)
-    net.load_state_dict(dict(found.state))
-    return found, net
+    imported = reading.read(path)
+    net = backbone.build(imported.spec)
+    net.load_state_dict(dict(imported.state))
+    return imported, net
 
 
 def test_statistics_may_be_absorbed(tmp_path: Path) -> None:
     state = layouts.state(1, DEEP)
-    found, _ = read(layouts.write(tmp_path / "R-50.pkl", absorbed(state), "pickle"))
-    assert (found.format, found.spec, found.pixels.order) == ("caffe2", CAFFE, "BGR")
-    assert torch.equal(found.state["layer3.1.bn2.weight"], state["layer3.1.bn2.weight"])
-    assert not found.state["layer3.1.bn2.running_mean"].any()
-    assert (found.state["layer3.1.bn2.running_var"] == 1 - 1e-5).all()
+    result, _ = read(layouts.write(tmp_path / "R-50.pkl", absorbed(state), "pickle"))
+    assert (result.format, result.spec, result.pixels.order) == ("caffe2", CAFFE, "BGR")
+    assert torch.equal(result.state["layer3.1.bn2.weight"], state["layer3.1.bn2.weight"])
+    assert not result.state["layer3.1.bn2.running_mean"].any()
+    assert (result.state["layer3.1.bn2.running_var"] == 1 - 1e-5).all()
     whole = layouts.caffe2(state)
     del whole["res3_0_branch2a_bn_rm"]  # of one norm only
     with pytest.raises(ValueError, match=r"missing: layer2\.0\.bn1\.running_mean"):
@@ -70,10 +70,10 @@ def test_features_are_those_of_mmseg_s_network_of_that_style(tmp_path: Path) -> 
     with torch.no_grad():
         pixels = (IMAGES - torch.tensor(MEAN)[:, None, None]).flip(1)
         expected = theirs(pixels)[-1]
-    _, ours = read(path)
-    assert (seen(ours) - expected).abs().max() < 1e-5 * expected.abs().max()
+    _, actual = read(path)
+    assert (seen(actual) - expected).abs().max() < 1e-5 * expected.abs().max()
     usual = backbone.build(DEEP)
-    usual.load_state_dict(ours.state_dict())
+    usual.load_state_dict(actual.state_dict())
     assert (seen(usual) - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
@@ -98,8 +98,8 @@ def test_features_are_those_of_detectron2_s_network(tmp_path: Path) -> None:
     assert cfg.INPUT.FORMAT == "BGR"
     with torch.no_grad():
         expected = theirs.eval()((IMAGES.flip(1) - mean) / std)["res5"]
-    _, ours = read(path)
-    assert (seen(ours) - expected).abs().max() < 1e-5 * expected.abs().max()
+    _, actual = read(path)
+    assert (seen(actual) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("author", ["Caffe2", "Detectron2 Model Zoo"])
@@ -115,8 +115,8 @@ def test_a_file_that_does_not_say_its_stride(author: str, tmp_path: Path) -> Non
 def test_what_is_taken_for_granted_is_said(tmp_path: Path) -> None:
     state = layouts.state(1, DEEP)
     other = layouts.LAYOUTS["detectron2"].content(state, {})
-    found = reading.read(layouts.write(tmp_path / "a.pkl", other, "pickle"))
-    assert found.spec == DEEP and "otherwise --format detectron2_caffe" in found.guessed
+    imported = reading.read(layouts.write(tmp_path / "a.pkl", other, "pickle"))
+    assert imported.spec == DEEP and "otherwise --format detectron2_caffe" in imported.guessed
     (tmp_path / "b.pkl").write_bytes(export.write("detectron2", state, DEEP))
     assert not reading.read(tmp_path / "b.pkl").guessed
 
@@ -131,17 +131,17 @@ def test_another_mean_is_taken_off(arch: str, tmp_path: Path) -> None:
     )
     spec = Backbone.model_validate({"arch": arch, "width": 8})
     path = layouts.write(tmp_path / "a.pth", layouts.state(1, spec))
-    found = reading.read(path, str(tmp_path / "half.toml"))
+    imported = reading.read(path, str(tmp_path / "half.toml"))
     deep = arch == "resnet50"
     half = {"mean": (0.5, 0.5, 0.5), **({"stride": "1x1"} if deep else {})}
-    assert found.spec == spec.model_copy(update=half)
-    theirs = backbone.build(spec.model_copy(update={"mean": None, "stride": found.spec.stride}))
+    assert imported.spec == spec.model_copy(update=half)
+    theirs = backbone.build(spec.model_copy(update={"mean": None, "stride": imported.spec.stride}))
     theirs.load_state_dict(layouts.state(1, spec))
-    ours = backbone.build(found.spec)
-    ours.load_state_dict(dict(found.state))
+    actual = backbone.build(imported.spec)
+    actual.load_state_dict(dict(imported.state))
     with torch.no_grad():
         expected = theirs.eval()((IMAGES / 255 - 0.5) / 0.5)
-    assert (seen(ours) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (seen(actual) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_a_file_of_ours_keeps_stride_and_mean(tmp_path: Path) -> None:

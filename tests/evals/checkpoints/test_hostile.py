@@ -74,15 +74,15 @@ def test_corpus(tmp_path: Path) -> None:
         [sys.executable, "-c", READ, folder], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found, imported = json.loads(done.stdout)
-    assert len(found) >= 70 and not mark.exists()
+    loaded, imported = json.loads(done.stdout)
+    assert len(loaded) >= 70 and not mark.exists()
     assert not [name for name in imported if name.split(".")[0] in ("subprocess", "haiku", "lib")]
-    for name, (said, seconds, megabytes) in found.items():
-        assert said.startswith(str(folder / name)) and "\n" not in said, (name, said)
+    for name, (message, seconds, megabytes) in loaded.items():
+        assert message.startswith(str(folder / name)) and "\n" not in message, (name, message)
         assert seconds < 2.2 and megabytes < 100, (name, seconds, megabytes)
     for begin, words in WORDS.items():
-        several = [said for name, (said, *_) in found.items() if name.startswith(begin)]
-        assert several and any(words in said for said in several), (begin, several)
+        group = [output for name, (output, *_) in loaded.items() if name.startswith(begin)]
+        assert group and any(words in output for output in group), (begin, group)
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -53,9 +53,9 @@ def test_a_confined_process(tmp_path: Path) -> None:
     command = [sys.executable, "-IS", "-c", CONFINED, tmp_path / "output"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGXCPU, done.stderr
-    found = dict(line.split() for line in done.stdout.splitlines())
+    result = dict(line.split() for line in done.stdout.splitlines())
     refused = ("fork", "exec", "system", "popen", "spawn", "socket", "write", "append", "remove")
-    assert found == {
+    assert result == {
         **dict.fromkeys(refused, "PermissionError"),
         **{"memory": "MemoryError", "output": "DONE", "more": "OSError", "read": "DONE"},
     }
@@ -119,7 +119,7 @@ def _own(tmp_path: Path, more: str, spec: Backbone = layouts.SMALL) -> tuple[Pat
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ('rename = [["(([a-z0-9.]+)+)+!$", ""]]', r"a\.pth: takes more than 2 s to read"),
         ('rename = [["(?:(?:(?:a|b|){900}){900}){900}$", ""]]', "takes more than 2 s|own.toml: "),
@@ -131,9 +131,9 @@ def _own(tmp_path: Path, more: str, spec: Backbone = layouts.SMALL) -> tuple[Pat
         ('rename = [["(", ""]]', r"own\.toml: rename: .*is no regular expression"),
     ],
 )
-def test_a_layout_of_a_stranger(more: str, said: str, tmp_path: Path) -> None:
+def test_a_layout_of_a_stranger(more: str, message: str, tmp_path: Path) -> None:
     path, own = _own(tmp_path, more)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         reading.read(path, own)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
@@ -144,8 +144,8 @@ def test_the_stem_of_an_own_layout(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'add stem = "cifar" .* or stem = "small" .*own\.toml'):
         reading.read(*_own(tmp_path, "", small))
     for stem in ("small", "cifar"):
-        found = reading.read(*_own(tmp_path, f'stem = "{stem}"\n', small))
-        assert (found.spec.stem, found.guessed) == (stem, "")
+        imported = reading.read(*_own(tmp_path, f'stem = "{stem}"\n', small))
+        assert (imported.spec.stem, imported.guessed) == (stem, "")
     with pytest.raises(ValueError, match="which no stem imagenet has"):
         reading.read(*_own(tmp_path, 'stem = "imagenet"\n', small))
     with pytest.raises(ValueError, match="which no stem small has"):
@@ -153,7 +153,7 @@ def test_the_stem_of_an_own_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         (json.dumps({"arch": "resnet18", "width": 10**9}), "width: Input should be less than"),
         ('{"arch": "resnet18", "width": ' + "9" * 5000 + "}", "is broken JSON"),
@@ -161,10 +161,10 @@ def test_the_stem_of_an_own_layout(tmp_path: Path) -> None:
         ('{"arch": "resnet99"}', "arch: Input should be"),
     ],
 )
-def test_headers_that_are_none(header: str, said: str, tmp_path: Path) -> None:
+def test_headers_that_are_none(header: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(layouts.state(1), path, metadata={"backbone": header})
-    with pytest.raises(ValueError, match=f'a.safetensors: its header "backbone" .*{said}'):
+    with pytest.raises(ValueError, match=f'a.safetensors: its header "backbone" .*{message}'):
         reading.read(path)
 
 
@@ -193,10 +193,10 @@ def _sharded(folder: Path, more: dict[str, str] | None = None) -> Path:
 
 def test_shards(tmp_path: Path) -> None:
     index = _sharded(tmp_path / "a")
-    found = reading.read(index)
-    assert found.tensors == reading.digest(layouts.state(1))
-    assert reading.read(index.parent).tensors == found.tensors
-    before = found.file_sha256
+    imported = reading.read(index)
+    assert imported.tensors == reading.digest(layouts.state(1))
+    assert reading.read(index.parent).tensors == imported.tensors
+    before = imported.file_sha256
     (tmp_path / "a" / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"its part model-00002-of-00002\.safetensors is not"):
         reading.read(index)
@@ -227,31 +227,31 @@ def test_shards_of_torch_have_equal_names_of_storages(tmp_path: Path) -> None:
 def test_views_of_one_storage_and_other_orders(tmp_path: Path) -> None:
     """As FSDP's flat parameters and channels_last have them."""
     whole = layouts.state(1)
-    flat = torch.cat([one.flatten() for one in whole.values() if one.is_floating_point()])
+    flat = torch.cat([value.flatten() for value in whole.values() if value.is_floating_point()])
     views, at = {}, 0
-    for name, one in whole.items():
-        if one.is_floating_point():
-            views[name] = flat[at : at + one.numel()].view(one.shape)
-            at += one.numel()
+    for name, entry in whole.items():
+        if entry.is_floating_point():
+            views[name] = flat[at : at + entry.numel()].view(entry.shape)
+            at += entry.numel()
     views["layer1.0.conv1.weight"] = whole["layer1.0.conv1.weight"].to(
         memory_format=torch.channels_last
     )
     for new in (True, False):
         torch.save(views, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
-        found = reading.read(tmp_path / "a.pth")
-        assert found.tensors == reading.digest(whole)
-        assert all(one.is_contiguous() for one in found.state.values())
+        imported = reading.read(tmp_path / "a.pth")
+        assert imported.tensors == reading.digest(whole)
+        assert all(value.is_contiguous() for value in imported.state.values())
 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_views_do_not_multiply_a_storage(tmp_path: Path, new: bool) -> None:
-    one = torch.zeros(1000)
+    actual = torch.zeros(1000)
     torch.save(
-        {f"w{i}": one for i in range(20)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new
+        {f"w{i}": actual for i in range(20)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new
     )
     with limited.opened(tmp_path / "a.pth") as reader:
         content = reader.content()
-        assert content.tensors(["w0"])["w0"].equal(one)
+        assert content.tensors(["w0"])["w0"].equal(actual)
         with pytest.raises(ValueError, match="its tensors need 80,000 bytes, the file has "):
             content.tensors(list(content.shapes))
 

@@ -35,19 +35,23 @@ def _counted(state: Any, other: Any) -> None:
 def test_documented_layout(name: str, tmp_path: Path) -> None:
     layout, a, b = LAYOUTS[name], layouts.state(1), layouts.state(2)
     path = _file(tmp_path, name, a, b)
-    found = reading.read(path)
-    assert (found.format, found.network, found.spec) == (layout.format, layout.network, SMALL)
-    assert found.same + found.renamed == sum(
+    imported = reading.read(path)
+    assert (imported.format, imported.network, imported.spec) == (
+        layout.format,
+        layout.network,
+        SMALL,
+    )
+    assert imported.same + imported.renamed == sum(
         not k.endswith("num_batches_tracked") or layout.write != "pickle" for k in a
     )
-    assert reading.read(path, layout.format).tensors == found.tensors
-    if found.pixels.order == "RGB":
-        scale = torch.tensor([0.229 / found.pixels.std[0], 1, 1])[:, None, None]
-        _counted(found.state, {**a, "conv1.weight": a["conv1.weight"] * scale})
+    assert reading.read(path, layout.format).tensors == imported.tensors
+    if imported.pixels.order == "RGB":
+        scale = torch.tensor([0.229 / imported.pixels.std[0], 1, 1])[:, None, None]
+        _counted(imported.state, {**a, "conv1.weight": a["conv1.weight"] * scale})
     if layout.second:
         other = reading.read(path, network=layout.second)
         _counted(other.state, b)
-        assert other.network == layout.second and other.tensors != found.tensors
+        assert other.network == layout.second and other.tensors != imported.tensors
     else:
         with pytest.raises(ValueError, match=r"does not hold the network|unknown network"):
             reading.read(path, network="target")
@@ -56,7 +60,7 @@ def test_documented_layout(name: str, tmp_path: Path) -> None:
 def test_every_format_has_a_layout() -> None:
     # one layout each, of which the first is recognised
     alike = {"pcl": "moco", "timm": "torchvision", "detectron2_caffe": "detectron2"}
-    assert {one.format for one in LAYOUTS.values()} | set(alike) == set(FORMATS)
+    assert {layout.format for layout in LAYOUTS.values()} | set(alike) == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", ["moco v2", "before torch 1.6", "detectron2", "timm", "instdisc"])
@@ -86,11 +90,11 @@ def test_same_numbers_as_torch_reads(tmp_path: Path) -> None:
         loaded = torch.load(path, weights_only=True)
         loaded["nested.inner.tensor"] = loaded.pop("nested")["inner"]["tensor"]
         with limited.opened(path) as reader:
-            held = reader.content()
-            found = held.tensors(list(loaded))
-        assert set(held.shapes) == set(loaded)
+            held_out = reader.content()
+            result = held_out.tensors(list(loaded))
+        assert set(held_out.shapes) == set(loaded)
         for name, value in loaded.items():
-            assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
+            assert torch.equal(result[name], value) and result[name].dtype == value.dtype, name
 
 
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ def test_same_numbers_as_torch_reads(tmp_path: Path) -> None:
     ],
 )
 def test_architecture_is_told_from_the_shapes(spec: Backbone, tmp_path: Path) -> None:
-    found = reading.read(layouts.write(tmp_path / "a.pth", layouts.state(1, spec)))
-    assert found.spec == spec and bool(found.guessed) == (spec.stem == "cifar")
+    imported = reading.read(layouts.write(tmp_path / "a.pth", layouts.state(1, spec)))
+    assert imported.spec == spec and bool(imported.guessed) == (spec.stem == "cifar")
 
 
 @pytest.mark.parametrize("to", export.FORMATS)
@@ -114,23 +118,23 @@ def test_round_trip_through_every_export(to: str, tmp_path: Path) -> None:
     state = layouts.state(1, spec)
     path = tmp_path / f"out{export.FORMATS[to].suffix}"
     path.write_bytes(export.write(to, state, spec))
-    found = reading.read(path)
-    assert found.spec == spec
-    _counted(found.state, state)
-    net, ours = backbone.build(spec).eval(), backbone.build(spec).eval()
+    imported = reading.read(path)
+    assert imported.spec == spec
+    _counted(imported.state, state)
+    net, actual = backbone.build(spec).eval(), backbone.build(spec).eval()
     net.load_state_dict(state)
-    ours.load_state_dict(dict(found.state))
+    actual.load_state_dict(dict(imported.state))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(net(images), ours(images))
+        assert torch.equal(net(images), actual(images))
 
 
 def test_stem_of_a_file_of_ours(tmp_path: Path) -> None:
     spec = Backbone(arch="resnet18", stem="small", width=8)
     path = tmp_path / "a.safetensors"
     path.write_bytes(export.write("safetensors", layouts.state(1, spec), spec))
-    found = reading.read(path)
-    assert found.spec == spec and not found.guessed
+    imported = reading.read(path)
+    assert imported.spec == spec and not imported.guessed
 
 
 @pytest.mark.parametrize(
@@ -146,16 +150,16 @@ def test_preprocessing_is_put_into_the_weights(expected: pixels.Pixels) -> None:
     image = torch.rand(2, 3, 32, 32, generator=generator)
     weight = torch.randn(4, 3, 7, 7, generator=generator)
 
-    def normalised(one: pixels.Pixels) -> torch.Tensor:
-        mean, std = (torch.tensor(v)[:, None, None] for v in (one.mean, one.std))
-        found = (image - mean) / std
-        return found.flip(1) if one.order == "BGR" else found
+    def normalised(entry: pixels.Pixels) -> torch.Tensor:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (entry.mean, entry.std))
+        result = (image - mean) / std
+        return result.flip(1) if entry.order == "BGR" else result
 
     theirs = torch.conv2d(normalised(expected), weight, stride=2, padding=3)
-    ours = torch.conv2d(
+    actual = torch.conv2d(
         normalised(pixels.Pixels()), pixels.adapt(weight, expected), stride=2, padding=3
     )
-    assert (theirs - ours).abs().max() < 1e-6 * theirs.abs().max()
+    assert (theirs - actual).abs().max() < 1e-6 * theirs.abs().max()
     assert pixels.adapt(weight, pixels.Pixels()) is weight
 
 
@@ -199,16 +203,16 @@ def test_no_mutation_is_accepted(tmp_path: Path) -> None:
     content = LAYOUTS["moco v2"].content(layouts.state(1), layouts.state(2))
     tried = 0
     for what, changed in _mutations(dict(content["state_dict"]), 230):
-        held = {f"state_dict.{name}": tuple(value.shape) for name, value in changed.items()}
-        held_content = Content(held, frozenset({"state_dict"}), {}, frozenset(), dict)
+        held_out = {f"state_dict.{name}": tuple(value.shape) for name, value in changed.items()}
+        held_content = Content(held_out, frozenset({"state_dict"}), {}, frozenset(), dict)
         try:
-            found = reading._recognised(FORMATS, held_content)
-            accepted = found.sound
+            result = reading._recognised(FORMATS, held_content)
+            accepted = result.sound
         except ValueError:
             accepted = False
-        if accepted and found.networks.keys() == {"query", "key"}:
+        if accepted and result.networks.keys() == {"query", "key"}:
             # a part `module` more or less, as wrappers add, is the same name
-            plain = {n.replace("module.", "") for n in held}
+            plain = {n.replace("module.", "") for n in held_out}
             assert plain == {
                 f"state_dict.{n.replace('module.', '')}" for n in content["state_dict"]
             }
@@ -227,13 +231,15 @@ def test_report(how: str, tmp_path: Path) -> None:
         a["layer2.0.conv1.weight"] = a["layer2.0.conv1.weight"][:3]
     with pytest.raises(ValueError) as caught:
         reading.read(layouts.write(tmp_path / "a.pth", a))
-    said = str(caught.value)
-    assert "network backbone as a resnet18 of width 8" in said
+    message = str(caught.value)
+    assert "network backbone as a resnet18 of width 8" in message
     if how == "name":
-        assert "missing: layer2.0.conv1.weight" in said and "nearest to layer2.0.conv1" in said
-        assert "left over: layer2.0.convl.weight" in said
+        assert (
+            "missing: layer2.0.conv1.weight" in message and "nearest to layer2.0.conv1" in message
+        )
+        assert "left over: layer2.0.convl.weight" in message
     else:
-        assert "wrong shape: layer2.0.conv1.weight (3, 8, 3, 3), not (16, 8, 3, 3)" in said
+        assert "wrong shape: layer2.0.conv1.weight (3, 8, 3, 3), not (16, 8, 3, 3)" in message
 
 
 def _resnet(depths: tuple[int, int, int, int]) -> State:
@@ -272,10 +278,10 @@ def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> N
         turned = {n: n.replace("encoder_q.layer3", "encoder_q.layer5") for n in whole}
         shapes = {f"state_dict.{turned[n]}": tuple(v.shape) for n, v in whole.items()}
     content = Content(shapes, frozenset(), {}, frozenset(), dict)
-    found = reading._recognised(FORMATS, content)
-    assert not found.sound
-    said = reading._refusal(Path("a.pth"), found, FORMATS[found.format], content, None)
-    assert re.search(words, said), said
+    result = reading._recognised(FORMATS, content)
+    assert not result.sound
+    message = reading._refusal(Path("a.pth"), result, FORMATS[result.format], content, None)
+    assert re.search(words, message), message
 
 
 def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
@@ -324,9 +330,9 @@ def test_layout_of_the_users_own(tmp_path: Path) -> None:
         named[f"trunk.stem.{key}" if key.startswith(("conv1", "bn1")) else f"trunk.{inner}"] = value
     path = layouts.write(tmp_path / "a.pth", {"model": {**named, "head.weight": torch.ones(2)}})
     (tmp_path / "own.toml").write_text(OWN)
-    found = reading.read(path, str(tmp_path / "own.toml"))
-    assert (found.format, found.network) == ("own", "main")
-    assert torch.equal(found.state["conv1.weight"], a["conv1.weight"].flip(1))
+    imported = reading.read(path, str(tmp_path / "own.toml"))
+    assert (imported.format, imported.network) == ("own", "main")
+    assert torch.equal(imported.state["conv1.weight"], a["conv1.weight"].flip(1))
     (tmp_path / "own.toml").write_text(OWN.replace("roots", "rotos"))
     with pytest.raises(ValueError, match="Did you mean 'roots'"):
         reading.read(path, str(tmp_path / "own.toml"))
@@ -343,12 +349,12 @@ def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     a = layouts.state(1)
     halves = {k: v.half() if v.is_floating_point() else v for k, v in a.items()}
-    found = reading.read(layouts.write(tmp_path / "a.pth", halves))
-    assert torch.equal(found.state["bn1.weight"], a["bn1.weight"].half().float())
+    imported = reading.read(layouts.write(tmp_path / "a.pth", halves))
+    assert torch.equal(imported.state["bn1.weight"], a["bn1.weight"].half().float())
 
 
-def _refused(path: Path, content: Any, said: str, **asked: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def _refused(path: Path, content: Any, message: str, **asked: str) -> None:
+    with pytest.raises(ValueError, match=message):
         reading.read(layouts.write(path, content), **asked)
 
 
@@ -408,15 +414,15 @@ def test_a_header_of_another_network_is_not_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('rename = [["^conv1", "\\\\2x"]]', "is no regular expression"),
         ("roots = []", "roots"),
     ],
 )
-def test_mistakes_in_a_layout(line: str, said: str, tmp_path: Path) -> None:
+def test_mistakes_in_a_layout(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(f'source = "us"\nnetworks = {{ one = "" }}\n{line}\n')
-    _refused(tmp_path / "a.pth", layouts.state(1), said, format=str(tmp_path / "own.toml"))
+    _refused(tmp_path / "a.pth", layouts.state(1), message, format=str(tmp_path / "own.toml"))
 
 
 def test_misspelt_names(tmp_path: Path) -> None:

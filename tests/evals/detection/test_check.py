@@ -53,7 +53,7 @@ GOOD = ("cat", 5, 5, 30, 30, 0)
 
 
 @pytest.mark.parametrize(
-    ("objects", "said"),
+    ("objects", "message"),
     [
         ([GOOD, ("cow", 30, 5, 20, 30, 0)], r"object 2 \(cow\) has an inverted box"),
         ([("cow", 5, 30, 20, 9, 0)], r"object 1 \(cow\) has an inverted box \(5, 30, 20, 9\)"),
@@ -67,18 +67,18 @@ GOOD = ("cat", 5, 5, 30, 30, 0)
         ([GOOD, ("yak", 5, 5, 9, 30, 0)], "object 2 has the unknown class 'yak': known are aero"),
     ],
 )
-def test_voc_objects(devkit, objects, said):
+def test_voc_objects(devkit, objects, message):
     path = devkit / "VOC2012" / "Annotations" / "2008_000008.xml"
     photo(devkit / "VOC2012" / "JPEGImages" / "2008_000008.jpg", 60, 80, 0)
     path.write_text(xml(60, 80, objects))
-    if "yak" in said:
+    if "yak" in message:
         main = devkit / "VOC2012" / "ImageSets" / "Main"
         for name in voc.CLASSES:
             (main / f"{name}_train.txt").touch()
-    found, _ = problems(devkit, "voc")
-    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0])
-    if "yak" not in said:
-        with pytest.raises(ValueError, match=said):
+    result, _ = problems(devkit, "voc")
+    assert len(result) == 1 and re.match(re.escape(str(path)) + ": .*" + message, result[0])
+    if "yak" not in message:
+        with pytest.raises(ValueError, match=message):
             read_voc(devkit, [(2012, "val")])
 
 
@@ -101,7 +101,7 @@ LIST = "VOC2012/ImageSets/Main/val.txt"
 
 
 @pytest.mark.parametrize(
-    ("file", "breaks", "said"),
+    ("file", "breaks", "message"),
     [
         (VOC, lambda p: p.write_text("<annotation>"), "no well-formed xml"),
         (VOC, lambda p: p.unlink(), "annotation cannot be read: No such file"),
@@ -116,13 +116,13 @@ LIST = "VOC2012/ImageSets/Main/val.txt"
         (LIST, lambda p: p.write_text(p.read_text() + "2008_000002\n"), "are in 2012 train too"),
     ],
 )
-def test_voc_files(devkit, file, breaks: Callable[[Path], Any], said):
+def test_voc_files(devkit, file, breaks: Callable[[Path], Any], message):
     breaks(devkit / file)
-    found, _ = problems(devkit, "voc")
-    assert any(re.search(said, problem) for problem in found), found
-    assert len(found) == 1
-    place = "" if "too" in said else file
-    assert place in found[0]
+    result, _ = problems(devkit, "voc")
+    assert any(re.search(message, problem) for problem in result), result
+    assert len(result) == 1
+    place = "" if "too" in message else file
+    assert place in result[0]
 
 
 def test_every_problem_is_listed(devkit):
@@ -133,8 +133,8 @@ def test_every_problem_is_listed(devkit):
 
 def test_what_is_no_data_set_is_a_problem(tmp_path):
     assert "no VOC data set" in problems(tmp_path, "voc")[0][0]
-    found, _ = problems(tmp_path, "coco")
-    assert len(found) == 2 and "instances_train2017.json: cannot be read" in found[0]
+    result, _ = problems(tmp_path, "coco")
+    assert len(result) == 2 and "instances_train2017.json: cannot be read" in result[0]
 
 
 def test_data_without_objects_is_a_problem(devkit):
@@ -160,7 +160,7 @@ def change(
 
 
 @pytest.mark.parametrize(
-    ("breaks", "said"),
+    ("breaks", "message"),
     [
         (lambda c, o, w: o.update(bbox=[9, 9, -4, 5]), "has an inverted box"),
         (lambda c, o, w: o.update(bbox=[9, 9, 400, 5]), "outside the image"),
@@ -214,20 +214,23 @@ def change(
         (lambda c, o, w: c.update(images=[]), "lists no images"),
     ],
 )
-def test_coco_annotations(coco, breaks, said):
+def test_coco_annotations(coco, breaks, message):
     change(coco, breaks)
-    found, _ = problems(coco, "coco")
+    result, _ = problems(coco, "coco")
     path = coco / "annotations" / "instances_train2017.json"
-    named = [p for p in found if re.match(re.escape(str(path)) + ": .*" + said, p)]
-    assert len(named) == 1, found
-    if said.startswith(("has", "outside", "unknown", "polygon", "no list")) and "'x'" not in said:
+    named = [p for p in result if re.match(re.escape(str(path)) + ": .*" + message, p)]
+    assert len(named) == 1, result
+    if (
+        message.startswith(("has", "outside", "unknown", "polygon", "no list"))
+        and "'x'" not in message
+    ):
         assert ": object " in named[0]
     with pytest.raises(ValueError, match=re.escape(str(path))):
         read_coco(coco, "train2017")
 
 
 @pytest.mark.parametrize(
-    ("breaks", "said"),
+    ("breaks", "message"),
     [
         (lambda c, o, w: o["segmentation"].append([1, 2, 3, 4]), "polygon of 4 numbers.*left out"),
         (lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4]]), "of 4 numbers: .* are trained and"),
@@ -241,11 +244,11 @@ def test_coco_annotations(coco, breaks, said):
         ),
     ],
 )
-def test_coco_notes(coco, breaks, said):
+def test_coco_notes(coco, breaks, message):
     """Such annotations are in COCO itself."""
     change(coco, breaks)
-    found, notes = problems(coco, "coco")
-    assert found == [] and len(notes) == 1 and re.search(said, notes[0])
+    result, notes = problems(coco, "coco")
+    assert result == [] and len(notes) == 1 and re.search(message, notes[0])
     read_coco(coco, "train2017")
 
 
@@ -253,12 +256,12 @@ def test_coco_images(coco):
     scenes = read_coco(coco, "train2017").scenes
     (coco / scenes[0].file).unlink()
     photo(coco / scenes[1].file, 33, 44, 0)
-    found, _ = problems(coco, "coco")
-    assert len(found) == 2
+    result, _ = problems(coco, "coco")
+    assert len(result) == 2
     assert re.search(
-        rf"{scenes[0].file}: missing, but .*: image {scenes[0].id} describes", found[0]
+        rf"{scenes[0].file}: missing, but .*: image {scenes[0].id} describes", result[0]
     )
-    assert re.search(f"{scenes[1].file}: the image is 44x33 px, but", found[1])
+    assert re.search(f"{scenes[1].file}: the image is 44x33 px, but", result[1])
 
 
 def test_coco_categories_of_the_splits_must_agree(coco):
@@ -277,14 +280,14 @@ def test_coco_notes_that_boxes_are_corners(coco):
         x, y, w, h = o["bbox"]
         o["bbox"] = [x, y, x + w, y + h]
     path.write_text(json.dumps(content))
-    found, _ = problems(coco, "coco")
-    assert len(found) == 1 and "objects fit as corners (x1, y1, x2, y2)" in found[0]
+    result, _ = problems(coco, "coco")
+    assert len(result) == 1 and "objects fit as corners (x1, y1, x2, y2)" in result[0]
     for o in content["annotations"]:
         x, y, right, bottom = o["bbox"]
         o.update(segmentation=[], area=(right - x) * (bottom - y), iscrowd=0)
     path.write_text(json.dumps(content))
-    found, _ = problems(coco, "coco")
-    assert len(found) == 1 and "objects fit as corners (x1, y1, x2, y2)" in found[0]
+    result, _ = problems(coco, "coco")
+    assert len(result) == 1 and "objects fit as corners (x1, y1, x2, y2)" in result[0]
 
 
 def test_coco_boxes_are_no_fractions(coco):
@@ -293,8 +296,8 @@ def test_coco_boxes_are_no_fractions(coco):
     for o in content["annotations"]:
         o.update(bbox=[0.25, 0.25, 0.5, 0.5], segmentation=[])
     path.write_text(json.dumps(content))
-    found, _ = problems(coco, "coco")
-    assert len(found) == 1 and "all boxes lie between 0 and 1" in found[0]
+    result, _ = problems(coco, "coco")
+    assert len(result) == 1 and "all boxes lie between 0 and 1" in result[0]
 
 
 def as_exported(content, kind):
@@ -356,8 +359,8 @@ def test_coco_photos_labelled_in_stored_pixels(coco):
     photo(coco / scene.file, scene.height, scene.width, 0)
     with Image.open(coco / scene.file) as image:
         image.save(coco / scene.file, exif=exif)
-    found, _ = problems(coco, "coco")
-    assert len(found) == 1 and found[0].startswith(f"{coco / scene.file}: is turned by its EXIF")
+    result, _ = problems(coco, "coco")
+    assert len(result) == 1 and result[0].startswith(f"{coco / scene.file}: is turned by its EXIF")
 
 
 NESTED = '{"images": ' + "[" * 5000 + "]" * 5000 + ', "annotations": [], "categories": []}'
@@ -365,7 +368,7 @@ MANY = '{"images": [' + ",".join(["[]"] * 200_000) + '], "annotations": [], "cat
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (NESTED, r"no sound json \(lists or objects are nested too deep\)"),
         (MANY, r"no sound json \(200,00. lists and objects in 600,0.. bytes are no COCO's\)"),
@@ -378,16 +381,16 @@ MANY = '{"images": [' + ",".join(["[]"] * 200_000) + '], "annotations": [], "cat
     ],
     ids=["nested", "many", "text", "digits", "pipe", "device", "loop", "large"],
 )
-def test_coco_files_that_would_hang_or_fill_the_memory(coco, content, said):
+def test_coco_files_that_would_hang_or_fill_the_memory(coco, content, message):
     path = coco / "annotations" / "instances_train2017.json"
     path.unlink()
     if callable(content):
         content(path)
     else:
         path.write_text(content)
-    found, _ = problems(coco, "coco")
-    assert re.match(re.escape(str(path)) + ": .*" + said, found[0]) and len(found) == 1
-    assert len(found[0]) < 1000
+    result, _ = problems(coco, "coco")
+    assert re.match(re.escape(str(path)) + ": .*" + message, result[0]) and len(result) == 1
+    assert len(result[0]) < 1000
 
 
 LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
@@ -396,7 +399,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (f"{LAUGHS}]><annotation>&k;</annotation>".encode(), "no well-formed xml .*amplification"),
         (xml(60, 80, [("狗", 5, 5, 9, 9, 0)]).encode("gbk"), "is not in UTF-8 .*iconv"),
@@ -415,7 +418,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
         (os.mkfifo, "annotation cannot be read: is not a regular file"),
     ],
 )
-def test_voc_files_that_are_refused(devkit, content, said):
+def test_voc_files_that_are_refused(devkit, content, message):
     path = devkit / VOC
     path.unlink()
     photo(devkit / IMAGE, 60, 80, 0)
@@ -423,9 +426,9 @@ def test_voc_files_that_are_refused(devkit, content, said):
         content(path)
     else:
         path.write_bytes(content)
-    found, _ = problems(devkit, "voc")
-    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0]), found
-    assert len(found[0]) < 1000
+    result, _ = problems(devkit, "voc")
+    assert len(result) == 1 and re.match(re.escape(str(path)) + ": .*" + message, result[0]), result
+    assert len(result[0]) < 1000
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "latin-1", "utf-16", "utf-8-sig"])
@@ -481,7 +484,7 @@ def test_voc_lists(devkit, line, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (os.mkfifo, "is not a regular file"),
         (lambda path: path.write_bytes(b"\xff\xfe0\x001\x00"), "is not UTF-8"),
@@ -491,12 +494,12 @@ def test_voc_lists(devkit, line, name):
         ),
     ],
 )
-def test_voc_lists_that_are_refused(devkit, content, said):
+def test_voc_lists_that_are_refused(devkit, content, message):
     path = devkit / LIST
     path.unlink()
     content(path)
-    found, _ = problems(devkit, "voc")
-    assert len(found) == 1 and re.match(re.escape(str(path)) + ": .*" + said, found[0]), found
+    result, _ = problems(devkit, "voc")
+    assert len(result) == 1 and re.match(re.escape(str(path)) + ": .*" + message, result[0]), result
 
 
 def test_voc_classes_and_objects_to_look_at(devkit):
@@ -504,7 +507,7 @@ def test_voc_classes_and_objects_to_look_at(devkit):
         path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
     path = next(p for p in (devkit / "VOC2012" / "Annotations").iterdir() if "cow" in p.read_text())
     path.write_text(path.read_text().replace("cow", "Cow", 1))
-    found, notes = problems(devkit, "voc")
-    assert found == [] and len(notes) == 2
+    result, notes = problems(devkit, "voc")
+    assert result == [] and len(notes) == 2
     assert "the classes Cow and cow differ in case only" in notes[0]
     assert "every object of 2012 val is difficult: none is measured" in notes[1]

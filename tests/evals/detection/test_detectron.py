@@ -159,9 +159,9 @@ def rendered(
 @pytest.mark.parametrize("name", TABLES)
 def test_the_papers_configuration(name: str) -> None:
     table, classes = TABLES[name]
-    found = rendered(name, classes=classes)
-    assert {k: v for k, v in found.items() if table.get(k) != v} == {}
-    assert set(found) == set(table)
+    config = rendered(name, classes=classes)
+    assert {k: v for k, v in config.items() if table.get(k) != v} == {}
+    assert set(config) == set(table)
 
 
 @pytest.mark.parametrize(
@@ -187,27 +187,27 @@ def test_longer_schedules(name: str, steps: int, milestones: tuple[int, int], ma
 
 def test_norms_on_a_cpu_are_plain() -> None:
     for name, (table, classes) in TABLES.items():
-        found = rendered(name, classes=classes, device="cpu")
+        config = rendered(name, classes=classes, device="cpu")
         plain = {k: "BN" if v == "SyncBN" else v for k, v in table.items()}
-        assert found == plain | {"MODEL.DEVICE": "cpu"}
+        assert config == plain | {"MODEL.DEVICE": "cpu"}
 
 
 def test_settings_follow_the_protocol() -> None:
-    found = rendered(
+    config = rendered(
         "voc07_det_c4", rois=16, rpn_samples=32, precise_bn=0, momentum=0.5, precision="fp16"
     )
-    assert found["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 16
-    assert found["MODEL.RPN.BATCH_SIZE_PER_IMAGE"] == 32
-    assert found["TEST.PRECISE_BN.ENABLED"] is False
-    assert found["SOLVER.MOMENTUM"] == 0.5 and found["SOLVER.AMP.ENABLED"] is True
+    assert config["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 16
+    assert config["MODEL.RPN.BATCH_SIZE_PER_IMAGE"] == 32
+    assert config["TEST.PRECISE_BN.ENABLED"] is False
+    assert config["SOLVER.MOMENTUM"] == 0.5 and config["SOLVER.AMP.ENABLED"] is True
 
 
 def test_run_lengths_are_read_as_bitmasks() -> None:
-    found = detectron.settings(
+    config = detectron.settings(
         PROTOCOLS["coco_fpn_1x"], R50, classes=80, candidate=CANDIDATE, seed=3, device="cuda",
         mask_format="bitmask",
     )  # fmt: skip
-    assert found == COCO_FPN | {"INPUT.MASK_FORMAT": "bitmask"}
+    assert config == COCO_FPN | {"INPUT.MASK_FORMAT": "bitmask"}
 
 
 def test_run_lengths_reach_detectron2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_run_lengths_reach_detectron2(tmp_path: Path, monkeypatch: pytest.Monkey
     assert scenes.without_mask == 1
     record = detectron_data._record(scenes, scenes.scenes[0], True)
     text = {"size": [8, 10], "counts": "0`2"}
-    masks = [one.get("segmentation") for one in record["annotations"]]
+    masks = [annotation.get("segmentation") for annotation in record["annotations"]]
     assert masks == [text, text, None, [polygon]]
     pycocotools = pytest.importorskip("pycocotools.mask")
     assert pycocotools.decode(masks[0]).sum() == 80  # detectron2's call
@@ -252,12 +252,12 @@ def test_run_lengths_reach_detectron2(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_small_backbones(stem: str, levels: list[str]) -> None:
     spec = Backbone.model_validate({"arch": "resnet18", "stem": stem, "width": 16})
-    found = rendered("coco_fpn_1x", spec)
-    assert found["MODEL.BACKBONE.NAME"] == "build_lewel_resnet_fpn_backbone"
-    assert found["MODEL.RPN.IN_FEATURES"] == levels
-    assert found["MODEL.ROI_HEADS.IN_FEATURES"] == levels[:4]
-    assert found["MODEL.RESNETS.RES2_OUT_CHANNELS"] == 16
-    assert found["MODEL.RESNETS.STEM"] == stem
+    config = rendered("coco_fpn_1x", spec)
+    assert config["MODEL.BACKBONE.NAME"] == "build_lewel_resnet_fpn_backbone"
+    assert config["MODEL.RPN.IN_FEATURES"] == levels
+    assert config["MODEL.ROI_HEADS.IN_FEATURES"] == levels[:4]
+    assert config["MODEL.RESNETS.RES2_OUT_CHANNELS"] == 16
+    assert config["MODEL.RESNETS.STEM"] == stem
 
 
 # with detectron2
@@ -407,10 +407,10 @@ def test_backbones_compute_what_ours_do(spec: Backbone, model: weights.Model) ->
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         if model == "fpn":
-            found = theirs.backbone.bottom_up(x)["res5"]
+            result = theirs.backbone.bottom_up(x)["res5"]
         else:
-            found = theirs.roi_heads.res5[:-1](theirs.backbone(x)["res4"])
-        assert torch.equal(found, net(x))
+            result = theirs.roi_heads.res5[:-1](theirs.backbone(x)["res4"])
+        assert torch.equal(result, net(x))
 
 
 def _metrics_of(protocol: Detection, scenes: Scenes, path: Path) -> dict[str, Any]:
@@ -546,17 +546,17 @@ def test_batches_do_not_depend_on_workers_or_on_where_they_start(data: Path) -> 
         protocol, TINY, classes=12, candidate=CANDIDATE, seed=3, device="cpu"
     )
     detectron_data.register("there", scenes, "voc07", data)
-    found = []
+    results = []
     for workers, start in ((0, 0), (0, 3), (2, 3)):
         cfg = config(values, DATASETS__TRAIN=("there",), DATALOADER__NUM_WORKERS=workers)
         batches = detectron_data.Batches(cfg, "there")
         batches.start = start
         endless = iter(batches)
-        found.append([next(endless) for _ in range(9 - start)])
+        results.append([next(endless) for _ in range(9 - start)])
         endless.close()
     detectron_data.forget("there")
-    for others in found[1:]:
-        for a, b in zip(found[0][3:], others, strict=True):
+    for others in results[1:]:
+        for a, b in zip(results[0][3:], others, strict=True):
             assert [x["image_id"] for x in a] == [x["image_id"] for x in b]
             assert all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
             assert len({x["width"] > x["height"] for x in a}) == 1
@@ -574,8 +574,8 @@ def test_records_are_those_that_detectron2_reads(data: Path) -> None:
     crowds = 0
     for scene, their in zip(coco.scenes, theirs, strict=True):
         mine = _record(coco, scene, True)
-        for one, other in zip(mine["annotations"], their["annotations"], strict=True):
-            if one["iscrowd"]:  # dropped in training, so its mask is not carried along
+        for entry, other in zip(mine["annotations"], their["annotations"], strict=True):
+            if entry["iscrowd"]:  # dropped in training, so its mask is not carried along
                 crowds += 1
                 del other["segmentation"]
         assert mine == their
@@ -585,8 +585,8 @@ def test_records_are_those_that_detectron2_reads(data: Path) -> None:
     theirs = load_voc_instances(place, "trainval", voc.classes)
     for scene, their in zip(voc.scenes, theirs, strict=True):
         mine = _record(voc, scene, False)
-        for one in mine["annotations"]:
-            assert one.pop("iscrowd") == 0
+        for entry in mine["annotations"]:
+            assert entry.pop("iscrowd") == 0
         assert mine | {"image_id": their["image_id"]} == their
 
 
@@ -616,8 +616,8 @@ def _crowds(o: Objects) -> Objects:
 def test_without_a_split_to_select_on(data: Path, file: Path, tmp_path: Path) -> None:
     whole = splits_of(data, "coco")
     splits = DenseSplits(whole.train, None, whole.report)
-    found = ran(small("coco_fpn_1x", steps=1, milestones=()), data, file, tmp_path, splits=splits)
-    assert found.extra["select"] == {} and set(found.metrics) >= {"box_ap", "mask_ap"}
+    result = ran(small("coco_fpn_1x", steps=1, milestones=()), data, file, tmp_path, splits=splits)
+    assert result.extra["select"] == {} and set(result.metrics) >= {"box_ap", "mask_ap"}
 
 
 def evaluated(
@@ -671,11 +671,11 @@ def test_guesses_are_measured_as_natively(
         boxes = scene.objects.boxes + 1
         return instances(scene, [*boxes, *boxes], [*labels, *([absent] * len(labels))])
 
-    found = evaluated(protocol, scenes, tmp_path, guess)
-    ours = _metrics_of(protocol, scenes, tmp_path / "predictions.json")
-    assert found == pytest.approx({key: ours[key] for key in found}, abs=1e-9)
-    assert len(found) == 3 + 3 * protocol.masks
-    assert all(0 < found[key] < 100 for key in found if key.endswith("_ap50"))
+    metrics = evaluated(protocol, scenes, tmp_path, guess)
+    actual = _metrics_of(protocol, scenes, tmp_path / "predictions.json")
+    assert metrics == pytest.approx({key: actual[key] for key in metrics}, abs=1e-9)
+    assert len(metrics) == 3 + 3 * protocol.masks
+    assert all(0 < metrics[key] < 100 for key in metrics if key.endswith("_ap50"))
 
 
 @needs_detectron2
@@ -708,7 +708,7 @@ def test_another_interpreter_gives_the_same(data: Path, file: Path, tmp_path: Pa
     other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
     here = ran(protocol, data, file, tmp_path / "here")
-    there = ran(
+    expected = ran(
         protocol,
         data,
         file,
@@ -716,7 +716,7 @@ def test_another_interpreter_gives_the_same(data: Path, file: Path, tmp_path: Pa
         python=str(other),
         report=lambda event, **fields: events.append(event),
     )
-    assert repr(there) == repr(here)
+    assert repr(expected) == repr(here)
     assert events.count("evaluated") == 2
     left = {path.name for path in (tmp_path / "there").iterdir()}
     assert outside.SPEC not in left and outside.SPLITS not in left

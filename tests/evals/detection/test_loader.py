@@ -32,16 +32,16 @@ def coco(tmp_path_factory):
 def first(scenes, count, start=0, **how):
     how = {"seed": 3, **how}
     batches = training_batches(scenes, MASKS, start=start, **how)
-    found = list(islice(batches, count))
+    result = list(islice(batches, count))
     batches.close()
-    return found
+    return result
 
 
 def assert_same(a, b):
     assert len(a) == len(b)
-    for one, two in zip(a, b, strict=True):
-        assert [e.id for e in one] == [e.id for e in two]
-        for x, y in zip(one, two, strict=True):
+    for entry, two in zip(a, b, strict=True):
+        assert [e.id for e in entry] == [e.id for e in two]
+        for x, y in zip(entry, two, strict=True):
             assert torch.equal(x.image, y.image) and x.image.dtype == torch.uint8
             assert torch.equal(x.boxes, y.boxes) and torch.equal(x.labels, y.labels)
             assert x.size == y.size
@@ -109,8 +109,8 @@ def test_groups_are_detectron2s(world):
         # groups of one come in the order of the stream
         dicts = ({"width": 1 + wide[p], "height": 1, "place": (e, p)} for e, p in places)
         theirs = iter(common.AspectRatioGroupedDataset(dicts, 4))
-        for ours in islice(grouped(usable, wide, 5, 4, rank, world), 60):
-            assert ours == [d["place"] for d in next(theirs)]
+        for actual in islice(grouped(usable, wide, 5, 4, rank, world), 60):
+            assert actual == [d["place"] for d in next(theirs)]
 
 
 def test_ranks_get_their_share(coco):
@@ -121,11 +121,11 @@ def test_ranks_get_their_share(coco):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_tests_come_in_order(coco, workers):
-    found = list(loader.test_batches(coco, MASKS, workers))
-    assert [e.id for e in found] == [s.id for s in coco.scenes]
+    batches = list(loader.test_batches(coco, MASKS, workers))
+    assert [e.id for e in batches] == [s.id for s in coco.scenes]
     some = list(loader.test_batches(coco, MASKS, workers, np.array([7, 2, 11])))
     assert [e.id for e in some] == [coco.scenes[i].id for i in (7, 2, 11)]
-    assert torch.equal(some[0].image, found[7].image)
+    assert torch.equal(some[0].image, batches[7].image)
     assert list(loader.test_batches(coco, MASKS, workers, [])) == []
 
 

@@ -29,7 +29,7 @@ def truth_of(*images, classes=("cat",), height=100, width=100) -> Scenes:
         boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
         n = len(objects)
         bbox = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        found = Objects(
+        result = Objects(
             boxes,
             np.array([label for label, _, _ in objects], dtype=np.int64),
             np.zeros(n, dtype=bool),
@@ -41,7 +41,7 @@ def truth_of(*images, classes=("cat",), height=100, width=100) -> Scenes:
             (None,) * n,
         )
         number += n
-        scenes.append(Scene(f"{place}.jpg", 10 + place, height, width, found))
+        scenes.append(Scene(f"{place}.jpg", 10 + place, height, width, result))
     return Scenes(Path("data"), tuple(classes), tuple(range(1, len(classes) + 1)), tuple(scenes))
 
 
@@ -87,8 +87,8 @@ def test_voc_counts_the_last_pixel_and_wants_more_than_the_threshold():
     assert voc_ap(truth, [guess(10, (0, 0, 10, 10), 0.9)], False)["box_ap50"] == 0
     assert voc_ap(truth, [guess(10, (0, 0, 10, 11), 0.9)], False)["box_ap50"] == 100
     # IoU .75 exactly; thresholds .5 to .7 are passed
-    found = voc_ap(truth, [guess(10, (0, 0, 10, 15), 0.9)], False)
-    assert found["box_ap75"] == 0 and found["box_ap"] == pytest.approx(50)
+    result = voc_ap(truth, [guess(10, (0, 0, 10, 15), 0.9)], False)
+    assert result["box_ap75"] == 0 and result["box_ap"] == pytest.approx(50)
 
 
 def test_voc_rounds_boxes_to_tenths():
@@ -111,12 +111,12 @@ def test_voc_edge_cases():
         assert [nothing[n] for n in NAMES] == [0, 0, 0]
         # a class without ground truth counts as 0, detected or not
         for extra in ([], [guess(11, A, 0.8, 2)]):
-            found = voc_ap(truth, [guess(10, A, 0.9), *extra], eleven)
-            assert found["box_ap"] == pytest.approx(50)
-            assert found["per_class"]["box_ap"] == pytest.approx({"cat": 100, "cow": 0})
+            result = voc_ap(truth, [guess(10, A, 0.9), *extra], eleven)
+            assert result["box_ap"] == pytest.approx(50)
+            assert result["per_class"]["box_ap"] == pytest.approx({"cat": 100, "cow": 0})
         for empty in (truth_of([], []), truth_of([(0, A, True)])):
-            found = voc_ap(empty, [guess(10, A, 0.9)], eleven)
-            assert all(math.isnan(found[n]) for n in NAMES)
+            result = voc_ap(empty, [guess(10, A, 0.9)], eleven)
+            assert all(math.isnan(result[n]) for n in NAMES)
 
 
 @pytest.fixture(params=["drawn", "voc-mini.tar.gz"])
@@ -142,9 +142,9 @@ def test_voc_ap_is_detectron2s(devkit, eleven, case):
     if case == "few":
         given = [p for p in given if p["category_id"] == 3 or p["score"] > 0.9]
     theirs = _detectron2_ap(devkit, report[0], scenes, [] if case == "none" else given, eleven)
-    ours = voc_ap(scenes, [] if case == "none" else given, eleven)
-    assert [ours[n] for n in NAMES] == pytest.approx(theirs, abs=1e-9)
-    assert case == "none" or 0 < ours["box_ap"] < 90
+    actual = voc_ap(scenes, [] if case == "none" else given, eleven)
+    assert [actual[n] for n in NAMES] == pytest.approx(theirs, abs=1e-9)
+    assert case == "none" or 0 < actual["box_ap"] < 90
 
 
 def _detectron2_ap(devkit, report, scenes, given, eleven) -> list[float]:
@@ -168,11 +168,11 @@ def _detectron2_ap(devkit, report, scenes, given, eleven) -> list[float]:
         mine = [p for p in given if p["image_id"] == scene.id]
         boxes = np.array([p["bbox"] for p in mine]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        found = Instances((scene.height, scene.width))
-        found.pred_boxes = Boxes(torch.from_numpy(boxes).float())
-        found.scores = torch.tensor([p["score"] for p in mine], dtype=torch.float32)
-        found.pred_classes = torch.tensor([p["category_id"] - 1 for p in mine], dtype=torch.int64)
-        evaluator.process([{"image_id": Path(scene.file).stem}], [{"instances": found}])
+        result = Instances((scene.height, scene.width))
+        result.pred_boxes = Boxes(torch.from_numpy(boxes).float())
+        result.scores = torch.tensor([p["score"] for p in mine], dtype=torch.float32)
+        result.pred_classes = torch.tensor([p["category_id"] - 1 for p in mine], dtype=torch.int64)
+        evaluator.process([{"image_id": Path(scene.file).stem}], [{"instances": result}])
     values = evaluator.evaluate()["bbox"]
     return [values["AP"], values["AP50"], values["AP75"]]
 
@@ -191,8 +191,8 @@ def reference(truth: Scenes, given, what: str) -> list[float]:
         ground.dataset = truth.coco_json()
         ground.createIndex()
         keys = ("image_id", "category_id", "score", "bbox" if what == "bbox" else "segmentation")
-        found = ground.loadRes([{k: p[k] for k in keys} for p in given])
-        evaluation = COCOeval(ground, found, what)
+        result = ground.loadRes([{k: p[k] for k in keys} for p in given])
+        evaluation = COCOeval(ground, result, what)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -208,43 +208,43 @@ def test_coco_ap_is_pycocotools(coco, case):
         given = [p for p in given if p["image_id"] == given[-1]["image_id"]]
     if case == "no crowds":
         coco = coco.take([i for i, s in enumerate(coco.scenes) if not s.objects.crowd.any()])
-        there = {s.id for s in coco.scenes}
-        given = [p for p in given if p["image_id"] in there]
+        expected = {s.id for s in coco.scenes}
+        given = [p for p in given if p["image_id"] in expected]
     before = [dict(p) for p in given]
-    ours = coco_ap(coco, given, masks=True)
+    actual = coco_ap(coco, given, masks=True)
     assert given == before  # the caller's
-    assert [ours[n] for n in NAMES] == pytest.approx(reference(coco, given, "bbox"), abs=1e-9)
-    assert [ours[n] for n in MASKS] == pytest.approx(reference(coco, given, "segm"), abs=1e-9)
+    assert [actual[n] for n in NAMES] == pytest.approx(reference(coco, given, "bbox"), abs=1e-9)
+    assert [actual[n] for n in MASKS] == pytest.approx(reference(coco, given, "segm"), abs=1e-9)
     if case == "many":
-        assert 1 < ours["box_ap"] < 95 and 0 < ours["mask_ap"] < 95
+        assert 1 < actual["box_ap"] < 95 and 0 < actual["mask_ap"] < 95
     boxes = coco_ap(coco, given, masks=False)
-    assert set(boxes) == {*NAMES, "per_class"} and boxes["box_ap"] == ours["box_ap"]
+    assert set(boxes) == {*NAMES, "per_class"} and boxes["box_ap"] == actual["box_ap"]
 
 
 def test_coco_per_class_is_the_class_alone(coco):
     given = guesses(coco, masks=True)
-    ours = coco_ap(coco, given, masks=True)["per_class"]
+    actual = coco_ap(coco, given, masks=True)["per_class"]
     labels = np.concatenate([s.objects.labels[~s.objects.crowd] for s in coco.scenes])
     for label, name in enumerate(coco.classes):
         if label not in labels:
-            assert math.isnan(ours["box_ap"][name]) and math.isnan(ours["mask_ap"][name])
-    means = [v for v in ours["mask_ap"].values() if not math.isnan(v)]
+            assert math.isnan(actual["box_ap"][name]) and math.isnan(actual["mask_ap"][name])
+    means = [v for v in actual["mask_ap"].values() if not math.isnan(v)]
     assert np.mean(means) == pytest.approx(coco_ap(coco, given, masks=True)["mask_ap"])
     label = int(np.bincount(labels).argmax())
     alone = [p for p in given if p["category_id"] == coco.category_ids[label]]
     # classes without predictions have AP 0
     expected = reference(coco, alone, "bbox")[0] * len(means)
-    assert ours["box_ap"][coco.classes[label]] == pytest.approx(expected)
+    assert actual["box_ap"][coco.classes[label]] == pytest.approx(expected)
 
 
 def test_coco_by_hand():
     truth = truth_of([(0, A, False), (0, B, False)], [(1, A, False)], classes=("cat", "cow", "yak"))
     given = [guess(10, A, 0.9), guess(10, FAR, 0.8), guess(10, B, 0.7)]
-    found = coco_ap(truth, given, masks=False)
+    result = coco_ap(truth, given, masks=False)
     # recalls 0 to .5 in steps of .01: precision 1; to 1: 2/3; cow has none, yak no ground truth
     cat = 100 * (51 + 50 * 2 / 3) / 101
-    assert found["box_ap"] == pytest.approx(cat / 2)
-    assert found["per_class"]["box_ap"] == pytest.approx(
+    assert result["box_ap"] == pytest.approx(cat / 2)
+    assert result["per_class"]["box_ap"] == pytest.approx(
         {"cat": cat, "cow": 0, "yak": math.nan}, nan_ok=True
     )
 
@@ -258,8 +258,8 @@ def test_coco_edge_cases(coco):
     empty = replace(coco, scenes=tuple(scenes))
     given = guesses(coco, masks=True)
     for predictions in ([], given):
-        found = coco_ap(empty, predictions, masks=True)
-        assert all(math.isnan(found[n]) for n in NAMES + MASKS)
+        result = coco_ap(empty, predictions, masks=True)
+        assert all(math.isnan(result[n]) for n in NAMES + MASKS)
 
 
 def test_an_object_with_the_id_0_is_found():
@@ -270,11 +270,11 @@ def test_an_object_with_the_id_0_is_found():
 
 def test_predictions_of_other_data_are_refused():
     truth = truth_of([(0, A, False)])
-    for strange, said in (
+    for strange, message in (
         (guess(99, A, 0.5), "image_id 99"), (guess(10, A, 0.5, 7), "category_id 7")
     ):  # fmt: skip
         for measure in (lambda p: voc_ap(truth, p, True), lambda p: coco_ap(truth, p, False)):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 measure([strange])
     with pytest.raises(ValueError, match="no segmentation"):
         coco_ap(truth, [guess(10, A, 0.5)], masks=True)
@@ -289,14 +289,14 @@ def test_predictions_come_back_from_their_file(tmp_path):
     labels = rng.integers(0, 3, 40)
     given = metrics.as_predictions(9, (3, 5, 8), boxes, scores, labels, masks)
     metrics.write_predictions(tmp_path / "p.json", given)
-    found = metrics.read_predictions(tmp_path / "p.json")
-    assert found == given
-    assert [p["category_id"] for p in found] == [(3, 5, 8)[i] for i in labels]
-    assert np.array_equal(np.array([p["score"] for p in found], np.float32), scores)
-    corners = np.array([p["bbox"] for p in found])
+    result = metrics.read_predictions(tmp_path / "p.json")
+    assert result == given
+    assert [p["category_id"] for p in result] == [(3, 5, 8)[i] for i in labels]
+    assert np.array_equal(np.array([p["score"] for p in result], np.float32), scores)
+    corners = np.array([p["bbox"] for p in result])
     corners[:, 2:] += corners[:, :2]
     assert np.array_equal(corners.astype(np.float32), boxes)  # to the bit
-    for prediction, mask in zip(found, masks, strict=True):
+    for prediction, mask in zip(result, masks, strict=True):
         assert np.array_equal(coco_mask.decode(prediction["segmentation"]), mask)
     metrics.write_predictions(tmp_path / "none.json", [])
     assert metrics.read_predictions(tmp_path / "none.json") == []

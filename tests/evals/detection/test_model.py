@@ -57,8 +57,8 @@ def test_iou_is_torchvisions_and_zero_without_area():
     torch.testing.assert_close(boxes.iou(a, b), box_iou(a, b), rtol=1e-6, atol=0)
     point = torch.tensor([[5.0, 5, 5, 5]])
     assert boxes.iou(point, point).item() == 0
-    one, two = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]])
-    assert boxes.iou(one, two).item() == pytest.approx(1 / 7)
+    actual, two = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3]])
+    assert boxes.iou(actual, two).item() == pytest.approx(1 / 7)
 
 
 def test_decode_inverts_encode_and_bounds_growth():
@@ -193,12 +193,12 @@ def test_losses_without_knowledge():
     assert losses["loss_rpn_cls"].item() == pytest.approx(math.log(2))
     regions = roi.sample(proposals, truth, [torch.tensor([1])], 8, 3)
     count = sum(len(b) for b in regions.boxes)
-    found = roi.box_losses(torch.zeros(count, 4), torch.zeros(count, 3, 4), regions)
-    assert found["loss_cls"].item() == pytest.approx(math.log(4))
+    loss = roi.box_losses(torch.zeros(count, 4), torch.zeros(count, 3, 4), regions)
+    assert loss["loss_cls"].item() == pytest.approx(math.log(4))
     hit = torch.cat(regions.labels) == 1
     target = boxes.encode(torch.cat(regions.boxes)[hit], regions.targets[hit], (10.0, 5.0))
     assert 0 < hit.sum() <= 2  # a quarter of 8 regions
-    assert found["loss_box_reg"].item() == pytest.approx(target.abs().sum().item() / count)
+    assert loss["loss_box_reg"].item() == pytest.approx(target.abs().sum().item() / count)
     logits = torch.zeros(5, 3, 14, 14)
     assert masks.mask_loss(logits, torch.arange(5) % 3, torch.ones(5, 14, 14)) == pytest.approx(
         math.log(2)
@@ -206,9 +206,9 @@ def test_losses_without_knowledge():
 
 
 def test_detections_are_the_likely_boxes_suppressed_by_class():
-    found = torch.tensor([[0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 50, 90, 90]])
+    actual = torch.tensor([[0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 50, 90, 90]])
     probabilities = torch.tensor([[0.6, 0.1, 0.3], [0.5, 0.04, 0.46], [0.01, 0.9, 0.09]])
-    (seen,) = roi.detections(probabilities.log(), torch.zeros(3, 2, 4), [found], [(80, 80)])
+    (seen,) = roi.detections(probabilities.log(), torch.zeros(3, 2, 4), [actual], [(80, 80)])
     placed, scores, labels = seen
     assert labels.tolist() == [1, 0, 1]  # the second overlaps a better one of its class by .82
     assert scores.tolist() == pytest.approx([0.9, 0.6, 0.1])
@@ -221,12 +221,12 @@ def scene(count=3):
     for i in range(2):
         image = (60 + 20 * noise(f"dark{i}", 3, 64, 72)).byte()
         corner = (40 * noise(f"squares{i}", count, 2).abs()).floor()
-        found = torch.cat([corner, corner + 18], 1).float()
-        for j, (x, y, *_) in enumerate(found.int().tolist()):
+        actual = torch.cat([corner, corner + 18], 1).float()
+        for j, (x, y, *_) in enumerate(actual.int().tolist()):
             image[j % 3, y : y + 18, x : x + 18] = 230
-        shapes = [[b[[0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()] for b in found]
+        shapes = [[b[[0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()] for b in actual]
         images.append(image[:, : 64 - 8 * i])
-        targets.append(Target(found, torch.arange(count) % 3, shapes))
+        targets.append(Target(actual, torch.arange(count) % 3, shapes))
     return images, targets
 
 
@@ -260,10 +260,10 @@ def test_losses_fall_and_everything_learns(model, stem):
         assert history[-1][name] < 0.99 * history[0][name]
     assert history[-1]["loss_cls"] < 0.8 * history[0]["loss_cls"]
     net.eval()
-    found = net.detect(images, [(128, 144), (100, 100)])
-    assert all(isinstance(f, Detections) and len(f.boxes) == len(f.masks) for f in found)
-    assert found[0].masks.shape[1:] == (128, 144)
-    assert found[1].boxes.numel() == 0 or found[1].boxes.max() <= 100
+    detections = net.detect(images, [(128, 144), (100, 100)])
+    assert all(isinstance(f, Detections) and len(f.boxes) == len(f.masks) for f in detections)
+    assert detections[0].masks.shape[1:] == (128, 144)
+    assert detections[1].boxes.numel() == 0 or detections[1].boxes.max() <= 100
 
 
 @pytest.mark.parametrize("model", ["c4", "fpn"])

@@ -30,7 +30,7 @@ def detectron2():
 
 def compare(case, random=cases.permuted):
     """Both on the same weights, images and permutations, in single precision."""
-    mine = cases.run_ours(case, cases.ours(case), random)
+    mine = cases.run_native(case, cases.native_detector(case), random)
     theirs = official.run_official(case, official.official(case), random)
     assert mine.losses.keys() == theirs.losses.keys()
     for name, loss in theirs.losses.items():
@@ -44,7 +44,7 @@ def compare(case, random=cases.permuted):
     if not case.bare:
         norms = [g.norm().item() for g in theirs.gradient.values()]
         assert min(norms) > 0 and sum(norms) < float("inf")  # none is trivially equal
-    for a, b in zip(mine.found, theirs.found, strict=True):
+    for a, b in zip(mine.detections, theirs.detections, strict=True):
         assert len(b["boxes"]) > 5
         for kind in b:
             if b[kind] is not None:
@@ -86,21 +86,21 @@ def test_parameter_groups_are_detectron2s(detectron2, name):
     expected = {
         official.name(case.protocol.model, k): id(p) in spared for k, p in theirs.named_parameters()
     }
-    mine = cases.ours(case)
+    mine = cases.native_detector(case)
     decays = {
         id(p): (g["weight_decay"], g["lr"])
         for g in parameter_groups(mine, 0.1, 1e-4)
         for p in g["params"]
     }
-    found = {k: decays[id(p)] for k, p in mine.named_parameters()}
-    assert found == {k: (0.0 if spare else 1e-4, 0.1) for k, spare in expected.items()}
+    result = {k: decays[id(p)] for k, p in mine.named_parameters()}
+    assert result == {k: (0.0 if spare else 1e-4, 0.1) for k, spare in expected.items()}
 
 
 def golden(name):
     expected = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
     case = cases.GOLDEN[name]
-    found = cases.summary(cases.run_ours(case, cases.ours(case, torch.float64)))
-    far = cases.distances(found, expected)
+    actual = cases.summary(cases.run_native(case, cases.native_detector(case, torch.float64)))
+    far = cases.distances(actual, expected)
     print(name, {k: f"{v:.1e}" for k, v in far.items()})
     return far
 

@@ -189,8 +189,8 @@ def test_precise_bn_measures_and_none_does_not(run, tmp_path):
     a, b = (checkpoint.load(tmp_path / f, silent)["model"] for f in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)  # training is the same
     assert with_it.extra["train_loss"] == without.extra["train_loss"]
-    found = [(tmp_path / f / "predictions.json").read_bytes() for f in "ab"]
-    assert found[0] != found[1]  # what is measured with other statistics is not
+    result = [(tmp_path / f / "predictions.json").read_bytes() for f in "ab"]
+    assert result[0] != result[1]  # what is measured with other statistics is not
 
 
 def test_divergence_ends_the_candidate(run):

@@ -68,15 +68,15 @@ def test_voc_splits(tmp_path, sets, train, report):
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         ({}, "no VOC data set"),
         ({(2007, "trainval"): 1, (2012, "trainval"): 1}, "test.txt: missing"),
         ({(2010, "train"): 1, (2012, "train"): 1}, "which year"),
     ],
 )
-def test_voc_splits_refuses(tmp_path, sets, said):
-    with pytest.raises(ValueError, match=said):
+def test_voc_splits_refuses(tmp_path, sets, message):
+    with pytest.raises(ValueError, match=message):
         voc.splits(make_voc(tmp_path, sets))
 
 
@@ -114,10 +114,10 @@ def test_coco_is_sorted_by_id_with_contiguous_labels(coco):
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_coco_json_holds_what_the_file_holds(coco, split):
     content = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
-    found = read_coco(coco, split).coco_json()
+    result = read_coco(coco, split).coco_json()
     for part in ("annotations", "categories", "images"):
         given = sorted(content[part], key=lambda record: record["id"])
-        mine = sorted(found[part], key=lambda record: record["id"])
+        mine = sorted(result[part], key=lambda record: record["id"])
         for record in mine:
             if "file_name" in record:
                 record["file_name"] = record["file_name"].removeprefix(f"{split}/")

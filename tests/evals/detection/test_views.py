@@ -233,15 +233,15 @@ def test_views_are_detectron2s(data):
         record = {"file_name": str(data.root / scene.file), "height": scene.height,
                   "width": scene.width, "annotations": annotations}  # fmt: skip
         theirs = mapper(record)
-        ours = views.view(data.root, scene, short, 700, flip, masks)
-        assert torch.equal(ours.image, theirs["image"])  # to the level
+        actual = views.view(data.root, scene, short, 700, flip, masks)
+        assert torch.equal(actual.image, theirs["image"])  # to the level
         instances = theirs["instances"]
-        assert torch.equal(ours.boxes, instances.gt_boxes.tensor)
-        assert torch.equal(ours.labels, instances.gt_classes)
+        assert torch.equal(actual.boxes, instances.gt_boxes.tensor)
+        assert torch.equal(actual.labels, instances.gt_classes)
         if masks and len(instances):
             polygons = instances.gt_masks.polygons
-            assert len(polygons) == len(ours.polygons)
-            for mine, other in zip(ours.polygons, polygons, strict=True):
+            assert len(polygons) == len(actual.polygons)
+            for mine, other in zip(actual.polygons, polygons, strict=True):
                 assert all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
         tested = T.ResizeShortestEdge([short], 700, "choice")
         mapper = DatasetMapper(False, augmentations=[tested], image_format="RGB")

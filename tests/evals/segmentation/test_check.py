@@ -32,7 +32,7 @@ def test_every_damage_is_named(tmp_path: Path) -> None:
     lists = year / "ImageSets" / "Segmentation"
     names = (lists / "train.txt").read_text() + "train_007\nval_001\n"
     (lists / "train.txt").write_text(names)
-    found, notes = check.problems(root)
+    problems, notes = check.problems(root)
     expected = [
         "train_000.png: the mask is 12x10 px, its image ",
         "train_001.png: label 77 at x 3, y 2: allowed are 0 to 2 and 255",
@@ -44,8 +44,8 @@ def test_every_damage_is_named(tmp_path: Path) -> None:
         "1 pictures of val are in train too, first 'val_001'",
     ]
     for part in expected:
-        assert sum(part in problem for problem in found) == 1, (part, found)
-    assert len(found) == len(expected), found
+        assert sum(part in problem for problem in problems) == 1, (part, problems)
+    assert len(problems) == len(expected), problems
     assert len(notes) == 1 and "1 masks of train are all void" in notes[0]
     assert "train_006.png" in notes[0]
 
@@ -55,13 +55,13 @@ def test_a_split_without_labels(tmp_path: Path, split: str) -> None:
     root = devkit(tmp_path, train=2, val=2)
     for path in (root / "VOC2012" / "SegmentationClass").glob(f"{split}*.png"):
         write_mask(path, np.full(masks.mask(path).shape, 255))
-    found, _ = check.problems(root)
-    assert len(found) == 1 and f"no mask of {split} has a label" in found[0]
+    problems, _ = check.problems(root)
+    assert len(problems) == 1 and f"no mask of {split} has a label" in problems[0]
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    found, _ = check.problems(tmp_path)
-    assert len(found) == 1 and "expected VOC2012 in it" in found[0]
+    problems, _ = check.problems(tmp_path)
+    assert len(problems) == 1 and "expected VOC2012 in it" in problems[0]
 
 
 def split(root: Path, name: str) -> list[Path]:
@@ -76,21 +76,25 @@ def test_a_class_without_pixels(tmp_path: Path) -> None:
         labels = masks.mask(path).copy()
         labels[labels == 2] = 0
         write_mask(path, labels)
-    found, notes = check.problems(root)
-    assert found == [] and len(notes) == 1
+    problems, notes = check.problems(root)
+    assert problems == [] and len(notes) == 1
     assert "1 of 3 classes have no pixel in the masks of val: square (2); mIoU is" in notes[0]
     for path in split(root, "train"):
         labels = masks.mask(path).copy()
         labels[labels == 1] = 255
         write_mask(path, labels)
-    found, _ = check.problems(root)
-    assert len(found) == 1 and "no pixel in the masks of train: disc (1)" in found[0]
-    assert "label 255 is void and no class: in binary masks write 1, not 255" in found[0]
+    problems, _ = check.problems(root)
+    assert len(problems) == 1 and "no pixel in the masks of train: disc (1)" in problems[0]
+    assert "label 255 is void and no class: in binary masks write 1, not 255" in problems[0]
     (root / "VOC2012" / "labels.txt").unlink()
     for path in (root / "VOC2012" / "SegmentationClass").iterdir():
         write_mask(path, np.where(masks.mask(path) == 0, 0, 255), "L")
-    found, _ = check.problems(root)
-    assert len(found) == 1 and "there is one: background" in found[0] and "not 255" in found[0]
+    problems, _ = check.problems(root)
+    assert (
+        len(problems) == 1
+        and "there is one: background" in problems[0]
+        and "not 255" in problems[0]
+    )
 
 
 def palette_mask(path: Path, labels: np.ndarray, colours: list[tuple[int, int, int]]) -> None:
@@ -103,7 +107,7 @@ RED, GREEN, BLUE, BLACK, WHITE = (9, 0, 0), (0, 9, 0), (0, 0, 9), (0, 0, 0), (22
 
 
 @pytest.mark.parametrize(
-    ("others", "said"),
+    ("others", "message"),
     [
         ([BLUE, RED, GREEN], None),  # colours of one's own
         ([BLUE, RED, RED], None),  # that do not tell labels apart
@@ -111,15 +115,15 @@ RED, GREEN, BLUE, BLACK, WHITE = (9, 0, 0), (0, 9, 0), (0, 0, 9), (0, 0, 0), (22
         ([WHITE, RED, GREEN], "train_001.png: the palette gives label 0 the colour of void"),
     ],
 )
-def test_palettes_that_were_reordered(tmp_path: Path, others: list, said: str | None) -> None:
+def test_palettes_that_were_reordered(tmp_path: Path, others: list, message: str | None) -> None:
     root = devkit(tmp_path, train=3, val=2)
     for path in (root / "VOC2012" / "SegmentationClass").iterdir():
         labels = masks.mask(path)
         labels = np.where(labels == 255, 0, labels)
         palette_mask(path, labels, others if "train_001" in path.name else [BLUE, RED, GREEN])
-    found, notes = check.problems(root)
+    problems, notes = check.problems(root)
     assert notes == []
-    assert found == [] if said is None else len(found) == 1 and said in found[0]
+    assert problems == [] if message is None else len(problems) == 1 and message in problems[0]
 
 
 def test_pascals_colours_of_other_labels_in_every_mask(tmp_path: Path) -> None:
@@ -128,8 +132,8 @@ def test_pascals_colours_of_other_labels_in_every_mask(tmp_path: Path) -> None:
         labels = masks.mask(path)
         labels = np.where(labels == 255, 0, labels)
         palette_mask(path, labels, [BLACK, (0, 128, 0), (128, 0, 0)])
-    found, notes = check.problems(root)
-    assert found == [] and len(notes) == 1
+    problems, notes = check.problems(root)
+    assert problems == [] and len(notes) == 1
     assert "labels have PASCAL's colours of other labels (1 that of 2, 2 that of 1)" in notes[0]
 
 
@@ -141,8 +145,8 @@ def test_a_mask_of_the_stored_pixels(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert image.width != image.height
         image.save(path, exif=exif)
-    found, _ = check.problems(root)
-    assert len(found) == 1 and found[0].startswith(f"{path}: is turned by its EXIF tag, but")
+    problems, _ = check.problems(root)
+    assert len(problems) == 1 and problems[0].startswith(f"{path}: is turned by its EXIF tag, but")
 
 
 @pytest.mark.parametrize("place", ["JPEGImages/train_001.jpg", "SegmentationClass/train_001.png"])
@@ -160,8 +164,8 @@ def test_files_that_would_hang(tmp_path: Path, place: str, make, reason: str) ->
     path = root / "VOC2012" / place
     path.unlink()
     make(path)
-    found, _ = check.problems(root)
-    assert len(found) == 1 and re.match(f"{re.escape(str(path))}: .*({reason})", found[0])
+    problems, _ = check.problems(root)
+    assert len(problems) == 1 and re.match(f"{re.escape(str(path))}: .*({reason})", problems[0])
 
 
 def test_images_and_masks_with_other_extensions_and_spaces_in_their_names(tmp_path: Path) -> None:
@@ -184,5 +188,5 @@ def test_images_and_masks_with_other_extensions_and_spaces_in_their_names(tmp_pa
     with Image.open(path) as image:
         image.convert("L").save(path.with_suffix(".jpg"))
     path.unlink()
-    found, _ = check.problems(root)
-    assert len(found) == 1 and "a JPEG as mask: its compression changes labels" in found[0]
+    problems, _ = check.problems(root)
+    assert len(problems) == 1 and "a JPEG as mask: its compression changes labels" in problems[0]

@@ -10,9 +10,9 @@ from tests.evals.segmentation.making import TINY
 
 def taken(splits, count: int, **more):
     batches = loader.training_batches(splits.train, TINY, **{"seed": 0, **more})
-    found = list(islice(batches, count))
+    result = list(islice(batches, count))
     batches.close()
-    return found
+    return result
 
 
 def same(a, b) -> bool:
@@ -48,8 +48,8 @@ def test_each_picture_once_a_permutation() -> None:
 
 def test_test_images_in_order(splits) -> None:
     for workers in (0, 2):
-        found = list(loader.test_images(splits.report, TINY, workers, [2, 0]))
-        for (image, labels), place in zip(found, (2, 0), strict=True):
+        batches = list(loader.test_images(splits.report, TINY, workers, [2, 0]))
+        for (image, labels), place in zip(batches, (2, 0), strict=True):
             pixels, truth = data.pair(splits.report, place)
             assert torch.equal(image, torch.from_numpy(views.test_view(pixels, TINY)))
             assert (labels == truth).all()

@@ -206,8 +206,8 @@ def test_trains_measures_and_stops(train, splits, tmp_path, monkeypatch) -> None
     for place, name in enumerate(splits.report.names()):
         with Image.open(tmp_path / "run" / "predictions" / f"{name}.png") as image:
             total += metric.confusion(np.array(image), data.pair(splits.report, place)[1], 3)
-    ours = metric.scores(total, splits.train.classes)
-    assert outcome.metrics["miou"] == pytest.approx(ours["miou"], abs=1e-4)
+    actual = metric.scores(total, splits.train.classes)
+    assert outcome.metrics["miou"] == pytest.approx(actual["miou"], abs=1e-4)
     again = train()  # nothing is left to train
     assert again.metrics == outcome.metrics
 
@@ -241,8 +241,8 @@ def test_predictions_are_written_by_their_own_names(tmp_path) -> None:
         sample = {"pred_sem_seg": labels, "gt_sem_seg": labels}
         judge.process({}, [{**sample, "img_path": image, "seg_map_path": mask}])
     for n in range(2):
-        found = masks.mask(tmp_path / "predictions" / f"picture{n}.png")
-        assert found.shape == (6, 9) and (found == n).all()
+        result = masks.mask(tmp_path / "predictions" / f"picture{n}.png")
+        assert result.shape == (6, 9) and (result == n).all()
 
 
 @needed

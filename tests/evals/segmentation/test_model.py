@@ -14,13 +14,13 @@ from tests.evals.segmentation.making import TINY
 
 def test_dilated_resnet50_is_torchvisions() -> None:
     torch.manual_seed(0)
-    ours = model.dilated(backbone.build(Backbone())).eval()
+    actual = model.dilated(backbone.build(Backbone())).eval()
     theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs.load_state_dict(actual.state_dict(), strict=False)
     x = torch.randn(1, 3, 64, 64)
     theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
     with torch.no_grad():
-        assert torch.equal(ours(x).flatten(1), theirs.eval()(x))
+        assert torch.equal(actual(x).flatten(1), theirs.eval()(x))
 
 
 @pytest.mark.parametrize(("stem", "stride"), [("imagenet", 8), ("small", 4), ("cifar", 2)])

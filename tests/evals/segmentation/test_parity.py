@@ -53,12 +53,12 @@ def both(spec, width, aux):
 
     protocol = change(TINY, {"head_width": width, "aux_width": aux, "crop": SIDE})
     torch.manual_seed(0)
-    ours = Segmenter(protocol, spec, COUNT)
-    for module in ours.modules():  # what starts at 0 and 1 hides mistakes
+    actual = Segmenter(protocol, spec, COUNT)
+    for module in actual.modules():  # what starts at 0 and 1 hides mistakes
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.2, 0.2)
-    torch.nn.init.normal_(ours.decode_head.conv_seg.weight, std=0.2)
+    torch.nn.init.normal_(actual.decode_head.conv_seg.weight, std=0.2)
     if spec == Backbone():
         settings = published().model
         settings.backbone.type, settings.pretrained = "ResNet", None
@@ -68,8 +68,8 @@ def both(spec, width, aux):
     else:
         settings = ConfigDict(mmseg_config.model(protocol, spec, COUNT))
     theirs = MODELS.build(settings)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours.train(), theirs.train()
+    theirs.load_state_dict(actual.state_dict(), strict=True)
+    return actual.train(), theirs.train()
 
 
 def batch():
@@ -96,10 +96,10 @@ def their_losses(theirs, images, labels):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_loss_gradients_and_logits_equal(theirs_parts, name: str) -> None:
-    ours, theirs = both(*SPECS[name])
+    actual, theirs = both(*SPECS[name])
     images, labels = batch()
     torch.manual_seed(3)  # dropout
-    mine = ours(images, labels)
+    mine = actual(images, labels)
     sum(mine.values()).backward()
     torch.manual_seed(3)
     losses = their_losses(theirs, images, labels)
@@ -107,18 +107,18 @@ def test_loss_gradients_and_logits_equal(theirs_parts, name: str) -> None:
     for key, value in mine.items():
         assert abs(value.item() - losses[key].item()) <= 1e-6
     gradients = dict(theirs.named_parameters())
-    for key, p in ours.named_parameters():
+    for key, p in actual.named_parameters():
         assert p.grad is not None and float(p.grad.abs().max()) > 0, key
         assert float((p.grad - gradients[key].grad).abs().max()) <= 1e-6, key
-    ours.eval()
+    actual.eval()
     theirs.eval()
     size = (81, 50)
     sample = {"inputs": [images[0].flip(-1).permute(2, 0, 1)], "data_samples": [_sample(size)]}
     with torch.no_grad():
-        found = theirs.test_step(sample)[0]
-        logits = ours.logits(images[:1], size)[0]
-    assert float((logits - found.seg_logits.data).abs().max()) <= 1e-6 * float(logits.abs().max())
-    assert torch.equal(ours.predict(images[0], size).long(), found.pred_sem_seg.data[0])
+        result = theirs.test_step(sample)[0]
+        logits = actual.logits(images[:1], size)[0]
+    assert float((logits - result.seg_logits.data).abs().max()) <= 1e-6 * float(logits.abs().max())
+    assert torch.equal(actual.predict(images[0], size).long(), result.pred_sem_seg.data[0])
 
 
 def _sample(size):
@@ -128,7 +128,7 @@ def _sample(size):
 
 
 def test_parity_sees_a_mean_over_labelled_pixels_only(theirs_parts, monkeypatch) -> None:
-    ours, theirs = both(*SPECS["r18 small stem"])
+    actual, theirs = both(*SPECS["r18 small stem"])
     images, labels = batch()
     monkeypatch.setattr(
         model,
@@ -138,7 +138,7 @@ def test_parity_sees_a_mean_over_labelled_pixels_only(theirs_parts, monkeypatch)
         ),
     )
     torch.manual_seed(3)
-    mine = ours(images, labels)
+    mine = actual(images, labels)
     torch.manual_seed(3)
     losses = their_losses(theirs, images, labels)
     assert abs(mine["decode.loss_ce"].item() - losses["decode.loss_ce"].item()) > 0.1
@@ -277,7 +277,7 @@ def test_the_rendered_configuration_is_the_published_one(theirs_parts, tmp_path:
 
     protocol = PROTOCOLS["voc12_seg_fcn_d8"]
     theirs = published()
-    ours = mmseg_config.training(
+    actual = mmseg_config.training(
         protocol,
         (0.01, 5e-4),
         Backbone(),
@@ -289,7 +289,7 @@ def test_the_rendered_configuration_is_the_published_one(theirs_parts, tmp_path:
         world=4,
         cuda=True,
     )
-    network, expected = ours["model"], theirs.model.to_dict()
+    network, expected = actual["model"], theirs.model.to_dict()
     assert network["backbone"].pop("type") == "ResNet"
     assert expected["backbone"].pop("type") == "ResNetV1c"  # the plain stem is the paper's
     del network["backbone"]["init_cfg"], expected["pretrained"]
@@ -297,13 +297,13 @@ def test_the_rendered_configuration_is_the_published_one(theirs_parts, tmp_path:
         assert network["backbone"].pop(key) == 64
     assert network == expected
     dataset = theirs.train_dataloader.dataset.datasets[0]
-    assert ours["train_dataloader"]["dataset"]["pipeline"] == dataset.to_dict()["pipeline"]
-    assert ours["train_dataloader"]["batch_size"] == theirs.train_dataloader.batch_size
-    assert ours["train_dataloader"]["sampler"] == theirs.train_dataloader.sampler
+    assert actual["train_dataloader"]["dataset"]["pipeline"] == dataset.to_dict()["pipeline"]
+    assert actual["train_dataloader"]["batch_size"] == theirs.train_dataloader.batch_size
+    assert actual["train_dataloader"]["sampler"] == theirs.train_dataloader.sampler
     for key in ("optim_wrapper", "param_scheduler"):
-        assert ours[key] == theirs.to_dict()[key]
+        assert actual[key] == theirs.to_dict()[key]
     tests = mmseg_config.testing(
-        ours, protocol, lists.CLASSES, pictures=tmp_path, checkpoint=tmp_path
+        actual, protocol, lists.CLASSES, pictures=tmp_path, checkpoint=tmp_path
     )
     pipeline = theirs.test_dataloader.to_dict()["dataset"]["pipeline"]
     assert tests["test_dataloader"]["dataset"]["pipeline"] == pipeline

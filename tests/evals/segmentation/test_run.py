@@ -44,9 +44,9 @@ def test_learns_and_writes_its_predictions(train, splits, tmp_path) -> None:
         with Image.open(tmp_path / "run" / "predictions" / f"{name}.png") as image:
             given = np.array(image)
         _, truth = data.pair(splits.report, place)
-        one = metric.confusion(given, truth, 3)
-        assert (one == counts["confusion"][place]).all()
-        total += one
+        entry = metric.confusion(given, truth, 3)
+        assert (entry == counts["confusion"][place]).all()
+        total += entry
     assert metric.scores(total, splits.train.classes)["miou"] == outcome.metrics["miou"]
 
 
@@ -96,17 +96,17 @@ def test_rates(lr: float) -> None:
     rates = [lr * run.lr_factor(protocol, lr, step) for step in range(11)]
     assert rates[0] == pytest.approx(lr) and rates[-1] == pytest.approx(1e-4)
     assert rates[5] == pytest.approx((lr - 1e-4) * 0.5**0.9 + 1e-4)
-    one = change(TINY, {"steps": 1})
-    assert run.lr_factor(one, lr, 0) == pytest.approx(1)
+    entry = change(TINY, {"steps": 1})
+    assert run.lr_factor(entry, lr, 0) == pytest.approx(1)
 
 
 def test_bad_input_is_refused(train, splits, small_backbone, tmp_path) -> None:
     other = replace(splits.report, classes=("background", "disc"))
     with pytest.raises(ValueError, match="classes of the report split differ"):
         train(splits=replace(splits, report=other))
-    one = [replace(part, classes=("background",)) for part in (splits.train, splits.report)]
+    entry = [replace(part, classes=("background",)) for part in (splits.train, splits.report)]
     with pytest.raises(ValueError, match="at least two classes"):
-        train(splits=replace(splits, train=one[0], select=None, report=one[1]))
+        train(splits=replace(splits, train=entry[0], select=None, report=entry[1]))
     write_mask(tmp_path / "void.png", np.full((60, 80), 255))
     void = replace(splits.select, root=tmp_path, pairs=(("any.jpg", "void.png"),))
     for engine in ("native", "mmseg"):
