@@ -134,7 +134,7 @@ def test_the_core_imports_no_wing() -> None:
 
 
 def test_nobody_imports_a_verb() -> None:
-    """Only the command line does, by the name that was asked for."""
+    """Only the command line does, by the name that was requested."""
     verbs = "lewel_bench.harness.verbs."
     assert not [m for m, names in IMPORTS.items() for name, _ in names if name.startswith(verbs)]
 

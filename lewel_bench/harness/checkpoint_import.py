@@ -73,8 +73,8 @@ def _label(workspace: Workspace, source: Import, store: Store) -> dict[str, Any]
     recipes = workspace.catalog.recipes
     if not NAME.fullmatch(name) or name in recipes or name in workspace.catalog.families:
         raise ValueError(
-            f"--name {name}: give letters, digits, dots and dashes, and no name of a recipe or a "
-            "method: moco-official"
+            f"--name {name}: use letters, digits, dots and dashes, and not the name of a recipe "
+            "or method: moco-official"
         )
     if recipe and recipe not in recipes:
         raise ValueError(unknown("recipe", recipe, recipes))
@@ -105,7 +105,7 @@ def _identity(workspace: Workspace, source: Import, store: Store) -> "tuple[str,
                 f"{unknown('imported checkpoint', name, known)}. To import one: --checkpoint FILE"
             )
         if path is not None:
-            print(f"{path} is gone: going on with what was imported as {name}", file=sys.stderr)
+            print(f"{path} is missing: using the checkpoint imported as {name}", file=sys.stderr)
         return known[name].key, None
     from lewel_bench.evals.checkpoints import reading
 
@@ -115,10 +115,13 @@ def _identity(workspace: Workspace, source: Import, store: Store) -> "tuple[str,
     for other in known.values():
         if other.name == name and other.key != key:
             raise ValueError(
-                f"--name {name} is another checkpoint's here (record {other.key}): choose another"
+                f"--name {name} is already used for another checkpoint (record {other.key}): "
+                "choose another name"
             )
         if other.name != name and other.key == key:
-            raise ValueError(f"these weights are here as {other.name}: --name {other.name}")
+            raise ValueError(
+                f"these weights were imported as {other.name}: use --name {other.name}"
+            )
     return key, imported
 
 
@@ -134,7 +137,7 @@ def _spec(imported: "Reading") -> dict[str, Any]:
 
 def _say(imported: "Reading", name: str) -> None:
     others = [network for network in imported.networks if network != imported.network]
-    more = f" (it also holds {', '.join(others)}: --network)" if others else ""
+    more = f" (other networks in the file: {', '.join(others)}: --network)" if others else ""
     print(
         f"{name}: {imported.format}, network {imported.network}{more}: {imported.spec.arch}, stem "
         f"{imported.spec.stem}, width {imported.spec.width}; "
@@ -142,8 +145,8 @@ def _say(imported: "Reading", name: str) -> None:
         f"{imported.aside} of heads skipped; weights sha256 {imported.tensors[:12]}"
     )
     if not imported.pixels.usual:
-        mean = ", its mean taken off by the network" if imported.pixels.other_mean else ""
-        print(f"  trained on {imported.pixels}: put into its first convolution{mean}")
+        mean = ", and the mean is subtracted by the network" if imported.pixels.other_mean else ""
+        print(f"  trained on {imported.pixels}: folded into the first convolution{mean}")
     if imported.guessed:
         print(f"  {imported.guessed}")
 
@@ -164,7 +167,7 @@ def _bring(
     settings, folder = machine_settings(compute, workspace.site), workspace.root / key
     assert source.checkpoint
     if compute.dry_run:
-        print("  --dry-run: not proved, nothing written")
+        print("  --dry-run: sanity check skipped, nothing written")
         return
     check_writable(workspace.root)
     started = datetime.now(UTC)
@@ -177,7 +180,7 @@ def _bring(
         listed = "\n".join(f"  {warning}" for warning in proof.warnings)
         raise ValueError(
             f"{source.checkpoint}: this does not look like a trained network, or was read "
-            f"wrongly:\n{listed}\nNothing was queued; --force evaluates it all the same"
+            f"wrongly:\n{listed}\nNothing was queued; --force evaluates it anyway"
         )
     for warning in proof.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -236,8 +239,8 @@ def _restored(folder: Path, imported: "Reading", made: Record) -> None:
         checkpoint.write_backbone(temporary, imported.state, checkpoint.header_of(imported.spec))
         if checkpoint.sha256(temporary) != made.checkpoint.sha256:
             raise ValueError(
-                f"{folder / FILE} is missing, and this checkpoint makes another file of the same "
-                f"weights: remove {folder} to import it anew"
+                f"{folder / FILE} is missing, and this checkpoint produces a different file of the "
+                f"same weights: remove {folder} to import it again"
             )
 
 

@@ -26,7 +26,7 @@ def write(
     if to not in export.FORMATS:
         raise ValueError(unknown("format", to, export.FORMATS))
     if out.suffix != (suffix := export.FORMATS[to].suffix):
-        raise ValueError(f"{out}: {to} knows such a file by the ending {suffix}")
+        raise ValueError(f"{out}: {to} files must end in {suffix}")
     for path in (out, card_path):
         if path.is_dir():
             raise ValueError(f"{path} is a folder: name a file")
@@ -61,7 +61,7 @@ def find(store: Store, text: str) -> Record:
     if text in store.records:
         before = ", ".join(key for key in store.records[text].upstream if key in having)
         raise ValueError(
-            f"{text} is {store.records[text].name}, which left no backbone: take {before}"
+            f"{text} is {store.records[text].name}, which has no backbone: use {before}"
         )
     named = [record for record in having.values() if record.name == text]
     if not named:
@@ -85,7 +85,7 @@ def backbone(root: Path, run: Record) -> tuple[export.State, Backbone]:
     assert run.checkpoint is not None
     path = root / run.key / run.checkpoint.file
     if not path.exists():
-        raise ValueError(f"{missing_weights_message(path)} (it was made by: {run.command})")
+        raise ValueError(f"{missing_weights_message(path)} (computed by: {run.command})")
     if checkpoint.sha256(path) != run.checkpoint.sha256:
-        raise ValueError(f"{path} is not the file that its record names: its hash differs")
+        raise ValueError(f"{path} does not match its record (hash mismatch)")
     return checkpoint.read_network(path)

@@ -18,7 +18,7 @@ RESUMED = (
 )
 WEIGHTS = ("*.safetensors",)
 AT_WORK = ("running", "queued", "stuck")
-TORN = "a write that was killed"
+TORN = "incomplete write"
 DATA = "data"  # whose data sets of many files are not walked through
 
 
@@ -50,12 +50,14 @@ def _of(folder: Path, job: JobState) -> Iterator[Waste]:
         return
     yield from _torn(folder)
     if job.state in ("done", "stale"):
-        yield from _matching(folder, RESUMED, "its job is done" if job.state == "done" else STALE)
+        yield from _matching(
+            folder, RESUMED, "its job is finished" if job.state == "done" else STALE
+        )
     if job.state == "stale":
         yield from _matching(folder, WEIGHTS, STALE)
 
 
-STALE = "its settings mean something else now"
+STALE = "stale: its settings have changed meaning"
 
 
 def _torn(folder: Path, *, deep: bool = True) -> Iterator[Waste]:
@@ -70,7 +72,7 @@ def _unfinished(data: Path) -> Iterator[Waste]:
     for folder in data.glob(".*.partial"):
         if not is_held(folder.with_suffix(".lock")):
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            yield Waste(folder, size, "data that was being made")
+            yield Waste(folder, size, "incomplete generated data")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...], why: str) -> Iterator[Waste]:

@@ -149,7 +149,7 @@ def _checkpoints() -> Listing:
         reported = ", ".join(f"{what} {value:g}" for what, value in checkpoint.reported.items())
         epochs = str(checkpoint.epochs) if checkpoint.epochs else "not stated"
         stands = (checkpoint.recipe or "–", fills(checkpoint.recipe) or "–")
-        file = checkpoint.file or "behind the link"
+        file = checkpoint.file or "see the link"
         facts = (checkpoint.licence, checkpoint.note, checkpoint.url, checkpoint.source)
         rows.append((checkpoint.name, checkpoint.label, epochs, file, reported, *stands, *facts))
     return (

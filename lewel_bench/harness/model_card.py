@@ -96,7 +96,7 @@ def _imported(run: Record) -> list[str]:
             "trained on pixels",
             _text(f"{pixels['order']}, mean {pixels['mean']}, std {pixels['std']}"),
         ),
-        ("taken for granted", _text(str(of.get("guessed") or "nothing"))),
+        ("assumed", _text(str(of.get("guessed") or "nothing"))),
         ("proof", _text("; ".join(run.warnings)) or "passed"),
     ]
     if listed:
@@ -130,7 +130,7 @@ def _measured(store: Store, run: Record, suite: str) -> Iterator[str]:
         yield "No evaluation has finished."
         return
     if suite not in ("", "paper"):
-        yield f"Numbers of the suite {_text(suite)} cannot be held against the paper's."
+        yield f"Numbers of the suite {_text(suite)} cannot be compared with the paper's."
         yield ""
     yield from _table(("evaluation", "seed", "metric", "value", "tested on", "record"), rows)
     if elsewhere := conflict_messages(store, {key for *_, key in rows}):

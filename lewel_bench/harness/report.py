@@ -31,7 +31,7 @@ def write(board: Board, out: Path, *, force: bool = False) -> None:
     """Write the report of a board to `out`, atomically. Raises ValueError where another file than a
     report of ours would be replaced without `force`."""
     if not force and out.exists() and not _is_report(out):
-        raise ValueError(f"{out} is no report of lewel-bench: name another file, or add --force")
+        raise ValueError(f"{out} is not a lewel-bench report: name another file, or add --force")
     write_atomically(out, report(gather(board, out.parent)))
 
 

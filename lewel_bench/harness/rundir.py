@@ -205,7 +205,9 @@ class RunDir:
             lock.acquire()
         except PermissionError as error:  # the locks of the jobs exclude others all the same
             place = f"{folder}: {error.strerror}"
-            print(f"note: {place}: other users do not see which jobs wait here", file=sys.stderr)
+            print(
+                f"note: {place}: other users cannot see which jobs are queued here", file=sys.stderr
+            )
             yield
             return
         try:
@@ -244,7 +246,7 @@ def has_sha256(path: Path, digest: str) -> bool:
 def missing_weights_message(weights: Path) -> str:
     """The error about the weights of a finished run that are not in its folder."""
     return (
-        f"{weights} is missing, but its record is here. If it came with a bundle, ask for one "
+        f"{weights} is missing, although its record exists. If it came with a bundle, ask for one "
         f"with --weights; to pre-train it again remove {weights.parent}"
     )
 

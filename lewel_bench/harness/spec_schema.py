@@ -137,7 +137,7 @@ def check(record: Record, path: Path) -> None:
     _holds(OUTCOMES.get(record.kind, _Outcome), record.outcome, f"{path}: outcome")
     _holds(_Environment, record.environment, f"{path}: environment")
     if record.kind in ("pretrain", "import") and record.checkpoint is None:
-        raise ValueError(f"{path}: checkpoint: it names no backbone")
+        raise ValueError(f"{path}: checkpoint: no backbone is named")
 
 
 def is_job(content: dict[str, Any]) -> bool:

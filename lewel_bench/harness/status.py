@@ -133,14 +133,14 @@ def _state(
     if (LOCK in names_in_folder or WORK in names_in_folder) and folder.is_locked():
         return "running", ", ".join(filter(None, (str(done), done.left))) if done else ""
     if key in waiting:
-        return "queued", "waits for the jobs before it"
+        return "queued", "waiting for earlier jobs"
     if spec.get("stale"):
         return "stale", spec["stale"]
     if FAILURE in names_in_folder and (failure := read_json(folder.failure)):
-        return "failed", str(failure.get("message", "no reason was written"))
+        return "failed", str(failure.get("message", "no reason was recorded"))
     if any(fnmatch(name, CRASH) for name in names_in_folder) and (reason := folder.crash_message()):
         return "failed", reason
-    return "missing", f"interrupted at {done}; run again to go on" if done else "not started"
+    return "missing", f"interrupted at {done}; run again to resume" if done else "not started"
 
 
 def _specs(

@@ -78,7 +78,7 @@ def published() -> dict[str, Published]:
 
 
 def differences(record: Record, before: Record | None, expected: Expected) -> tuple[str, ...]:
-    """Why the number of an evaluation cannot be held against the paper's; empty where it can.
+    """Why the number of an evaluation cannot be compared with the paper's; empty where it can.
     `before` is the record of its backbone: of a pre-training, or of an imported checkpoint."""
     return (
         *_data(record, expected.protocol_data, {"train": "trained", "report": "tested"}),
@@ -89,7 +89,7 @@ def differences(record: Record, before: Record | None, expected: Expected) -> tu
 
 
 def cost_differences(record: Record, recipe: Mapping[str, Any], data: str) -> tuple[str, ...]:
-    """Why what a pre-training cost cannot be held against the paper's `recipe` on the data set
+    """Why what a pre-training cost cannot be compared with the paper's `recipe` on the data set
     `data`; its length does not matter, as an epoch takes as long in a short one."""
     return tuple(_pretraining(record, recipe, data, {"epochs", "schedule"}))
 

@@ -26,7 +26,7 @@ class Slot:
     ("pretrain 3f2a9c01b7de missing"); `command` fills the slot. `setting` says how it is measured
     (protocol, engine, selection rule; for a cost the machine): numbers of two settings are never
     averaged. `where` names data and network for a title. `incomparable` says why the number of a
-    done run cannot be held against the paper's, `caveats` what else a reader must know about it.
+    done run cannot be compared with the paper's, `caveats` what else a reader must know about it.
     `baseline` is the key of the run that an overhead is over."""
 
     key: str

@@ -135,7 +135,7 @@ def as_dict(filled: FilledTable) -> dict[str, Any]:
     """What `--format json` prints, as plain data (several tables make a list of these).
 
     With "comparable" false, published values are for orientation only; a cell says in
-    "incomparable" why its number cannot be held against the paper's.
+    "incomparable" why its number cannot be compared with the paper's.
     """
     rows = []
     for row in filled.table.rows:

@@ -51,7 +51,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--root", "/proc/none"], "cannot write to the run root /proc/none"),
         ([*RUN, "--set", "linear_lars.epochs=0"], "linear_lars: epochs"),
         ([*RUN, "--jobs", "0"], "jobs"),
-        ([*RUN, "--jobs", "2", "--processes", "2"], "among jobs of one process"),
+        ([*RUN, "--jobs", "2", "--processes", "2"], "among single-process jobs"),
         ([*RUN, "--jobs", "2", "--cluster", "a100"], "--jobs is for this machine"),
         ([*RUN, "--processes", "2", "--cluster", "a100"], "a cluster's profile has tasks_per_node"),
         ([*RUN, "--device", "coda", "--cluster", "a100"], "use cpu, cuda or cuda:N"),

@@ -17,8 +17,8 @@ def test_one_that_cannot_start_is_named(capsys: pytest.CaptureFixture[str]) -> N
         while not output and time.monotonic() < until:
             time.sleep(0.1)
             output = capsys.readouterr().err
-    assert output.startswith("one of the processes of --jobs could not start: lewel-bench: unknown")
-    assert "Did you mean 'lewel_b'" in output and "The others go on" in output
+    assert output.startswith("a worker process of --jobs could not start: lewel-bench: unknown")
+    assert "Did you mean 'lewel_b'" in output and "The others continue" in output
 
 
 def test_one_that_ends_with_the_run_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,9 +169,9 @@ def test_a_probe_says_what_its_steps_cannot_know(tmp_path: Path) -> None:
         bases[methods] = estimator.cost(job).basis
     plain = "probe of 50 steps here"
     assert bases == {
-        "pcl_200ep": f"{plain}; dearer from epoch 1 on",  # clusters
+        "pcl_200ep": f"{plain}; slower from epoch 1 on",  # clusters
         "swav_200ep": plain,
-        "swav_b256_200ep": f"{plain}; dearer from epoch 1 on",  # its queue
+        "swav_b256_200ep": f"{plain}; slower from epoch 1 on",  # its queue
         "moco_v2_200ep": plain,
     }
 
@@ -187,12 +187,12 @@ def test_what_costs_otherwise_is_told_apart(tmp_path: Path) -> None:
     assert bases("moco_v2_symmetric_200ep") == ["1 of its method here", "1 like it here"]
     assert bases("moco_v2_200ep", args__tau=0.3) == ["1 of its method here", "1 like it here"]
     assert bases("swav_200ep") == ["1 of other methods here", "1 like it here"]
-    unknown = "unknown: add --probe 50, or run one like it"
+    unknown = "unknown: add --probe 50, or finish a comparable run"
     assert bases("moco_v2_200ep", backbone__width=32) == [unknown] * 2
     assert bases("moco_v2_200ep", linear_lars__refit=True) == ["1 like it here", unknown]
     assert bases("moco_v2_200ep", linear_lars__batch=32) == [
         "1 like it here",
-        "1 about like it here",
+        "1 similar here",
     ]
 
 
@@ -302,10 +302,10 @@ def test_a_budget_takes_short_schedules_and_shared_pre_trainings_first(tmp_path:
     assert sorted(taken(3.5)) == sorted(short) == sorted(taken(8))
     assert ("400ep", "knn") in taken(12) and ("400ep", "linear_lars") not in taken(12)
     assert len(taken(13)) == 6
-    with pytest.raises(ValueError, match=r"less than the cheapest cell takes, about 2\.5"):
+    with pytest.raises(ValueError, match=r"the cheapest cell needs about 2\.5"):
         taken(2.4)
     assert budget.affordable([], estimator, 1) == []  # all is done
-    with pytest.raises(ValueError, match="the first is moco_v2_400ep: add --probe"):
+    with pytest.raises(ValueError, match="such as moco_v2_400ep: add --probe"):
         budget.affordable(jobs, Estimator({}), 100)
 
 
@@ -357,7 +357,7 @@ def test_the_same_command_goes_on_with_the_same_cells(tmp_path: Path) -> None:
 def test_a_job_whose_need_nobody_computes_fails_at_once(tmp_path: Path) -> None:
     _, final = jobs_of(tmp_path, "moco_v2_200ep")
     runner = local.Runner([final], tmp_path, MachineSettings(), lambda job: silent, print)
-    with pytest.raises(local.Unfinished, match=r"it needs \w+, which has no record and is not to"):
+    with pytest.raises(local.Unfinished, match=r"it needs \w+, which has no record and is not"):
         runner.run()
 
 

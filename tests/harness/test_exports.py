@@ -56,7 +56,7 @@ def test_a_card_says_what_the_file_is(made: tuple[Path, str], tmp_path: Path) ->
     assert f"sha256 of this file: {checkpoint.sha256(out)}" in card
     assert "| train | shapes | 2,592 | f1f2 |" in card
     assert "| linear_lars of lewel_m_200ep | 0 | top1 | 41.25 | 50,000 images of 1,000 " in card
-    assert "cannot be held against the paper's" in card
+    assert "cannot be compared with the paper's" in card
     recipe = json.loads(card.split("```json\n")[1].split("```")[0])
     assert record.key(recipe) == key
 
@@ -90,7 +90,7 @@ def test_nothing_is_replaced_unless_asked(made: tuple[Path, str], tmp_path: Path
         ("moco_v2_200ep", "a.safetensors", "safetensors", "2 runs are named moco_v2_200ep: choose"),
         ("lewel_m_20ep", "a.safetensors", "safetensors", "Did you mean 'lewel_m_200ep'?"),
         ("lewel_m_200ep", "a.safetensors", "tim", "unknown format 'tim'. Did you mean 'timm'?"),
-        ("lewel_m_200ep", "a.pth", "timm", "timm knows such a file by the ending .safetensors"),
+        ("lewel_m_200ep", "a.pth", "timm", "timm files must end in .safetensors"),
         ("lewel_m_200ep", "a.safetensors", "timm", "timm has no resnet18 of stem small"),
         ("lewel_m_200ep", "no/a.pth", "torchvision", "there is no folder"),
     ],
@@ -116,7 +116,7 @@ def test_an_evaluation_names_its_pretraining(
     root, key = made
     (final,) = (p.parent.name for p in root.glob(f"*/{record.NAME}") if _evaluates(p, key))
     assert export(root, final, tmp_path / "a.pth", "--to", "detectron2") == 2
-    assert f"left no backbone: take {key}" in capsys.readouterr().err
+    assert f"has no backbone: use {key}" in capsys.readouterr().err
 
 
 def _evaluates(path: Path, key: str) -> bool:
@@ -131,7 +131,7 @@ def test_another_file_than_the_record_names_is_refused(
     with open(root / key / "backbone.safetensors", "ab") as file:
         file.write(b"x")
     assert export(root, key, tmp_path / "a.safetensors", "--to", "safetensors") == 2
-    assert "its hash differs" in capsys.readouterr().err
+    assert "hash mismatch" in capsys.readouterr().err
     (root / key / "backbone.safetensors").unlink()
     assert export(root, key, tmp_path / "a.safetensors", "--to", "safetensors") == 2
-    assert "is missing, but its record is here" in capsys.readouterr().err
+    assert "is missing, although its record exists" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_figure_3a_has_the_means_of_the_records(tmp_path: Path) -> None:
     assert "‘when β is too small (e.g., ≤ 0.3)" in chart.notes[0]
     assert any("prints no numbers" in n and "82.1" in n and "not drawn" in n for n in chart.notes)
     assert chart.notes[-1] == (
-        "Not (or not with all seeds) measured: IN-100 top-1 at 0, 0.1, 0.7, 0.9, 1; "
+        "Not measured (with all seeds): IN-100 top-1 at 0, 0.1, 0.7, 0.9, 1; "
         "VOC12 mIoU at 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1."
     )
     assert "lewel_m_beta000_in100_240ep" in command
@@ -209,7 +209,7 @@ def test_curves_of_candidates_and_of_runs(tmp_path: Path) -> None:
     ]
     assert [series.label[-8:] for series in panel.series] == [", lr 0.1", ", lr 0.4"]
     first = next(k for k in board(tmp_path).states if k != key)
-    with pytest.raises(ValueError, match=r"nothing over time is logged for .*done"):
+    with pytest.raises(ValueError, match=r"no curves are logged for .*done"):
         curves(board(tmp_path), [first])
     with pytest.raises(ValueError, match=f"Did you mean '{key}'"):
         curves(board(tmp_path), [key[:-1] + "x"])

@@ -104,7 +104,7 @@ def test_weights_that_a_bundle_left_out_are_written_again(
     layouts.write(tmp_path / "other.pth.tar", other)
     capsys.readouterr()
     again = evaluate(root, "--checkpoint", tmp_path / "other.pth.tar", "--name", "mine")
-    assert again == 2 and "to import it anew" in capsys.readouterr().err
+    assert again == 2 and "to import it again" in capsys.readouterr().err
     assert not file.exists()
 
 
@@ -124,7 +124,9 @@ def test_a_card_says_where_the_weights_come_from(
     assert f"| file | `moco.pth.tar`, sha256 {checkpoint.sha256(path)} |" in card
     assert "| format and network | moco, query |" in card and "| proof | kNN says no |" in card
     assert "## Data" not in card
-    assert extras.imported(Store(root), PACKAGED)[made.name].label.endswith("; proof failed)")
+    assert extras.imported(Store(root), PACKAGED)[made.name].label.endswith(
+        "; sanity check failed)"
+    )
 
 
 def test_a_recipe_that_is_not_known_here(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_pixels_of_another_mean(tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     path, root = layouts.write(tmp_path / "a.pth", layouts.state(1)), tmp_path / "runs"
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--format", layout) == 0
-    assert "its mean taken off by the network" in capsys.readouterr().out
+    assert "the mean is subtracted by the network" in capsys.readouterr().out
     out = tmp_path / "out.safetensors"
     words = ["export", imported(root).key, "--to", "safetensors", str(out), "--root", str(root)]
     assert main(words) == 0
@@ -194,7 +196,7 @@ def test_evaluated_in_full_and_resumed(tmp_path: Path, capsys: pytest.CaptureFix
     path.unlink()
     again = bench("eval", "--checkpoint", path, *asked, "--set", "knn.ks=[3]")
     assert again.returncode == 0 and "nothing to do: all 1 jobs have records" in again.stdout
-    assert "is gone: going on" in again.stderr
+    assert "is missing: using" in again.stderr
     out = tmp_path / "out.pth"
     assert main(["export", "mine", str(out), "--to", "mmseg", "--root", str(root)]) == 0
     assert "# mine" in (tmp_path / "out.pth.md").read_text()
@@ -218,7 +220,7 @@ def test_proof_comes_before_any_job(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--name", "moco_v2"], "no name of a recipe"),
+        (["--name", "moco_v2"], "not the name of a recipe"),
         (["--name", "../x"], "letters, digits"),
         (["--name", "n", "--as", "moco_v2_20ep"], "Did you mean 'moco_v2_200ep'"),
         (["--name", "n", "--as", "moco_v2_200ep", "--epochs", "100"], "moco_v2_200ep has 200"),
@@ -228,7 +230,7 @@ def test_proof_comes_before_any_job(
         (["--name", "n", "--format", "moko"], "Did you mean 'moco'"),
         (["--name", "n", "--format", "simsiam"], "it is a file of the format moco"),
         (["--name", "n", "--network", "target"], "unknown network of moco"),
-        (["--name", "n", "--set", "optimizer.lr=1"], "a checkpoint has no recipe"),
+        (["--name", "n", "--set", "optimizer.lr=1"], "an imported checkpoint has no recipe"),
         (["--name", "n", "--checkpoint", "gone.pth"], "No such file"),
         (["--name", "n", "--suite", "paper", "--evals", "linear"], "needs the data set imagenet"),
     ],
@@ -249,9 +251,9 @@ def test_names_are_unique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "To import one: --checkpoint FILE" in capsys.readouterr().err
     assert evaluate(root, "--checkpoint", first, "--name", "one") == 0
     assert evaluate(root, "--checkpoint", two, "--name", "one") == 2
-    assert "is another checkpoint's here" in capsys.readouterr().err
+    assert "is already used for another checkpoint" in capsys.readouterr().err
     assert evaluate(root, "--checkpoint", first, "--name", "two") == 2
-    assert "these weights are here as one" in capsys.readouterr().err
+    assert "these weights were imported as one" in capsys.readouterr().err
     assert evaluate(root, "--name", "onw") == 2
     assert "Did you mean 'one'" in capsys.readouterr().err
 
@@ -279,7 +281,7 @@ def test_a_name_that_two_share_after_a_merge_is_neithers(
     assert set(extras.imported(Store(local), PACKAGED)) == names and len(names) == 2
     # the file alone does not say which name it goes by
     assert evaluate(local, "--checkpoint", tmp_path / "a.pth", "--name", "mine") == 2
-    assert "these weights are here as mine-" in capsys.readouterr().err
+    assert "these weights were imported as mine-" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_part_of_voc_without_2007_is_not_for_detection(
     root = make_voc(tmp_path / "VOCdevkit", sets, classes)
     assert check(root) == (0 if sound else 2)
     err = capsys.readouterr().err
-    assert ("without VOC2007, which voc07_det_c4 trains on" in err) == (not sound)
+    assert ("without VOC2007, which voc07_det_c4 trains and" in err) == (not sound)
     data = Datasets(Site(), tmp_path, SHAPES, {"voc": root})("voc", "detection")
     if sound:
         material._check_once(data, "detection", tmp_path)
@@ -135,7 +135,7 @@ def test_a_kind_of_problem_is_one_line_and_all_lists_every_place(
 
 def test_what_run_refuses_is_grouped_too(many_broken: Path, tmp_path: Path) -> None:
     data = Datasets(Site(), tmp_path, SHAPES, {"": many_broken})("imagenet", "")
-    with pytest.raises(ValueError, match="cannot be used as it is") as error:
+    with pytest.raises(ValueError, match="has problems") as error:
         material._check_once(data, "images", tmp_path)
     lines = str(error.value).splitlines()
     assert len(lines) == 4 and "5 times: is empty" in lines[1]

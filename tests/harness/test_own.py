@@ -273,7 +273,7 @@ def test_a_recipe_of_a_known_method_needs_no_class(tmp_path: Path) -> None:
         ("settings: VICRegSettings, ", "", WRITE),
         ("norm: Norm\n", "norm: Norm, *, ema: object\n", "has a momentum network: set ema.start"),
         ('method="VICReg"', 'method="VicReg"', "(subclasses in it: VICReg)"),
-        ("recipe = Recipe(", "dict(", "there is no Recipe in it: see docs/own_method.md"),
+        ("recipe = Recipe(", "dict(", "it contains no Recipe: see docs/own_method.md"),
         ("import torch\n", "import torch\0\n", "SyntaxError: source code string cannot contain"),
     ],
 )
@@ -334,7 +334,7 @@ def test_its_row_stands_below_the_papers(
     assert main(["explain", cell, *more, "--with", name]) == 0
     capsys.readouterr()
     for command, message in (
-        (["explain", cell], f"That row is there --with {name}"),
+        (["explain", cell], f"Add --with {name}"),
         ([*words, "--with", "vicrge_100ep"], "Did you mean 'vicreg_100ep'"),
     ):
         assert main([*command, *([] if "--with" in command else more)]) == 2
@@ -349,7 +349,10 @@ def test_a_length_that_no_column_has_is_said(
     rows = extras.find(Store(tmp_path), ["vicreg_300ep"], known)
     table_1 = extras.extended(table.load("1"), rows, lambda extra, protocol: False)
     assert table_1.rows == table.load("1").rows
-    assert "vicreg_300ep is pre-trained for 300 epochs: no column" in table_1.remarks[-1]
+    assert (
+        "vicreg_300ep is pre-trained for 300 epochs: this table has no column"
+        in table_1.remarks[-1]
+    )
 
 
 def test_a_cell_of_its_row_names_its_jobs(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_another_file_is_not_replaced_unasked(
     asked = ["report", str(out), "--suite", "shapes", "--root", str(root)]
     assert main(asked) == 2
     assert (
-        "is no report of lewel-bench: name another file, or add --force" in capsys.readouterr().err
+        "is not a lewel-bench report: name another file, or add --force" in capsys.readouterr().err
     )
     assert out.read_text() == "<!doctype html> years of work"
     assert main([*asked, "--force"]) == 0 and "<table>" in out.read_text()

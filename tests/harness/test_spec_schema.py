@@ -38,7 +38,7 @@ def changed(record: Record, spec: dict[str, Any], **fields: Any) -> Record:
         ("final", {"environment": {"processes": "many"}}, "environment: processes"),
         ("final", {"outcome": {"attempts": "abc"}}, "outcome: attempts"),
         ("final", {"outcome": {"attempts": [{"seconds": 1.0}]}}, "attempts.0.processes"),
-        ("pretrain", {"checkpoint": None}, "it names no backbone"),
+        ("pretrain", {"checkpoint": None}, "no backbone is named"),
     ],
 )
 def test_a_field_that_is_not_what_is_read(

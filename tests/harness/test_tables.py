@@ -162,7 +162,7 @@ def test_times_of_two_machines_are_neither_compared_nor_averaged(lab: Lab) -> No
     overhead = lab.cells("lewel_m")["overhead"]
     assert (overhead.state, overhead.mean) == ("missing", None)
     assert overhead.reasons == (
-        "not side by side with moco_v2_amp_100ep: measured on 8 x H100, 5 threads, fp32 "
+        "not comparable with moco_v2_amp_100ep: measured on 8 x H100, 5 threads, fp32 "
         "and on 8 x Tesla V100, 5 threads, fp32",
     )
     for seed in (1, 2):

@@ -188,7 +188,7 @@ def _unlike(content: Content, layout: Format, spec: Backbone) -> str:
 
 
 def _stride(path: Path, content: Content, match: Match, spec: Backbone) -> str:
-    """What is taken for granted of detectron2's file. Raises ValueError where that is too much."""
+    """What is assumed of detectron2's file. Raises ValueError where that is too much."""
     author = content.texts.get("__author__", "")
     deviation = f"{match.root}pixel_std"
     unit = deviation in content.shapes and bool(

@@ -104,7 +104,7 @@ class Board:
         except ValueError as error:
             known = extras.all_extras(self.store, self.catalog)
             if added := [n for n in text.split(":") if n in known and n not in self.extras]:
-                raise ValueError(f"{error}. That row is there --with {added[0]}") from None
+                raise ValueError(f"{error}. Add --with {added[0]} for that row") from None
             raise
         quoted = self.quoted(table_id)
         return quoted, quoted.row(row_id), quoted.column(column_id)
@@ -203,7 +203,11 @@ class Board:
         where it can; raises ValueError where no recipe can."""
         if self._is_imported(recipe):
             odd = self.scaled.settings_of_recipes()
-            return f"{', '.join(odd)} is of a pre-training, and it was imported" if odd else ""
+            return (
+                f"{', '.join(odd)} changes a pre-training, but this checkpoint was imported"
+                if odd
+                else ""
+            )
         if recipe not in self.refusals:
             self.refusals[recipe] = self._refusal(recipe)
         if all(self.refusals.values()):
@@ -326,7 +330,7 @@ class Board:
             return replace(
                 slot,
                 state="missing",
-                reason=f"not side by side with {name}: measured on {cost.machine(own)} "
+                reason=f"not comparable with {name}: measured on {cost.machine(own)} "
                 f"and on {cost.machine(theirs)}",
             )
         self.spent[slot.key] = Spent({**self.spent[slot.key].metrics, **overhead})

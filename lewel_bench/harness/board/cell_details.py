@@ -25,7 +25,7 @@ def explained(board: Board, cell: str) -> dict[str, Any]:
     known = (table.PRETRAIN, *row.protocols)
     if board.recipe_name(row, column) is None or column.eval not in known:
         raise ValueError(
-            f"{cell} is blank in the paper, and nothing fills {row.label} at {column.label}"
+            f"{cell} is blank in the paper, and no run fills {row.label} at {column.label}"
         )
     if column.metric == table.OVERHEAD and row.baseline is None:
         raise ValueError(f"{cell}: {row.label} is a baseline, its overhead is not measured")

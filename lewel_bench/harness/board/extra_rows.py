@@ -83,7 +83,7 @@ def imported(store: Store, catalog: Catalog) -> dict[str, Extra]:
             name = f"{name}-{key[:6]}"
         recipe = str(labels_by_key[key].get("as") or "")
         recipe = recipe if recipe in catalog.recipes else ""  # one of another lab's own
-        doubt = "; proof failed" if record.warnings else ""
+        doubt = "; sanity check failed" if record.warnings else ""
         label = f"{name} (imported, weights {record.spec.get('tensors', '')[:8]}{doubt})"
         length = catalog.recipes[recipe].epochs if recipe else labels_by_key[key].get("epochs")
         rows_by_name[name] = Extra(name, label, key, recipe, length)
@@ -128,13 +128,13 @@ def extended(
             rows.insert(rows.index(model) + 1, row)
         if extra.epochs is None and len(lengths) > 1:
             remarks.append(
-                f"The length of {extra.name}'s pre-training is not given (eval --epochs N): its "
-                "values stand in the columns of every length."
+                f"The length of {extra.name}'s pre-training is unknown (eval --epochs N): its "
+                "values appear in the columns of every length."
             )
         elif lengths and extra.epochs not in (None, *lengths):
             remarks.append(
-                f"{extra.name} is pre-trained for {extra.epochs} epochs: no column here is of that "
-                "length."
+                f"{extra.name} is pre-trained for {extra.epochs} epochs: this table has no column "
+                "of that length."
             )
     # not validated anew: such a row may have no epochs
     return quoted.model_copy(update={"rows": tuple(rows), "remarks": tuple(remarks)})

@@ -70,7 +70,7 @@ def _hours(jobs: Sequence[Job], estimator: "Estimator") -> str:
     known = [cost for cost in costs if cost.hours]
     bases = ", ".join(dict.fromkeys(cost.basis for cost in known))
     unknown = sum(cost.hours is None for cost in costs)
-    more = f"{' and ' if known else ''}{unknown} jobs of unknown cost" if unknown else ""
+    more = f"{' and ' if known else ''}{unknown} jobs with unknown cost" if unknown else ""
     hours = sum(cost.hours or 0.0 for cost in known)
     return (f"{hours:.3g} device-hours ({bases})" if known else "") + more or "next to nothing"
 

@@ -135,7 +135,7 @@ def verify(path: Path) -> Bundle:
     except (OSError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if _digest(path) != digest:
-        raise ValueError(f"{path}: its table of contents has changed since it was written")
+        raise ValueError(f"{path}: its table of contents was changed after it was written")
     return bundle
 
 
@@ -147,7 +147,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     # NotImplementedError, RuntimeError: a changed byte asked for a method or a password
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no bundle, or is damaged: {error}") from None
+        raise ValueError(f"{path} is not a bundle, or is damaged: {error}") from None
 
 
 def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
@@ -173,14 +173,16 @@ def _chosen(store: Store, weights: bool) -> tuple[list[str], list[str]]:
         ):
             bare.append(key)
         left_out += [
-            f"{store.root / n}: its name cannot stand in one"
+            f"{store.root / n}: its name is not allowed in a bundle"
             for n in files_of_key
             if not _may_stand(n)
         ]
     if weights and bare:
         left_out.append(f"the weights of {', '.join(bare)}: they are not under {store.root}")
     if store.kept_apart:
-        left_out.append(f"{store.kept_apart} records of merged bundles that are kept beside ours")
+        left_out.append(
+            f"{store.kept_apart} records of merged bundles that are kept apart from the local ones"
+        )
     return names, left_out
 
 
@@ -189,7 +191,9 @@ def _distinct(names: list[str], left_out: list[str]) -> list[str]:
     known: dict[str, str] = {}
     for name in names:
         if known.setdefault(_folded(name), name) != name:
-            left_out.append(f"{name}: its name is {known[_folded(name)]} on many disks")
+            left_out.append(
+                f"{name}: clashes with {known[_folded(name)]} on case-insensitive file systems"
+            )
     return list(known.values())
 
 
@@ -240,19 +244,17 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, File]:
     for entry in archive.infolist():
         name = entry.filename
         if name in entries:
-            raise ValueError(f"{path}: {name!r} is in it twice")
+            raise ValueError(f"{path}: {name!r} appears twice")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG) or entry.flag_bits & 1:
-            raise ValueError(
-                f"{path}: {name!r} is a link, a folder or encrypted, and no plain file"
-            )
+            raise ValueError(f"{path}: {name!r} is a link, a folder or encrypted, not a plain file")
         if entry.compress_type not in PACKINGS:
-            raise ValueError(f"{path}: {name!r} is compressed in another way than bundles are")
+            raise ValueError(f"{path}: {name!r} uses an unsupported compression method")
         if name != MANIFEST and not _may_stand(name):
-            raise ValueError(f"{path}: {name!r} is no file of a run: nothing of it was unpacked")
+            raise ValueError(f"{path}: {name!r} is not a file of a run; nothing was unpacked")
         entries[name] = entry
     if MANIFEST not in entries:
-        raise ValueError(f"{path} is no bundle of lewel-bench: it has no {MANIFEST}")
+        raise ValueError(f"{path} is not a lewel-bench bundle: it has no {MANIFEST}")
     _refuse_large(path, entries)
     try:
         content = json.loads(_bytes(path, archive, MANIFEST, PER_FILE * len(entries)))
@@ -281,7 +283,9 @@ def _refuse_large(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     names are one on a disk that does not tell cases or compositions apart."""
     size, most = sum(e.file_size for e in entries.values()), RATIO * path.stat().st_size + SLACK
     if size > most:
-        raise ValueError(f"{path}: its files take {size:,} bytes, more than {RATIO} times its own")
+        raise ValueError(
+            f"{path}: its files unpack to {size:,} bytes, more than {RATIO} times its size"
+        )
     if entries[MANIFEST].file_size > PER_FILE * len(entries):
         raise ValueError(f"{path}: {MANIFEST} is too large")
     for name, entry in entries.items():
@@ -291,7 +295,9 @@ def _refuse_large(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> None:
     for name in entries:
         other = known.setdefault(_folded(name), name)
         if other != name:
-            raise ValueError(f"{path}: {name!r} and {other!r} are one file on many disks")
+            raise ValueError(
+                f"{path}: {name!r} and {other!r} are the same file on case-insensitive file systems"
+            )
 
 
 def _folded(name: str) -> str:
@@ -319,7 +325,7 @@ def _check(path: Path, archive: zipfile.ZipFile, name: str, file: File) -> None:
         if size > file.size:  # a bomb ends here
             break
     if size != file.size or digest.hexdigest() != file.sha256:
-        raise ValueError(f"{path}: {name} has changed since the bundle was written")
+        raise ValueError(f"{path}: {name} was changed after the bundle was written")
 
 
 def _record(path: Path, archive: zipfile.ZipFile, key: str, files: Mapping[str, File]) -> None:
@@ -341,7 +347,7 @@ def _bytes(path: Path, archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     for part in _parts(path, archive, name):
         content += part
         if len(content) > most:
-            raise ValueError(f"{path}: {name} is larger than it says")
+            raise ValueError(f"{path}: {name} is larger than declared")
     return bytes(content)
 
 
@@ -352,5 +358,5 @@ def _parts(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
                 yield part
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ValueError(
-            f"{path}: {name} has changed since the bundle was written: {error}"
+            f"{path}: {name} was changed after the bundle was written: {error}"
         ) from None

@@ -47,9 +47,9 @@ def merge(bundle: Bundle, root: Path) -> Merged:
         for key in sorted(records, key=lambda key: (ORDER.index(records[key].kind), key)):
             theirs, local = records[key], store.records.get(key)
             if key in corrupt:
-                merged.skipped[key] = f"ours is corrupt ({corrupt[key]})"
+                merged.skipped[key] = f"the local record is corrupt ({corrupt[key]})"
             elif local is None and RunDir(root).job(key).is_locked():
-                merged.skipped[key] = "it is being computed here"
+                merged.skipped[key] = "a local run is computing it"
             elif local and local.metrics == theirs.metrics:
                 merged.identical.append(key)
             elif local:
@@ -60,12 +60,14 @@ def merge(bundle: Bundle, root: Path) -> Merged:
                 for up in theirs.upstream
                 if up in merged.skipped or (up not in records and up not in store.records)
             ]:
-                merged.skipped[key] = f"it rests on {lost[0]}, which did not come"
+                merged.skipped[key] = f"it evaluates {lost[0]}, which is not in the bundle"
             elif strange := [
                 up for up in theirs.upstream if _is_another(up, theirs, records, store, merged)
             ]:
                 _unpack(archive, bundle, key, kept / key)
-                merged.quarantined[key] = f"it rests on {strange[0]}, which is another here"
+                merged.quarantined[key] = (
+                    f"it evaluates {strange[0]}, whose hash differs from the local one"
+                )
             else:
                 _unpack(archive, bundle, key, root / key)
                 merged.imported.append(key)

@@ -29,8 +29,8 @@ def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[
     costs = {job.key: estimator.cost(job) for job in jobs}
     if unknown := [job for job in jobs if costs[job.key].hours is None]:
         raise ValueError(
-            f"--budget: the cost of {len(unknown)} jobs is not known, the first is "
-            f"{unknown[0].name}: add --probe 50, which times one of each kind first"
+            f"--budget: the cost of {len(unknown)} jobs is unknown, such as "
+            f"{unknown[0].name}: add --probe 50 to benchmark one of each kind first"
         )
     by_key = {job.key: job for job in jobs}
     needed = {need for job in jobs for need in job.needs}
@@ -58,8 +58,7 @@ def affordable(jobs: Sequence[Job], estimator: Estimator, hours: float) -> list[
     if not taken:
         cheapest = min(price.values())
         raise ValueError(
-            f"--budget: {hours:g} device-hours are less than the cheapest cell takes, "
-            f"about {cheapest:.3g}"
+            f"--budget {hours:g}: the cheapest cell needs about {cheapest:.3g} device-hours"
         )
     return [job for job in jobs if job.key in taken]
 

@@ -48,7 +48,7 @@ def shape(kind: str, spec: Mapping[str, Any], data: str, backbone: str | None) -
     exact = (twice, *(str(protocol.get(field)) for field in ALIKE))
     levels: tuple[tuple[Any, str], ...] = (
         (("exact", kind, data, backbone, *exact), "like it"),
-        (("about", kind, of, backbone, *about), "about like it"),
+        (("about", kind, of, backbone, *about), "similar"),
     )
     share = protocol.get("fraction", 1)  # an epoch is one of the labelled images
     return Shape(levels, float(protocol.get("epochs") or protocol.get("steps") or 1) * share)

@@ -150,7 +150,7 @@ class Estimator:
             of_it, hours, source = ANCHORS[method]
             ratio = self.published[method] / self.published[of_it]
             return Cost(hours * ratio * recipe["epochs"], source, V100_GPUS)
-        return Cost(None, "unknown: add --probe 50, or run one like it")
+        return Cost(None, "unknown: add --probe 50, or finish a comparable run")
 
     def _median(self, known: Sequence[_Like], units: float, basis: str) -> Cost:
         counts = Counter(sorted(sample.model for sample in known))
@@ -273,7 +273,7 @@ def _size(folder: Path) -> int:
 def _dearer(recipe: Mapping[str, Any]) -> str:
     """From when on an epoch costs more than the first steps told."""
     begins = methods.full_loss_epoch(Recipe.model_validate(recipe))
-    return f"; dearer from epoch {begins} on" if begins else ""
+    return f"; slower from epoch {begins} on" if begins else ""
 
 
 def _as_published(recipe: Mapping[str, Any], data: str) -> bool:

@@ -69,7 +69,7 @@ def probe(
                     f"no probe of {job.name}: {describe_error(error)}", file=sys.stderr, flush=True
                 )
         if signals.asked_to_stop():
-            raise Stopped("nothing of a probe is kept")
+            raise Stopped("probes are not saved")
         if seconds:
             estimator.learn(job, *seconds)
 

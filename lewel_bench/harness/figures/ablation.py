@@ -26,8 +26,8 @@ def ablation(board: Board, id: str) -> tuple[Chart, str]:
         f"[{i}] The paper: ‘{statement.text}’." for i, statement in enumerate(quoted.statements, 1)
     ]
     notes.append(
-        f"{quoted.source} prints no numbers and none is read off it; the points of the grid are "
-        f"ours. {_published(quoted, filled.as_published)}"
+        f"{quoted.source} prints no numbers, and none is read off it; the grid points are "
+        f"lewel-bench's. {_published(quoted, filled.as_published)}"
     )
     entries = filled.entries.values()
     caveats = dict.fromkeys(
@@ -80,8 +80,8 @@ def _published(quoted: figure.Figure, comparable: bool) -> str:
         f"at {published.x:g} ({published.source})"
         for published in quoted.published
     )
-    where = "" if comparable else ", not drawn as what is measured here is not comparable"
-    return f"Of the same runs its tables print {values}{where}."
+    where = "" if comparable else ", not drawn because the measurements are not comparable"
+    return f"For the same runs, the tables print {values}{where}."
 
 
 def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[str, list[str]]:
@@ -107,4 +107,4 @@ def _missing(board: Board, quoted: figure.Figure, filled: FilledTable) -> tuple[
     if not missing:
         return "", []
     commands = [board.command_of([*r], [*p], seed) for seed, (r, p) in sorted(wanted.items())]
-    return " && ".join(commands), [f"Not (or not with all seeds) measured: {'; '.join(missing)}."]
+    return " && ".join(commands), [f"Not measured (with all seeds): {'; '.join(missing)}."]

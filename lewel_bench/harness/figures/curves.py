@@ -40,8 +40,8 @@ def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None
     if not panels:
         names = ", ".join(f"{key} ({board.states[key].state})" for key in keys)
         raise Unmeasured(
-            f"nothing over time is logged for {names}. A run writes it: see lewel-bench status for "
-            "the runs that have started, and table N --missing for the commands of the others"
+            f"no curves are logged for {names}. They come from runs: see lewel-bench status for "
+            "started runs, and table N --missing for the commands of the others"
         )
     order = [*CURVES, *sorted({name for name, _ in panels} - {*CURVES})]
     return Chart(

@@ -11,8 +11,8 @@ from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, 
 from lewel_bench.results.record import Record
 
 CHOICE = (
-    "The candidate best on held-out training images is chosen; what it has on the images that are "
-    "reported decides nothing."
+    "The candidate that is best on held-out training images is chosen; its value on the reported "
+    "images does not matter for the choice."
 )
 
 

@@ -66,7 +66,7 @@ def figure(
     elif source.data:
         images = splits.read(source.data, "val")
     else:
-        raise ValueError(f"{run} comes without images: name a folder with --images")
+        raise ValueError(f"{run} has no images: name a folder with --images")
     count = min(IMAGES, len(images)) if count is None else count
     if not 1 <= count <= len(images):
         raise ValueError(f"--count {count}: {images.root} has {len(images)} images")
@@ -78,7 +78,7 @@ def figure(
     if not 1 <= shown <= d:
         raise ValueError(f"--maps {shown}: {source.title} has {d} maps")
     numbers = _listed(channels, d) if channels else telling(W.flatten(0, 1), shown)
-    how = "as asked for" if channels else "those that vary most over positions"
+    how = "as requested" if channels else "those that vary most over positions"
     return alignment_figure(
         _shown(images, batch, x, W[:, :, numbers]),
         numbers,
@@ -166,16 +166,14 @@ def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
     method = methods.build(job.recipe, job.seed)
     if method.projector is None:
         raise ValueError(
-            f"{job.key}: {job.recipe.label} has no learned maps, and no projector that could be "
-            "read at every position: take a pre-training of lewel_m, lewel_b, moco_v2 or byol"
+            f"{job.key}: {job.recipe.label} has no learned maps, and no projector that can be "
+            "applied at every position: use a pre-training of lewel_m, lewel_b, moco_v2 or byol"
         )
     backbone, projector = folder / "backbone.safetensors", folder / checkpoint.PROJECTOR
     if named is None and backbone.exists() and projector.exists():
         weights, header = checkpoint.read_backbone(projector)
         if header.get("backbone") != checkpoint.sha256(backbone):
-            raise ValueError(
-                f"{projector} does not belong to the backbone beside it: their runs differ"
-            )
+            raise ValueError(f"{projector} does not belong to the backbone in the same folder")
         method.projector.load_state_dict(weights)
         method.backbone.load_state_dict(checkpoint.read_backbone(backbone)[0])
         return method
@@ -198,7 +196,7 @@ def _lacking(folder: Path, job: Job) -> str:
     of, backbone = f"{job.key} ({job.name})", folder / "backbone.safetensors"
     if backbone.exists():
         return (
-            f"{of} has no {checkpoint.PROJECTOR}: it is of a version that kept none. Remove "
+            f"{of} has no {checkpoint.PROJECTOR}: an earlier version did not save it. Remove "
             f"{folder} and pre-train it again, with its --data and --set: {again}"
         )
     if (folder / record.NAME).exists():

@@ -210,8 +210,8 @@ def _evaluate(job: Job, root: Path, on: Machine, engines: Engines, log: Report, 
         raise ValueError(missing_weights_message(backbone))
     if checkpoint.sha256(backbone) != upstream.checkpoint.sha256:
         raise ValueError(
-            f"{backbone} is not the file that its record names (its hash differs): remove "
-            f"{backbone.parent} to make it again"
+            f"{backbone} does not match its record (hash mismatch): remove "
+            f"{backbone.parent} to compute it again"
         )
     parts = job.protocol.splits(job.data, final=job.kind == "final")
     inputs = Inputs(

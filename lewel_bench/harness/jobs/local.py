@@ -101,7 +101,7 @@ class Runner:
         for need in job.needs:
             lost = need not in pending_keys and not self._done(need)
             if lost or need in self.failed:
-                why = ", which has no record and is not to be computed" if lost else ""
+                why = ", which has no record and is not selected" if lost else ""
                 name = f"{job.name} ({job.key})"
                 self.failed[job.key] = f"{name}: not started, it needs {need}{why}"
                 return True
@@ -162,18 +162,18 @@ class Runner:
         if stopped:
             raise Stopped(last[0]["message"])
         if signals.asked_to_stop():
-            raise Stopped("before its processes had begun")
+            raise Stopped("before its processes started")
         ended = Failed(f"torchrun ended with exit code {code} before the job saved")
         if killed:
             name = signal.Signals(code - 128).name
-            why = f"one of its {processes} processes was ended by {name}"
+            why = f"one of its {processes} processes was ended by signal {name}"
             why += ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
             ended = Failed(JobDir(self.root / job.key).crash_message(began) or why)
         write_failure(self.root / job.key, ended)
         raise ended
 
     def _alone(self, job: Job) -> bool:
-        """Whether one process does a job whatever was asked for."""
+        """Whether one process does a job whatever was requested."""
         if job.protocol is None:
             return False
         on_cpu = device(self.settings).startswith("cpu")
@@ -181,7 +181,7 @@ class Runner:
 
     def _wait(self, job: Job) -> None:
         if signals.asked_to_stop():
-            raise Stopped("another process goes on")
+            raise Stopped("another process continues")
         if self.waiting_for != job.key:
             self.say(f"another process computes {job.name} ({job.key}): waiting for its record")
             self.waiting_for = job.key

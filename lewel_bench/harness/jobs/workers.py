@@ -29,8 +29,8 @@ def shared(settings: MachineSettings) -> MachineSettings:
         return settings
     if device(settings) != "cpu" or (settings.processes or 1) > 1:
         raise ValueError(
-            f"--jobs {settings.jobs} divides a CPU's cores among jobs of one process: use it with "
-            "--device cpu, without --processes"
+            f"--jobs {settings.jobs} divides the cores of a CPU among single-process jobs: use it "
+            "with --device cpu, without --processes"
         )
     return settings.model_copy(update={"threads": settings.share})
 
@@ -89,4 +89,4 @@ def _watch(
     errors.seek(0)
     last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
     why = f"was ended by {Signals(-code).name}" if code < 0 else f"could not start: {''.join(last)}"
-    print(f"one of the processes of --jobs {why}. The others go on", file=sys.stderr)
+    print(f"a worker process of --jobs {why}. The others continue", file=sys.stderr)

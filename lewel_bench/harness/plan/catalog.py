@@ -107,11 +107,13 @@ class ScaledCatalog:
             first, _, rest = key.partition(".")
             if first in Recipe.model_fields and not recipes:
                 raise ValueError(
-                    f"--set {key}: a checkpoint has no recipe that could be changed; a protocol's "
+                    f"--set {key}: an imported checkpoint has no recipe to change; a protocol's "
                     f"field is --set PROTOCOL.FIELD=VALUE"
                 )
             if (rest if first in known else first) in ("", *NAMES):
-                raise ValueError(f"--set {key}: name a field that a result depends on")
+                raise ValueError(
+                    f"--set {key}: this field does not affect results; name one that does"
+                )
             if first in known and first not in protocols:
                 raise ValueError(
                     f"--set {key}: {first} is not among the selected protocols "

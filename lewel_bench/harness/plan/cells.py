@@ -149,7 +149,7 @@ def _recipes(methods: Sequence[str], epochs: Sequence[int], catalog: Catalog) ->
         if {recipe.epochs for recipe in matching} < set(epochs) or not matching:
             raise ValueError(
                 f"{method} has no recipe of {', '.join(map(str, epochs))} epochs. "
-                f"Known: {known_epochs}. For another length take the nearest and add "
+                f"Known: {known_epochs}. For another length, use the nearest and add "
                 f"--set epochs=N"
             )
         if not epochs and method in catalog.families and len(matching) > 1:

@@ -65,7 +65,7 @@ def unlike_published(data: Dataset, task: str) -> list[str]:
     option = "" if data.layout == "folders" else f"{data.layout}="
     return [
         f"{data.root}: {which} has {len(part):,} images of {len(part.classes):,} classes, "
-        f"{differs}: complete it, or use it as data of your own with --data {option}{data.root}"
+        f"{differs}: complete it, or use it as your own data with --data {option}{data.root}"
         for which, part in parts.items()
         if (differs := known.differs(contents(part), which))
     ]
@@ -84,7 +84,7 @@ def voc_without_2007(root: Path) -> list[str]:
     if not set(classes) <= set(voc.CLASSES):
         return []
     return [
-        f"{root}: PASCAL VOC's classes without VOC2007, which voc07_det_c4 trains on and is tested "
+        f"{root}: PASCAL VOC's classes without VOC2007, which voc07_det_c4 trains and tests "
         "on: add VOC2007, or name the folder VOC2007 if the data are your own (segmentation needs "
         "VOC2012 only)"
     ]

@@ -52,7 +52,7 @@ def make_shapes(folder: Path) -> None:
     from lewel_bench.pretrain import shapes
 
     if not folder.exists():
-        print(f"making the images of the shapes suite in {folder}, once", file=sys.stderr)
+        print(f"generating the images of the shapes suite in {folder} (once)", file=sys.stderr)
     shapes.make(folder)
 
 
@@ -82,7 +82,7 @@ def _check_once(data: Dataset, task: str, root: Path) -> None:
     if problems:
         listed = "\n".join(f"  {line}" for line in grouped(problems))
         raise ValueError(
-            f"the data set {data.name} at {data.root} cannot be used as it is:\n{listed}\n"
+            f"the data set {data.name} at {data.root} has problems:\n{listed}\n"
             f"Correct or remove these files (`lewel-bench data check {data.root} --all` lists all)"
         )
     _print_notes(grouped(notes), sys.stderr)

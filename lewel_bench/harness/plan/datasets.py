@@ -134,7 +134,9 @@ class Datasets:
             raise NotConfigured(what + _how(name) + more)
         folder = self.site.resolve(root)
         if not folder.is_dir():
-            raise MissingData(f"the data set {name} is not at {folder}: correct it\n{_how(name)}")
+            raise MissingData(
+                f"the data set {name} is not at {folder}: correct the path\n{_how(name)}"
+            )
         return Dataset(
             name=name,
             id=name,
@@ -168,8 +170,8 @@ class Datasets:
         actual = hashlib.new(kind, content).hexdigest()
         if actual != digest:
             raise MissingData(
-                f"{path} is not the published list ({kind} {actual}, published {digest}). For a "
-                "list of your own, make class folders of it and name them with --data"
+                f"{path} is not the published list ({kind} {actual}, published {digest}). To use a "
+                "list of your own, make class folders from it and pass them with --data"
             )
         return path
 

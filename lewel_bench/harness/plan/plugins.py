@@ -122,7 +122,7 @@ def offered(group: str) -> list[EntryPoint]:
 def _offered(group: str, name: str) -> EntryPoint | None:
     points = [point for point in offered(group) if point.name == name]
     if len(points) > 1:
-        raise ValueError(f"{name} is offered twice: by {' and by '.join(map(_described, points))}")
+        raise ValueError(f"{name} is provided twice: by {' and by '.join(map(_described, points))}")
     return points[0] if points else None
 
 
@@ -187,7 +187,7 @@ def _of_file(text: str, root: Path, catalog: Catalog, keep: bool) -> Recipe:
 def _no_recipe_message(module: ModuleType, path: Path, name: str, colon: str) -> str:
     known = sorted(k for k, v in vars(module).items() if isinstance(v, Recipe))
     if not known and name not in vars(module):
-        return f"there is no Recipe in it: {DOCS}"
+        return f"it contains no Recipe: {DOCS}"
     listed = ", ".join(f"{path}:{recipe}" for recipe in known) or f"none: {DOCS}"
     if not colon:
         return f"name a recipe in it. It has {listed}"

@@ -55,7 +55,7 @@ class MachineSettings(Value):
 
     @property
     def share(self) -> int:
-        """Threads of each of the jobs that run at once: as asked for, else an equal part of the
+        """Threads of each of the jobs that run at once: as requested, else an equal part of the
         cores that this process may use."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) // self.jobs)
 
@@ -131,8 +131,8 @@ def load() -> Site:
         raise ValueError(f"site file {path}: {explain(error)}") from None
     if not named and path != own_file() and (run := _runs(site)):
         raise ValueError(
-            f"site file {path}: {run} is run as a program or in a shell, which only your own "
-            f"{own_file()} may ask for, or a file that you name. If you trust this file: "
+            f"site file {path}: {run} runs a program or a shell command, which only your own "
+            f"{own_file()} or a file that you name may do. If you trust this file: "
             f"export LEWEL_BENCH_CONFIG={shlex.quote(str(path))}"
         )
     return site

@@ -166,7 +166,7 @@ def _board(where: Where, rows: Rows = Rows()) -> "Board":
 
 
 def _file(name: str, subject: str, out: Path | None) -> Path:
-    """The file of a figure: as asked for, else named for what it shows."""
+    """The file of a figure: as requested, else named for what it shows."""
     safe = re.sub(r"[^\w.-]+", "-", Path(subject).name)
     return out or Path(f"figure-{name}{'-' if safe else ''}{safe}.svg")
 

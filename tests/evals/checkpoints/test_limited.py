@@ -139,7 +139,7 @@ def test_a_layout_of_a_stranger(more: str, message: str, tmp_path: Path) -> None
 
 
 def test_the_stem_of_an_own_layout(tmp_path: Path) -> None:
-    """A 3x3 convolution has two strides here: it is asked for, and never taken for granted."""
+    """A 3x3 convolution has two strides here: it is asked for, and never assumed."""
     small = Backbone(arch="resnet18", stem="small", width=8)
     with pytest.raises(ValueError, match=r'add stem = "cifar" .* or stem = "small" .*own\.toml'):
         reading.read(*_own(tmp_path, "", small))
