@@ -358,13 +358,13 @@ def test_a_metric_that_one_lab_lacks_is_a_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("local", "why"),
     [
-        ({"metrics": {"loss": 2.0}}, "hash differs from the local one"),
+        ({"metrics": {"loss": 2.0}}, "whose hash differs from the local one"),
         (
             {"checkpoint": {"file": "backbone.safetensors", "sha256": "b" * 64}},
-            "hash differs from the local one",
+            "whose hash differs from the local one",
         ),
-        ("running", "is not in the bundle"),
-        ("corrupt", "is not in the bundle"),
+        ("running", "which is not in the bundle"),
+        ("corrupt", "which is not in the bundle"),
         ({}, ""),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_number_of_another_network_fills_no_table(
     output = capsys.readouterr()
     assert (key in Store(here).records) == (not why)
     assert bool(list((here / MERGED).glob(f"*/{key}/record.json"))) == ("differs" in why)
-    assert not why or f"it evaluates {first}, which {why}" in output.err
+    assert not why or f"it evaluates {first}, {why}" in output.err
     assert (", 1 of another network" in output.out) == ("differs" in why)
     entry = board(here).filled("1").entries["lewel_m", "200:top1"]
     assert entry.mean == (None if why else 70.0)
