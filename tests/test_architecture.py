@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 import lewel_bench
+from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.harness.cli import VERBS
+from lewel_bench.pretrain.methods import METHODS
+from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results import table
+from lewel_bench.results.figures import figure
 
 PACKAGE = Path(lewel_bench.__file__).parent
 ALLOWED = {
@@ -320,3 +325,17 @@ def test_names_say_what_they_hold() -> None:
         if name.strip("_") in VAGUE or path.stem in VAGUE
     }
     assert not vague
+
+
+def test_what_has_a_name_is_found_by_it() -> None:
+    """Methods, tables and figures are files of their names; recipes and protocols hold theirs."""
+    folders = {
+        "pretrain/methods/{}.py": METHODS,
+        "results/tables/{}.toml": table.TABLES,
+        "results/figures/{}.toml": figure.FIGURES,
+        "harness/verbs/{}.py": VERBS,
+    }
+    for pattern, names in folders.items():
+        assert all((PACKAGE / pattern.format(name)).is_file() for name in names), pattern
+    for entries in (RECIPES, PROTOCOLS):
+        assert all(name == entry.name for name, entry in entries.items())
