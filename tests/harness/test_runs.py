@@ -31,8 +31,8 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
         (("--budget", "5days"), "--budget '5days': write GPU-hours"),
         (("--probe", "1"), "--probe must be at least 2, got 1"),
         (("--cluster", "nosuch"), "nosuch"),
-        (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine"),
-        (("--cluster", "any", "--processes", "2"), "--processes is for this machine"),
+        (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine only"),
+        (("--cluster", "any", "--processes", "2"), "--processes is for this machine only"),
     ],
 )
 def test_what_is_refused_leaves_a_corrupt_record_where_it_is(

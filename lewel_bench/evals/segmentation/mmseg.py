@@ -95,7 +95,10 @@ def _check(protocol: "Segmentation", machine: Machine) -> None:
                 f"precision {protocol.precision}: mmseg has mixed precision on CUDA only; use fp32"
             )
         if torch.cuda.is_available():
-            raise ValueError("mmseg takes the CUDA device that is here: use it, or hide it")
+            raise ValueError(
+                "--device cpu: mmseg uses any visible CUDA device; use --device cuda, or hide it "
+                "with CUDA_VISIBLE_DEVICES="
+            )
 
 
 class _Training:

@@ -116,9 +116,11 @@ def _check_options(asked: Launch) -> None:
     """Refuse options that exclude each other, before a record is touched."""
     compute = asked.compute
     if compute.cluster and compute.jobs:
-        raise ValueError("--jobs is for this machine: a cluster's profile has `pack`")
+        raise ValueError("--jobs is for this machine only: on a cluster set `pack` in its profile")
     if compute.cluster and compute.processes:
-        raise ValueError("--processes is for this machine: a cluster's profile has tasks_per_node")
+        raise ValueError(
+            "--processes is for this machine only: on a cluster set tasks_per_node in its profile"
+        )
     if compute.cluster:
         from lewel_bench.harness import cluster
 

@@ -36,7 +36,7 @@ def command(
     if format not in formats:
         raise ValueError(unknown("format", format, formats))
     if missing and format not in ("text", "json"):
-        raise ValueError(f"--missing --format {format}: that list is text or json")
+        raise ValueError(f"--format {format}: --missing has the formats text and json")
     names = [quoted.id for quoted in cells.tables([table])]
     board = open_board(where, rows)
     filled = [board.filled(name) for name in names]
