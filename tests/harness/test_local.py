@@ -50,7 +50,7 @@ def test_what_ended_a_companion_is_not_tried_again(tmp_path: Path) -> None:
     (job,) = runner.pending
     rundir.RunDir(tmp_path).job(job.key).write_spec(job)
     (tmp_path / job.key / "crash-0.log").write_text("Fatal Python error: Segmentation fault\n\n")
-    with pytest.raises(local.Unfinished, match="its process was ended by signal SIGSEGV: see"):
+    with pytest.raises(local.Unfinished, match="its process was ended by SIGSEGV: see"):
         runner.run()
     assert not runner.mistakes
 
@@ -76,11 +76,11 @@ def test_ranks_that_end_without_a_word_have_failed(
         (
             RuntimeError("Connection closed by peer"),
             137,
-            "2 processes was ended by signal SIGKILL, as the kernel",
+            "2 processes was ended by SIGKILL, as the kernel",
         ),
         (ValueError("broken image"), 137, "broken image"),
         (RuntimeError("it went wrong"), 1, ": RuntimeError: it went wrong"),
-        (None, 143, "2 processes was ended by signal SIGTERM;"),
+        (None, 143, "2 processes was ended by SIGTERM;"),
     ],
 )
 def test_what_ended_one_rank_is_said_not_what_the_others_met(

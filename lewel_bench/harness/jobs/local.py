@@ -166,7 +166,7 @@ class Runner:
         ended = Failed(f"torchrun ended with exit code {code} before the job saved")
         if killed:
             name = signal.Signals(code - 128).name
-            why = f"one of its {processes} processes was ended by signal {name}"
+            why = f"one of its {processes} processes was ended by {name}"
             why += ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
             ended = Failed(JobDir(self.root / job.key).crash_message(began) or why)
         write_failure(self.root / job.key, ended)
