@@ -53,7 +53,7 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--jobs", "0"], "jobs"),
         ([*RUN, "--jobs", "2", "--processes", "2"], "among single-process jobs"),
         ([*RUN, "--jobs", "2", "--cluster", "a100"], "--jobs is for this machine only"),
-        ([*RUN, "--processes", "2", "--cluster", "a100"], "a cluster's profile has tasks_per_node"),
+        ([*RUN, "--processes", "2", "--cluster", "a100"], "on a cluster set tasks_per_node in its profile"),
         ([*RUN, "--device", "coda", "--cluster", "a100"], "use cpu, cuda or cuda:N"),
         (["table", "1", "--suite", "shapes", "--format", "mdd"], "Did you mean 'md'"),
         (["table", "seven"], "unknown table"),
