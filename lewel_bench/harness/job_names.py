@@ -13,7 +13,7 @@ from lewel_bench.value import unknown
 def recipes_of(methods: Sequence[str], tables: Sequence[str], catalog: Catalog) -> set[str]:
     """The recipes of methods and tables. Raises ValueError for unknown names."""
     names = set(cells.recipe_names(methods, catalog))
-    for table in cells.tables([text.removeprefix("table") for text in tables]):
+    for table in cells.tables(tables):
         names |= {name for cell in table.cells() if (name := cells.recipe_name(*cell))}
     return names
 

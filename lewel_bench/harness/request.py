@@ -150,8 +150,13 @@ def _number(kind: type[int] | type[float], option: str) -> Parameter:
     return _last(parse)
 
 
-# Names in a list, with commas or repeated.
+def _table_numbers(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.removeprefix("table") for name in split_commas(texts))
+
+
+# Names in a list, with commas or repeated; and those of tables, as 1 or table1.
 Names = Annotated[tuple[str, ...], _all(split_commas)]
+Tables = Annotated[tuple[str, ...], _all(_table_numbers)]
 
 METHODS = Group("What to run", sort_key=1)
 SCALE = Group("Scale, data and settings", sort_key=2)
@@ -240,7 +245,7 @@ class Selection:
         Parameter(metavar="N,N", help="Pre-training lengths of the paper: 100,200."),
     ] = ()
     table: Annotated[
-        Names,
+        Tables,
         Parameter(metavar="N", help="Everything that a table needs; `all` for all tables."),
     ] = ()
 
@@ -411,7 +416,7 @@ class JobFilter:
         Names, Parameter(metavar="NAME", help="Only jobs of this method or recipe. Repeatable.")
     ] = ()
     table: Annotated[
-        Names, Parameter(metavar="N", help="Only jobs that this table, or `all`, needs.")
+        Tables, Parameter(metavar="N", help="Only jobs that this table, or `all`, needs.")
     ] = ()
     suite: Annotated[str, Parameter(help="Only jobs of this suite.")] = ""
     state: Annotated[

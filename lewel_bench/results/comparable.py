@@ -186,6 +186,8 @@ def unequal(
     """The fields, dotted, whose values differ, with both; None for one that is missing."""
     for name in dict.fromkeys((*measured, *expected)):
         here, right = measured.get(name), expected.get(name)
+        if here == right:
+            continue
         if isinstance(here, Mapping) and isinstance(right, Mapping):
             yield from unequal(here, right, f"{prefix}{name}.")
         elif _plain(here) != _plain(right):

@@ -74,7 +74,7 @@ def test_the_micro_batch_in_use_is_halved(
     jobs = planning.jobs(
         suites.SUITES["paper"],
         lambda name, task: data,
-        methods=("moco_v2_200ep",),
+        method=("moco_v2_200ep",),
         evals=("linear_lars",),
     )
     job = jobs[0] if method == jobs[0].name else jobs[1]

@@ -33,7 +33,7 @@ def records(tmp_path: Path) -> list[Record]:
     datasets = Datasets(Site(), root, SHAPES, {"": tmp_path / "data"}, needed=True)
     settings = MachineSettings(device="cpu", workers=0)
     planned = planning.jobs(
-        SHAPES, datasets, methods=("byol",), epochs=(200,), evals=("knn",), settings=SMALL
+        SHAPES, datasets, method=("byol",), epochs=(200,), evals=("knn",), settings=SMALL
     )
     return [jobs.run(job, root, settings, silent, never) for job in planned]
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,7 +54,10 @@ RUN = ("run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200")
         ([*RUN, "--jobs", "0"], "jobs"),
         ([*RUN, "--jobs", "2", "--processes", "2"], "among single-process jobs"),
         ([*RUN, "--jobs", "2", "--cluster", "a100"], "--jobs is for this machine only"),
-        ([*RUN, "--processes", "2", "--cluster", "a100"], "on a cluster set tasks_per_node in its profile"),
+        (
+            [*RUN, "--processes", "2", "--cluster", "a100"],
+            "on a cluster set tasks_per_node in its profile",
+        ),
         ([*RUN, "--device", "coda", "--cluster", "a100"], "use cpu, cuda or cuda:N"),
         (["table", "1", "--suite", "shapes", "--format", "mdd"], "Did you mean 'md'"),
         (["table", "seven"], "unknown table"),
@@ -103,11 +107,16 @@ def test_dry_run_starts_nothing(bench: Bench, tmp_path: Path) -> None:
 
 
 def _seconds(arguments: list[str], cwd: Path) -> float:
-    """Processor seconds of a command (one thread: what a user waits on an idle machine)."""
+    """Processor seconds of a command (one thread: what a user waits on an idle machine), on a
+    machine that loops ten million times in 0.3 s; a slower machine has more time."""
+    begun = time.process_time()
+    for _ in range(2_500_000):
+        pass
+    slowness = max(1.0, (time.process_time() - begun) / 0.075)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command(*arguments), cwd=cwd, env=environment(), check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / slowness
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def jobs_of(
     return planning.jobs(
         SHAPES,
         Datasets(Site(), root, SHAPES, needed=False),
-        methods=tuple(methods.split(",")),
+        method=tuple(methods.split(",")),
         seeds=tuple(range(seeds)),
         evals=tuple(evals.split(",")),
         settings=tuple((name.replace("__", "."), value) for name, value in settings.items()),
@@ -55,7 +55,7 @@ def paper_job(recipe: str) -> Job:
     (job,) = planning.jobs(
         PAPER,
         lambda name, task: data.model_copy(update={"id": name}),
-        methods=(recipe,),
+        method=(recipe,),
         evals=("none",),
     )
     return job

@@ -95,7 +95,7 @@ def jobs(method: str, evals: str, tmp_path: Path, **settings: object) -> list[pl
     return planning.jobs(
         suites.SUITES["shapes"],
         datasets,
-        methods=(method,),
+        method=(method,),
         epochs=(200,),
         evals=(evals,),
         settings=tuple(settings.items()),

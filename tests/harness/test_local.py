@@ -151,7 +151,7 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path) -> None:
     jobs = planning.jobs(
         SHAPES,
         datasets,
-        methods=("moco_v2_200ep",),
+        method=("moco_v2_200ep",),
         evals=("none",),
         settings=tuple(
             {

@@ -171,7 +171,7 @@ def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> 
 
     def check(*settings: tuple[str, object]) -> None:
         (planned,) = planning.jobs(
-            SHAPES, datasets, methods=("pcl_200ep",), evals=("none",), settings=settings
+            SHAPES, datasets, method=("pcl_200ep",), evals=("none",), settings=settings
         )
         fits.check_data([planned], lambda job: fits.Place(1, True))
 

@@ -67,7 +67,7 @@ def pretraining(tmp_path: Path, recipe: Recipe) -> Job:
         write_images(data)
     datasets = Datasets(Site(), tmp_path / "runs", SHAPES, {"": data}, needed=True)
     known = PACKAGED.with_recipe(recipe)
-    query = {"methods": (recipe.name,), "evals": ("none",)}
+    query = {"method": (recipe.name,), "evals": ("none",)}
     (job,) = planning.jobs(SHAPES, datasets, settings=SMALL, catalog=known, **query)
     return job
 

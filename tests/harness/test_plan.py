@@ -13,6 +13,7 @@ from lewel_bench.harness.plan.catalog import PACKAGED, chosen_settings
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import OwnSuite, Site
+from lewel_bench.harness.request import Evals, Selection
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import change
 from lewel_bench.pretrain.recipes import FAMILIES, RECIPES
@@ -112,7 +113,7 @@ def test_a_table_looks_for_the_key_that_a_run_writes(protocol: str, tmp_path: Pa
 
 
 def test_a_run_without_evals_does_those_of_the_papers_tables() -> None:
-    names = {j.protocol.name for j in _plan(methods=("lewel_m",), epochs=(200,)) if j.protocol}
+    names = {j.protocol.name for j in _plan(method=("lewel_m",), epochs=(200,)) if j.protocol}
     assert names == {
         *("linear_lars", "semi_1pct", "semi_10pct", "voc07_det_c4", "voc12_seg_fcn_d8"),
         *("coco_c4_1x", "coco_fpn_1x"),
@@ -120,8 +121,7 @@ def test_a_run_without_evals_does_those_of_the_papers_tables() -> None:
 
 
 def _judged(suite: str, *tables: str) -> dict[str, tuple[str, ...]]:
-    of = suites.SUITES[suite]
-    named = cells.named_evaluations(cells.Query(tables=tables), PACKAGED, of)
+    named = plan.select(Selection(table=tables), Evals(), PACKAGED, suites.SUITES[suite])
     return {recipe: tuple(names) for recipe, names in named.items()}
 
 
@@ -141,7 +141,7 @@ def _dense(**settings: object) -> list[Job]:
     return planning.jobs(
         suites.PAPER,
         _dataset,
-        methods=("lewel_m",),
+        method=("lewel_m",),
         epochs=(200,),
         evals=("voc07_det_c4",),
         settings=tuple((f"voc07_det_c4.{name}", value) for name, value in settings.items()),
@@ -188,7 +188,7 @@ def test_what_lrs_and_engine_stand_for() -> None:
 
 
 def test_order_needs_and_kinds() -> None:
-    jobs = _plan(methods=("lewel_m",), epochs=(200,), evals=("linear", "semi"))
+    jobs = _plan(method=("lewel_m",), epochs=(200,), evals=("linear", "semi"))
     kinds = [job.kind for job in jobs]
     assert kinds == sorted(kinds, key=["pretrain", "search", "final"].index)
     searches = [j for j in jobs if j.kind == "search"]
@@ -209,7 +209,7 @@ def _scaled(name: str):  # type: ignore[no-untyped-def]
 
 def test_a_candidate_does_not_depend_on_the_rest_of_the_grid() -> None:
     """Widening a grid must not run the candidates that are there again."""
-    select = {"methods": ("byol",), "epochs": (200,), "evals": ("semi_1pct",)}
+    select = {"method": ("byol",), "epochs": (200,), "evals": ("semi_1pct",)}
     before = _plan(**select)
     wider = [*_scaled("semi_1pct").backbone_lrs, 0.5]
     after = _plan(**select, settings=(("semi_1pct.backbone_lrs", wider),))
@@ -220,13 +220,13 @@ def test_a_candidate_does_not_depend_on_the_rest_of_the_grid() -> None:
 
 
 def test_one_run_serves_two_tables() -> None:
-    keys = {j.key for j in _plan(tables=("1",)) if j.kind == "pretrain"}
-    both = [j.key for j in _plan(tables=("1", "2")) if j.kind == "pretrain"]
+    keys = {j.key for j in _plan(table=("1",)) if j.kind == "pretrain"}
+    both = [j.key for j in _plan(table=("1", "2")) if j.kind == "pretrain"]
     assert len(both) == len(set(both)) and keys <= set(both)
 
 
 def test_a_job_survives_its_spec_file() -> None:
-    for job in _plan(methods=("lewel_b",), epochs=(200,), evals=("linear", "semi", "knn")):
+    for job in _plan(method=("lewel_b",), epochs=(200,), evals=("linear", "semi", "knn")):
         again = Job.model_validate_json(job.model_dump_json())
         assert again == job
         assert plan._keyed(**{k: getattr(again, k) for k in Job.model_fields}).key == job.key
@@ -235,47 +235,47 @@ def test_a_job_survives_its_spec_file() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"methods": ("lewelb",)}, "Did you mean 'lewel_b'"),
-        ({"methods": ("lewel_b_20ep",)}, "Did you mean 'lewel_b_200ep'"),
-        ({"methods": ("lewel_b",)}, "choose with --epochs"),
-        ({"methods": ("lewel_b",), "epochs": (7,)}, "Known: 100, 200, 400"),
-        ({"tables": ("12",)}, "unknown table '12'"),
-        ({"methods": ("lewel_b",), "epochs": (200,), "evals": ("liner",)}, "Did you mean 'linear'"),
+        ({"method": ("lewelb",)}, "Did you mean 'lewel_b'"),
+        ({"method": ("lewel_b_20ep",)}, "Did you mean 'lewel_b_200ep'"),
+        ({"method": ("lewel_b",)}, "choose with --epochs"),
+        ({"method": ("lewel_b",), "epochs": (7,)}, "Known: 100, 200, 400"),
+        ({"table": ("12",)}, "unknown table '12'"),
+        ({"method": ("lewel_b",), "epochs": (200,), "evals": ("liner",)}, "Did you mean 'linear'"),
         ({}, "nothing is selected: name a method"),
         (
-            {"tables": ("1",), "methods": ("moco_v2_amp",)},
+            {"table": ("1",), "method": ("moco_v2_amp",)},
             "table 1: no cell of moco_v2_amp for which",
         ),
         (
-            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("epohs", 3),)},
+            {"method": ("lewel_b",), "epochs": (200,), "settings": (("epohs", 3),)},
             "Did you mean 'epochs'",
         ),
         (
-            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("linear_lars.epochs", 3),)},
+            {"method": ("lewel_b",), "epochs": (200,), "settings": (("linear_lars.epochs", 3),)},
             "linear_lars is not among the selected protocols",
         ),
         (
-            {"methods": ("lewel_b",), "epochs": (200,), "settings": (("optimizer.lr", -1),)},
+            {"method": ("lewel_b",), "epochs": (200,), "settings": (("optimizer.lr", -1),)},
             "greater than 0",
         ),
         (
-            {"methods": ("lewel_m",), "epochs": (200,), "settings": (("batch", 50),)},
+            {"method": ("lewel_m",), "epochs": (200,), "settings": (("batch", 50),)},
             "not divisible by bn_group",
         ),
         (
-            {"methods": ("simclr",), "epochs": (200,), "settings": (("bn_group", 8),)},
+            {"method": ("simclr",), "epochs": (200,), "settings": (("bn_group", 8),)},
             "leave bn_group out",
         ),
         (
-            {"methods": ("pcl",), "epochs": (200,), "settings": (("args.warmup", 12),)},
+            {"method": ("pcl",), "epochs": (200,), "settings": (("args.warmup", 12),)},
             "args.warmup 12 must be less than epochs 12",
         ),
         (
-            {"methods": ("swav_b256",), "epochs": (200,), "settings": (("epochs", 1),)},
+            {"method": ("swav_b256",), "epochs": (200,), "settings": (("epochs", 1),)},
             "args.queue_from 1 must be less than epochs 1",
         ),
         (
-            {"methods": ("simsiam",), "epochs": (200,), "settings": (("ema.start", 0.9),)},
+            {"method": ("simsiam",), "epochs": (200,), "settings": (("ema.start", 0.9),)},
             "there is no ema here",
         ),
     ],

@@ -228,7 +228,7 @@ def test_every_cell_of_every_table_can_be_filled(id: str, suite: str, tmp_path: 
     }
     if suite == "cifar10":  # it has no scale for detection and segmentation
         return
-    jobs = planning.jobs(scale, datasets, tables=(id,))
+    jobs = planning.jobs(scale, datasets, table=(id,))
     keys = {job.key for job in jobs}
     for entry in filled.entries.values():
         for slot in entry.slots:

@@ -1,5 +1,6 @@
 """A table of the paper with what is on disk: which records fill which cell, and what is missing."""
 
+import json
 from collections import ChainMap
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -280,8 +281,10 @@ class Board:
     def _costs(self, row: Row, column: Column, name: str) -> list[Slot]:
         """The slots of what a pre-training cost; of its overhead those that have a baseline."""
         slots = []
+        recipe = self.catalog.recipes[name]
+        published = None if recipe.own else _identity(recipe)
         for seed in self.seeds:
-            slot = self._pretrained(name, seed)
+            slot = self._pretrained(name, seed, published)
             if slot is None:
                 continue
             if slot.state == "done" and column.metric == table.OVERHEAD:
@@ -291,22 +294,22 @@ class Board:
             slots.append(slot)
         return slots
 
-    def _pretrained(self, name: str, seed: int) -> Slot | None:
+    def _pretrained(self, name: str, seed: int, published: Mapping[str, Any] | None) -> Slot | None:
         key = self._pretrain_key(name, seed)
         if self._done(key):
             result = self.store.records[key]
             if key not in self.spent:
                 self.spent[key] = Spent(cost.cost(result))
-            recipe = self.catalog.recipes[name]
+            data = self.catalog.recipes[name].data
             return Slot(
                 key,
                 seed,
                 "done",
                 setting=cost.machine(result),
-                where=comparable.measured_on(result, result, recipe.data),
+                where=comparable.measured_on(result, result, data),
                 incomparable=()
-                if recipe.own
-                else comparable.cost_differences(result, _identity(recipe), recipe.data),
+                if published is None
+                else comparable.cost_differences(result, published, data),
             )
         if seed and key not in self.states:
             return None
@@ -469,9 +472,10 @@ class Board:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    """All that determines a recipe's result but its data."""
-    identity: dict[str, Any] = plan.of_recipe(recipe, Dataset(name="", id="", root=""))
-    return dict(identity["recipe"])
+    """All that determines a recipe's result but its data, with lists as records have them."""
+    identity = plan.of_recipe(recipe, Dataset(name="", id="", root=""))
+    plain: dict[str, Any] = json.loads(json.dumps(identity["recipe"]))
+    return plain
 
 
 def _cannot(what: str, why: str) -> str:

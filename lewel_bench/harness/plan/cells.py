@@ -1,11 +1,10 @@
-"""What a command line asks for: recipes, each with the protocols to run on it; pure."""
+"""Which recipe and which protocols fill a cell of the paper's tables, and names that stand for
+several of them; pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
-from lewel_bench.evals.protocol import Protocol
-from lewel_bench.harness.plan.catalog import Catalog, ScaledCatalog
+from lewel_bench.harness.plan.catalog import Catalog
 from lewel_bench.harness.plan.suite import Suite
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.recipes import RECIPES, family
@@ -39,54 +38,6 @@ EVALS = {
 }
 
 
-@dataclass(frozen=True)
-class Query:
-    """What a command line names; empty means no restriction."""
-
-    methods: tuple[str, ...] = ()
-    epochs: tuple[int, ...] = ()
-    tables: tuple[str, ...] = ()
-    evals: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What to compute in a suite: recipes, each with the protocols to run on it, by seed; all at
-    the suite's scale, with the settings of the command line applied."""
-
-    suite: str
-    seeds: tuple[int, ...]
-    evaluations: tuple[tuple[Recipe, tuple[Protocol, ...]], ...]
-
-
-def select(query: Query, scaled: ScaledCatalog, seeds: tuple[int, ...] = (0,)) -> Selection:
-    """The selection of a command line. Raises ValueError for names that do not exist, and for
-    settings that are not allowed or that nothing selected reads."""
-    named = named_evaluations(query, scaled.catalog, scaled.suite)
-    scaled.check_settings({name for names in named.values() for name in names})
-    pairs = (
-        (scaled.recipe(recipe), tuple(map(scaled.protocol, names)))
-        for recipe, names in named.items()
-    )
-    return Selection(scaled.suite.name, seeds, tuple(pairs))
-
-
-def named_evaluations(query: Query, catalog: Catalog, suite: Suite) -> dict[str, list[str]]:
-    """The names of recipes in the order asked for, each with those of the protocols to run on it:
-    those asked for, else those by which the paper judges it, as far as the suite has a scale for
-    them. Raises ValueError where nothing is selected."""
-    if query.tables:
-        wanted = _of_tables(query, catalog, suite)
-    else:
-        wanted = {
-            recipe.name: evaluations(recipe, query.evals, catalog, suite)
-            for recipe in _recipes(query.methods, query.epochs, catalog)
-        }
-    if not wanted:
-        raise ValueError(_nothing_selected_message(query, suite))
-    return wanted
-
-
 def tables(names: Sequence[str]) -> list[Table]:
     """The tables of these numbers; `all` is every one. Raises ValueError for another name."""
     known = (*TABLES, "all")
@@ -95,75 +46,9 @@ def tables(names: Sequence[str]) -> list[Table]:
     return [load(name) for name in (TABLES if "all" in names else names)]
 
 
-def _of_tables(query: Query, catalog: Catalog, suite: Suite) -> dict[str, list[str]]:
-    """The recipes of the cells, by name, each with the protocols to run on it."""
-    _check_epochs(query.epochs, catalog)
-    only = set(recipe_names(query.methods, catalog)) if query.methods else None
-    wanted: dict[str, list[str]] = {}
-    for table in tables(query.tables):
-        for row, column in table.cells():
-            name, protocol = recipe_name(row, column), row.protocols.get(column.eval)
-            if name is None or (only is not None and name not in only):
-                continue
-            if query.epochs and catalog.recipes[name].epochs not in query.epochs:
-                continue
-            if protocol and not query.evals and not _has_scale(suite, protocol):
-                continue
-            protocols = wanted.setdefault(name, [])
-            if protocol and protocol not in protocols:
-                protocols.append(protocol)
-    if query.evals:
-        recipes = (catalog.recipes[name] for name in wanted)
-        return {recipe.name: _protocols(recipe, query.evals, catalog) for recipe in recipes}
-    return wanted
-
-
-def _has_scale(suite: Suite, protocol: str) -> bool:
+def has_scale(suite: Suite, protocol: str) -> bool:
+    """Whether a suite says how a protocol is scaled."""
     return suite.comparable or protocol in suite.protocols
-
-
-def _nothing_selected_message(query: Query, suite: Suite) -> str:
-    if not query.tables:
-        return (
-            "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
-            "(--table 1), and see `lewel-bench ls recipes`"
-        )
-    named = "table" if len(query.tables) == 1 else "tables"
-    lengths = f" at {', '.join(map(str, query.epochs))} epochs" if query.epochs else ""
-    methods = f" of {', '.join(query.methods)}" if query.methods else ""
-    scale = "" if suite.comparable else f" for which the suite {suite.name} has a scale"
-    return (
-        f"nothing is selected: {named} {', '.join(query.tables)}: no cell{methods}{lengths}"
-        f"{scale}. To run a recipe that is in no table, leave out --table"
-    )
-
-
-def _recipes(methods: Sequence[str], epochs: Sequence[int], catalog: Catalog) -> list[Recipe]:
-    """The recipes of methods. Raises ValueError where one has no recipe of these `epochs`, or
-    several and none is chosen."""
-    selected = []
-    for method in methods:
-        recipes = [catalog.recipes[name] for name in recipe_names([method], catalog)]
-        matching = [recipe for recipe in recipes if not epochs or recipe.epochs in epochs]
-        known_epochs = ", ".join(str(recipe.epochs) for recipe in recipes)
-        if {recipe.epochs for recipe in matching} < set(epochs) or not matching:
-            raise ValueError(
-                f"{method} has no recipe of {', '.join(map(str, epochs))} epochs. "
-                f"Known: {known_epochs}. For another length, use the nearest and add "
-                f"--set epochs=N"
-            )
-        if not epochs and method in catalog.families and len(matching) > 1:
-            raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
-        selected += matching
-    return selected
-
-
-def _check_epochs(epochs: Sequence[int], catalog: Catalog) -> None:
-    known = sorted({recipe.epochs for recipe in catalog.recipes.values()})
-    for count in epochs:
-        if count not in known:
-            shown = ", ".join(map(str, known))
-            raise ValueError(f"no recipe has {count} epochs. Known: {shown}")
 
 
 def recipe_names(methods: Sequence[str], catalog: Catalog) -> list[str]:
@@ -209,15 +94,17 @@ def evaluations(
     those asked for, else those by which the paper judges it, as far as the suite has a scale for
     them. Raises ValueError for names that do not exist."""
     if asked:
-        return _protocols(recipe, asked, catalog)
+        return protocol_names(recipe, asked, catalog)
     if recipe:
         names = of_paper(recipe)
     else:
-        names = _protocols(None, ("linear", "semi", "voc", "coco"), catalog)
-    return [name for name in names if _has_scale(suite, name)]
+        names = protocol_names(None, ("linear", "semi", "voc", "coco"), catalog)
+    return [name for name in names if has_scale(suite, name)]
 
 
-def _protocols(recipe: Recipe | None, evals: Sequence[str], catalog: Catalog) -> list[str]:
+def protocol_names(recipe: Recipe | None, evals: Sequence[str], catalog: Catalog) -> list[str]:
+    """The protocols that evaluations (linear, semi, ... or protocols) stand for on a backbone of
+    `recipe`. Raises ValueError for a name that does not exist."""
     names: list[str] = []
     for name in evals:
         if name == "linear":

@@ -1,4 +1,4 @@
-"""From a selection of recipes and protocols to jobs with keys; nothing is written.
+"""From what a command line selects to jobs with keys; nothing is written.
 
 A cell becomes jobs: `pretrain`, then for a protocol that searches its learning rate in one pass a
 `final`, else one `search` a candidate and a `final` that chooses among them. A dense protocol with
@@ -7,17 +7,23 @@ candidate, nothing is searched. Jobs with the same key are the same job.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.protocol import Candidate, Protocol
 from lewel_bench.evals.protocols import AnyProtocol
-from lewel_bench.harness.plan.cells import Selection
+from lewel_bench.harness.plan import cells
+from lewel_bench.harness.plan.catalog import Catalog
+from lewel_bench.harness.plan.suite import Suite
+from lewel_bench.harness.request import Evals, Selection
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.recipe import Recipe
 from lewel_bench.pretrain.views import AUGMENTS
 from lewel_bench.results import record
 from lewel_bench.value import Value
+
+if TYPE_CHECKING:
+    from lewel_bench.harness.plan.workspace import Workspace
 
 
 class Upstream(NamedTuple):
@@ -89,20 +95,110 @@ def trials(protocol: Protocol) -> int:
     return max(1, protocol.final_trainings())
 
 
-def plan(selection: Selection, dataset: Callable[[str, str], Dataset]) -> list[Job]:
-    """The jobs of a selection in dependency order, each key once.
+def plan(selection: Selection, evals: Evals, workspace: "Workspace") -> list[Job]:
+    """The jobs of a command line in dependency order, each key once.
 
-    Raises ValueError for data that this site does not have.
+    Raises ValueError for names that do not exist, for settings that are not allowed or that nothing
+    selected reads, and for data that this site does not have.
     """
+    named = select(selection, evals, workspace.catalog, workspace.suite)
+    protocols = dict.fromkeys(name for names in named.values() for name in names)
+    scaled = workspace.scaled(protocols)
+    scaled.check_settings(protocols)
+    pairs = [
+        (scaled.recipe(recipe), [scaled.protocol(name) for name in names])
+        for recipe, names in named.items()
+    ]
     jobs: dict[str, Job] = {}
-    for recipe, protocols in selection.evaluations:
-        for seed in selection.seeds:
-            for job in chain(recipe, protocols, seed, selection.suite, dataset):
+    for recipe, chosen in pairs:
+        for seed in evals.seeds:
+            for job in chain(recipe, chosen, seed, workspace.suite.name, workspace.datasets):
                 jobs.setdefault(job.key, job)
     order = {"pretrain": 0, "search": 1, "final": 2}
     names = list(dict.fromkeys(job.recipe_name for job in jobs.values()))
     # one method after another, so that a table fills row by row
     return sorted(jobs.values(), key=lambda j: (j.seed, names.index(j.recipe_name), order[j.kind]))
+
+
+def select(
+    selection: Selection, evals: Evals, catalog: Catalog, suite: Suite
+) -> dict[str, list[str]]:
+    """The names of recipes in the order asked for, each with those of the protocols to run on it:
+    those asked for, else those by which the paper judges it, as far as the suite has a scale for
+    them. Raises ValueError where nothing is selected."""
+    if selection.table:
+        selected = _of_tables(selection, evals, catalog, suite)
+    else:
+        recipes = _recipes(selection.method, selection.epochs, catalog)
+        selected = {r.name: cells.evaluations(r, evals.evals, catalog, suite) for r in recipes}
+    if not selected:
+        raise ValueError(_nothing_selected_message(selection, suite))
+    return selected
+
+
+def _recipes(methods: Sequence[str], epochs: Sequence[int], catalog: Catalog) -> list[Recipe]:
+    """The recipes of methods. Raises ValueError where one has no recipe of these `epochs`, or
+    several and none is chosen."""
+    selected = []
+    for method in methods:
+        recipes = [catalog.recipes[name] for name in cells.recipe_names([method], catalog)]
+        matching = [recipe for recipe in recipes if not epochs or recipe.epochs in epochs]
+        known_epochs = ", ".join(str(recipe.epochs) for recipe in recipes)
+        if {recipe.epochs for recipe in matching} < set(epochs) or not matching:
+            raise ValueError(
+                f"{method} has no recipe of {', '.join(map(str, epochs))} epochs. "
+                f"Known: {known_epochs}. For another length, use the nearest and add "
+                f"--set epochs=N"
+            )
+        if not epochs and method in catalog.families and len(matching) > 1:
+            raise ValueError(f"{method} has recipes of {known_epochs} epochs: choose with --epochs")
+        selected += matching
+    return selected
+
+
+def _of_tables(
+    selection: Selection, evals: Evals, catalog: Catalog, suite: Suite
+) -> dict[str, list[str]]:
+    """The recipes of the selected cells, by name, each with the protocols to run on it."""
+    lengths = sorted({recipe.epochs for recipe in catalog.recipes.values()})
+    if unknown_lengths := [count for count in selection.epochs if count not in lengths]:
+        shown = ", ".join(map(str, lengths))
+        raise ValueError(f"no recipe has {unknown_lengths[0]} epochs. Known: {shown}")
+    names = set(cells.recipe_names(selection.method, catalog)) if selection.method else None
+    selected: dict[str, list[str]] = {}
+    for table in cells.tables(selection.table):
+        for row, column in table.cells():
+            name, protocol = cells.recipe_name(row, column), row.protocols.get(column.eval)
+            if name is None or (names is not None and name not in names):
+                continue
+            if selection.epochs and catalog.recipes[name].epochs not in selection.epochs:
+                continue
+            if protocol and not evals.evals and not cells.has_scale(suite, protocol):
+                continue
+            protocols = selected.setdefault(name, [])
+            if protocol and protocol not in protocols:
+                protocols.append(protocol)
+    if evals.evals:
+        recipes = (catalog.recipes[name] for name in selected)
+        return {r.name: cells.protocol_names(r, evals.evals, catalog) for r in recipes}
+    return selected
+
+
+def _nothing_selected_message(selection: Selection, suite: Suite) -> str:
+    if not selection.table:
+        return (
+            "nothing is selected: name a method (--method lewel_m --epochs 200) or a table "
+            "(--table 1), and see `lewel-bench ls recipes`"
+        )
+    named = "table" if len(selection.table) == 1 else "tables"
+    epochs = ", ".join(map(str, selection.epochs))
+    lengths = f" at {epochs} epochs" if epochs else ""
+    methods = f" of {', '.join(selection.method)}" if selection.method else ""
+    scale = "" if suite.comparable else f" for which the suite {suite.name} has a scale"
+    return (
+        f"nothing is selected: {named} {', '.join(selection.table)}: no cell{methods}{lengths}"
+        f"{scale}. To run a recipe that is in no table, leave out --table"
+    )
 
 
 def chain(

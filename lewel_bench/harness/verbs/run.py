@@ -21,7 +21,7 @@ def command(
       lewel-bench run --table all --budget 500gpuh --dry-run
     """
     from lewel_bench.harness.jobs.launch import Launch, launch, note_unused_data
-    from lewel_bench.harness.plan import cells, plan, plugins
+    from lewel_bench.harness.plan import plan, plugins
     from lewel_bench.harness.plan.workspace import open_workspace
 
     workspace = open_workspace(where, needs_data=True)
@@ -31,12 +31,7 @@ def command(
     )
     catalog = plugins.with_protocols(evals.evals, catalog)
     workspace = replace(workspace, catalog=catalog)
-    tables = tuple(name.removeprefix("table") for name in selection.table)
-    query = cells.Query(methods, selection.epochs, tables, evals.evals)
-    named = cells.named_evaluations(query, catalog, workspace.suite).values()
-    protocols = dict.fromkeys(name for names in named for name in names)
-    selected = cells.select(query, workspace.scaled(protocols), evals.seeds)
-    jobs = plan.plan(selected, workspace.datasets)
+    jobs = plan.plan(replace(selection, method=methods), evals, workspace)
     note_unused_data(workspace)
     kept = replace(selection, method=tuple(map(plugins.with_copies, selection.method)))
     again = Command("run", (kept, evals, budget, where, compute))
