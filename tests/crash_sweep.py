@@ -278,11 +278,11 @@ def stamp(path: Path) -> tuple[int, int, bytes]:
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    from lewel_bench.harness import rundir
+    from lewel_bench.results import curves
 
-    path = folder / rundir.EVENTS
+    path = folder / curves.EVENTS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return [event for event in rundir.parse_events(lines) if event.get("event") == kind]
+    return [event for event in curves.parse_events(lines) if event.get("event") == kind]
 
 
 def intact(root: Path) -> Iterator[tuple[Path, int]]:

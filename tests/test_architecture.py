@@ -168,7 +168,8 @@ def test_a_verb_is_the_file_of_its_name() -> None:
 def test_help_loads_neither_pydantic_nor_torch(verb: str) -> None:
     code = (
         "import sys; from lewel_bench.harness.cli import app; "
-        f"app()[{verb!r}]; sys.exit(bool({{'torch', 'numpy', 'pydantic'}} & sys.modules.keys()))"
+        f"app()[{verb!r}]; slow = {{'torch', 'numpy', 'pandas', 'pydantic'}}; "
+        "sys.exit(bool(slow & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -249,15 +250,17 @@ def _uses_rich(path: Path) -> bool:
         ["status"],
         ["table", "all", "--suite", "shapes"],
         ["table", "1", "--format", "json"],
+        ["table", "2", "--format", "long"],
+        ["explain", "table1:lewel_m:200:top1"],
         ["run", "--suite", "shapes", "--method", "lewel_m", "--epochs", "200", "--dry-run"],
     ],
 )
-def test_quick_commands_import_neither_torch_nor_numpy(
+def test_quick_commands_import_neither_torch_nor_pandas(
     arguments: list[str], tmp_path: Path
 ) -> None:
     code = (
         "import sys; from lewel_bench.harness.cli import main; "
-        f"code = main({arguments!r}); slow = {{'torch', 'numpy'}} & sys.modules.keys(); "
+        f"code = main({arguments!r}); slow = {{'torch', 'numpy', 'pandas'}} & sys.modules.keys(); "
         "sys.exit(3 if slow else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)

@@ -71,7 +71,7 @@ def test_what_an_encoding_lacks_is_written_with_what_it_has(
 
 def test_a_table_is_printed_in_latin_1() -> None:
     done = subprocess.run(
-        command("table", "1", "--suite", "shapes"),
+        command("table", "1", "--suite", "shapes", "--format", "long"),
         env=environment(PYTHONIOENCODING="latin-1"), capture_output=True, check=True,
     )  # fmt: skip
     text = done.stdout.decode("latin-1")

@@ -9,8 +9,8 @@ from lewel_bench.harness.rundir import SPEC
 from lewel_bench.pretrain.colour import MEAN, STD
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.results import checkpoints, comparable
+from lewel_bench.results.formats import md, md_code
 from lewel_bench.results.record import Record
-from lewel_bench.results.render import md, md_code
 from lewel_bench.results.store import Store, conflict_messages
 from lewel_bench.value import json_text
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,12 +26,14 @@ from lewel_bench.files import (
     read_regular,
     write_atomically,
 )
+from lewel_bench.results import curves
+from lewel_bench.results.curves import parse_events
 from lewel_bench.results.record import NAME
 
 if TYPE_CHECKING:
     from lewel_bench.harness.plan.plan import Job
 
-SPEC, EVENTS = "spec.json", "events.jsonl"
+SPEC, EVENTS = "spec.json", curves.EVENTS
 CRASH = "crash-*.log"  # of each process, where a signal of a native library ended it
 CRASHES = {  # by faulthandler's names
     "Segmentation fault": "SIGSEGV",
@@ -249,17 +251,6 @@ def missing_weights_message(weights: Path) -> str:
         f"{weights} is missing, although its record exists. If it came with a bundle, ask for one "
         f"with --weights; to pre-train it again remove {weights.parent}"
     )
-
-
-def parse_events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The whole events among the lines of an events file."""
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut by a window or by a kill; the events around it are whole
-        if isinstance(event, dict):
-            yield event
 
 
 def _has_progress(event: Mapping[str, Any]) -> bool:

@@ -4,8 +4,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from textwrap import wrap
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+from rich.box import HEAVY_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -20,8 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from lewel_bench.pretrain.report import Report
-from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.table_layout import Sheet, sheet
+from lewel_bench.results.cell_text import Cell
+from lewel_bench.results.layout import Sheet
 from lewel_bench.terminal import unescaped
 from lewel_bench.value import printable
 
@@ -36,6 +37,9 @@ STYLES = {
     "failed": "red",
     "missing": "yellow",
     "stale": "magenta",
+    "reproduced": "green",
+    "inconclusive": "yellow",
+    "differs": "red",
 }
 
 
@@ -164,28 +168,31 @@ class Bar:
             self.bar.console.print(printable(f"{self.label}: {line(event, fields)}"), markup=False)
 
 
-def show_table(filled: FilledTable) -> None:
+def show_table(drawn: Sheet) -> None:
     """Print a table of the paper with what was measured, in parts where a terminal is narrow."""
-    drawn = sheet(filled)
-    lead = len(drawn.header) - len(filled.table.columns)
+    numbers = len(drawn.blocks[0].lines[0].cells)
+    named = any(line.name for block in drawn.blocks for line in block.lines)
+    lead = [i for i in range(len(drawn.header) - numbers) if drawn.header[i] or named]
     room = console().width if sys.stdout.isatty() else UNBOUND
+    rows = [[str(cell) for cell in row] for block in drawn.blocks for row in block.rows()]
+    lines = [drawn.header, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     parts: list[list[int]] = [[]]
-    for column in range(lead, len(drawn.header)):
-        if parts[-1] and _width(_part(drawn, lead, [*parts[-1], column])) > room:
+    for column in range(len(drawn.header) - numbers, len(drawn.header)):
+        places = (*lead, *parts[-1], column)
+        if parts[-1] and sum(widths[i] for i in places) + _gaps(len(places), named) > room:
             parts.append([])
         parts[-1].append(column)
-    lines = [[str(cell) for cell in row] for block in drawn.blocks for row in block.rows()]
     for columns in parts:
-        table = _part(drawn, lead, columns)
+        table = _part(drawn, lead, columns, named)
         title = drawn.title + (", continued" if columns is not parts[0] else "")
-        places = (*range(lead), *columns)
-        header, *rows = [[line[i] for i in places] for line in (drawn.header, *lines)]
-        if _fit(table, [header, *rows], room):
+        texts = [[line[i] for i in (*lead, *columns)] for line in lines]
+        if width := _fit(table, texts, room):
             table.title = escape(title)
-            _console(sys.stdout, min(room, _width(table))).print(table)
+            _console(sys.stdout, width).print(table)
         else:
             print(title, end="\n\n")
-            _show_stacked(header, rows, room)
+            _show_stacked(texts[0], texts[1:], room)
     out = console()
     for text in (*drawn.remarks, *drawn.problems):
         out.print(printable(f"- {text}", keep="\n"), markup=False)
@@ -193,41 +200,44 @@ def show_table(filled: FilledTable) -> None:
         out.print(printable(f"[{i}] {note}", keep="\n"), markup=False)
 
 
-def _part(drawn: Sheet, lead: int, columns: Sequence[int]) -> Table:
+def _part(drawn: Sheet, lead: Sequence[int], columns: Sequence[int], ruled: bool) -> Table:
     """The leading columns and some others."""
-    table = Table(title_justify="left", pad_edge=False)
-    for i in range(lead):
-        table.add_column(escape(drawn.header[i]), overflow="fold")
-    for i in columns:
-        table.add_column(escape(drawn.header[i]), justify="right", overflow="fold")
+    table = Table(title_justify="left", box=HEAVY_HEAD if ruled else None, pad_edge=False)
+    for i in (*lead, *columns):
+        justify: Literal["left", "right"] = "right" if i in columns else "left"
+        table.add_column(escape(drawn.header[i]), justify=justify, overflow="fold")
     for block in drawn.blocks:
         for cells in block.rows():
-            shown = (*cells[:lead], *(cells[i] for i in columns))
-            table.add_row(*(cell.drawn(escape, "[bold]{}[/]") for cell in shown))
+            table.add_row(*(_coloured(cells[i]) for i in (*lead, *columns)))
         table.add_section()
     return table
 
 
-def _fit(table: Table, lines: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether a table of these lines fits into `width` with no word cut; then its columns share
-    what is left beside their longest words as they need it."""
+def _coloured(cell: Cell) -> str:
+    text = cell.drawn(escape, "[bold]{}[/]")
+    return f"[{STYLES[cell.look]}]{text}[/]" if cell.look in STYLES else text
+
+
+def _fit(table: Table, lines: Sequence[Sequence[str]], width: int) -> int:
+    """The width of a table of these lines where it fits into `width` with no word cut: its columns
+    share what is left beside their longest words as they need it. 0 where it does not fit."""
     columns = list(zip(*lines, strict=True))
     whole = [max(map(cell_len, cells)) for cells in columns]
     words = [max(map(cell_len, " ".join(cells).split()), default=0) for cells in columns]
-    spare = width - (_width(table) - sum(whole)) - sum(words)
+    gaps = _gaps(len(columns), table.box is not None)
+    spare = width - gaps - sum(words)
     if spare < 0:
-        return False
+        return 0
     wanted = sum(whole) - sum(words)
     for column, most, least in zip(table.columns, whole, words, strict=True):
         share = (most - least) * min(spare, wanted) // max(1, wanted)
         column.width = least + share
-    return True
+    return gaps + sum(column.width or 0 for column in table.columns)
 
 
-def _width(table: Table) -> int:
-    """How wide a table is where nothing is cut."""
-    # with a height too, or TERM=dumb makes it 80 wide
-    return Console(width=UNBOUND, height=1).measure(table).maximum
+def _gaps(columns: int, ruled: bool) -> int:
+    """How many places of a line are between the columns of a table and, if `ruled`, around them."""
+    return 3 * columns - 1 if ruled else 2 * columns - 2
 
 
 def watch(show: Callable[[], int], every_s: float = 5.0) -> int:

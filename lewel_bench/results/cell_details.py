@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
-from lewel_bench.results.figures.chart import is_number
+from lewel_bench.results.curves import is_number
 from lewel_bench.results.fill import Entry, FilledTable
 from lewel_bench.results.measured_cost import cost, devices
 from lewel_bench.results.record import Record

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from lewel_bench.results.cell_details import behind, cell_id
+from lewel_bench.results.cell_text import BLANK, Cell
 from lewel_bench.results.claims.judge import ClaimResult
 from lewel_bench.results.claims.output import section
 from lewel_bench.results.figures.chart import Chart
 from lewel_bench.results.figures.draw import inline
 from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.html_page import escape
+from lewel_bench.results.formats import escape
+from lewel_bench.results.layout import sheet
 from lewel_bench.results.measured_cost import GIB
 from lewel_bench.results.record import Record
 from lewel_bench.results.table import Column, Row
-from lewel_bench.results.table_layout import BLANK, Cell, sheet
 
 WEB = Path(__file__).parent / "web"
 MARK = '<meta name="generator" content="lewel-bench report">'

@@ -6,11 +6,26 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lewel_bench.results import curves
 from lewel_bench.results.record import NAME, BadRecord, Record, read
+from lewel_bench.value import unknown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MERGED = ".merged"  # <digest of a bundle>/<key>: records whose number is another than ours
+
+
+COLUMNS = {  # of the records as a DataFrame, with their types
+    **dict.fromkeys(("key", "kind", "name"), "str"),
+    "seed": "int64",
+    **{"method": "str", "epochs": "Int64", "protocol": "str", "upstream": "str"},
+    **{"seconds": "float64", "processes": "int64", "peak_memory": "float64"},
+    **{"started": "object", "finished": "object", "commit": "str", "dirty": "bool"},
+    **dict.fromkeys(("version", "command", "warnings"), "str"),
+}
 
 
 class ConflictingRecord(NamedTuple):
@@ -33,6 +48,46 @@ class Store:
         with _without_garbage_collection():
             records, self.bad = _scan(self.root)
         self.records: Mapping[str, Record] = records
+
+    def frame(self) -> "DataFrame":
+        """The records, a row a record by `key`, then a column for each metric that some have (NaN:
+        this has none), as the tables have them: percent but for losses and costs.
+
+        `kind` is pretrain, import, search or final; `name` what it is called, `seed` its seed.
+        `method` and `epochs` are of the recipe that it trains, or that trained the backbone of
+        `upstream` (missing: imported, or not here); `protocol` names an evaluation. `seconds` are
+        those of all attempts, on `processes` devices; `peak_memory` is in bytes of one (NaN: not
+        measured). `started` and `finished` are UTC, `warnings` joined by "; ".
+        """
+        from pandas import DataFrame, to_datetime
+
+        records = self.records.values()
+        fixed = DataFrame(map(self._row, records), columns=list(COLUMNS)).astype(COLUMNS)
+        for name in ("started", "finished"):
+            fixed[name] = to_datetime(fixed[name], utc=True)
+        metrics = DataFrame([record.metrics for record in records], index=fixed.index, dtype=float)
+        renamed = metrics.rename(columns=lambda name: f"{name}_" if name in COLUMNS else name)
+        return fixed.join(renamed).set_index("key")
+
+    def _row(self, record: Record) -> tuple[Any, ...]:
+        upstream = record.spec.get("upstream")
+        trained = self.records.get(str(upstream), record).spec.get("recipe")
+        recipe = trained if isinstance(trained, dict) else {}
+        protocol = record.name.split(" of ")[0] if record.kind in ("search", "final") else None
+        return (
+            *(record.key, record.kind, record.name, record.seed),
+            *(recipe.get("method"), recipe.get("epochs"), protocol, upstream),
+            *(record.seconds, record.processes, record.peak_memory),
+            *(record.started, record.finished, record.commit, record.dirty, record.version),
+            *(record.command, "; ".join(record.warnings)),
+        )
+
+    def curves(self, key: str) -> "DataFrame":
+        """What the log of a job says over time, as `curves.frame`. Raises ValueError where the root
+        has no folder of this key."""
+        if key not in (folders := _folders(self.root)):
+            raise ValueError(unknown("key", key, folders))
+        return curves.frame(self.root / key / curves.EVENTS)
 
     @cached_property
     def others(self) -> Mapping[str, tuple[ConflictingRecord, ...]]:

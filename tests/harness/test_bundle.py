@@ -18,7 +18,7 @@ from lewel_bench.harness import rundir
 from lewel_bench.harness.board.cell_details import explained
 from lewel_bench.harness.bundles import bundle, merge
 from lewel_bench.harness.cli import main
-from lewel_bench.results import record, render
+from lewel_bench.results import formats, record
 from lewel_bench.results.record import Record
 from lewel_bench.results.store import MERGED, Store, conflict_messages
 from lewel_bench.results.table import TABLES
@@ -39,7 +39,7 @@ def lab(root: Path, value: float = 70.0) -> Path:
 
 def shown(root: Path) -> dict[str, str]:
     tables = [board(root).filled(name) for name in TABLES]
-    return {name: render.render(tables, name) for name in render.FORMATS}
+    return {name: formats.render(tables, name) for name in formats.FORMATS}
 
 
 def test_a_merged_bundle_shows_the_same_tables(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from lewel_bench import terminal
 from lewel_bench.harness import model_card as card
 from lewel_bench.harness.cli import main
 from lewel_bench.pretrain.recipe import Backbone
-from lewel_bench.results.html_page import escape
+from lewel_bench.results.formats import _csv, escape, md, md_code, render
 from lewel_bench.results.record import Data
-from lewel_bench.results.render import _csv, md, md_code, render
 from lewel_bench.results.store import Store
 from lewel_bench.value import json_text, printable
 

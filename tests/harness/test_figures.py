@@ -11,12 +11,13 @@ from finished import board, finish
 
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.figures.ablation import ablation
-from lewel_bench.harness.figures.curves import curves, logged
+from lewel_bench.harness.figures.curves import curves
 from lewel_bench.harness.figures.lr_search import search
 from lewel_bench.harness.figures.maps import maps, telling
 from lewel_bench.harness.plan.plan import Job
 from lewel_bench.pretrain import checkpoint, methods
 from lewel_bench.pretrain.recipes import RECIPES
+from lewel_bench.results.curves import logged
 from lewel_bench.results.figures.chart import Unmeasured
 
 LINEAR = "linear_lars_in100"

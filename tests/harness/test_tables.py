@@ -22,11 +22,11 @@ from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.cell_details import behind
 from lewel_bench.results.fill import Entry, missing
+from lewel_bench.results.formats import render
+from lewel_bench.results.layout import headline
 from lewel_bench.results.record import Record
-from lewel_bench.results.render import render
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, load
-from lewel_bench.results.table_layout import headline
 
 SHAPES = suites.SUITES["shapes"]
 START = datetime(2026, 1, 2, tzinfo=UTC)

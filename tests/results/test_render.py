@@ -20,9 +20,9 @@ from making import quoted_only
 from lewel_bench.harness import view
 from lewel_bench.results.conflicts import load as conflicts
 from lewel_bench.results.fill import FilledTable, Slot, State, fill
-from lewel_bench.results.render import FORMATS, _tex, as_dict, md, render
+from lewel_bench.results.formats import FORMATS, _tex, as_dict, md, render
+from lewel_bench.results.layout import compact, sheet
 from lewel_bench.results.table import PRETRAIN, TABLES, load
-from lewel_bench.results.table_layout import sheet
 from lewel_bench.results.verdict import Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,14 +84,15 @@ OFFSETS: tuple[tuple[float | Slot, ...], ...] = (
     (_not_done("failed", NAN),),
 )
 CASES = [*((id, "paper") for id in TABLES), ("2", "shapes")]
-ENDINGS = {"latex": "tex", "text": "txt"}
+ENDINGS = {"latex": "tex", "text": "txt", "long": "long.txt"}
+DRAWN = {"text": compact, "long": sheet}  # for the terminal
 
 
-@pytest.mark.parametrize("format", [*FORMATS, "text"])
+@pytest.mark.parametrize("format", [*FORMATS, *DRAWN])
 @pytest.mark.parametrize(("id", "suite"), CASES)
 def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if format == "text":
-        view.show_table(example(id, suite))
+    if format in DRAWN:
+        view.show_table(DRAWN[format](example(id, suite)))
         text = capsys.readouterr().out
     else:
         text = render([example(id, suite)], format)
@@ -105,7 +106,9 @@ def test_golden(id: str, suite: str, format: str, capsys: pytest.CaptureFixture[
     ("width", "terminal"), [(60, "xterm"), (80, "xterm"), (80, "dumb"), (130, "xterm")]
 )
 @pytest.mark.parametrize("id", ["1", "8"])
+@pytest.mark.parametrize("format", DRAWN)
 def test_nothing_is_cut_on_a_narrow_terminal(
+    format: str,
     id: str,
     width: int,
     terminal: str,
@@ -115,25 +118,85 @@ def test_nothing_is_cut_on_a_narrow_terminal(
     monkeypatch.setenv("TERM", terminal)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
-    view.show_table(example(id, "paper"))
+    drawn = DRAWN[format](example(id, "paper"))
+    view.show_table(drawn)
     lines = re.sub("\x1b.*?m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
-    cells = [c for block in sheet(example(id, "paper")).blocks for c in sum(block.rows(), ())]
+    cells = [cell for block in drawn.blocks for cell in sum(block.rows(), ())]
     assert all(any(str(cell) in line for line in lines) for cell in cells)
 
 
 @pytest.mark.parametrize("width", [24, 40, 50])
+@pytest.mark.parametrize("format", DRAWN)
 def test_no_word_is_cut_on_a_very_narrow_terminal(
-    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    format: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
-    view.show_table(example("1", "shapes"))
+    drawn = DRAWN[format](example("1", "shapes"))
+    view.show_table(drawn)
     printed = re.sub("\x1b.*?m|[┃│]", " ", capsys.readouterr().out).split()
-    drawn = sheet(example("1", "shapes"))
-    cells = [c for block in drawn.blocks for c in sum(block.rows(), ())]
+    cells = [cell for block in drawn.blocks for cell in sum(block.rows(), ())]
     words = " ".join([*drawn.header, *map(str, cells)]).split()
     assert set(words) <= set(printed)
+
+
+def test_what_is_not_measured_is_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 1 has 11 rows and 5 columns; what failed outside of the rest is counted."""
+    view.show_table(compact(table_1()))
+    title, header, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("Table 1. ImageNet-1K linear") and header.count("ep top-") == 4
+    rows = {line.split()[0]: line for line in lines[:3]}
+    assert (
+        lines[3].startswith("- ")
+        and set(rows) == {"BYOL*", "MoCov2*", "LEWEL_M"}
+        and max(map(len, rows.values())) > 80
+    )
+    assert "66.2 ± 0.2 (3)ᵇ ? 66.1 [" in rows["LEWEL_M"] and "68.5 (1 of 2) ?" in rows["LEWEL_M"]
+    assert "- 8 rows and 1 column without a measurement: --all" in lines
+    numbers = {mark for row in rows.values() for mark in re.findall(r"\[\d+\]", row)}
+    assert {line.split()[0] for line in lines if line.startswith("[")} == numbers
+    view.show_table(compact(table_1(), everything=True))
+    shown = capsys.readouterr().out
+    assert "InstDisc" in shown and "[13]" in shown and "--all" not in shown
+    failed = Slot("e", 0, "failed", "out of memory")
+    slots = {("pcl", "200:top1"): [failed], ("byol", "100:top1"): [Slot("k", 0, "done")]}
+    records = {"k": SimpleNamespace(metrics={"top1": 70.0})}
+    drawn = compact(fill(load("1"), slots, records, "paper", True))
+    assert drawn.remarks[0] == "10 rows and 4 columns without a measurement (1 failed): --all"
+    assert drawn.problems == () and len(drawn.notes) == 1
+    nothing = fill(load("1"), {("pcl", "200:top1"): [failed]}, {}, "paper", True)
+    assert len(compact(nothing).blocks) == 11 and not compact(nothing).remarks[0].endswith("--all")
+
+
+def test_four_methods_fit_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    seeds = [Slot(f"k{seed}", seed, "done") for seed in range(3)]
+    records = {f"k{i}": SimpleNamespace(metrics={"top1": 60.0 + i, "top5": 90.0}) for i in range(3)}
+    methods = ("moco_v2", "byol", "lewel_m", "lewel_b")
+    slots = {(row, f"200:{metric}"): seeds for row in methods for metric in ("top1", "top5")}
+    view.show_table(compact(fill(load("1"), slots, records, "paper", True)))
+    table = re.sub("\x1b.*?m", "", capsys.readouterr().out).split("- 7 rows")[0].splitlines()
+    assert [line.split()[0] for line in table[3:]] == ["MoCov2*", "BYOL*", "LEWEL_M", "LEWEL_B"]
+    assert max(map(len, table)) <= 80
+
+
+def test_the_sign_and_colour_of_a_verdict() -> None:
+    cells = {
+        cell.look: str(cell)
+        for block in compact(example("1", "paper")).blocks
+        for line in block.lines
+        for cell in line.cells
+    }
+    assert cells["reproduced"] == "88.6 ± 0.0 (3)ᵇ = 88.6"
+    assert cells["differs"] == "95.6 ± 0.1 (3) ≠ 90.5"
+    assert cells["inconclusive"] == "90.2 (1 of 2) ? 87.2" or "?" in cells["inconclusive"]
+    assert cells["failed"] == "failed / 73.8 [13]"
+    colours = {view.STYLES[look] for look in ("reproduced", "differs", "inconclusive")}
+    assert len(colours) == 3
 
 
 def test_the_examples_show_every_state_and_verdict() -> None:

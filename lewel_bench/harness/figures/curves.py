@@ -1,25 +1,19 @@
 """Runs over time, as a chart: what their logs say."""
 
-from collections.abc import Container, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Container, Sequence
 
-from lewel_bench.files import read_regular
 from lewel_bench.harness.board.board import Board
-from lewel_bench.harness.rundir import EVENTS, parse_events
-from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, is_number, words
+from lewel_bench.harness.rundir import EVENTS
+from lewel_bench.results.curves import Curve, is_number, logged
+from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, words
 from lewel_bench.results.record import Record
 from lewel_bench.value import unknown
-
-Curve = tuple[str, str]  # its name, and what its places are: "epoch" or "step"
 
 # the order of the panels; what else a log has follows
 CURVES = (
     "loss", "knn_top1", "effective_rank", "train_loss", "feature_std", "map_entropy",
     "aligned_gap_cosine",
 )  # fmt: skip
-PLACES = ("step", "steps", "epoch", "epochs")
-NO_CURVE = (*PLACES, "time", "seed", "images_per_s", "data_wait", "lr", "factor")
 
 
 def curves(board: Board, keys: Sequence[str], only: Container[str] | None = None) -> Chart:
@@ -61,42 +55,3 @@ def _candidate(record: Record | None, number: int) -> str:
     row = grid[number] if isinstance(grid, list) and number < len(grid) else None
     lr = row.get("lr") if isinstance(row, dict) else None
     return f"lr {lr:g}" if is_number(lr) else f"candidate {number + 1}"
-
-
-def logged(path: Path) -> list[tuple[Curve, int | None, list[tuple[float, float]]]]:
-    """What an events.jsonl says over time: quantities, which of several candidates (None: there is
-    one) and (place, value) in order. A place is an epoch, or a step where no epoch was logged.
-
-    What an interrupted run did again counts as it came out the last time.
-    """
-    logged_points: dict[tuple[Curve, int | None], list[tuple[float, float]]] = {}
-    for event in _events(path):
-        if event.get("event") not in ("step", "epoch", "monitor", "evaluated"):
-            continue
-        axis = "epoch" if "epoch" in event else "step"
-        if not is_number(event.get(axis)):
-            continue
-        split = f"{event['split']} " if "split" in event else ""
-        for name, value in event.items():
-            is_list = isinstance(value, list) and len(value) > 1
-            for i, element in enumerate(value if isinstance(value, list) else [value]):
-                if name in NO_CURVE or not is_number(element):
-                    continue
-                points = logged_points.setdefault(
-                    ((split + name, axis), i if is_list else None), []
-                )
-                while points and points[-1][0] >= event[axis]:
-                    points.pop()
-                points.append((event[axis], element))
-    return [(curve, candidate, points) for (curve, candidate), points in logged_points.items()]
-
-
-LARGEST_EVENTS = 2**28  # bytes that are read of one events.jsonl
-
-
-def _events(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        lines = read_regular(path, LARGEST_EVENTS).decode(errors="replace").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        return
-    yield from parse_events(lines)

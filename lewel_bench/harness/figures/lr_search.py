@@ -7,7 +7,8 @@ from typing import Any
 from lewel_bench.evals.grid import edge_warning
 from lewel_bench.harness.board.board import Board
 from lewel_bench.results import table
-from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, is_number, words
+from lewel_bench.results.curves import is_number
+from lewel_bench.results.figures.chart import Chart, Panel, Series, Unmeasured, words
 from lewel_bench.results.record import Record
 
 CHOICE = (

@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lewel_bench.results.cell_text import signed
 from lewel_bench.results.claims import claim, judge
 from lewel_bench.results.claims.judge import ClaimResult, Finding, Judgement
-from lewel_bench.results.html_page import escape
-from lewel_bench.results.render import md
-from lewel_bench.results.table_layout import signed
+from lewel_bench.results.formats import escape, md
 from lewel_bench.value import json_text
 
 LOOKS: dict[Judgement, str] = {

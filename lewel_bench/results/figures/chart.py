@@ -1,10 +1,7 @@
 """What a figure shows, as values; `draw` makes a picture of it."""
 
-import sys
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
-
-LARGEST = sys.float_info.max
+from typing import Literal
 
 
 class Unmeasured(ValueError):
@@ -46,11 +43,6 @@ class Chart:
     title: str
     panels: tuple[Panel, ...]
     notes: tuple[str, ...] = ()
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value out of free JSON is a number that can be drawn: finite, and not a bool."""
-    return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
 def words(name: str) -> str:

@@ -1,35 +1,45 @@
-"""A filled table as Markdown, CSV, LaTeX, HTML or JSON; CSV and JSON hold unrounded numbers."""
+"""Filled tables as Markdown, LaTeX, HTML, CSV or JSON; CSV and JSON hold unrounded numbers."""
 
-import csv
-import io
+import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from lewel_bench.results import cells
+from lewel_bench.results.cell_text import LETTERS, Cell
 from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.html_page import page
-from lewel_bench.results.table import ORIGINS, Column, Row, epochs
-from lewel_bench.results.table_layout import LETTERS, Cell, headline, sheet
+from lewel_bench.results.layout import headline, sheet, title
+from lewel_bench.results.table import ORIGINS
 from lewel_bench.value import json_text, printable, unknown
+
+STYLE = """\
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #111; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { text-align: left; padding-bottom: .5em }
+th, td { padding: .15em .6em; text-align: right; vertical-align: top; white-space: nowrap }
+th { font-weight: normal; text-align: left }
+thead th { border-top: 2px solid; border-bottom: 1px solid }
+thead th.value { text-align: right }
+tbody { border-bottom: 1px solid #999 }
+tbody:last-child { border-bottom: 2px solid }
+td[title] { cursor: help }
+.notes { max-width: 60em; font-size: 90% }
+"""
 
 
 def markdown(filled: FilledTable) -> str:
     """A GitHub-flavoured Markdown table with its notes."""
     drawn = sheet(filled)
-    width = len(drawn.header) - len(filled.table.columns)
-    rule = ["---"] * width + ["---:"] * len(filled.table.columns)
+    grid = drawn.frame(lambda cell: cell.drawn(md, "**{}**"))
+    numbers = len(filled.table.columns)
+    rule = ["---"] * (grid.shape[1] - numbers) + ["---:"] * numbers
     lines = [f"**{md(drawn.title)}**", "", md(drawn.caption), ""]
-    lines += [_md_row(map(Cell, drawn.header)), f"| {' | '.join(rule)} |"]
-    lines += [_md_row(cells) for block in drawn.blocks for cells in block.rows()]
+    lines += [f"| {' | '.join(cells)} |" for cells in (grid.columns, rule, *grid.to_numpy())]
     for texts in (drawn.remarks, drawn.problems):
         lines += ["", *(f"- {md(text)}" for text in texts)] if texts else []
     if drawn.notes:
         lines += ["", *(f"{i}. {md(note)}" for i, note in enumerate(drawn.notes, 1))]
     return "\n".join(lines) + "\n"
-
-
-def _md_row(cells: Iterable[Cell]) -> str:
-    return f"| {' | '.join(cell.drawn(md, '**{}**') for cell in cells)} |"
 
 
 def md(text: str) -> str:
@@ -71,56 +81,92 @@ def latex(filled: FilledTable) -> str:
     """A LaTeX table for the packages booktabs and graphicx, shrunk where it is wider than the line,
     and its notes below, which may go on on the next page; every text is escaped."""
     drawn = sheet(filled)
-    columns = len(filled.table.columns)
+    grid = drawn.frame(lambda cell: cell.drawn(_tex, r"\textbf{{{}}}"))
+    numbers = len(filled.table.columns)
+    header, *rows = [rf"{' & '.join(cells)} \\" for cells in (grid.columns, *grid.to_numpy())]
+    # LaTeX has a number of its own in front of the title
+    name = f"{headline(filled)} (Table {filled.table.id} of the paper, suite {filled.suite})"
     lines = [
         r"% \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering\footnotesize",
-        rf"\caption{{{_tex(_named(filled))}. {_tex(drawn.caption)}}}",
+        rf"\caption{{{_tex(name)}. {_tex(drawn.caption)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{",
-        rf"\begin{{tabular}}{{{'l' * (len(drawn.header) - columns)}{'r' * columns}}}",
+        rf"\begin{{tabular}}{{{'l' * (grid.shape[1] - numbers)}{'r' * numbers}}}",
         r"\toprule",
-        _tex_row(map(Cell, drawn.header)),
+        header,
     ]
     for block in drawn.blocks:
-        lines += [r"\midrule", *(_tex_row(cells) for cells in block.rows())]
+        lines += [r"\midrule", *(rows.pop(0) for _ in block.lines)]
     lines += [r"\bottomrule", r"\end{tabular}", "}", r"\end{table}"]
     notes = [f"[{i}] {note}" for i, note in enumerate(drawn.notes, 1)]
     below = [*drawn.remarks, *drawn.problems, *notes]
     head = [rf"\par\noindent Notes on Table {_tex(filled.table.id)}:"] if below else []
-    return (
-        "\n".join([*lines, *head, *(rf"\par{{\footnotesize {_tex(x)}\par}}" for x in below)]) + "\n"
-    )
+    lines += [*head, *(rf"\par{{\footnotesize {_tex(text)}\par}}" for text in below)]
+    return "\n".join(lines) + "\n"
 
 
-def _named(filled: FilledTable) -> str:
-    """A title without a number in front, as LaTeX has its own."""
-    return f"{headline(filled)} (Table {filled.table.id} of the paper, suite {filled.suite})"
+def escape(text: str) -> str:
+    """A text as HTML shows it, in an attribute too."""
+    return html.escape(printable(text, keep="\n"))
 
 
-def _tex_row(cells: Iterable[Cell]) -> str:
-    return " & ".join(cell.drawn(_tex, r"\textbf{{{}}}") for cell in cells) + r" \\"
+def page(tables: Sequence[FilledTable]) -> str:
+    """A whole HTML document with `tables`, one after another, that needs nothing else."""
+    lines = [
+        "<!doctype html>",
+        '<html lang="en">',
+        '<meta charset="utf-8">',
+        f"<title>{escape('; '.join(map(title, tables)))}</title>",
+        f"<style>\n{STYLE}</style>",
+        *map(_section, tables),
+        "</html>\n",
+    ]
+    return "\n".join(lines)
+
+
+def _section(filled: FilledTable) -> str:
+    """One table and its notes; a value tells on hover what is behind it."""
+    drawn = sheet(filled)
+    grid = drawn.frame(_td)
+    lead = grid.shape[1] - len(filled.table.columns)
+    heads = [f"<th>{escape(name)}</th>" for name in drawn.header[:lead]]
+    heads += [f'<th class="value">{escape(name)}</th>' for name in drawn.header[lead:]]
+    lines = [
+        f'<section id="table{escape(filled.table.id)}">',
+        "<table>",
+        f"<caption><b>{escape(drawn.title)}.</b> {escape(drawn.caption)}</caption>",
+        f"<thead><tr>{''.join(heads)}</tr></thead>",
+    ]
+    rows = iter(grid.iloc[:, lead:].agg("".join, axis=1))
+    for block in drawn.blocks:
+        span = len(block.lines)
+        first = "".join(f'<th rowspan="{span}">{escape(text)}</th>' for text in block.lead)
+        lines.append("<tbody>")
+        for i, line in enumerate(block.lines):
+            lines.append(f"<tr>{'' if i else first}<th>{escape(line.name)}</th>{next(rows)}</tr>")
+        lines.append("</tbody>")
+    lines.append("</table>")
+    for kind, texts in (("ul", (*drawn.remarks, *drawn.problems)), ("ol", drawn.notes)):
+        items = (f"<li>{escape(text)}</li>" for text in texts)
+        lines += [f'<{kind} class="notes">', *items, f"</{kind}>"] if texts else []
+    return "\n".join([*lines, "</section>"])
+
+
+def _td(cell: Cell) -> str:
+    about = f' title="{escape(cell.about)}"' if cell.about else ""
+    return f"<td{about}>{cell.drawn(escape, '<b>{}</b>')}</td>"
 
 
 def as_csv(tables: Sequence[FilledTable]) -> str:
     """One line a cell of all tables, with one header; numbers unrounded, lists joined by spaces
     (texts: "; "). No text is a formula to a spreadsheet."""
-    lines = []
-    for filled in tables:
-        place = {"table": filled.table.id, "suite": filled.suite, "comparable": filled.comparable}
-        for (row_id, column_id), entry in filled.entries.items():
-            row, column = filled.table.row(row_id), filled.table.column(column_id)
-            names = {"row": row.id, "label": row.label, "column": column.id}
-            cell = _cell(filled, row, column)
-            cell |= {"keys": " ".join(entry.keys), "reasons": "; ".join(entry.reasons)}
-            for name in ("where", "incomparable", "caveats", "elsewhere"):
-                cell[name] = "; ".join(getattr(entry, name))
-            lines.append(place | names | cell)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _csv(value) for name, value in line.items()} for line in lines)
-    return text.getvalue()
+    frame = cells.frame(tables)
+    frame["keys"] = frame["keys"].map(" ".join)
+    for name in ("reasons", "where", "incomparable", "caveats", "elsewhere"):
+        frame[name] = frame[name].map("; ".join)
+    texts = frame.select_dtypes(["object", "str"]).map(_csv)
+    return str(frame.assign(**texts).to_csv(index=False, lineterminator="\n"))
 
 
 def _csv(value: Any) -> Any:
@@ -137,15 +183,10 @@ def as_dict(filled: FilledTable) -> dict[str, Any]:
     With "comparable" false, published values are for orientation only; a cell says in
     "incomparable" why its number cannot be compared with the paper's.
     """
-    rows = []
-    for row in filled.table.rows:
-        cells = {
-            column.id: _cell(filled, row, column)
-            for column in filled.table.columns
-            if (row.id, column.id) in filled.entries
-        }
-        rows.append({"id": row.id, "label": row.label, "recipe": row.recipe, "cells": cells})
-    drawn = sheet(filled)
+    of_row: dict[str, dict[str, Any]] = {row.id: {} for row in filled.table.rows}
+    for cell in cells.cells(filled):
+        values = {name: value for name, value in cell.items() if name not in cells.PLACE}
+        of_row[cell["row"]][cell["column"]] = values
     return {
         "table": filled.table.id,
         "suite": filled.suite,
@@ -157,41 +198,11 @@ def as_dict(filled: FilledTable) -> dict[str, Any]:
             c.id: list(settings) for c in filled.table.columns if (settings := filled.mixed(c.id))
         },
         "origins": ORIGINS,
-        "remarks": list(drawn.remarks),
-        "rows": rows,
-    }
-
-
-def _cell(filled: FilledTable, row: Row, column: Column) -> dict[str, Any]:
-    entry, protocol = filled.entries[row.id, column.id], row.protocols.get(column.eval)
-    return {
-        "recipe": row.family(column),
-        "published": entry.published,
-        "best_published": entry.best_published,
-        "origin": entry.origin,
-        "mean": entry.mean,
-        "best": entry.best,
-        "std": entry.std,
-        "trial_std": entry.trial_std,
-        "n": entry.n,
-        "wanted": entry.wanted,
-        "delta": entry.delta,
-        "state": entry.state,
-        "verdict": entry.verdict,
-        "keys": list(entry.keys),
-        "epochs": epochs(row, column),
-        "eval": column.eval,
-        "protocol": protocol,
-        "engine": filled.engines.get(protocol or ""),
-        "setting": entry.setting,
-        "where": list(entry.where),
-        "incomparable": list(entry.incomparable),
-        "caveats": list(entry.caveats),
-        "metric": column.metric,
-        "unit": column.unit,
-        "note": entry.note,
-        "reasons": list(entry.reasons),
-        "elsewhere": list(entry.elsewhere),
+        "remarks": list(sheet(filled).remarks),
+        "rows": [
+            {"id": row.id, "label": row.label, "recipe": row.recipe, "cells": of_row[row.id]}
+            for row in filled.table.rows
+        ],
     }
 
 
