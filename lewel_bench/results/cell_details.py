@@ -21,18 +21,13 @@ def behind(
     """Cells by their name for `explain`, and records by their key; the arguments are those of
     `report.Report`."""
     cells = {
-        cell_id(filled, entry): _cell(filled, entry)
+        filled.cell(entry): _cell(filled, entry)
         for filled in tables
         for entry in filled.entries.values()
         if entry.state is not None
     }
     shown = {key: _record(record, key in logs) for key, record in records.items()}
     return {"root": root, "options": options, "cells": cells, "records": shown}
-
-
-def cell_id(filled: FilledTable, entry: Entry) -> str:
-    """The name of a cell, as `explain` takes it."""
-    return f"table{filled.table.id}:{entry.row}:{entry.column}"
 
 
 def _cell(filled: FilledTable, entry: Entry) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal, Protocol, get_args
 
 from lewel_bench.results import noise
-from lewel_bench.results.store import ConflictingRecord
+from lewel_bench.results.store import ConflictingRecord, differing_elsewhere
 from lewel_bench.results.table import PRETRAIN, Column, Origin, Row, Table
 from lewel_bench.results.verdict import Verdict, verdict
 from lewel_bench.value import unknown
@@ -108,40 +109,27 @@ class FilledTable:
     @property
     def where(self) -> tuple[str, ...]:
         """On which data and networks the measured values were measured, in reading order."""
-        return tuple(dict.fromkeys(text for entry in self.entries.values() for text in entry.where))
+        return _distinct(entry.where for entry in self.entries.values())
 
     @property
     def as_published(self) -> bool:
         """Whether all that is measured can be held against the paper's values."""
         return self.comparable and not any(entry.incomparable for entry in self.entries.values())
 
+    def cell(self, entry: Entry) -> str:
+        """The name of a cell, as `explain` takes it."""
+        return f"table{self.table.id}:{entry.row}:{entry.column}"
+
+    def missing(self) -> dict[str, Entry]:
+        """What lacks some or all of its seeds, by the names of cells, in reading order."""
+        return {self.cell(e): e for e in self.entries.values() if e.state not in (None, "done")}
+
     def mixed(self, column: str) -> tuple[str, ...]:
         """The settings that the measured values of a column mix, in reading order; empty where all
         have the same."""
         entries = (entry for (_, name), entry in self.entries.items() if name == column)
-        settings = tuple(
-            dict.fromkeys(entry.setting for entry in entries if entry.mean is not None)
-        )
+        settings = _distinct([entry.setting] for entry in entries if entry.mean is not None)
         return settings if len(settings) > 1 else ()
-
-
-@dataclass(frozen=True)
-class MissingCell:
-    """A cell that lacks seeds: its names, and the slots that are not done with what they need."""
-
-    cell: str
-    label: str
-    column: str
-    n: int
-    wanted: int
-    state: State
-    slots: tuple[Slot, ...]
-    reasons: tuple[str, ...]
-
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """The commands that fill the cell, each once."""
-        return tuple(dict.fromkeys(slot.command for slot in self.slots if slot.command))
 
 
 def fill(
@@ -166,37 +154,15 @@ def fill(
         table.row(row_id)
         table.column(column_id)
     entries = {}
-    for row in table.rows:
-        for column in table.columns:
-            cell = slots.get((row.id, column.id), ())
-            why = refused.get((row.id, column.id), "")
-            if cell or why or column.id in row.values:
-                entry = _entry(row, column, cell, records, comparable, why)
-                entry = replace(entry, elsewhere=_elsewhere(entry, column, records, others or {}))
-                entries[row.id, column.id] = entry
+    for row, column in product(table.rows, table.columns):
+        id = row.id, column.id
+        if id in slots or id in refused or column.id in row.values:
+            of = slots.get(id, ()), records, comparable, refused.get(id, "")
+            # a time is another wherever it is measured
+            conflicting = {} if column.eval == PRETRAIN else others or {}
+            entries[id] = _entry(row, column, *of, conflicting)
     _mark_best(table, entries)
     return FilledTable(table, suite, comparable, entries, engines or {})
-
-
-def missing(filled: FilledTable) -> list[MissingCell]:
-    """The cells that lack some or all of their seeds, in reading order."""
-    lacking = []
-    for (row_id, column_id), entry in filled.entries.items():
-        if entry.state is None or entry.state == "done":
-            continue
-        lacking.append(
-            MissingCell(
-                cell=f"table{filled.table.id}:{row_id}:{column_id}",
-                label=filled.table.row(row_id).label,
-                column=filled.table.column(column_id).label,
-                n=entry.n,
-                wanted=entry.wanted,
-                state=entry.state,
-                slots=tuple(slot for slot in entry.slots if slot.state != "done"),
-                reasons=entry.reasons,
-            )
-        )
-    return lacking
 
 
 def _entry(
@@ -205,7 +171,8 @@ def _entry(
     slots: Sequence[Slot],
     records: Mapping[str, Measured],
     comparable: bool,
-    refusal: str = "",
+    refusal: str,
+    others: Mapping[str, Sequence[ConflictingRecord]],
 ) -> Entry:
     # By key: the same run listed twice is one measurement.
     checked = {slot.key: _checked(slot, column, records) for slot in slots}
@@ -253,33 +220,12 @@ def _entry(
         where=_distinct([slot.where] for slot in used if slot.where),
         incomparable=incomparable,
         caveats=_distinct(slot.caveats for slot in used),
+        elsewhere=differing_elsewhere(column.metric, values, others),
     )
 
 
 def _distinct(texts: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for group in texts for text in group))
-
-
-def _elsewhere(
-    entry: Entry,
-    column: Column,
-    records: Mapping[str, Measured],
-    others: Mapping[str, Sequence[ConflictingRecord]],
-) -> tuple[str, ...]:
-    """What each merged bundle has for the records in a mean, where it is another number."""
-    if not others or column.eval == PRETRAIN:  # a time is another wherever it is measured
-        return ()
-    metrics: dict[str, list[str]] = {}
-    for key in entry.keys:
-        value = records[key].metrics[column.metric]
-        for bundle, other in others.get(key, ()):
-            theirs = other.metrics.get(column.metric)
-            if theirs is not None and theirs != value:
-                metrics.setdefault(bundle, []).append(f"{theirs:g} there, {value:g} here ({key})")
-    return tuple(
-        f"the merged bundle {bundle} has a different {column.metric}: {'; '.join(numbers)}"
-        for bundle, numbers in metrics.items()
-    )
 
 
 def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
@@ -288,36 +234,31 @@ def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
     done = [slot for slot in slots if slot.state == "done"]
     shares = Counter(slot.setting for slot in done)
     setting = max(shares, key=lambda name: shares[name], default="")
-    excluded = [slot for slot in done if slot.setting != setting]
     return setting, [
         f"seed {slot.seed} is excluded from the mean: measured with {slot.setting}, not {setting}"
-        for slot in excluded
+        for slot in done
+        if slot.setting != setting
     ]
 
 
-def _mark_best(table: Table, entries: dict[tuple[str, str], Entry]) -> None:
+def _mark_best(table: Table, entries: dict[Id, Entry]) -> None:
     """Mark the best of each column and block, where there are two to choose from; values that are
     printed alike are equally good. Incomparable ones are left out where others are not."""
-    for column in table.columns:
-        if column.best == "none":
-            continue
-        for block in dict.fromkeys(row.block for row in table.rows):
-            ids = [(row.id, column.id) for row in table.rows if row.block == block]
-            here = {id: entries[id] for id in ids if id in entries}
-            published = {id: entry.published for id, entry in here.items()}
-            # what was measured on other data beats nothing that was measured as the paper's
-            known = {id: entry for id, entry in here.items() if entry.mean is not None}
-            rivals = {id: entry for id, entry in known.items() if not entry.incomparable} or known
-            measured = {id: entry.mean for id, entry in rivals.items()}
-            for id in _best(published, column):
-                entries[id] = replace(entries[id], best_published=True)
-            for id in _best(measured, column):
-                entries[id] = replace(entries[id], best=True)
+    blocks = dict.fromkeys(row.block for row in table.rows)
+    for column, block in product(table.columns, blocks):
+        ids = ((row.id, column.id) for row in table.rows if row.block == block)
+        here = {id: entries[id] for id in ids if id in entries}
+        # what was measured on other data beats nothing that was measured as the paper's
+        as_paper = {id for id, entry in here.items() if entry.n and not entry.incomparable}
+        for id in _best({id: entry.published for id, entry in here.items()}, column):
+            entries[id] = replace(entries[id], best_published=True)
+        for id in _best({id: here[id].mean for id in as_paper or here}, column):
+            entries[id] = replace(entries[id], best=True)
 
 
 def _best(values: Mapping[Id, float | None], column: Column) -> list[Id]:
     known = {id: round(value, column.digits) for id, value in values.items() if value is not None}
-    if len(known) < 2:
+    if len(known) < 2 or column.best == "none":
         return []
     top = max(known.values()) if column.best == "highest" else min(known.values())
     return [id for id, value in known.items() if value == top]
@@ -327,40 +268,33 @@ def _checked(slot: Slot, column: Column, records: Mapping[str, Measured]) -> Slo
     if slot.state != "done":
         return slot
     if slot.key not in records:
-        return _with(slot, "missing", f"{slot.key} is marked done, but has no record")
+        return replace(
+            slot, state="missing", reason=f"{slot.key} is marked done, but has no record"
+        )
     metrics = records[slot.key].metrics
     if column.metric not in metrics:
         has = ", ".join(sorted(metrics)) or "none"
-        return _with(slot, "failed", f"record {slot.key} has no {column.metric} (it has: {has})")
+        reason = f"record {slot.key} has no {column.metric} (it has: {has})"
+        return replace(slot, state="failed", reason=reason)
     return slot
-
-
-def _with(slot: Slot, state: State, reason: str) -> Slot:
-    return replace(slot, state=state, reason=reason)
 
 
 def _within(trials: Sequence[Sequence[float]]) -> float | None:
     """The standard deviation of trials about the means of their seeds."""
     freedom = sum(len(of_seed) - 1 for of_seed in trials)
-    if not freedom:
-        return None
     squares = sum((v - statistics.fmean(of)) ** 2 for of in trials for v in of)
-    return math.sqrt(squares / freedom)
+    return math.sqrt(squares / freedom) if freedom else None
 
 
 def _verdict(
-    values: list[float],
-    published: float | None,
-    column: Column,
-    state: State | None,
-    comparable: bool,
+    values: list[float], published: float | None, column: Column, state: State | None, same: bool
 ) -> Verdict:
     if not values:
         # A cell with no value is never "done": _checked has seen to it.
         return "published only" if state is None or state == "done" else state
     if published is None:
         return "nothing published"
-    if not comparable:
+    if not same:
         return "not comparable"
     assert column.noise is not None, "checked when the table was loaded"
     return verdict(values, published, noise.find(column.noise).sd)

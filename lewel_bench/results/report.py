@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lewel_bench.results.cell_details import behind, cell_id
+from lewel_bench.results.cell_details import behind
 from lewel_bench.results.cell_text import BLANK, Cell
 from lewel_bench.results.claims.judge import ClaimResult
 from lewel_bench.results.claims.output import section
@@ -205,7 +205,7 @@ def _cell(filled: FilledTable, row: Row, column: Column, cells: Sequence[Cell]) 
     )
     return (
         f'<td class="cell {look}" {number} data-verdict="{escape(entry.verdict)}" '
-        f'data-id="{escape(cell_id(filled, entry))}">'
+        f'data-id="{escape(filled.cell(entry))}">'
         f"<button{_about(measured if measured.about else verdict)}>{shown}</button>"
         f"{published if entry.published is not None else ''}"
         f"{below if entry.mean is not None else ''}</td>"

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,23 @@ def conflict_messages(store: Store, keys: Container[str] | None = None) -> list[
         for bundle, other in conflicting
         if keys is None or key in keys
     ]
+
+
+def differing_elsewhere(
+    metric: str, values: Mapping[str, float], others: Mapping[str, Sequence[ConflictingRecord]]
+) -> tuple[str, ...]:
+    """What each merged bundle has for a metric of the records with these `values`, by key, where it
+    is another number."""
+    numbers: dict[str, list[str]] = {}
+    for key, value in values.items():
+        for bundle, other in others.get(key, ()):
+            theirs = other.metrics.get(metric, value)
+            if theirs != value:
+                numbers.setdefault(bundle, []).append(f"{theirs:g} there, {value:g} here ({key})")
+    return tuple(
+        f"the merged bundle {bundle} has a different {metric}: {'; '.join(texts)}"
+        for bundle, texts in numbers.items()
+    )
 
 
 def _differing_metrics(local: Mapping[str, float], merged: Mapping[str, float]) -> Iterator[str]:

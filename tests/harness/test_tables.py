@@ -21,7 +21,7 @@ from lewel_bench.harness.request import format_setting, parse_setting
 from lewel_bench.pretrain.recipes import RECIPES
 from lewel_bench.results import record
 from lewel_bench.results.cell_details import behind
-from lewel_bench.results.fill import Entry, missing
+from lewel_bench.results.fill import Entry
 from lewel_bench.results.formats import render
 from lewel_bench.results.layout import headline
 from lewel_bench.results.record import Record
@@ -246,7 +246,7 @@ def test_settings_show_the_rows_that_can_have_them(lab: Lab) -> None:
         "Known: dim, keep, m, tau",
     )
     filled = lab.board().filled("1")
-    assert not any(":instdisc:" in cell.cell for cell in missing(filled))
+    assert not any(":instdisc:" in cell for cell in filled.missing())
     for form in ("md", "html", "json", "csv"):
         assert "cannot have the settings" in render([filled], form)
     lab.settings = [("args.d", 16)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from making import quoted_only
 
-from lewel_bench.results.fill import Entry, FilledTable, Slot, fill, missing
+from lewel_bench.results.fill import Entry, FilledTable, Slot, fill
 from lewel_bench.results.table import load
 
 CELL = ("lewel_m", "200:top1")  # 68.4 in the paper
@@ -147,18 +147,17 @@ def test_missing_lists_what_lacks_seeds_with_needs_and_command() -> None:
         ("lewel_m", "100:top1"): [slot("k0")],
     }
     records = {"k0": SimpleNamespace(metrics={"top1": 68.4})}
-    lacking = missing(fill(QUOTED, slots, records, "paper", True))
-    actual = {cell.cell: cell for cell in lacking}
+    actual = fill(QUOTED, slots, records, "paper", True).missing()
     assert "table1:lewel_m:100:top1" not in actual  # done
     assert "table1:pcl:200:top1" not in actual  # nothing can fill it
     assert "table1:moco_v2:400:top1" not in actual  # blank in the paper
     cell = actual["table1:lewel_m:200:top1"]
-    assert (cell.label, cell.column, cell.n, cell.wanted) == ("LEWEL_M", "200 ep top-1", 1, 2)
-    assert (cell.state, cell.slots, cell.commands) == ("queued", (waits,), (command,))
-    assert cell.slots[0].needs == needs and cell.reasons == ("waits",)
+    assert (cell.row, cell.column, cell.n, cell.wanted) == ("lewel_m", "200:top1", 1, 2)
+    assert (cell.state, cell.slots[1:]) == ("queued", (waits,))
+    assert cell.slots[1].needs == needs and cell.reasons == ("waits",)
     assert actual["table1:lewel_m:200:top5"].n == 0
-    assert actual["table1:lewel_b:400:top1"].commands == ()
-    assert len(lacking) == 33 - 1 - 1  # all but the one done and the one that is cited only
+    assert actual["table1:lewel_b:400:top1"].slots == ()
+    assert len(actual) == 33 - 1 - 1  # all but the one done and the one that is cited only
 
 
 # ---- what is measured otherwise, and what is best ----

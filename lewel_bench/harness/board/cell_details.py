@@ -1,7 +1,6 @@
 """From a cell of a table to what it rests on."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lewel_bench.harness.board.board import Board
@@ -71,54 +70,67 @@ def show(value: Any, depth: int = 0) -> None:
 
 
 def _seed(board: Board, slot: Slot, metric: str) -> dict[str, Any]:
-    folder = board.root / slot.key
     details: dict[str, Any] = {
         "seed": slot.seed,
         "trial": slot.trial,
         "key": slot.key,
         "state": slot.state,
         "reason": slot.reason,
-        "folder": str(folder),
+        "folder": str(board.root / slot.key),
         "command": slot.command,
         "needs": list(slot.needs),
     }
     result = board.store.records.get(slot.key)
     if result is None:
         return details
-    upstream = [_link(board, key) for key in dict.fromkeys(result.upstream)]
     return {
         **details,
         "value": board.measured[slot.key].metrics.get(metric),
-        "metrics": dict(result.metrics),
-        **_cost(result),
+        **_record(board, slot.key, result),
         **({"baseline": _link(board, slot.baseline)} if slot.baseline else {}),
-        "elsewhere": _elsewhere(board, slot.key),
-        "chosen": result.outcome.get("chosen", {}),
-        "paper_rule": result.outcome.get("paper_rule", {}),
-        "selection_gap": result.outcome.get("selection_gap", {}),
+        "upstream": [_link(board, key) for key in dict.fromkeys(result.upstream)],
+    }
+
+
+def _link(board: Board, key: str) -> Mapping[str, Any]:
+    """What a record rests on: another one, without what it lacks."""
+    result = board.store.records.get(key)
+    if result is None:
+        return {"key": key, "state": "missing"}
+    details = {**_record(board, key, result), "upstream": list(result.upstream)}
+    return {name: value for name, value in details.items() if value not in (None, [], {})}
+
+
+def _record(board: Board, key: str, result: Record) -> dict[str, Any]:
+    folder, outcome, left = board.root / key, result.outcome, result.checkpoint
+    pretrained = result.kind == "pretrain"
+    return {
+        "key": key,
+        "kind": result.kind,
+        "name": result.name,
+        "metrics": dict(result.metrics),
+        **({"cost": cost.cost(result), "measured_on": cost.machine(result)} if pretrained else {}),
+        "elsewhere": [  # what merged bundles have for the key with another number
+            {
+                "bundle": bundle,
+                "metrics": dict(other.metrics),
+                **_made(other),
+                "folder": str(board.root / MERGED / bundle / key),
+            }
+            for bundle, other in board.store.others.get(key, ())
+        ],
+        **{name: outcome.get(name, {}) for name in ("chosen", "paper_rule", "selection_gap")},
+        **({"proof": outcome.get("proof")} if result.kind == "import" else {}),
         "warnings": list(result.warnings),
         **_made(result),
         "seconds": result.seconds,
         "data": {role: part.model_dump() for role, part in result.data.items()},
-        "checkpoint": _checkpoint(folder, result.checkpoint),
+        "checkpoint": left and {"file": str((folder / left.file).resolve()), "sha256": left.sha256},
         "log": str(folder / EVENTS),
         "config": next((str(f) for f in map(folder.joinpath, CONFIGS) if f.exists()), None),
         "spec": result.spec,
-        "upstream": upstream,
+        **({"method": str(method)} if (method := folder / METHOD).exists() else {}),
     }
-
-
-def _elsewhere(board: Board, key: str) -> list[dict[str, Any]]:
-    """What merged bundles have for a key with another number."""
-    return [
-        {
-            "bundle": bundle,
-            "metrics": dict(other.metrics),
-            **_made(other),
-            "folder": str(board.root / MERGED / bundle / key),
-        }
-        for bundle, other in board.store.others.get(key, ())
-    ]
 
 
 def _made(result: Record) -> dict[str, str]:
@@ -127,39 +139,4 @@ def _made(result: Record) -> dict[str, str]:
         "commit": result.commit + (" with uncommitted changes" if result.dirty else ""),
         "ran": result.command,
         "finished": result.finished.isoformat(),
-    }
-
-
-def _checkpoint(folder: Path, checkpoint: Any) -> dict[str, str] | None:
-    if checkpoint is None:
-        return None
-    file = (folder / checkpoint.file).resolve()
-    return {"file": str(file), "sha256": checkpoint.sha256}
-
-
-def _cost(result: Record) -> dict[str, Any]:
-    """What a pre-training cost and where that was measured."""
-    if result.kind != "pretrain":
-        return {}
-    return {"cost": cost.cost(result), "measured_on": cost.machine(result)}
-
-
-def _link(board: Board, key: str) -> Mapping[str, Any]:
-    result = board.store.records.get(key)
-    if result is None:
-        return {"key": key, "state": "missing"}
-    return {
-        "key": key,
-        "kind": result.kind,
-        "name": result.name,
-        **({"elsewhere": other} if (other := _elsewhere(board, key)) else {}),
-        **_made(result),
-        "seconds": result.seconds,
-        **_cost(result),
-        "data": {role: part.model_dump() for role, part in result.data.items()},
-        "checkpoint": _checkpoint(board.root / key, result.checkpoint),
-        "log": str(board.root / key / EVENTS),
-        "spec": result.spec,
-        **({"method": str(method)} if (method := board.root / key / METHOD).exists() else {}),
-        **({"proof": result.outcome.get("proof")} if result.kind == "import" else {}),
     }
