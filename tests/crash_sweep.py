@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -126,7 +127,9 @@ class Sweep:
             os.dup2(stream, 2)
             sys.argv = ["lewel-bench", *self.words(root)]
             from lewel_bench.harness.cli import main
+            from lewel_bench.harness.jobs import local
 
+            local.Worker = Here
             log_every_step()
             changes = watch(root, disturbance)
             code = main()
@@ -179,6 +182,24 @@ class Sweep:
         assert names(root) == self.names, names(root) ^ self.names
         how = f"{len(before)} records, {len(checkpoints)} checkpoints, {len(torn)} torn files"
         return f"{disturbance}: {how}"
+
+
+class Here:
+    """A worker that computes in this process, whose file changes are counted."""
+
+    process = SimpleNamespace(poll=lambda: None)
+
+    def __init__(self, root: Path, settings: Any, answers: Any) -> None:
+        self.root, self.settings, self.answers = root, settings, answers
+
+    def start(self, key: str) -> None:
+        from lewel_bench.harness.jobs import worker
+
+        self.answers.put((self, worker.compute(self.root / key, self.settings)))
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def log_every_step() -> None:

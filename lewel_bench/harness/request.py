@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -444,11 +444,6 @@ class Command:
 
     def __str__(self) -> str:
         return shlex.join(["lewel-bench", *self.argv()])
-
-    def replacing(self, options: Options) -> "Command":
-        """The same command with another group of the kind of `options`."""
-        groups = (options if type(old) is type(options) else old for old in self.options)
-        return replace(self, options=tuple(groups))
 
 
 def typed_command() -> str:

@@ -26,6 +26,7 @@ from lewel_bench.files import (
     read_regular,
     write_atomically,
 )
+from lewel_bench.pretrain.report import Report
 from lewel_bench.results import curves
 from lewel_bench.results.curves import parse_events
 from lewel_bench.results.record import NAME
@@ -184,6 +185,28 @@ class JobDir:
                     name = CRASHES.get(error)
                     return f"its process was ended by {name or error}: see {path}"
         return ""
+
+
+class Events:
+    """The events of a job from now on, each passed to a report."""
+
+    def __init__(self, folder: JobDir, report: Report) -> None:
+        self.path, self.report = folder.events, report
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+
+    def follow(self) -> None:
+        """Pass on what was written since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                text = file.read()
+        except OSError:
+            return
+        lines = text[: text.rfind(b"\n") + 1]
+        self.offset += len(lines)
+        for event in parse_events(lines.decode(errors="replace").splitlines()):
+            fields = {name: value for name, value in event.items() if name not in ("event", "time")}
+            self.report(str(event.get("event")), **fields)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from textwrap import wrap
 from typing import Any, Literal, TextIO
 
@@ -16,7 +17,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -91,9 +91,41 @@ def _show_stacked(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
         print()
 
 
-def progress(label: str) -> Report:
-    """A report for one job: a bar on a terminal, else one plain line a minute."""
-    return Bar(label) if sys.stderr.isatty() else plain(label)
+class RunView:
+    """All running jobs and the run as a whole: bars on a terminal, else a plain line a minute."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[numbers]}"),
+            console=_console(sys.stderr),
+        )
+        self.total: TaskID | None = None
+
+    def __enter__(self) -> "RunView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars.live.is_started:
+            self.bars.stop()
+
+    def start(self, name: str) -> Report:
+        """What the events of a job that starts are passed to."""
+        return Bar(name, self.bars) if sys.stderr.isatty() else plain(name)
+
+    def advance(self, done: int, total: int, left_s: float | None) -> None:
+        """Show how many jobs are done, and the seconds left as far as they are known."""
+        left = "" if left_s is None else f"about {timedelta(seconds=round(left_s))} left"
+        if not sys.stderr.isatty():
+            line = f"{done} of {total} jobs done" + (f", {left}" if left and done < total else "")
+            print(line, file=sys.stderr, flush=True)
+            return
+        if self.total is None:
+            self.total = self.bars.add_task("jobs", left="", numbers="")
+        self.bars.update(self.total, completed=done, total=total, left=left)
 
 
 def plain(label: str) -> Report:
@@ -136,36 +168,32 @@ def _short(value: Any) -> str:
 
 
 class Bar:
-    """A progress bar with ETA, images/s, loss and lr."""
+    """A job's progress bar among `bars`, with ETA, images/s, loss and lr."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=_console(sys.stderr),
-        )
+    def __init__(self, label: str, bars: Progress) -> None:
+        self.label, self.bars = label, bars
         self.task: TaskID | None = None
 
     def __call__(self, event: str, /, **fields: Any) -> None:
         """Move the bar on a step; print everything else above it."""
-        if event in ("done", "stopped", "failed"):
-            self.bar.stop()
+        if event in ("done", "stopped", "failed") and self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
         if event == "step":
             if self.task is None:
-                self.bar.start()
-                self.task = self.bar.add_task(escape(self.label), numbers="")
-            self.bar.update(
+                self.bars.start()
+                self.task = self.bars.add_task(escape(self.label), left="", numbers="")
+            (shown,) = (task for task in self.bars.tasks if task.id == self.task)
+            seconds = shown.time_remaining
+            self.bars.update(
                 self.task,
                 completed=fields["step"],
                 total=fields["steps"],
+                left=str(timedelta(seconds=round(seconds))) if seconds else "",
                 numbers=_numbers(fields).lstrip(", "),
             )
         elif event != "epoch":  # a bar moves by steps
-            self.bar.console.print(printable(f"{self.label}: {line(event, fields)}"), markup=False)
+            self.bars.console.print(printable(f"{self.label}: {line(event, fields)}"), markup=False)
 
 
 def show_table(drawn: Sheet) -> None:

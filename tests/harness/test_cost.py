@@ -16,14 +16,12 @@ from lewel_bench.harness.cli import main
 from lewel_bench.harness.cost import budget, probe
 from lewel_bench.harness.cost.estimate import Cost, Estimator, duration, total, wall
 from lewel_bench.harness.cost.probe import steps_of
-from lewel_bench.harness.jobs import local
 from lewel_bench.harness.plan import suites
 from lewel_bench.harness.plan.datasets import Datasets
 from lewel_bench.harness.plan.plan import Job
-from lewel_bench.harness.plan.site import MachineSettings, Site
+from lewel_bench.harness.plan.site import Site
 from lewel_bench.harness.request import parse_gpu_hours
 from lewel_bench.pretrain import recipe as recipes
-from lewel_bench.pretrain.report import silent
 from lewel_bench.results.store import Store
 
 PAPER = suites.SUITES["paper"]
@@ -352,13 +350,6 @@ def test_the_same_command_goes_on_with_the_same_cells(tmp_path: Path) -> None:
     assert chosen(rest, 3.5) == first[1:]
     assert len(chosen(rest, 13.0)) == 5
     assert len(chosen(jobs, 13.0)) == 6  # the record of the one that was done turned out corrupt
-
-
-def test_a_job_whose_need_nobody_computes_fails_at_once(tmp_path: Path) -> None:
-    _, final = jobs_of(tmp_path, "moco_v2_200ep")
-    runner = local.Runner([final], tmp_path, MachineSettings(), lambda job: silent, print)
-    with pytest.raises(local.Unfinished, match=r"it needs \w+, which has no record and is not"):
-        runner.run()
 
 
 def test_missing_cells_say_what_they_cost(

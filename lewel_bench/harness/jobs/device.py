@@ -23,6 +23,26 @@ def device(settings: MachineSettings) -> str:
     return name
 
 
+def device_count(settings: MachineSettings) -> int:
+    """How many processes a job has unless the settings say otherwise: one per device."""
+    return max(1, torch.cuda.device_count()) if settings.device in (None, "cuda") else 1
+
+
+def share_cores(settings: MachineSettings) -> MachineSettings:
+    """`settings` with the cores divided among the jobs that run at once.
+
+    Raises ValueError where a job cannot share (a GPU, or several processes), and as `device` does.
+    """
+    if settings.jobs == 1:
+        return settings
+    if device(settings) != "cpu" or (settings.processes or 1) > 1:
+        raise ValueError(
+            f"--jobs {settings.jobs} divides the cores of a CPU among single-process jobs: use it "
+            "with --device cpu, without --processes"
+        )
+    return settings.model_copy(update={"threads": settings.share})
+
+
 def machine(settings: MachineSettings) -> Machine:
     """Where this process computes. Raises as `device` does."""
     name = device(settings)

@@ -24,7 +24,6 @@ from lewel_bench.evals.context import Context
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.outcome import Inputs, Outcome
 from lewel_bench.files import ATTEMPTS, FAILURE, ClaimLost, Lock, follow_group, naming
-from lewel_bench.harness import view
 from lewel_bench.harness.jobs import monitor, signals
 from lewel_bench.harness.jobs.device import machine
 from lewel_bench.harness.jobs.log import Log, clear_failure, crashes, write_failure
@@ -45,7 +44,7 @@ from lewel_bench.pretrain import (
 )
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.folder import Images
-from lewel_bench.pretrain.report import Report, Stop, Stopped
+from lewel_bench.pretrain.report import Report, Stop, Stopped, silent
 from lewel_bench.results import record
 from lewel_bench.results.record import Checkpoint, Contents, Data, Record
 
@@ -277,7 +276,7 @@ def main() -> int:
     Thread(target=_end_with_others, args=(folder,), daemon=True).start()
     with alone, suppress(Stopped):
         try:
-            run(job, folder.parent, settings, view.plain(job.name), signals.asked_to_stop)
+            run(job, folder.parent, settings, silent, signals.asked_to_stop)
         except (ValueError, OSError):
             return 1  # the parent reads why in the folder; torchrun ends the other ranks
     return 0

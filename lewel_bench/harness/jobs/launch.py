@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from lewel_bench.harness.plan.site import MachineSettings, Site
 from lewel_bench.harness.plan.workspace import Workspace
 from lewel_bench.harness.request import Budget, Command, Compute, Rows
 from lewel_bench.harness.rundir import RunDir, missing_weights_message
+from lewel_bench.harness.wings import is_installed
 from lewel_bench.results.record import NAME, set_aside
 from lewel_bench.results.store import Store
 from lewel_bench.results.table import TABLES, Column, Row, load
@@ -195,8 +197,8 @@ def _probe(
     from lewel_bench.harness import cluster
     from lewel_bench.harness.cost import probe
     from lewel_bench.harness.cost.estimate import total
-    from lewel_bench.harness.jobs import provenance, signals, workers
-    from lewel_bench.harness.jobs.device import device
+    from lewel_bench.harness.jobs import provenance, signals
+    from lewel_bench.harness.jobs.device import device, share_cores
     from lewel_bench.harness.plan import data_check
     from lewel_bench.pretrain.report import Stopped
 
@@ -210,7 +212,7 @@ def _probe(
             )
     if not compute.cluster:  # the records may be of other devices than this machine's
         estimator.device = provenance.environment(settings)["device"]
-    settings = workers.shared(settings)
+    settings = share_cores(settings)
     check_writable(workspace.root)
     _prepare(workspace, todo, _place(settings))
     data_check.generate(todo)
@@ -241,9 +243,9 @@ def _rehearse(workspace: Workspace, todo: Sequence[Job], settings: MachineSettin
     check_writable(workspace.root, make=False)
     _refuse_submitted(workspace.root, todo)
     if settings.jobs > 1:
-        from lewel_bench.harness.jobs import workers
+        from lewel_bench.harness.jobs.device import share_cores
 
-        workers.shared(settings)
+        share_cores(settings)
     _prepare(workspace, todo, place)
 
 
@@ -255,10 +257,9 @@ def _place(settings: MachineSettings, *, quick: bool = False) -> Place:
         return Place(settings.processes or 1, True, micro)
     import torch
 
-    from lewel_bench.harness.jobs import local
-    from lewel_bench.harness.jobs.device import device
+    from lewel_bench.harness.jobs.device import device, device_count
 
-    name, devices = device(settings), local.devices(settings)
+    name, devices = device(settings), device_count(settings)
     processes = settings.processes or devices
     if name != "cpu" and processes > (torch.cuda.device_count() if name == "cuda" else 1):
         raise ValueError(
@@ -324,17 +325,18 @@ def _submit(
 
 
 def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:
-    # here and not above: only now is torch needed
-    from lewel_bench.harness.jobs import workers
     from lewel_bench.harness.plan import data_check
 
     root = asked.workspace.root
-    place = _place(settings)
+    place = _place(settings, quick=True)
     check_writable(root)
     # before the look at the cluster, whose passes look at this before they submit
     with RunDir(root).queue([job.key for job in todo]):
         _refuse_submitted(root, todo)
-        settings = workers.shared(settings)
+        if settings.jobs > 1:
+            from lewel_bench.harness.jobs.device import share_cores
+
+            settings = share_cores(settings)
         _prepare(asked.workspace, todo, place)
         data_check.generate(todo)
         return _finish(asked, todo, settings)
@@ -350,7 +352,7 @@ def _refuse_submitted(root: Path, todo: Sequence[Job]) -> None:
 
 def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:
     from lewel_bench.harness import view
-    from lewel_bench.harness.jobs import local, signals, workers
+    from lewel_bench.harness.jobs import local, signals
     from lewel_bench.pretrain.report import Stopped
 
     signals.listen()
@@ -360,11 +362,13 @@ def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> in
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    runner = local.Runner(todo, root, settings, lambda job: view.progress(job.name), say)
-    again = asked.command.replacing(replace(asked.compute, jobs=1))
+    tasks = []
+    for job, hours in zip(todo, _estimated_hours(todo, root, settings), strict=True):
+        RunDir(root).job(job.key).write_spec(job)
+        tasks.append(local.Task(job.key, job.name, job.needs, hours))
     try:
-        with workers.companions(settings, again):
-            computed = runner.run()
+        with view.RunView() as shown:
+            computed = local.Runner(tasks, root, settings, shown, say).run()
     except Stopped as stopped:
         number = signals.received() or signal.SIGTERM
         say(f"stopped: {stopped}. Run the same command again to continue.")
@@ -374,6 +378,19 @@ def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> in
         return 2 if unfinished.mistakes else 1
     print(f"done: {len(computed)} jobs computed here. {_see_tables(asked)}")
     return 0
+
+
+def _estimated_hours(todo: Sequence[Job], root: Path, settings: MachineSettings) -> list[float]:
+    """How long each job takes; a job of unknown cost as long as a typical job."""
+    hours: list[float | None] = [None] * len(todo)
+    if is_installed("harness.cost"):
+        from lewel_bench.harness.cost.estimate import Estimator
+
+        estimator = Estimator(Store(root).records, root, settings.share)
+        hours = [estimator.cost(job).hours for job in todo]
+    known = [count for count in hours if count]
+    typical = median(known) if known else 1.0
+    return [count or typical for count in hours]
 
 
 def _show(jobs: Sequence[Job], todo: Sequence[Job], estimator: "Estimator", slots: int) -> None:

@@ -15,8 +15,8 @@ _received: list[int] = []
 
 
 def listen(answer: str = "saving, then stopping") -> None:
-    """Handle SIGNALS from now on: the first one requests a stop and prints `answer`; a second
-    Ctrl-C ends the process at once. A SIGHUP that `nohup` ignores stays ignored."""
+    """Handle SIGNALS from now on: the first one requests a stop and prints `answer`, if any; a
+    second Ctrl-C ends the process at once. A SIGHUP that `nohup` ignores stays ignored."""
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -26,6 +26,11 @@ def listen(answer: str = "saving, then stopping") -> None:
 def asked_to_stop() -> bool:
     """Whether a signal has arrived."""
     return bool(_received)
+
+
+def request_stop() -> None:
+    """Stop as if SIGTERM had arrived."""
+    _received.append(signal.SIGTERM)
 
 
 def received() -> int | None:
@@ -42,5 +47,7 @@ def _receive(answer: str, terminals: list[TextIO], number: int, frame: FrameType
         signal.raise_signal(signal.SIGINT)
     _received.append(number)
     name = signal.Signals(number).name
+    if not answer:
+        return
     with suppress(OSError):  # not print, which is not reentrant: the signal may interrupt one
         os.write(2, f"\n{name}: {answer} (press Ctrl-C again to stop at once)\n".encode())
