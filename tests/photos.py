@@ -1,4 +1,4 @@
-"""Images for tests: photographs from an archive, if present, and generated pictures."""
+"""Images for tests: photographs from an archive, if present, and generated images."""
 
 import os
 import tarfile
@@ -26,7 +26,7 @@ def extract(archive: str, folder: Path, most: int | None = None) -> list[Path]:
 
 
 def drawn(height: int, width: int, seed: int) -> np.ndarray:
-    """A picture with smooth shading, edges, texture and saturated colours, uint8 (H, W, 3)."""
+    """A image with smooth shading, edges, texture and saturated colours, uint8 (H, W, 3)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = np.empty((height, width, 3))

@@ -97,9 +97,9 @@ WINGS = {
         *("evals.detection", "evals.segmentation"),
         *("evals.finetune", "evals.candidate"),
     ),
-    "engines": ("evals.engines", "evals.outside", "evals.probe"),
+    "engines": ("evals.engines", "evals.other_interpreter", "evals.interpreter_facts"),
     "imported and exported checkpoints": (
-        *("evals.checkpoints", "evals.proof", "evals.export", "evals.weights"),
+        *("evals.checkpoints", "evals.sanity_check", "evals.export", "evals.weights"),
         *("harness.verbs.eval", "harness.verbs.export", "harness.model_card"),
         *("harness.checkpoint_import", "harness.export"),
     ),
@@ -276,9 +276,9 @@ def test_checking_data_does_not_import_torch() -> None:
         "harness.cluster",
     )
     checks = (
-        "evals.detection.check",
-        "evals.segmentation.check",
-        "evals.segmentation.data",
+        "evals.detection.annotation_check",
+        "evals.segmentation.mask_check",
+        "evals.segmentation.labelled_images",
         "pretrain.shapes",
     )
     names = ", ".join(f"lewel_bench.{name}" for name in (*modules, *checks))

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from lewel_bench.evals.checkpoints import reading
+from lewel_bench.evals.checkpoints import importer
 from lewel_bench.evals.detection import metrics, views, voc
-from lewel_bench.evals.detection.scenes import read_coco, read_voc
+from lewel_bench.evals.detection.annotated_images import read_coco, read_voc
 from lewel_bench.harness.cli import main
 from lewel_bench.harness.rundir import RunDir
 from lewel_bench.pretrain.decode import decode
@@ -263,7 +263,7 @@ SEG: dict[str, str | tuple[str, ...]] = {
         "no pixel in the masks of val: road (1); mIoU is the mean over the others",
     ),
     "s02_rgb": ("a mask of mode RGB: allowed are 8-bit PNGs",),
-    "s04_from_one": ("15 times: a label beyond the classes: allowed are 0 to 2 and 255 (void)",),
+    "s04_from_one": ("15 times: a label outside the classes: allowed are 0 to 2 and 255 (void)",),
     "s06_exif_image_raw_mask": (
         "15 times: is turned by its EXIF tag, but labelled as its pixels are stored",
     ),
@@ -389,9 +389,9 @@ def test_checkpoints_that_people_have(tmp_path: Path, monkeypatch: pytest.Monkey
         expected = CHECKPOINTS[path.name]
         if isinstance(expected, str):
             with pytest.raises(ValueError, match=re.escape(expected)):
-                reading.read(path)
+                importer.read(path)
         else:
-            result = reading.read(path)
+            result = importer.read(path)
             assert result.spec == Backbone(arch="resnet18", width=8), path.name
             read = (f"{result.format} {result.network}", result.same, result.renamed, result.aside)
             assert read == expected, path.name
@@ -431,14 +431,14 @@ def test_hostile_checkpoints(made: Made, tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "base.pth")
     save_file(weights, tmp_path / "base.safetensors")
     folder = made("hostile_checkpoints.py", tmp_path / "base.pth", tmp_path / "base.safetensors")
-    reading.read(tmp_path / "base.pth")
+    importer.read(tmp_path / "base.pth")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     paths = sorted(folder.iterdir())
     assert len(paths) == 121 and HOSTILE.keys() <= {path.name for path in paths}
     for path in paths:
         began = _cpu()
         with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
-            reading.read(path)
+            importer.read(path)
         message = str(caught.value)
         assert "\n" not in message and len(message) < 1000 and message.isprintable(), path.name
         assert HOSTILE.get(path.name, "") in message, message

@@ -29,6 +29,7 @@ class Clock:
         return seconds
 
     def seconds(self) -> float:
+        """Seconds of this and all earlier attempts, to the millisecond."""
         return round(self._before + time.perf_counter() - self._since, 3)
 
     def follow(self, report: Report) -> Report:

@@ -366,7 +366,7 @@ class Segmentation(Dense):
     def _read(self, data: Dataset) -> tuple[Any, Any]:
         from lewel_bench.evals import splits
 
-        return splits.read_pictures(data)
+        return splits.read_labelled_images(data)
 
     def _setting(self) -> str:
         low, high = self.ratios

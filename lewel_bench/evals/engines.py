@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lewel_bench import pip_install
-from lewel_bench.evals import outside, probe
+from lewel_bench.evals import interpreter_facts, other_interpreter
 from lewel_bench.value import unknown
 
-Facts = Mapping[str, Any]  # of probe.facts
+Facts = Mapping[str, Any]  # of interpreter_facts.facts
 Ask = Callable[[str, str], Facts]  # engine, interpreter
 DETECTRON2 = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 ONEDL = ("onedl-mmsegmentation", "onedl-mmcv", "onedl-mmengine")
@@ -93,7 +93,7 @@ def find(engine: str, pythons: Mapping[str, str], ask: Ask | None = None) -> Fin
     if engine == "native" and engine in pythons:
         raise ValueError("the native engine runs in this Python: remove it from [engines]")
     if not Path(python).is_file():
-        text = f"there is no interpreter {python}"
+        text = f"interpreter {python} does not exist"
         return Finding(engine, False, text, "correct [engines] in the site file")
     try:
         facts = (ask or _ask)(engine, python)
@@ -225,9 +225,14 @@ def _sentence(text: str) -> str:
 @cache
 def _ask(engine: str, python: str) -> Facts:
     """The facts of an interpreter. Raises ValueError where it does not answer."""
-    command = [python, "-c", Path(probe.__file__).read_text(encoding="utf-8"), *MODULES[engine]]
+    command = [
+        python,
+        "-c",
+        Path(interpreter_facts.__file__).read_text(encoding="utf-8"),
+        *MODULES[engine],
+    ]
     here = python == sys.executable
-    with nullcontext() if here else outside.environment() as variables:
+    with nullcontext() if here else other_interpreter.environment() as variables:
         try:
             done = subprocess.run(
                 command, env=variables, capture_output=True, text=True, timeout=PATIENCE_S
@@ -238,5 +243,5 @@ def _ask(engine: str, python: str) -> Facts:
         facts: Facts = json.loads(done.stdout)
     except ValueError:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise ValueError(f"{python} does not answer as a Python does: {last[0]}") from None
+        raise ValueError(f"{python} does not run as a Python interpreter: {last[0]}") from None
     return facts

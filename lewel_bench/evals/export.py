@@ -42,7 +42,7 @@ def write(format: str, state: State, spec: Backbone) -> bytes:
     weights.check(state, spec)
     if not FORMATS[format].takes(spec):
         named = f"{spec.arch} of stem {spec.stem} and width {spec.width}{unusual(spec)}"
-        raise ValueError(f"{format} has no {named}: --to safetensors takes every backbone")
+        raise ValueError(f"{format} has no {named}: --to safetensors supports every backbone")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     return FORMATS[format].write(tensors, spec)
 

@@ -30,10 +30,12 @@ class Learner(Protocol):
     """The model to fine-tune, with its data, loss and metrics."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The model whose parameters are trained."""
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer: ...
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its optimizer, at the candidate's learning rate and weight decay."""
 
     def batches(self, start: int) -> Iterator[Any]:
         """This rank's parts of the global batches from step `start` on."""

@@ -73,19 +73,24 @@ class CandidateResult(Protocol):
     """What a choice reads of a finished candidate: its record, without what it was computed on."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """The key of its record."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of its job, for messages."""
 
     @property
-    def metrics(self) -> Mapping[str, float]: ...
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of the select split, in percent."""
 
     @property
-    def outcome(self) -> Mapping[str, Any]: ...
+    def outcome(self) -> Mapping[str, Any]:
+        """Details of the run, such as the candidate itself."""
 
     @property
-    def warnings(self) -> Sequence[str]: ...
+    def warnings(self) -> Sequence[str]:
+        """Warnings that the chosen result keeps."""
 
 
 @dataclass(frozen=True)

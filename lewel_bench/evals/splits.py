@@ -93,8 +93,8 @@ def read_scenes(data: Dataset) -> tuple[Any, Any]:
     return _coco(root) if data.layout == "coco" else _voc(root, _is_published_voc(data))
 
 
-def read_pictures(data: Dataset) -> tuple[Any, Any]:
-    """The (training, reported) pictures of a segmentation data set, in VOC's layout."""
+def read_labelled_images(data: Dataset) -> tuple[Any, Any]:
+    """The (training, reported) images of a segmentation data set, in VOC's layout."""
     return _pictures(Path(data.root), _is_published_voc(data))
 
 
@@ -105,14 +105,16 @@ def _is_published_voc(data: Dataset) -> bool:
 
 @cache
 def _coco(root: Path) -> tuple[Any, Any]:
-    from lewel_bench.evals.detection import scenes
+    from lewel_bench.evals.detection import annotated_images
 
-    return scenes.read_coco(root, "train2017"), scenes.read_coco(root, "val2017")
+    return annotated_images.read_coco(root, "train2017"), annotated_images.read_coco(
+        root, "val2017"
+    )
 
 
 @cache
 def _voc(root: Path, published: bool) -> tuple[Any, Any]:
-    from lewel_bench.evals.detection import scenes, voc
+    from lewel_bench.evals.detection import annotated_images, voc
 
     sets, reported = voc.splits(root)
     if published and len(sets) == 1:
@@ -120,12 +122,12 @@ def _voc(root: Path, published: bool) -> tuple[Any, Any]:
             f"{root} holds VOC{sets[0][0]} only: the data set voc is VOC2007 (trainval, test) and "
             "VOC2012. Add the other year, or name other data with --data voc=PATH"
         )
-    train = scenes.read_voc(root, sets)
-    return train, scenes.read_voc(root, reported, train.classes)
+    train = annotated_images.read_voc(root, sets)
+    return train, annotated_images.read_voc(root, reported, train.classes)
 
 
 @cache
 def _pictures(root: Path, published: bool) -> tuple[Any, Any]:
-    from lewel_bench.evals.segmentation import data as pictures
+    from lewel_bench.evals.segmentation import labelled_images as pictures
 
     return pictures.read(root, augmented=True if published else None)

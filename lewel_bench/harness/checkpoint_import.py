@@ -29,7 +29,7 @@ from lewel_bench.results.store import Store
 from lewel_bench.value import unknown
 
 if TYPE_CHECKING:
-    from lewel_bench.evals.checkpoints.reading import Reading
+    from lewel_bench.evals.checkpoints.importer import Reading
 
 FILE = "backbone.safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -107,9 +107,9 @@ def _identity(workspace: Workspace, source: Import, store: Store) -> "tuple[str,
         if path is not None:
             print(f"{path} is missing: using the checkpoint imported as {name}", file=sys.stderr)
         return known[name].key, None
-    from lewel_bench.evals.checkpoints import reading
+    from lewel_bench.evals.checkpoints import importer
 
-    imported = reading.read(path, source.format, source.network)
+    imported = importer.read(path, source.format, source.network)
     _say(imported, name)
     key = record.key(_spec(imported))
     for other in known.values():
@@ -159,8 +159,8 @@ def _bring(
     imported: "Reading",
     label: dict[str, Any],
 ) -> None:
-    """Prove a checkpoint and put it under the run root, its record last."""
-    from lewel_bench.evals.proof import prove
+    """Check a checkpoint and copy it into the run root, its record last."""
+    from lewel_bench.evals.sanity_check import check_backbone
     from lewel_bench.harness.jobs.provenance import environment, provenance
     from lewel_bench.pretrain import checkpoint
 
@@ -172,17 +172,17 @@ def _bring(
     check_writable(workspace.root)
     started = datetime.now(UTC)
     try:
-        proof = prove(imported.state, imported.spec)
+        checked = check_backbone(imported.state, imported.spec)
     except ValueError as error:
         raise ValueError(f"{source.checkpoint}: {error}") from None
-    _shown(proof.measurements)
-    if proof.warnings and not source.force:
-        listed = "\n".join(f"  {warning}" for warning in proof.warnings)
+    _shown(checked.measurements)
+    if checked.warnings and not source.force:
+        listed = "\n".join(f"  {warning}" for warning in checked.warnings)
         raise ValueError(
             f"{source.checkpoint}: this does not look like a trained network, or was read "
             f"wrongly:\n{listed}\nNothing was queued; --force evaluates it anyway"
         )
-    for warning in proof.warnings:
+    for warning in checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_backbone(folder / FILE, imported.state, checkpoint.header_of(imported.spec))
@@ -203,9 +203,9 @@ def _bring(
             "pixels": imported.pixels.model_dump(),
             "names": {"same": imported.same, "renamed": imported.renamed, "aside": imported.aside},
             "guessed": imported.guessed,
-            "proof": proof.measurements,
+            "sanity_check": checked.measurements,
         },
-        warnings=proof.warnings,
+        warnings=checked.warnings,
         **provenance(),
         environment=environment(settings),
         started=started,

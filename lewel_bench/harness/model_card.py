@@ -97,7 +97,7 @@ def _imported(run: Record) -> list[str]:
             _text(f"{pixels['order']}, mean {pixels['mean']}, std {pixels['std']}"),
         ),
         ("assumed", _text(str(of.get("guessed") or "nothing"))),
-        ("proof", _text("; ".join(run.warnings)) or "passed"),
+        ("sanity check", _text("; ".join(run.warnings)) or "passed"),
     ]
     if listed:
         rows.append(("published by", f"{listed.project} ({listed.url}), licence {listed.licence}"))

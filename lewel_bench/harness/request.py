@@ -104,7 +104,7 @@ def parse_gpu_hours(text: str) -> float:
     is_number = whole.isdecimal() and (fraction.isdecimal() or whole == number)
     hours = float(number) if is_number else 0.0
     if not hours:
-        raise ValueError(f"--budget {text!r}: write GPU-hours above 0, as 500gpuh or 2.5h")
+        raise ValueError(f"--budget {text!r}: write device-hours above 0, as 500gpuh or 2.5h")
     return hours
 
 
@@ -283,8 +283,8 @@ class Budget:
         _last(parse_gpu_hours),
         Parameter(
             metavar="500gpuh",
-            help="Run only what fits in this budget (estimated GPU-hours), shortest schedules "
-            "first. Re-running resumes the same selection.",
+            help="Run only what fits in this budget (estimated device-hours: GPU-hours on GPUs), "
+            "shortest schedules first. Re-running resumes the same selection.",
         ),
     ] = None
     probe: Annotated[

@@ -176,4 +176,5 @@ def _white(image: Image.Image) -> int:
 
 def unreadable(error: Exception) -> str:
     # Pillow's message for an unknown format names a BytesIO object
+    """Why an image cannot be read, in words for a user."""
     return "unknown format" if "cannot identify" in str(error) else str(error) or repr(error)

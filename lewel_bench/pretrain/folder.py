@@ -311,4 +311,5 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_image(name: str) -> bool:
+    """Whether a file name has the extension of an image, in any case."""
     return name.lower().endswith(EXTENSIONS)

@@ -34,6 +34,7 @@ class BatchNorm(_BatchNorm):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...), normalised per channel and group of images."""
         return self._normalise(x, len(x))
 
     def _normalise(self, x: Tensor, images: int) -> Tensor:
@@ -82,6 +83,7 @@ class TokenNorm(BatchNorm):
     """`BatchNorm` of tokens (B, ..., C): all tokens of an image count, channels come last."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) -> (B, ..., C), normalised per channel."""
         return self._normalise(x.reshape(-1, x.shape[-1]), len(x)).view(x.shape)
 
 
@@ -100,12 +102,14 @@ class RunningStatistics:
 
     @torch.no_grad()
     def start(self) -> None:
+        """Remember the running statistics before the first micro-batch."""
         self._values = torch._foreach_mul(self.values, 1.0)
         self._counts = torch._foreach_add(self.counts, 0)
         self._sums = [torch.zeros_like(b) for b in self.values]
 
     @torch.no_grad()
     def add(self, share: float) -> None:
+        """Collect those that a micro-batch of `share` of the batch left, and restore the others."""
         torch._foreach_add_(self._sums, self.values, alpha=share)
         torch._foreach_copy_(self.values, self._values)
         self._last = torch._foreach_add(self.counts, 0)
@@ -113,6 +117,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def finish(self) -> None:
+        """Set the running statistics to those of the whole batch."""
         torch._foreach_copy_(self.values, self._sums)
         torch._foreach_copy_(self.counts, self._last)
 

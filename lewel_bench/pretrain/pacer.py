@@ -27,6 +27,7 @@ class Pacer:
         self.logged, self.logged_at = step, time.perf_counter()
 
     def log_is_due(self) -> bool:
+        """Whether the last log is more than `LOG_EVERY_S` seconds old."""
         return time.perf_counter() - self.logged_at > LOG_EVERY_S
 
     def since_log(self, step: int) -> tuple[int, float]:

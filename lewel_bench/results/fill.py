@@ -52,7 +52,8 @@ class Measured(Protocol):
     """What `fill` reads of a record."""
 
     @property
-    def metrics(self) -> Mapping[str, float]: ...
+    def metrics(self) -> Mapping[str, float]:
+        """The values by metric, in the unit of the record."""
 
 
 @dataclass(frozen=True)

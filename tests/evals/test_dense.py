@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.detection.scenes import Scenes
+from lewel_bench.evals.detection.annotated_images import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Inputs, Outcome
 from lewel_bench.evals.protocols import COCO_FPN_1X, VOC12_SEG_FCN_D8
 from lewel_bench.pretrain.distributed import Machine

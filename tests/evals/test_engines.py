@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lewel_bench.evals import engines, probe
+from lewel_bench.evals import engines, interpreter_facts
 from lewel_bench.evals.engines import Finding
 
 HERE = {"executable": "/env/bin/python", "python": "3.11.7"}
@@ -218,7 +218,7 @@ def test_unknown_names_and_interpreters(tmp_path: Path) -> None:
     liar = tmp_path / "python"
     liar.write_text("#!/bin/sh\necho no python >&2\nexit 3\n")
     liar.chmod(0o755)
-    with pytest.raises(ValueError, match="does not answer as a Python does: no python"):
+    with pytest.raises(ValueError, match="does not run as a Python interpreter: no python"):
         engines.require("detectron2", {"detectron2": str(liar)})
 
 
@@ -269,7 +269,12 @@ PROTOCOL_CLASSES = ("lewel_bench.evals.classification", "lewel_bench.evals.dense
 def _imported(name: str, others: tuple[str, ...]) -> set[str]:
     """What a module of lewel-bench (or the module of a name) imports at any place, without
     `others`."""
-    path = Path(probe.__file__).parents[1].joinpath(*name.split(".")[1:]).with_suffix(".py")
+    path = (
+        Path(interpreter_facts.__file__)
+        .parents[1]
+        .joinpath(*name.split(".")[1:])
+        .with_suffix(".py")
+    )
     tree = ast.parse(path.read_text() if path.is_file() else "")
     names: set[str] = set()
     for node in tree.body if name in PROTOCOL_CLASSES else ast.walk(tree):
@@ -281,7 +286,7 @@ def _imported(name: str, others: tuple[str, ...]) -> set[str]:
 
 
 def _probed(folder: Path, *names: str) -> dict[str, Any]:
-    code = Path(probe.__file__).read_text()
+    code = Path(interpreter_facts.__file__).read_text()
     command = [sys.executable, "-c", code, *names]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     facts: dict[str, Any] = json.loads(done.stdout)

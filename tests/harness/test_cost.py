@@ -271,7 +271,7 @@ def test_a_budget_in_device_hours(text: str, hours: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0h", "-3h", "5days", "gpuh", "1e3", "nan"])
 def test_what_is_no_budget(text: str) -> None:
-    with pytest.raises(ValueError, match="GPU-hours above 0, as 500gpuh"):
+    with pytest.raises(ValueError, match="device-hours above 0, as 500gpuh"):
         parse_gpu_hours(text)
 
 

@@ -82,7 +82,7 @@ def test_segmentation_of_one_class(capsys: pytest.CaptureFixture[str], tmp_path:
     words = ("--evals", SEG, "--data", f"voc={root}", "--set", f"{SEG}.held_out=2")
     assert main([*RUN, *words, "--dry-run", "--root", str(tmp_path / "runs")]) == 2
     output = capsys.readouterr().err
-    assert "segmentation needs at least two classes, and there is one: background" in output
+    assert "segmentation needs at least two classes, got 1: background" in output
 
 
 def test_a_root_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,8 +148,8 @@ def test_every_job_of_the_shapes_suite_fits_its_images(tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_generated_images(tmp_path: Path) -> None:
-    from lewel_bench.evals.detection import scenes, voc
-    from lewel_bench.evals.segmentation import data as pictures
+    from lewel_bench.evals.detection import annotated_images, voc
+    from lewel_bench.evals.segmentation import labelled_images as pictures
     from lewel_bench.pretrain.folder import read_folder
 
     few = Counts(
@@ -160,9 +160,11 @@ def test_the_numbers_of_generated_images(tmp_path: Path) -> None:
     assert len(shapes.CLASSES) == KINDS
     assert len(read_folder(folder / "imagenet", "train")) == few.training("folders", "")
     root = folder / "VOCdevkit"
-    assert len(scenes.read_voc(root, voc.splits(root)[0])) == few.training("voc", "detection")
+    assert len(annotated_images.read_voc(root, voc.splits(root)[0])) == few.training(
+        "voc", "detection"
+    )
     assert len(pictures.read(root)[0]) == few.training("voc", "segmentation")
-    coco = scenes.read_coco(folder / "coco", "train2017")
+    coco = annotated_images.read_coco(folder / "coco", "train2017")
     assert len(coco) == few.training("coco", "detection")
 
 

@@ -1,4 +1,4 @@
-"""`lewel-bench eval`: what is read, proved, recorded, refused; and the rows of `table --with`."""
+"""`lewel-bench eval`: what is read, checked, recorded, refused; and the rows of `table --with`."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from command_line import command, environment, write_images
 from finished import SHAPES, START, imagenet
 
-from lewel_bench.evals.proof import Proof
+from lewel_bench.evals.sanity_check import SanityCheck
 from lewel_bench.harness.board import extra_rows as extras
 from lewel_bench.harness.board.board import Board
 from lewel_bench.harness.board.cell_details import explained
@@ -39,8 +39,10 @@ FOUND = {
 
 @pytest.fixture(autouse=True)
 def believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof has tests of its own."""
-    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: Proof(FOUND))
+    """The sanity check has tests of its own."""
+    monkeypatch.setattr(
+        "lewel_bench.evals.sanity_check.check_backbone", lambda *_: SanityCheck(FOUND)
+    )
 
 
 def moco(path: Path, seed: int = 1) -> Path:
@@ -66,7 +68,7 @@ def test_a_checkpoint_becomes_a_backbone(tmp_path: Path) -> None:
     path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--as", "moco_v2_200ep") == 0
     made = imported(root)
-    assert made.spec["network"] == "query" and made.outcome["proof"] == FOUND
+    assert made.spec["network"] == "query" and made.outcome["sanity_check"] == FOUND
     assert made.outcome["file_sha256"] == checkpoint.sha256(path)
     assert made.checkpoint is not None
     file = root / made.key / made.checkpoint.file
@@ -111,9 +113,9 @@ def test_weights_that_a_bundle_left_out_are_written_again(
 def test_a_card_says_where_the_weights_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a row, that they were evaluated against the proof."""
-    doubt = Proof(FOUND, ("kNN says no",))
-    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: doubt)
+    """And a row, that they were evaluated although the sanity check failed."""
+    doubt = SanityCheck(FOUND, ("kNN says no",))
+    monkeypatch.setattr("lewel_bench.evals.sanity_check.check_backbone", lambda *_: doubt)
     path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
     given = ["--checkpoint", path, "--name", "moco-v2-200-800", "--force"]
     assert evaluate(root, *given) == 0
@@ -122,7 +124,9 @@ def test_a_card_says_where_the_weights_come_from(
     assert main(words) == 0
     card = (tmp_path / "out.safetensors.md").read_text()
     assert f"| file | `moco.pth.tar`, sha256 {checkpoint.sha256(path)} |" in card
-    assert "| format and network | moco, query |" in card and "| proof | kNN says no |" in card
+    assert (
+        "| format and network | moco, query |" in card and "| sanity check | kNN says no |" in card
+    )
     assert "## Data" not in card
     assert extras.imported(Store(root), PACKAGED)[made.name].label.endswith(
         "; sanity check failed)"
@@ -192,7 +196,7 @@ def test_evaluated_in_full_and_resumed(tmp_path: Path, capsys: pytest.CaptureFix
     assert done.returncode == 0, done.stderr
     assert "moco, network query" in done.stdout and "done: 1 jobs" in done.stdout
     made = imported(root)
-    assert made.warnings and made.outcome["proof"]["knn"]["queries"] == 240
+    assert made.warnings and made.outcome["sanity_check"]["knn"]["queries"] == 240
     path.unlink()
     again = bench("eval", "--checkpoint", path, *asked, "--set", "knn.ks=[3]")
     assert again.returncode == 0 and "nothing to do: all 1 jobs have records" in again.stdout
@@ -204,12 +208,12 @@ def test_evaluated_in_full_and_resumed(tmp_path: Path, capsys: pytest.CaptureFix
     assert "2 done" in capsys.readouterr().out
 
 
-def test_proof_comes_before_any_job(
+def test_the_sanity_check_comes_before_any_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, root = moco(tmp_path / "moco.pth.tar"), tmp_path / "runs"
-    doubt = Proof(FOUND, ("kNN on 240 generated scenes: top-1 9.0",))
-    monkeypatch.setattr("lewel_bench.evals.proof.prove", lambda *_: doubt)
+    doubt = SanityCheck(FOUND, ("kNN on 240 generated scenes: top-1 9.0",))
+    monkeypatch.setattr("lewel_bench.evals.sanity_check.check_backbone", lambda *_: doubt)
     assert evaluate(root, "--checkpoint", path, "--name", "mine", "--evals", "knn") == 2
     output = capsys.readouterr().err
     assert "top-1 9.0\nNothing was queued; --force" in output and not list(root.glob("*/*.json"))

@@ -28,7 +28,7 @@ def test_a_dry_run_leaves_a_corrupt_record_where_it_is(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--budget", "5days"), "--budget '5days': write GPU-hours"),
+        (("--budget", "5days"), "--budget '5days': write device-hours"),
         (("--probe", "1"), "--probe must be at least 2, got 1"),
         (("--cluster", "nosuch"), "nosuch"),
         (("--cluster", "any", "--jobs", "2"), "--jobs is for this machine only"),

@@ -1,4 +1,4 @@
-"""Where two views of an image meet, against pictures of coordinates, sampling and torchvision."""
+"""Where two views of an image meet, against images of coordinates, sampling and torchvision."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_centres_of_cells_are_where_an_image_of_coordinates_says():
     side, cells = 12, 3
     shares = (torch.arange(side, dtype=torch.double) + 0.5) / side
     picture = torch.stack([shares.expand(side, side), shares[:, None].expand(side, side)])
-    # the view is the picture's columns 3 to 11 and rows 0 to 5, mirrored, in 3 x 3 cells
+    # the view is the image's columns 3 to 11 and rows 0 to 5, mirrored, in 3 x 3 cells
     view = picture[:, :6, 3:12].flip(2)
     means = view.unflatten(2, (cells, 3)).unflatten(1, (cells, 2)).mean((2, 4))  # (2, 3, 3)
     box = torch.tensor([[12 / 12, 0.0, 3 / 12, 6 / 12]], dtype=torch.double)

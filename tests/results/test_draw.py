@@ -1,4 +1,4 @@
-"""Pictures hold what their chart says: read back from the SVG, not from pixels."""
+"""LabelledImages hold what their chart says: read back from the SVG, not from pixels."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def markers(svg: str, label: str) -> list[tuple[float, float]]:
 
 
 def test_the_points_of_an_svg_are_those_of_the_chart() -> None:
-    """Places in the picture are an affine map of the values, y downwards."""
+    """Places in the image are an affine map of the values, y downwards."""
     svg = draw(chart(), "svg").decode()
     drawn = np.array(markers(svg, "measured"))
     assert len(drawn) == len(X)
@@ -131,7 +131,7 @@ def test_a_map_lies_on_its_view_the_right_way_round() -> None:
 
 
 def overlay(svg: bytes, place: int) -> np.ndarray[Any, Any]:
-    """The lightness of an <image> of a picture, its top row first."""
+    """The lightness of an <image> of an image, its top row first."""
     images = re.findall(rb"<image.*?/>", svg, re.DOTALL)
     content = re.search(rb"base64,\s*([^\"]+)", images[place])
     assert content

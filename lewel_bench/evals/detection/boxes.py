@@ -17,6 +17,7 @@ MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times its 
 
 
 def areas(boxes: Tensor) -> Tensor:
+    """Areas (N,) of boxes (N, 4), in square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 

@@ -68,7 +68,7 @@ def parse(root: Path, split: str) -> Annotations:
         annotations.problems.append(Problem(annotations.path, reason))
     except ValueError as error:
         annotations.problems.append(
-            Problem(annotations.path, f"no sound json ({error}): replace the file")
+            Problem(annotations.path, f"not valid JSON ({error}): replace the file")
         )
     except (KeyError, TypeError):
         reason = "is no COCO annotation file: expected lists 'images', 'annotations' and "
@@ -90,11 +90,13 @@ def _load(path: Path) -> Any:
     with open_regular(path, MAX_BYTES) as file:
         start = file.read(64)
         if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
-            raise ValueError("it does not begin with a brace")
+            raise ValueError("it is not a JSON object")
         data = start + file.read()
     containers = data.count(b"[") + data.count(b"{")
     if containers > max(MAX_CONTAINERS, len(data) // BYTES_EACH):
-        raise ValueError(f"{containers:,} lists and objects in {len(data):,} bytes are no COCO's")
+        raise ValueError(
+            f"{containers:,} lists and objects in {len(data):,} bytes: too many for a COCO file"
+        )
     try:
         return json.loads(data)
     except RecursionError:
@@ -112,8 +114,8 @@ def _images(result: Annotations, images: Sequence[Record]) -> set[int]:
                 raise ValueError("has no file_name")
             if not _is_name(name):
                 raise ValueError(
-                    "has a file_name that no file can have",
-                    f"has the file_name {shown(name)}, which no file can have",
+                    "has an invalid file_name",
+                    f"has the invalid file_name {shown(name)}",
                 )
         except ValueError as error:
             broken.add(image["id"])
@@ -140,11 +142,11 @@ def _check_size(height: Any, width: Any) -> None:
         kind = "has height and width in quotes: write numbers"
         raise ValueError(kind, f"has {given} as text: write numbers, without quotes")
     if not all(type(side) is int and side > 0 for side in sides):
-        kind = "has no height and width: whole numbers of pixels above 0 are allowed"
-        raise ValueError(kind, f"has {given}: whole numbers of pixels above 0 are allowed")
+        kind = "has no height and width: give whole numbers of pixels above 0"
+        raise ValueError(kind, f"has {given}: give whole numbers of pixels above 0")
     if height * width > MAX_PIXELS:
-        kind = f"is too large: at most {MAX_PIXELS:,} pixels are allowed"
-        raise ValueError(kind, f"has {given}: at most {MAX_PIXELS:,} pixels are allowed")
+        kind = f"is too large: the limit is {MAX_PIXELS:,} pixels"
+        raise ValueError(kind, f"has {given}: the limit is {MAX_PIXELS:,} pixels")
 
 
 def _categories(result: Annotations, categories: Sequence[Record]) -> None:
@@ -209,8 +211,8 @@ def _check_number(name: str, value: Any) -> None:
         kind = f"has the {name} as text: write the number, without quotes"
         raise ValueError(kind, f"has the {name} {shown(value)} as text: write the number")
     if not isinstance(value, int | float):
-        kind = f"has an {name} that is no number"
-        raise ValueError(kind, f"has the {name} {shown(value)}: a number is allowed")
+        kind = f"has an {name} that is not a number"
+        raise ValueError(kind, f"has the {name} {shown(value)}: it must be a number")
 
 
 def _check_fields(annotation: Record, known: set[int]) -> None:
@@ -226,14 +228,14 @@ def _check_fields(annotation: Record, known: set[int]) -> None:
         )
     if not isinstance(crowd, int | float) or crowd not in (0, 1):
         kind = "has an iscrowd that is neither 0 nor 1"
-        raise ValueError(kind, f"has iscrowd {shown(crowd)}: 0 or 1 is allowed")
+        raise ValueError(kind, f"has iscrowd {shown(crowd)}: it must be 0 or 1")
     box, area = annotation.get("bbox"), annotation.get("area")
     if not (isinstance(box, list) and len(box) == 4 and _finite(box)):
-        allowed = "four numbers x, y, width, height are allowed"
+        allowed = "it must be four numbers x, y, width, height"
         raise ValueError(f"has no box: {allowed}", f"has the box {shown(box)}: {allowed}")
     if not (isinstance(area, int | float) and 0 <= area < _LARGE):
-        kind = "has no area: a number from 0 is allowed"
-        raise ValueError(kind, f"has the area {shown(area)}: a number from 0 is allowed")
+        kind = "has no valid area: it must be a number of at least 0"
+        raise ValueError(kind, f"has the area {shown(area)}: it must be a number of at least 0")
 
 
 def _check_box(box: Sequence[float], height: int, width: int) -> None:
@@ -319,7 +321,7 @@ def _shape(annotation: Record, size: tuple[int, int]) -> tuple[Any, list[tuple[s
     elif not isinstance(given, list):
         allowed = "polygons or run lengths are allowed"
         raise ValueError(
-            f"has a segmentation of another kind: {allowed}",
+            f"has an unsupported segmentation: {allowed}",
             f"has the segmentation {shown(given)}: {allowed}",
         )
     elif all(isinstance(part, dict) for part in given):
@@ -360,7 +362,7 @@ def _polygons(
         # drawing takes time and memory as the polygon is long, within the image or not
         highest = np.abs(points).max() if points.ndim == 1 else np.nan
         if not highest < np.inf:
-            raise ValueError("has a polygon that is no list of numbers x1, y1, x2, y2, …")
+            raise ValueError("has a polygon that is not a list of numbers x1, y1, x2, y2, …")
         if highest > 2 * max(size):
             rule = "correct or remove it"
             raise ValueError(
@@ -378,7 +380,7 @@ def _rle(shape: Record, size: tuple[int, int]) -> Record:
     if given != list(size):
         rule = "give it the image's size (height, width)"
         raise ValueError(
-            f"has a mask of another size than its image: {rule}",
+            f"has a mask whose size differs from its image's: {rule}",
             f"has a mask of size {shown(given)} in an image of {list(size)}: {rule}",
         )
     if isinstance(counts, list):
@@ -391,10 +393,12 @@ def _rle(shape: Record, size: tuple[int, int]) -> Record:
         runs = {"size": list(size), "counts": [int(c) for c in counts]}
         return _text_counts(masks_of.frPyObjects(runs, *size))
     if not isinstance(counts, str):
-        raise ValueError("has a mask without counts: a list of runs or COCO's string is allowed")
+        raise ValueError(
+            "has a mask without counts: give a list of runs or COCO's compressed string"
+        )
     runs_of_string = _runs(counts)
     if runs_of_string is None or runs_of_string.sum() != size[0] * size[1]:
-        raise ValueError("has a mask whose counts are not COCO's string of its runs")
+        raise ValueError("has a mask whose counts are not a valid COCO run-length string")
     return {"size": list(size), "counts": counts}
 
 

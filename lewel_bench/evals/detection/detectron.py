@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from lewel_bench.evals import engines, outside
-from lewel_bench.evals.detection.scenes import Scenes
+from lewel_bench.evals import engines, other_interpreter
+from lewel_bench.evals.detection.annotated_images import Scenes
 from lewel_bench.evals.normalisation import STD, mean_of
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.pretrain import checkpoint
@@ -221,7 +221,7 @@ def run(
         "rivals": tuple(rivals),
     }
     if python is not None and Path(python) != Path(sys.executable):
-        return outside.run(python, __name__, protocol, arguments, report, stop)
+        return other_interpreter.run(python, __name__, protocol, arguments, report, stop)
     detectron_train = _engine()
     _, spec = checkpoint.read_network(backbone)
     values = settings(
@@ -266,4 +266,4 @@ def _check(protocol: "Detection", machine: Machine) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run))
+    sys.exit(other_interpreter.serve(run))

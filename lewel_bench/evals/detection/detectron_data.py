@@ -23,7 +23,7 @@ from detectron2.data import (
 from detectron2.data.samplers import InferenceSampler, TrainingSampler
 from detectron2.structures import BoxMode
 
-from lewel_bench.evals.detection.scenes import Scene, Scenes
+from lewel_bench.evals.detection.annotated_images import Scene, Scenes
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import workers as processes
 from lewel_bench.pretrain.distributed import rank, world

@@ -21,10 +21,10 @@ from lewel_bench.evals import weights
 from lewel_bench.evals.candidate import early_outcome, named_values
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.detection import detectron_data as data
+from lewel_bench.evals.detection.annotated_images import Scenes
 from lewel_bench.evals.detection.detectron_eval import evaluate
 from lewel_bench.evals.detection.detectron_model import config
 from lewel_bench.evals.detection.detectron_watch import Pruned, Watch
-from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint, distributed

@@ -33,6 +33,7 @@ class Mean(nn.Module):
     """Features (R, C, h, w) to (R, C): the box head of C4, whose layers are those of res5."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(R, C, h, w) -> (R, C)."""
         return x.mean((2, 3))
 
 
@@ -58,6 +59,7 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, ...) -> logits (R, K + 1) and deltas (R, K, 4)."""
         x = self.head(x)
         return self.score(x), self.deltas(x).unflatten(1, (-1, 4))
 

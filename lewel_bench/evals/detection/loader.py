@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lewel_bench.evals.detection.annotated_images import Floats, Scene, Scenes
 from lewel_bench.evals.detection.masks import Pixels
-from lewel_bench.evals.detection.scenes import Floats, Scene, Scenes
 from lewel_bench.evals.detection.views import Example, test_view, training_view
 from lewel_bench.pretrain.loader import stream
 from lewel_bench.pretrain.workers import in_order
@@ -56,7 +56,7 @@ def training_batches(
         )
     usable = np.array([i for i, s in enumerate(scenes.scenes) if not s.objects.crowd.all()])
     if not len(usable):
-        raise ValueError(f"{scenes.root}: no image has an object to learn from")
+        raise ValueError(f"{scenes.root}: no image has an object to train on")
     wide = np.array([s.width > s.height for s in scenes.scenes])
     share = protocol.batch // world
     groups = islice(grouped(usable, wide, seed, share, rank, world), start, None)

@@ -15,9 +15,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as masks_of
 from numpy.typing import NDArray
 
-from lewel_bench.evals.detection import pascal
-from lewel_bench.evals.detection.pascal import THRESHOLDS, Ints
-from lewel_bench.evals.detection.scenes import Floats, Scenes
+from lewel_bench.evals.detection import voc_metric
+from lewel_bench.evals.detection.annotated_images import Floats, Scenes
+from lewel_bench.evals.detection.voc_metric import THRESHOLDS, Ints
 from lewel_bench.files import write_atomically
 
 Prediction = dict[str, Any]
@@ -67,13 +67,14 @@ def read_predictions(path: Path) -> list[Prediction]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: no sound json ({error})") from None
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
     needed = {"image_id", "category_id", "bbox", "score"}
     if not isinstance(predictions, list) or not all(
         isinstance(p, dict) and needed <= set(p) for p in predictions
     ):
         raise ValueError(
-            f"{path}: is no result file of COCO's: expected a list of {', '.join(sorted(needed))}"
+            f"{path}: is not a COCO result file: expected a list of objects with "
+            f"{', '.join(sorted(needed))}"
         )
     return predictions
 
@@ -120,7 +121,7 @@ def voc_ap(truth: Scenes, predictions: Sequence[Prediction], eleven_points: bool
     aps = np.zeros((len(truth.classes), len(THRESHOLDS)))
     for place in range(len(truth.classes)):
         mine = label == place
-        aps[place] = 100 * pascal.class_ap(
+        aps[place] = 100 * voc_metric.class_ap(
             *ground.of(place), image[mine], scores[mine], boxes[mine], eleven_points
         )
     if not (~ground.difficult).any():
@@ -143,7 +144,7 @@ def _known(truth: Scenes, predictions: Sequence[Prediction]) -> None:
         for strange in {p[key] for p in predictions} - known:
             raise ValueError(
                 f"a prediction has the {key} {strange!r}, which is not in {truth.root}: evaluate "
-                f"predictions on the data set they were made for"
+                f"predictions on the data set that they were made on"
             )
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lewel_bench.evals import finetune
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.detection import loader, metrics, precise
+from lewel_bench.evals.detection import loader, metrics, precise_bn
+from lewel_bench.evals.detection.annotated_images import Scenes
 from lewel_bench.evals.detection.metrics import Prediction
 from lewel_bench.evals.detection.model import Detector, Target, parameter_groups
-from lewel_bench.evals.detection.scenes import Scenes
 from lewel_bench.evals.detection.views import Example
 from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.outcome import DenseSplits, Outcome
@@ -129,7 +129,7 @@ class _Detection:
         """PreciseBN on the batches after those that train."""
         if self.protocol.precise_bn:
             batches = islice(self.batches(self.protocol.steps), self.protocol.precise_bn)
-            precise.measure(self.model, lambda batch: self.loss(self.model, batch), batches)
+            precise_bn.measure(self.model, lambda batch: self.loss(self.model, batch), batches)
 
     def evaluate(self, role: Role) -> finetune.Metrics:
         scenes = self.splits.report if role == "report" else self.splits.select

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lewel_bench.evals.detection.annotated_images import Floats, Scene
+from lewel_bench.evals.detection.exif import upright
 from lewel_bench.evals.detection.masks import Pixels, decoded
-from lewel_bench.evals.detection.scenes import Floats, Scene
-from lewel_bench.evals.detection.upright import upright
 
 if TYPE_CHECKING:
     from lewel_bench.evals.dense import Detection

@@ -66,16 +66,15 @@ def splits(root: Path) -> tuple[Sets, Sets]:
     if {2007, 2012} <= set(years):
         if not (years[2007] / "test.txt").is_file():
             raise ValueError(
-                f"{years[2007] / 'test.txt'}: missing: with VOC2007 and VOC2012 the numbers are "
-                f"those of 2007's test set; extract its archive too"
+                f"{years[2007] / 'test.txt'}: missing: VOC2007 with VOC2012 reports on the "
+                f"test set of 2007; extract its archive too"
             )
         return ((2007, "trainval"), (2012, "trainval")), ((2007, "test"),)
     if not years:
-        raise ValueError(f"{root}: no VOC data set; {LAYOUT}")
+        raise ValueError(f"{root}: not a VOC data set; {LAYOUT}")
     if len(years) > 1:
         raise ValueError(
-            f"{root}: which year? Found {', '.join(map(str, years))}: allowed are 2007 with 2012, "
-            f"or one year"
+            f"{root}: contains {', '.join(map(str, years))}: keep 2007 with 2012, or a single year"
         )
     year, folder = next(iter(years.items()))
     tested = (folder / "test.txt").is_file()
@@ -114,7 +113,7 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot be read: is not UTF-8 ({error.reason}): convert it") from None
+        raise ValueError(f"cannot be read: not UTF-8 ({error.reason}); convert it") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -197,9 +196,9 @@ def parse(path: Path) -> Annotation:
             if not 0 < len(name) <= MAX_NAME:
                 raise ValueError("has no name: give its class")
             if difficult not in ("", "0", "1"):
-                rule = "0 or 1 is allowed"
+                rule = "it must be 0 or 1"
                 raise ValueError(
-                    f"has another value of difficult: {rule}",
+                    f"has an invalid value of difficult: {rule}",
                     f"has difficult = {shown(difficult)}: {rule}",
                 )
             _check(box, annotation.height, annotation.width)
@@ -225,7 +224,7 @@ def _tree(data: bytes) -> ET.Element:
     declared = _ENCODING.match(data.removeprefix(b"\xef\xbb\xbf")[:256])
     encoding = declared[1].decode() if declared else "utf-8"
     if encoding.lower() in _OF_DOMAINS:
-        raise ValueError(f"declares the encoding {encoding}, which is no encoding of files")
+        raise ValueError(f"declares the encoding {encoding}, which cannot be used for files")
     try:
         return ET.fromstring(data)
     except ET.ParseError as error:
@@ -239,13 +238,13 @@ def _tree(data: bytes) -> ET.Element:
     except (ValueError, LookupError):
         if not declared:
             raise ValueError(
-                "is not in UTF-8 and does not say in which encoding it is: convert it, for example "
+                "is not in UTF-8 and declares no encoding: convert it, for example "
                 "with iconv -f GBK -t UTF-8, or name the encoding in its first line "
                 '(<?xml version="1.0" encoding="gbk"?>)'
             ) from None
         reason = f"is not in the encoding {encoding} that it declares"
     raise ValueError(
-        "no well-formed xml: replace the file", f"no well-formed xml ({reason}): replace the file"
+        "not well-formed XML: replace the file", f"not well-formed XML ({reason}): replace the file"
     )
 
 
@@ -263,7 +262,7 @@ def _size(root: ET.Element) -> tuple[int, int]:
             raise ValueError(f"has no size/{side}: {rule}", f"size/{side} is {shown(text)}: {rule}")
         sides.append(int(text))
     if sides[0] * sides[1] > MAX_PIXELS:
-        rule = f"at most {MAX_PIXELS:,} pixels are allowed"
+        rule = f"the limit is {MAX_PIXELS:,} pixels"
         raise ValueError(f"is too large: {rule}", f"size is {sides[1]}x{sides[0]}: {rule}")
     return sides[0], sides[1]
 
@@ -293,8 +292,8 @@ def _check(box: Box, height: int, width: int) -> None:
     if not (min(box[:2]) >= low and box[2] <= high[0] and box[3] <= high[1]):
         raise ValueError(
             "has a box outside its image: correct or remove it",
-            f"has a box {_shown(box)} outside the image of {width}x{height} px: allowed are 1 to "
-            f"{width} and 1 to {height}; correct or remove it",
+            f"has a box {_shown(box)} outside the image of {width}x{height} px: x must be 1 to "
+            f"{width}, y 1 to {height}; correct or remove it",
         )
 
 

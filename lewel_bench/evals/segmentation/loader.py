@@ -1,8 +1,8 @@
-"""The pictures that a segmenter is trained and tested on, in order, prepared by worker processes.
+"""The images that a segmenter is trained and tested on, in order, prepared by worker processes.
 
-Which pictures a batch holds is a function of (seed, step); what happens to one is a function of
+Which images a batch holds is a function of (seed, step); what happens to one is a function of
 (seed, epoch, its place). So batches are the same bit for bit for any number of workers or ranks,
-and after a resume at any step. Shapes: B pictures of this rank, S the side of a crop, h, w of a
+and after a resume at any step. Shapes: B images of this rank, S the side of a crop, h, w of a
 resized image, H, W of its file.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewel_bench.evals.segmentation import data
-from lewel_bench.evals.segmentation.data import Pictures
+from lewel_bench.evals.segmentation import labelled_images
+from lewel_bench.evals.segmentation.labelled_images import LabelledImages
 from lewel_bench.evals.segmentation.masks import Pixels
 from lewel_bench.evals.segmentation.views import test_view, training_view
 from lewel_bench.pretrain.loader import stream
@@ -30,7 +30,7 @@ _ORDER, _VIEWS = 0, 1  # what a stream of random numbers is for
 
 
 def training_batches(
-    pictures: Pictures,
+    pictures: LabelledImages,
     protocol: "Segmentation",
     *,
     seed: int,
@@ -41,7 +41,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This rank's parts of the batches from step `start` on, without end.
 
-    One permutation of the pictures follows the other, as mmengine's InfiniteSampler has it. Raises
+    One permutation of the images follows the other, as mmengine's InfiniteSampler has it. Raises
     ValueError naming an unreadable file, or where the batch cannot be shared.
     """
     if protocol.batch % world:
@@ -59,15 +59,15 @@ def training_batches(
 
 
 def test_images(
-    pictures: Pictures, protocol: "Segmentation", workers: int, indices: Sequence[int]
+    pictures: LabelledImages, protocol: "Segmentation", workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[Tensor, Pixels]]:
-    """Image uint8 (h, w, 3) at the test scale and labels (H, W) of the pictures at `indices`."""
+    """Image uint8 (h, w, 3) at the test scale and labels (H, W) of the images at `indices`."""
     with closing(in_order(_Test(pictures, protocol), iter(indices), workers, 2 * workers)) as ready:
         yield from ready
 
 
 def _order(count: int, seed: int, start: int) -> Iterator[tuple[int, int]]:
-    """(epoch, place) of the pictures from number `start` of the endless sequence on."""
+    """(epoch, place) of the images from number `start` of the endless sequence on."""
     epoch, first = divmod(start, count)
     while True:
         draws = stream(seed, epoch, _ORDER, 0).random_raw(count)
@@ -77,20 +77,22 @@ def _order(count: int, seed: int, start: int) -> Iterator[tuple[int, int]]:
 
 
 class _Files:
-    """Pictures whose names are arrays of bytes, which forked workers share: reference counts of
+    """Images whose names are arrays of bytes, which forked workers share: reference counts of
     many strings would copy them into each worker page by page."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: LabelledImages) -> None:
         self.root, self.classes = pictures.root, pictures.classes
         self.files = np.array([[file.encode() for file in pair] for pair in pictures.pairs])
 
     def read(self, place: int) -> tuple[Pixels, Pixels]:
         files = tuple(file.decode() for file in self.files[place].tolist())
-        return data.pair(Pictures(self.root, self.classes, ((files[0], files[1]),)), 0)
+        return labelled_images.pair(
+            LabelledImages(self.root, self.classes, ((files[0], files[1]),)), 0
+        )
 
 
 class _Training:
-    def __init__(self, pictures: Pictures, protocol: "Segmentation", seed: int) -> None:
+    def __init__(self, pictures: LabelledImages, protocol: "Segmentation", seed: int) -> None:
         self.files, self.protocol, self.seed = _Files(pictures), protocol, seed
 
     def __call__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -101,7 +103,7 @@ class _Training:
 
 
 class _Test:
-    def __init__(self, pictures: Pictures, protocol: "Segmentation") -> None:
+    def __init__(self, pictures: LabelledImages, protocol: "Segmentation") -> None:
         self.files, self.protocol = _Files(pictures), protocol
 
     def __call__(self, place: int) -> tuple[Tensor, Pixels]:

@@ -1,6 +1,6 @@
 """Masks in files.
 
-Shapes: H, W of a picture. Labels are uint8, 255 where none is given; 0 is the background.
+Shapes: H, W of an image. Labels are uint8, 255 where none is given; 0 is the background.
 """
 
 import io
@@ -39,8 +39,8 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         raise ValueError(
             Problem(
                 path,
-                f"is no readable mask: {advice}",
-                f"is no readable mask ({unreadable(error)}): {advice}",
+                f"is not a readable mask: {advice}",
+                f"is not a readable mask ({unreadable(error)}): {advice}",
             )
         ) from None
     if mode not in ("P", "L", "1"):
@@ -53,7 +53,7 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         )
     if kind == "JPEG":
         raise ValueError(
-            Problem(path, "a JPEG as mask: its compression changes labels; write masks as PNG")
+            Problem(path, "a JPEG mask: compression changes labels; save masks as PNG")
         )
     labels = labels.astype(np.uint8)
     wrong = (labels >= count) & (labels != VOID)
@@ -61,11 +61,11 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         y, x = np.argwhere(wrong)[0].tolist()
         rule = (
             f"allowed are 0 to {count - 1} and {VOID} (void); correct the mask, or name all "
-            f"classes in labels.txt, that of label 0 first"
+            f"classes in labels.txt, label 0 first"
         )
         raise ValueError(
             Problem(
-                path, f"a label beyond the classes: {rule}",
+                path, f"a label outside the classes: {rule}",
                 f"label {labels[y, x]} at x {x}, y {y}: {rule}",
             )
         )  # fmt: skip
@@ -87,7 +87,7 @@ def check_size(path: Path, labels: Pixels, size: tuple[int, ...]) -> None:
         raise ValueError(
             Problem(
                 path,
-                "a mask of another size than its image: replace one of them",
+                "a mask whose size differs from its image's: replace one of them",
                 f"the mask is {labels.shape[1]}x{labels.shape[0]} px, its image "
                 f"{size[1]}x{size[0]}: replace one of them",
             )

@@ -1,4 +1,4 @@
-"""Mean intersection over union. Shapes: H, W of a picture, C classes."""
+"""Mean intersection over union. Shapes: H, W of an image, C classes."""
 
 from typing import Any
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lewel_bench.evals import engines, outside, weights
+from lewel_bench.evals import engines, other_interpreter, weights
 from lewel_bench.evals.candidate import early_outcome, named_values, pruning_reason
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import mmseg_config
-from lewel_bench.evals.segmentation.data import Pictures
+from lewel_bench.evals.segmentation.labelled_images import LabelledImages
 from lewel_bench.files import write_atomically
 from lewel_bench.pretrain import checkpoint, distributed
 from lewel_bench.pretrain.distributed import Machine
@@ -37,7 +37,7 @@ def run(
     *,
     candidate: tuple[float, float],
     backbone: Path,
-    splits: DenseSplits[Pictures],
+    splits: DenseSplits[LabelledImages],
     seed: int,
     folder: Path,
     machine: Machine,
@@ -62,7 +62,7 @@ def run(
             "machine": machine,
             "rivals": tuple(rivals),
         }
-        return outside.run(python, __name__, protocol, arguments, report, stop)
+        return other_interpreter.run(python, __name__, protocol, arguments, report, stop)
     engine = engines.require("mmseg", {})
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):  # mmengine greets on it
@@ -109,7 +109,7 @@ class _Training:
         protocol: "Segmentation",
         candidate: tuple[float, float],
         backbone: Path,
-        splits: DenseSplits[Pictures],
+        splits: DenseSplits[LabelledImages],
         seed: int,
         folder: Path,
         machine: Machine,
@@ -121,7 +121,7 @@ class _Training:
         if distributed.rank() == 0:
             torch.save(weights.to_mmseg(state, spec), folder / "backbone.pth")
         for role in ("train", "select", "report"):
-            pictures: Pictures | None = getattr(splits, role)
+            pictures: LabelledImages | None = getattr(splits, role)
             if pictures is not None:
                 self.lists[role] = folder / f"{role}.json"
                 listed = [
@@ -226,4 +226,4 @@ def _runner(config: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run))
+    sys.exit(other_interpreter.serve(run))

@@ -31,7 +31,7 @@ def training(
 ) -> Config:
     """What mmengine's Runner trains at `candidate` = (lr, weight decay).
 
-    `lists` has the file of each split's pictures, `weights` the backbone by mmseg's names. On a CPU
+    `lists` has the file of each split's images, `weights` the backbone by mmseg's names. On a CPU
     batch norm is not synchronised, as mmcv's works on CUDA alone.
     """
     lr, decay = candidate
@@ -210,7 +210,7 @@ def _loss(weight: float) -> Config:
 
 def _dataset(pictures: Path, classes: tuple[str, ...], pipeline: list[Config]) -> Config:
     return {
-        "type": "LewelBenchPictures",
+        "type": "LewelBenchImages",
         "ann_file": str(pictures),
         "metainfo": {"classes": classes},
         "pipeline": pipeline,

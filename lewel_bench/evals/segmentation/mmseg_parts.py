@@ -38,8 +38,8 @@ class Pruned(Exception):
 
 
 @DATASETS.register_module()
-class LewelBenchPictures(BaseSegDataset):  # type: ignore[misc]
-    """Image, mask and name of each picture from a JSON file."""
+class LewelBenchImages(BaseSegDataset):  # type: ignore[misc]
+    """Image, mask and name of each image from a JSON file."""
 
     def load_data_list(self) -> list[dict[str, Any]]:
         return [

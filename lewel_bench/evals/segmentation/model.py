@@ -113,6 +113,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]  # it has one
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, h, w) to logits (B, classes, h, w)."""
         features = self.convs(x)
         if self.conv_cat is not None:
             features = self.conv_cat(torch.cat([x, features], dim=1))

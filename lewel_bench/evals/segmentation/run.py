@@ -15,7 +15,7 @@ from lewel_bench.evals.context import Context
 from lewel_bench.evals.finetune import Role
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.segmentation import loader, masks, metric
-from lewel_bench.evals.segmentation.data import Pictures
+from lewel_bench.evals.segmentation.labelled_images import LabelledImages
 from lewel_bench.evals.segmentation.loader import Batch
 from lewel_bench.evals.segmentation.model import Segmenter
 from lewel_bench.files import write_atomically
@@ -32,7 +32,7 @@ def run(
     *,
     candidate: tuple[float, float],
     backbone: Path,
-    splits: DenseSplits[Pictures],
+    splits: DenseSplits[LabelledImages],
     context: Context,
     rivals: Sequence[float] = (),
     python: str | None = None,
@@ -42,7 +42,7 @@ def run(
     `python` is the interpreter in which the engine mmseg is, where that is not this one.
 
     `metrics` are miou, pixel_acc and class_acc on the report split, whose predicted labels are
-    written to `folder/predictions/NAME.png`, and with the native engine every picture's confusion
+    written to `folder/predictions/NAME.png`, and with the native engine every image's confusion
     (N, C, C) to `folder/predictions.npz`.
     """
     splits.check()
@@ -87,7 +87,7 @@ class _Segmentation:
         protocol: "Segmentation",
         candidate: tuple[float, float],
         backbone: Path,
-        splits: DenseSplits[Pictures],
+        splits: DenseSplits[LabelledImages],
         at: Context,
     ) -> None:
         self.protocol, self.splits, self.at = protocol, splits, at
@@ -135,8 +135,8 @@ class _Segmentation:
             _write_counts(self.at.folder / "predictions.npz", pictures, counts)
         return metric.scores(counts.sum(0), self.classes)
 
-    def _predict(self, pictures: Pictures, folder: Path | None) -> metric.Counts:
-        """The confusion (N, C, C) of every picture, on every rank; labels go to `folder`."""
+    def _predict(self, pictures: LabelledImages, folder: Path | None) -> metric.Counts:
+        """The confusion (N, C, C) of every image, on every rank; labels go to `folder`."""
         classes, device = len(self.classes), self.at.machine.device
         counts = np.zeros((len(pictures), classes, classes), np.int64)
         mine = range(rank(), len(pictures), world())
@@ -158,7 +158,7 @@ class _Segmentation:
         return counts
 
 
-def _write_counts(path: Path, pictures: Pictures, counts: metric.Counts) -> None:
+def _write_counts(path: Path, pictures: LabelledImages, counts: metric.Counts) -> None:
     content = io.BytesIO()
     np.savez_compressed(
         content,

@@ -1,7 +1,7 @@
 """What a segmenter is trained and tested on, as mmseg's pipelines make it.
 
 The order of the random draws is mmseg's too, so that equal draws give equal pixels. Images are RGB,
-mmseg's BGR. Shapes: H, W of a picture, S the side of a crop.
+mmseg's BGR. Shapes: H, W of an image, S the side of a crop.
 """
 
 from typing import TYPE_CHECKING, Protocol

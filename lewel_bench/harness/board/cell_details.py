@@ -120,7 +120,7 @@ def _record(board: Board, key: str, result: Record) -> dict[str, Any]:
             for bundle, other in board.store.others.get(key, ())
         ],
         **{name: outcome.get(name, {}) for name in ("chosen", "paper_rule", "selection_gap")},
-        **({"proof": outcome.get("proof")} if result.kind == "import" else {}),
+        **({"sanity_check": outcome.get("sanity_check")} if result.kind == "import" else {}),
         "warnings": list(result.warnings),
         **_made(result),
         "seconds": result.seconds,

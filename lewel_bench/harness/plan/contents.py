@@ -9,7 +9,7 @@ import numpy as np
 
 from lewel_bench.evals.dataset import Dataset
 from lewel_bench.evals.outcome import DenseSplits, Splits
-from lewel_bench.evals.splits import read, read_pictures, read_scenes
+from lewel_bench.evals.splits import read, read_labelled_images, read_scenes
 from lewel_bench.pretrain import check
 from lewel_bench.pretrain.folder import Images
 from lewel_bench.results.comparable import names_digest, published
@@ -17,7 +17,7 @@ from lewel_bench.results.record import Contents
 
 READERS: dict[str, Callable[[Dataset], tuple[Any, Any]]] = {
     "detection": read_scenes,
-    "segmentation": read_pictures,
+    "segmentation": read_labelled_images,
 }
 
 

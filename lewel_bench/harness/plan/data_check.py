@@ -130,8 +130,8 @@ def annotation_problems(
     root: Path, layout: str, tasks: Sequence[str], full: bool = False
 ) -> tuple[list[str], list[str]]:
     """Problems and notes of every annotation that detection, and mask that segmentation reads."""
-    from lewel_bench.evals.detection import check as boxes
-    from lewel_bench.evals.segmentation import check as masks
+    from lewel_bench.evals.detection import annotation_check as boxes
+    from lewel_bench.evals.segmentation import mask_check as masks
 
     problems: list[str] = []
     notes: list[str] = []

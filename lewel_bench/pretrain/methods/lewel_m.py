@@ -56,6 +56,7 @@ class LewelM(Method):
             self.aligned_loss = info_nce_same_index
 
     def encoder(self, settings: LewelMSettings, f: ResNet, norm: Norm) -> nn.Module:
+        """Encoder f with projector g and semantic projector p (Fig. 2)."""
         if settings.is_ablation:
             raise ValueError("ablations of LEWEL_M are made by lewel_ablations.AblatedLewelM")
         D, c = f.channels, settings.c or settings.d
@@ -67,6 +68,8 @@ class LewelM(Method):
         return cast(AlignedEncoder, self.online).projector
 
     def keys(self, views: Views, step: int) -> Keys:
+        """Unit embeddings of the second view of all G images, from the momentum network."""
+
         def encode(x: Tensor) -> tuple[Tensor, Tensor]:
             z, z_k, *_ = self.target(x)
             return unit(z), unit(z_k)

@@ -54,6 +54,7 @@ class MoCoV2(Method):
         return self.online.g
 
     def keys(self, views: Views, step: int) -> Keys:
+        """Unit keys of the second view, and of the first if symmetric, with shuffled batch norm."""
         x1, x2 = views
         keys = []
         for x in (x2, x1) if self.symmetric else (x2,):

@@ -60,6 +60,7 @@ class PCL(Method):
         return cast(list[Prototypes], list(self.prototypes))
 
     def before_epoch(self, epoch: int, images: TrainingSet) -> None:
+        """Cluster the momentum features of all training images, from epoch `warmup` on."""
         if epoch < self.warmup:
             return
         self.target.eval()

@@ -97,6 +97,7 @@ class DenseCLSettings(Settings):
     lam: Weight = 0.5
 
     def check(self, recipe: Recipe) -> None:
+        """The queue holds a whole batch of keys."""
         super().check(recipe)
         _check_queue(self.queue, recipe.batch)
 
@@ -129,6 +130,7 @@ class LewelBSettings(Settings):
     scale: Temperature = 1.0
 
     def check(self, recipe: Recipe) -> None:
+        """`h` groups divide the maps and the channels of the features (Section 3.2)."""
         super().check(recipe)
         _check_groups(self.h, self.d, recipe)
 
@@ -158,12 +160,15 @@ class LewelMSettings(Settings):
 
     @property
     def is_ablation(self) -> bool:
+        """Whether this is a row of Table 5 or 6, not LEWEL_M itself."""
         return self.maps != "coupled" or not self.semantic
 
     def class_path(self, method: str) -> tuple[str, str]:
+        """The module of `pretrain.methods` and the class that implement these settings."""
         return ("lewel_ablations", "AblatedLewelM") if self.is_ablation else (method, "LewelM")
 
     def check(self, recipe: Recipe) -> None:
+        """As LEWEL_B, with MoCo's queue; without p, aligned embeddings have the dimension of z."""
         super().check(recipe)
         _check_queue(self.queue, recipe.batch)
         _check_groups(self.h, self.d, recipe)
@@ -190,6 +195,7 @@ class MoCoV2Settings(Settings):
     symmetric: bool = False
 
     def check(self, recipe: Recipe) -> None:
+        """The queue holds the keys of a step: two per image if symmetric."""
         super().check(recipe)
         _check_queue(self.queue, recipe.batch, keys=recipe.batch * (2 if self.symmetric else 1))
 
@@ -218,14 +224,17 @@ class PCLSettings(Settings):
 
     @property
     def full_loss_epoch(self) -> int:
+        """Prototypes join after the warm-up (Section 4.1 of the PCL paper)."""
         return self.warmup
 
     def check(self, recipe: Recipe) -> None:
+        """The queue holds a batch, and the warm-up ends before training does."""
         super().check(recipe)
         _check_queue(self.queue, recipe.batch)
         _check_epoch("warmup", self.warmup, recipe.epochs)
 
     def check_images(self, images: int) -> None:
+        """Each cluster of the largest clustering needs an image."""
         if images < (most := max(self.cluster_counts)):
             raise ValueError(
                 f"{most} clusters are more than the {images} training images: set fewer, such as "
@@ -233,6 +242,7 @@ class PCLSettings(Settings):
             )
 
     def libraries(self) -> dict[str, str]:
+        """The k-means implementation: another one finds other clusters."""
         from lewel_bench.pretrain.parts import kmeans
 
         return {"kmeans": kmeans.library()}  # another library finds other clusters
@@ -267,6 +277,7 @@ class ReSimSettings(Settings):
     near: Positive = 32
 
     def check(self, recipe: Recipe) -> None:
+        """The queue holds a whole batch of keys."""
         super().check(recipe)
         _check_queue(self.queue, recipe.batch)
 
@@ -323,9 +334,11 @@ class SwAVSettings(Settings):
 
     @property
     def full_loss_epoch(self) -> int:
+        """The queue joins at `queue_from` (0-based); without a queue nothing joins later."""
         return self.queue_from if self.queue else 0
 
     def check(self, recipe: Recipe) -> None:
+        """The queue, if any, holds a batch and is used before training ends."""
         super().check(recipe)
         if self.queue:
             _check_queue(self.queue, recipe.batch)

@@ -83,6 +83,7 @@ class SwAV(Method):
         return q[: len(keys.z[view])]
 
     def after_backward(self, keys: Keys) -> None:
+        """Keep the prototypes fixed during the first `frozen` epochs."""
         if keys.epoch < self.frozen:
             self.C.weight.grad = None
 

@@ -50,6 +50,7 @@ class AlignedEncoder(nn.Module):
         return self.g
 
     def forward(self, x: Tensor) -> Aligned:
+        """The global and aligned embeddings of images (B, 3, H, W): Fig. 2, shapes in `Aligned`."""
         F = self.backbone(x).flatten(2).transpose(1, 2)  # (B, P, D)
         y = F.mean(1)  # (B, D)
         # One pass of g, as the released code does: its batch norm sees positions and GAP together.

@@ -23,6 +23,7 @@ class Encoder(nn.Module):
         self.backbone, self.g = backbone, g
 
     def forward(self, x: Tensor) -> Encoding:
+        """Projection z and pooled features y of images (B, 3, H, W)."""
         y = self.backbone(x).mean((2, 3))  # (B, D)
         return Encoding(self.g(y), y)
 

@@ -30,10 +30,12 @@ class Momentum(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Momentum":
+        """As `nn.Module.train`, but EMAN always normalises with its running statistics."""
         return super().train(mode and not self.ema.buffers)
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:
+        """The outputs of the momentum network, without gradient."""
         return self.network(*inputs)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lewel_bench.files import open_regular
 
 RESAMPLES = 10_000
-PICTURES = 1_000  # resamples of a confusion: each is a sum over all pictures
+PICTURES = 1_000  # resamples of a confusion: each is a sum over all images
 LARGEST = 2**29  # bytes of a file of predictions, packed or not; COCO's confusions take 130 MB
 Interval = tuple[float, float]
 
@@ -91,7 +91,7 @@ def _right(predictions: dict[str, NDArray[Any]], metric: str) -> NDArray[np.bool
 
 
 def _miou(of: NDArray[Any], over: NDArray[Any], random: np.random.Generator) -> NDArray[np.float64]:
-    """The differences in mIoU of resampled pictures, whose confusions are (N, C, C)."""
+    """The differences in mIoU of resampled images, whose confusions are (N, C, C)."""
     count, classes, _ = of.shape
     weights = random.multinomial(count, np.full(count, 1 / count), PICTURES).astype(float)  # (R, N)
     sums = [weights @ c.reshape(count, -1).astype(float) for c in (of, over)]  # (R, C * C)

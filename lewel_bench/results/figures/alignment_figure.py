@@ -1,4 +1,4 @@
-"""Figure 5 as a picture: images, their views, and the alignment maps laid over them.
+"""Figure 5 as an image: images, their views, and the alignment maps laid over them.
 
 H, W of an image, S pixels a side of a view, h, w of a map.
 """

@@ -1,4 +1,4 @@
-"""What a figure shows, as values; `draw` makes a picture of it."""
+"""What a figure shows, as values; `draw` makes an image of it."""
 
 from dataclasses import dataclass
 from typing import Literal

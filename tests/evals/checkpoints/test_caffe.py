@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lewel_bench.evals import export, weights
-from lewel_bench.evals.checkpoints import reading
+from lewel_bench.evals.checkpoints import importer
 from lewel_bench.evals.dense import Segmentation
 from lewel_bench.evals.detection.model import Detector
 from lewel_bench.evals.normalisation import MEAN, STD
@@ -38,8 +38,8 @@ def absorbed(state: layouts.State) -> dict[str, Any]:
     return {key: value for key, value in arrays.items() if not key.endswith(("_rm", "_riv"))}
 
 
-def read(path: Path) -> tuple[reading.Reading, backbone.ResNet]:
-    imported = reading.read(path)
+def read(path: Path) -> tuple[importer.Reading, backbone.ResNet]:
+    imported = importer.read(path)
     net = backbone.build(imported.spec)
     net.load_state_dict(dict(imported.state))
     return imported, net
@@ -55,7 +55,7 @@ def test_statistics_may_be_absorbed(tmp_path: Path) -> None:
     whole = layouts.caffe2(state)
     del whole["res3_0_branch2a_bn_rm"]  # of one norm only
     with pytest.raises(ValueError, match=r"missing: layer2\.0\.bn1\.running_mean"):
-        reading.read(layouts.write(tmp_path / "b.pkl", whole, "pickle"))
+        importer.read(layouts.write(tmp_path / "b.pkl", whole, "pickle"))
 
 
 def test_features_are_those_of_mmseg_s_network_of_that_style(tmp_path: Path) -> None:
@@ -107,18 +107,18 @@ def test_a_file_that_does_not_say_its_stride(author: str, tmp_path: Path) -> Non
     arrays = {k: v.numpy() for k, v in layouts.staged(layouts.state(1, DEEP)).items()}
     path = layouts.write(tmp_path / "a.pkl", {"model": arrays, "__author__": author}, "pickle")
     with pytest.raises(ValueError, match="does not say where its network has the stride"):
-        reading.read(path)
-    assert reading.read(path, "detectron2_caffe").spec == CAFFE
-    assert reading.read(path, "detectron2").spec == DEEP
+        importer.read(path)
+    assert importer.read(path, "detectron2_caffe").spec == CAFFE
+    assert importer.read(path, "detectron2").spec == DEEP
 
 
 def test_what_is_taken_for_granted_is_said(tmp_path: Path) -> None:
     state = layouts.state(1, DEEP)
     other = layouts.LAYOUTS["detectron2"].content(state, {})
-    imported = reading.read(layouts.write(tmp_path / "a.pkl", other, "pickle"))
+    imported = importer.read(layouts.write(tmp_path / "a.pkl", other, "pickle"))
     assert imported.spec == DEEP and "otherwise --format detectron2_caffe" in imported.guessed
     (tmp_path / "b.pkl").write_bytes(export.write("detectron2", state, DEEP))
-    assert not reading.read(tmp_path / "b.pkl").guessed
+    assert not importer.read(tmp_path / "b.pkl").guessed
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -131,7 +131,7 @@ def test_another_mean_is_taken_off(arch: str, tmp_path: Path) -> None:
     )
     spec = Backbone.model_validate({"arch": arch, "width": 8})
     path = layouts.write(tmp_path / "a.pth", layouts.state(1, spec))
-    imported = reading.read(path, str(tmp_path / "half.toml"))
+    imported = importer.read(path, str(tmp_path / "half.toml"))
     deep = arch == "resnet50"
     half = {"mean": (0.5, 0.5, 0.5), **({"stride": "1x1"} if deep else {})}
     assert imported.spec == spec.model_copy(update=half)
@@ -148,7 +148,7 @@ def test_a_file_of_ours_keeps_stride_and_mean(tmp_path: Path) -> None:
     spec = CAFFE.model_copy(update={"mean": (0.5, 0.25, 0.125)})
     path = tmp_path / "a.safetensors"
     path.write_bytes(export.write("safetensors", layouts.state(1, spec), spec))
-    assert reading.read(path).spec == spec
+    assert importer.read(path).spec == spec
     for to in set(export.FORMATS) - {"safetensors"}:
         with pytest.raises(ValueError, match=r"stride in its 1x1 .* pixels less \(0\.5"):
             export.write(to, layouts.state(1, spec), spec)

@@ -10,7 +10,7 @@ HERE = Path(__file__).parents[3]
 READ = """
 import json, resource, sys
 from pathlib import Path
-from lewel_bench.evals.checkpoints import reading
+from lewel_bench.evals.checkpoints import importer
 imported = set(sys.modules)
 before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
 def seconds():
@@ -19,7 +19,7 @@ def seconds():
 for path in sorted(Path(sys.argv[1]).iterdir()):
     began = seconds()
     try:
-        reading.read(path)
+        importer.read(path)
         said = "ACCEPTED"
     except ValueError as error:
         said = str(error)
@@ -92,15 +92,15 @@ def test_every_cut_is_noticed(new: bool, tmp_path: Path) -> None:
 
     import torch
 
-    from lewel_bench.evals.checkpoints import reading
+    from lewel_bench.evals.checkpoints import importer
     from tests.evals.checkpoints import layouts
 
     state = layouts.state(1)
     whole = tmp_path / "whole.pth"
     torch.save(state, whole, _use_new_zipfile_serialization=new)
-    reading.read(whole)
+    importer.read(whole)
     content, cut = whole.read_bytes(), tmp_path / "cut.pth"
     for length in random.Random(0).sample(range(len(content)), 40):
         cut.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"cut\.pth: "):
-            reading.read(cut)
+            importer.read(cut)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import lewel_bench
-from lewel_bench.evals.checkpoints import limited, reading
+from lewel_bench.evals.checkpoints import importer, limited
 from lewel_bench.pretrain.recipe import Backbone
 from tests.evals.checkpoints import layouts
 
@@ -86,7 +86,7 @@ def test_what_does_not_end_is_ended(tmp_path: Path) -> None:
     endless = b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R(K\x03)" + b"2\x86" * 60 + b"tb."
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with pytest.raises(ValueError, match=r"a\.pth: takes more than 2 s to read") as caught:
-        reading.read(_reader(tmp_path, endless))
+        importer.read(_reader(tmp_path, endless))
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert spent.ru_utime - before.ru_utime < 2.2 and "\n" not in str(caught.value)
 
@@ -105,7 +105,7 @@ def test_memory_is_limited_by_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(limited, "SPARE", 4 << 20)
     many = b"\x80\x02](" + b"(K\x01t" * 100_000 + b"e."  # 400 kB that take 8 MB
     with pytest.raises(ValueError, match=r"a\.pth: .*[Mm]emory") as caught:
-        reading.read(_reader(tmp_path, many))
+        importer.read(_reader(tmp_path, many))
     assert "\n" not in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def _own(tmp_path: Path, more: str, spec: Backbone = layouts.SMALL) -> tuple[Pat
 def test_a_layout_of_a_stranger(more: str, message: str, tmp_path: Path) -> None:
     path, own = _own(tmp_path, more)
     with pytest.raises(ValueError, match=message) as caught:
-        reading.read(path, own)
+        importer.read(path, own)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -142,14 +142,14 @@ def test_the_stem_of_an_own_layout(tmp_path: Path) -> None:
     """A 3x3 convolution has two strides here: it is asked for, and never assumed."""
     small = Backbone(arch="resnet18", stem="small", width=8)
     with pytest.raises(ValueError, match=r'add stem = "cifar" .* or stem = "small" .*own\.toml'):
-        reading.read(*_own(tmp_path, "", small))
+        importer.read(*_own(tmp_path, "", small))
     for stem in ("small", "cifar"):
-        imported = reading.read(*_own(tmp_path, f'stem = "{stem}"\n', small))
+        imported = importer.read(*_own(tmp_path, f'stem = "{stem}"\n', small))
         assert (imported.spec.stem, imported.guessed) == (stem, "")
     with pytest.raises(ValueError, match="which no stem imagenet has"):
-        reading.read(*_own(tmp_path, 'stem = "imagenet"\n', small))
+        importer.read(*_own(tmp_path, 'stem = "imagenet"\n', small))
     with pytest.raises(ValueError, match="which no stem small has"):
-        reading.read(*_own(tmp_path, 'stem = "small"\n'))
+        importer.read(*_own(tmp_path, 'stem = "small"\n'))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_headers_that_are_none(header: str, message: str, tmp_path: Path) -> Non
     path = tmp_path / "a.safetensors"
     save_file(layouts.state(1), path, metadata={"backbone": header})
     with pytest.raises(ValueError, match=f'a.safetensors: its header "backbone" .*{message}'):
-        reading.read(path)
+        importer.read(path)
 
 
 def test_a_width_of_a_thousand_million(tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_a_width_of_a_thousand_million(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({**layouts.state(1), "conv1.weight": storage}, path)
     with pytest.raises(ValueError, match="is larger than its storage"):
-        reading.read(path)
+        importer.read(path)
     whole = {**layouts.state(1), "conv1.weight": torch.zeros(5000, 3, 3, 3)}
     with pytest.raises(ValueError, match=r"its first convolution is \(5000, 3, 3, 3\)"):
-        reading.read(layouts.write(path, whole))
+        importer.read(layouts.write(path, whole))
 
 
 def _sharded(folder: Path, more: dict[str, str] | None = None) -> Path:
@@ -193,22 +193,22 @@ def _sharded(folder: Path, more: dict[str, str] | None = None) -> Path:
 
 def test_shards(tmp_path: Path) -> None:
     index = _sharded(tmp_path / "a")
-    imported = reading.read(index)
-    assert imported.tensors == reading.digest(layouts.state(1))
-    assert reading.read(index.parent).tensors == imported.tensors
+    imported = importer.read(index)
+    assert imported.tensors == importer.digest(layouts.state(1))
+    assert importer.read(index.parent).tensors == imported.tensors
     before = imported.file_sha256
     (tmp_path / "a" / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"its part model-00002-of-00002\.safetensors is not"):
-        reading.read(index)
+        importer.read(index)
     other = _sharded(tmp_path / "b", {"x": "../a/model-00001-of-00002.safetensors"})
     with pytest.raises(ValueError, match=r"it names the file '\.\./a/model.*cannot lie beside it"):
-        reading.read(other)
+        importer.read(other)
     absent = _sharded(tmp_path / "c", {"x": "model-00001-of-00002.safetensors"})
     with pytest.raises(ValueError, match="the tensor x is not in model-00001"):
-        reading.read(absent)
-    assert reading.read(_sharded(tmp_path / "d")).file_sha256 == before
+        importer.read(absent)
+    assert importer.read(_sharded(tmp_path / "d")).file_sha256 == before
     with pytest.raises(ValueError, match="is a folder: give the file in it"):
-        reading.read(tmp_path)
+        importer.read(tmp_path)
 
 
 def test_shards_of_torch_have_equal_names_of_storages(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_shards_of_torch_have_equal_names_of_storages(tmp_path: Path) -> None:
         torch.save(content, tmp_path / file)
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": files}))
-    assert reading.read(index).tensors == reading.digest(whole)
+    assert importer.read(index).tensors == importer.digest(whole)
 
 
 def test_views_of_one_storage_and_other_orders(tmp_path: Path) -> None:
@@ -238,8 +238,8 @@ def test_views_of_one_storage_and_other_orders(tmp_path: Path) -> None:
     )
     for new in (True, False):
         torch.save(views, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
-        imported = reading.read(tmp_path / "a.pth")
-        assert imported.tensors == reading.digest(whole)
+        imported = importer.read(tmp_path / "a.pth")
+        assert imported.tensors == importer.digest(whole)
         assert all(value.is_contiguous() for value in imported.state.values())
 
 
@@ -260,4 +260,4 @@ def test_a_header_longer_than_any(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", 5 << 20) + b" " * (5 << 20))
     with pytest.raises(ValueError, match="its header says that it has 5,242,880 bytes"):
-        reading.read(path)
+        importer.read(path)

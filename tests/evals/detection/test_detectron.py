@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from lewel_bench.evals import detection, engines, outside, weights
+from lewel_bench.evals import detection, engines, other_interpreter, weights
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import detectron, voc
-from lewel_bench.evals.detection.scenes import Objects, Scene, Scenes, read_coco, read_voc
+from lewel_bench.evals.detection.annotated_images import Objects, Scene, Scenes, read_coco, read_voc
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain import backbone, checkpoint, shapes
@@ -719,7 +719,7 @@ def test_another_interpreter_gives_the_same(data: Path, file: Path, tmp_path: Pa
     assert repr(expected) == repr(here)
     assert events.count("evaluated") == 2
     left = {path.name for path in (tmp_path / "there").iterdir()}
-    assert outside.SPEC not in left and outside.SPLITS not in left
+    assert other_interpreter.SPEC not in left and other_interpreter.SPLITS not in left
 
 
 def test_without_detectron2_it_says_what_to_do(

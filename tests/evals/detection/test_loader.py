@@ -13,8 +13,8 @@ import torch
 from annotated import make_coco, make_voc
 
 from lewel_bench.evals.detection import loader
+from lewel_bench.evals.detection.annotated_images import read_coco, read_voc
 from lewel_bench.evals.detection.loader import grouped, training_batches
-from lewel_bench.evals.detection.scenes import read_coco, read_voc
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain.workers import in_order
 
@@ -143,7 +143,7 @@ def test_an_unreadable_image_is_named_without_a_workers_traceback(tmp_path: Path
 
 def test_nothing_to_learn_from_is_refused(coco):
     empty = coco.take([i for i, s in enumerate(coco.scenes) if not len(s.objects)])
-    with pytest.raises(ValueError, match="no image has an object to learn from"):
+    with pytest.raises(ValueError, match="no image has an object to train on"):
         first(empty, 1)
 
 

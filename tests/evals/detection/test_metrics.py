@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lewel_bench.evals.detection import metrics
+from lewel_bench.evals.detection.annotated_images import Objects, Scene, Scenes, read_coco, read_voc
 from lewel_bench.evals.detection.metrics import coco_ap, voc_ap
-from lewel_bench.evals.detection.scenes import Objects, Scene, Scenes, read_coco, read_voc
 from lewel_bench.evals.detection.voc import splits as splits_of
 
 NAMES = ("box_ap", "box_ap50", "box_ap75")

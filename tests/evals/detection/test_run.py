@@ -11,7 +11,7 @@ from lewel_bench.evals.context import Context
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.detection import loader, metrics, model
 from lewel_bench.evals.detection import run as detection
-from lewel_bench.evals.detection.scenes import read_coco, read_voc
+from lewel_bench.evals.detection.annotated_images import read_coco, read_voc
 from lewel_bench.evals.outcome import DenseSplits
 from lewel_bench.pretrain import checkpoint, distributed, shapes
 from lewel_bench.pretrain.recipe import Backbone, change

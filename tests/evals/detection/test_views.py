@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lewel_bench.evals.detection import upright, views, voc
-from lewel_bench.evals.detection.scenes import Objects, Scene, read_coco, read_voc
+from lewel_bench.evals.detection import exif, views, voc
+from lewel_bench.evals.detection.annotated_images import Objects, Scene, read_coco, read_voc
 from lewel_bench.evals.protocols import PROTOCOLS
 
 C4 = PROTOCOLS["voc07_det_c4"]
@@ -136,7 +136,7 @@ def test_images_are_turned_as_their_tag_says(tmp_path, orientation):
     exif[274] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
     turned = orientation >= 5
-    assert upright.upright_size(tmp_path / "a.jpg") == ((64, 48) if turned else (48, 64))
+    assert exif.upright_size(tmp_path / "a.jpg") == ((64, 48) if turned else (48, 64))
     height, width = (64, 48) if turned else (48, 64)
     scene = scene_of([], height=height, width=width)
     image = views.view(tmp_path, scene, 48, 1000, False, False).image
@@ -150,8 +150,8 @@ def test_images_are_turned_as_their_tag_says(tmp_path, orientation):
 def test_images_with_a_broken_tag_are_not_turned(tmp_path, tag):
     path = tmp_path / "a.png"
     Image.new("RGB", (64, 48)).save(path, exif=b"Exif\0\0" + tag)
-    assert upright.upright_size(path) == (48, 64) and not upright.is_turned(path)
-    assert upright.upright(path).shape == (48, 64, 3)
+    assert exif.upright_size(path) == (48, 64) and not exif.is_turned(path)
+    assert exif.upright(path).shape == (48, 64, 3)
 
 
 def test_refusals_name_the_file(folder):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lewel_bench.evals.outcome import DenseSplits
-from lewel_bench.evals.segmentation import data
-from lewel_bench.evals.segmentation.data import Pictures
+from lewel_bench.evals.segmentation import labelled_images
+from lewel_bench.evals.segmentation.labelled_images import LabelledImages
 from lewel_bench.pretrain import backbone, checkpoint
 from lewel_bench.pretrain.recipe import Backbone
 from tests.evals.segmentation.making import devkit
@@ -19,8 +19,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def splits(voc: Path) -> DenseSplits[Pictures]:
-    train, report = data.read(voc)
+def splits(voc: Path) -> DenseSplits[LabelledImages]:
+    train, report = labelled_images.read(voc)
     return DenseSplits(train.take(range(2, 10)), train.take(range(2)), report)
 
 

@@ -26,7 +26,7 @@ CLASSES = ("background", "disc", "square")
 
 
 def devkit(root: Path, train: int = 10, val: int = 4) -> Path:
-    """VOC2012 with pictures of about 80x60 px, of 2 classes before a background."""
+    """VOC2012 with images of about 80x60 px, of 2 classes before a background."""
     rng = np.random.default_rng(0)
     year = root / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

@@ -4,7 +4,7 @@ from itertools import islice
 
 import torch
 
-from lewel_bench.evals.segmentation import data, loader, views
+from lewel_bench.evals.segmentation import labelled_images, loader, views
 from tests.evals.segmentation.making import TINY
 
 
@@ -50,6 +50,6 @@ def test_test_images_in_order(splits) -> None:
     for workers in (0, 2):
         batches = list(loader.test_images(splits.report, TINY, workers, [2, 0]))
         for (image, labels), place in zip(batches, (2, 0), strict=True):
-            pixels, truth = data.pair(splits.report, place)
+            pixels, truth = labelled_images.pair(splits.report, place)
             assert torch.equal(image, torch.from_numpy(views.test_view(pixels, TINY)))
             assert (labels == truth).all()

@@ -15,7 +15,14 @@ from PIL import Image
 from lewel_bench.evals.clock import Clock
 from lewel_bench.evals.context import Context
 from lewel_bench.evals.protocols import PROTOCOLS
-from lewel_bench.evals.segmentation import data, lists, masks, metric, mmseg_config, run
+from lewel_bench.evals.segmentation import (
+    image_sets,
+    labelled_images,
+    masks,
+    metric,
+    mmseg_config,
+    run,
+)
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.pacer import Pacer
 from lewel_bench.pretrain.recipe import Backbone, change
@@ -76,7 +83,7 @@ TABLE = {  # mmsegmentation's fcn_r50-d8_4xb4-20k_voc12aug-512x512, by hand, wit
     "train_dataloader.sampler.type": "InfiniteSampler",
     "train_dataloader.sampler.shuffle": True,
     "train_dataloader.dataset.ann_file": "/train.json",
-    "train_dataloader.dataset.metainfo.classes": lists.CLASSES,
+    "train_dataloader.dataset.metainfo.classes": image_sets.CLASSES,
     "train_dataloader.dataset.pipeline": [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations"},
@@ -126,7 +133,7 @@ def rendered(protocol=PROTOCOLS["voc12_seg_fcn_d8"], spec=None, **more):
         "cuda": True,
     }
     return mmseg_config.training(
-        protocol, (0.01, 5e-4), spec or Backbone(), lists.CLASSES, **{**settings, **more}
+        protocol, (0.01, 5e-4), spec or Backbone(), image_sets.CLASSES, **{**settings, **more}
     )
 
 
@@ -158,7 +165,7 @@ def test_rendered_measurement() -> None:
     config = mmseg_config.testing(
         rendered(),
         PROTOCOLS["voc12_seg_fcn_d8"],
-        lists.CLASSES,
+        image_sets.CLASSES,
         pictures=Path("/report.json"),
         checkpoint=Path("/iter_20000.pth"),
     )
@@ -205,7 +212,9 @@ def test_trains_measures_and_stops(train, splits, tmp_path, monkeypatch) -> None
     total = np.zeros((3, 3), np.int64)
     for place, name in enumerate(splits.report.names()):
         with Image.open(tmp_path / "run" / "predictions" / f"{name}.png") as image:
-            total += metric.confusion(np.array(image), data.pair(splits.report, place)[1], 3)
+            total += metric.confusion(
+                np.array(image), labelled_images.pair(splits.report, place)[1], 3
+            )
     actual = metric.scores(total, splits.train.classes)
     assert outcome.metrics["miou"] == pytest.approx(actual["miou"], abs=1e-4)
     again = train()  # nothing is left to train

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from lewel_bench.evals.outcome import DenseSplits
-from lewel_bench.evals.segmentation import data, lists, metric, mmseg_config, model, views
+from lewel_bench.evals.segmentation import (
+    image_sets,
+    labelled_images,
+    metric,
+    mmseg_config,
+    model,
+    views,
+)
 from lewel_bench.evals.segmentation.model import Segmenter
 from lewel_bench.evals.segmentation.run import lr_factor
 from lewel_bench.pretrain.recipe import Backbone, change
@@ -214,7 +221,7 @@ def test_decoding_equals(theirs_parts, splits: DenseSplits) -> None:
     from mmseg.datasets.transforms import LoadAnnotations
 
     for place in range(len(splits.train)):
-        image, labels = data.pair(splits.train, place)
+        image, labels = labelled_images.pair(splits.train, place)
         files = [str(splits.train.root / file) for file in splits.train.pairs[place]]
         loaded = LoadImageFromFile()({"img_path": files[0]})
         loaded |= {"seg_map_path": files[1], "seg_fields": [], "reduce_zero_label": False}
@@ -281,7 +288,7 @@ def test_the_rendered_configuration_is_the_published_one(theirs_parts, tmp_path:
         protocol,
         (0.01, 5e-4),
         Backbone(),
-        lists.CLASSES,
+        image_sets.CLASSES,
         lists={"train": tmp_path, "report": tmp_path},
         weights=tmp_path,
         folder=tmp_path,
@@ -303,7 +310,7 @@ def test_the_rendered_configuration_is_the_published_one(theirs_parts, tmp_path:
     for key in ("optim_wrapper", "param_scheduler"):
         assert actual[key] == theirs.to_dict()[key]
     tests = mmseg_config.testing(
-        actual, protocol, lists.CLASSES, pictures=tmp_path, checkpoint=tmp_path
+        actual, protocol, image_sets.CLASSES, pictures=tmp_path, checkpoint=tmp_path
     )
     pipeline = theirs.test_dataloader.to_dict()["dataset"]["pipeline"]
     assert tests["test_dataloader"]["dataset"]["pipeline"] == pipeline

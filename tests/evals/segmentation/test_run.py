@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lewel_bench.evals.context import Context
-from lewel_bench.evals.segmentation import data, metric, run
+from lewel_bench.evals.segmentation import labelled_images, metric, run
 from lewel_bench.pretrain import checkpoint
 from lewel_bench.pretrain.distributed import Machine
 from lewel_bench.pretrain.recipe import change
@@ -43,7 +43,7 @@ def test_learns_and_writes_its_predictions(train, splits, tmp_path) -> None:
     for place, name in enumerate(counts["names"]):
         with Image.open(tmp_path / "run" / "predictions" / f"{name}.png") as image:
             given = np.array(image)
-        _, truth = data.pair(splits.report, place)
+        _, truth = labelled_images.pair(splits.report, place)
         entry = metric.confusion(given, truth, 3)
         assert (entry == counts["confusion"][place]).all()
         total += entry

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lewel_bench.evals import outside
+from lewel_bench.evals import other_interpreter
 from lewel_bench.evals.outcome import DenseSplits, Outcome
 from lewel_bench.evals.protocols import PROTOCOLS
 from lewel_bench.pretrain.distributed import Machine
@@ -22,7 +22,7 @@ PATIENCE_S = 60
 ENGINE = """
 import os, sys, time
 import torch
-from lewel_bench.evals import outside
+from lewel_bench.evals import other_interpreter
 from lewel_bench.evals.dense import Detection
 from lewel_bench.evals.outcome import Outcome
 from lewel_bench.pretrain.report import Stopped
@@ -59,7 +59,7 @@ def run(protocol, *, candidate, backbone, splits, seed, folder, machine, rivals,
     )
 
 if __name__ == "__main__":
-    sys.exit(outside.serve(run))
+    sys.exit(other_interpreter.serve(run))
 """
 
 
@@ -87,7 +87,7 @@ def ran(
         "rivals": (1.0,),
     }
     protocol = PROTOCOLS["coco_fpn_1x"]
-    return outside.run(python, "engine_of_test", protocol, arguments, report, stop)
+    return other_interpreter.run(python, "engine_of_test", protocol, arguments, report, stop)
 
 
 def test_outcome_and_events_come_back(python: str) -> None:
@@ -112,7 +112,7 @@ def test_outcome_and_events_come_back(python: str) -> None:
     # its Python sees this code and, while it runs only, nothing else of this environment
     assert "lewel-bench-" in fields["path"] and not Path(fields["path"]).exists()
     folder = Path(python).parent / "run"
-    assert "noise" in (folder / outside.LOG).read_text()
+    assert "noise" in (folder / other_interpreter.LOG).read_text()
     assert not list(folder.glob("engine*.json")) and not list(folder.glob("*.pickle"))
 
 

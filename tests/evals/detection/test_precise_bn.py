@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lewel_bench.evals.detection import precise
+from lewel_bench.evals.detection import precise_bn
 
 
 class Branches(nn.Module):
@@ -38,7 +38,7 @@ def batches():
 def test_the_statistics_are_those_of_all_values(model, batches):
     model.seldom.eval()
     before = copy.deepcopy(model.seldom)
-    precise.measure(model, model, batches)
+    precise_bn.measure(model, model, batches)
     conv, norm = model.first[0], model.first[1]
     values = torch.cat([conv(x).transpose(0, 1).flatten(1) for x in batches], dim=1)
     torch.testing.assert_close(norm.running_mean, values.mean(1))
@@ -66,8 +66,8 @@ def test_a_batch_counts_with_the_values_of_all_ranks(monkeypatch):
     def total(counts):
         return counts + 25 * len(norm.others)
 
-    monkeypatch.setattr(precise.distributed, "total", total)
-    precise.measure(norm, forward, pairs)
+    monkeypatch.setattr(precise_bn.distributed, "total", total)
+    precise_bn.measure(norm, forward, pairs)
     values = torch.cat([part for pair in pairs for part in pair]).transpose(0, 1).flatten(1)
     torch.testing.assert_close(norm.running_mean, values.mean(1))
     torch.testing.assert_close(norm.running_var, values.var(1, correction=0))
@@ -75,13 +75,13 @@ def test_a_batch_counts_with_the_values_of_all_ranks(monkeypatch):
 
 def test_a_layer_that_no_batch_reaches_keeps_its_statistics(model, batches):
     model.seldom.running_mean.fill_(7)
-    precise.measure(model, model, [x for x in batches if len(x) <= 2])
+    precise_bn.measure(model, model, [x for x in batches if len(x) <= 2])
     assert model.seldom.running_mean.eq(7).all() and model.seldom.running_var.eq(1).all()
 
 
 def test_parameters_and_gradients_are_left_alone(model, batches):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    precise.measure(model, model, batches)
+    precise_bn.measure(model, model, batches)
     for name, p in model.named_parameters():
         assert p.grad is None and torch.equal(p, before[name])
 
@@ -90,6 +90,6 @@ def test_equals_fvcore(model, batches):
     fvcore = pytest.importorskip("fvcore.nn.precise_bn")
     theirs = copy.deepcopy(model)
     fvcore.update_bn_stats(theirs, batches, len(batches))
-    precise.measure(model, model, batches)
+    precise_bn.measure(model, model, batches)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(model.get_buffer(name), buffer, rtol=1e-6, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from annotated import make_coco, make_voc, real, xml
 
 from lewel_bench.evals.detection import voc
-from lewel_bench.evals.detection.scenes import read_coco, read_voc
+from lewel_bench.evals.detection.annotated_images import read_coco, read_voc
 
 SETS = {(2007, "trainval"): 6, (2012, "trainval"): 5, (2007, "test"): 4}
 
@@ -162,7 +162,7 @@ def test_refusals_name_the_file(devkit, coco):
     with pytest.raises(ValueError, match=r"000012\.xml: annotation cannot be read"):
         read_voc(devkit, [(2007, "test")])
     (coco / "annotations" / "instances_val2017.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"instances_val2017\.json: no sound json"):
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: not valid JSON"):
         read_coco(coco, "val2017")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lewel_bench.evals import export
-from lewel_bench.evals.checkpoints import formats, limited, match, pixels, reading
+from lewel_bench.evals.checkpoints import formats, importer, limited, match, pixels
 from lewel_bench.evals.checkpoints.formats import FORMATS
 from lewel_bench.evals.checkpoints.limited import Content
 from lewel_bench.pretrain import backbone
@@ -35,7 +35,7 @@ def _counted(state: Any, other: Any) -> None:
 def test_documented_layout(name: str, tmp_path: Path) -> None:
     layout, a, b = LAYOUTS[name], layouts.state(1), layouts.state(2)
     path = _file(tmp_path, name, a, b)
-    imported = reading.read(path)
+    imported = importer.read(path)
     assert (imported.format, imported.network, imported.spec) == (
         layout.format,
         layout.network,
@@ -44,17 +44,17 @@ def test_documented_layout(name: str, tmp_path: Path) -> None:
     assert imported.same + imported.renamed == sum(
         not k.endswith("num_batches_tracked") or layout.write != "pickle" for k in a
     )
-    assert reading.read(path, layout.format).tensors == imported.tensors
+    assert importer.read(path, layout.format).tensors == imported.tensors
     if imported.pixels.order == "RGB":
         scale = torch.tensor([0.229 / imported.pixels.std[0], 1, 1])[:, None, None]
         _counted(imported.state, {**a, "conv1.weight": a["conv1.weight"] * scale})
     if layout.second:
-        other = reading.read(path, network=layout.second)
+        other = importer.read(path, network=layout.second)
         _counted(other.state, b)
         assert other.network == layout.second and other.tensors != imported.tensors
     else:
         with pytest.raises(ValueError, match=r"does not hold the network|unknown network"):
-            reading.read(path, network="target")
+            importer.read(path, network="target")
 
 
 def test_every_format_has_a_layout() -> None:
@@ -67,7 +67,7 @@ def test_every_format_has_a_layout() -> None:
 def test_checksum_depends_on_the_weights_only(name: str, tmp_path: Path) -> None:
     a, b = layouts.state(1), layouts.state(2)
     mixed = dict(reversed(a.items()))
-    assert reading.read(_file(tmp_path, name, mixed, b)).tensors == reading.digest(a)
+    assert importer.read(_file(tmp_path, name, mixed, b)).tensors == importer.digest(a)
 
 
 def test_same_numbers_as_torch_reads(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_same_numbers_as_torch_reads(tmp_path: Path) -> None:
     ],
 )
 def test_architecture_is_told_from_the_shapes(spec: Backbone, tmp_path: Path) -> None:
-    imported = reading.read(layouts.write(tmp_path / "a.pth", layouts.state(1, spec)))
+    imported = importer.read(layouts.write(tmp_path / "a.pth", layouts.state(1, spec)))
     assert imported.spec == spec and bool(imported.guessed) == (spec.stem == "cifar")
 
 
@@ -118,7 +118,7 @@ def test_round_trip_through_every_export(to: str, tmp_path: Path) -> None:
     state = layouts.state(1, spec)
     path = tmp_path / f"out{export.FORMATS[to].suffix}"
     path.write_bytes(export.write(to, state, spec))
-    imported = reading.read(path)
+    imported = importer.read(path)
     assert imported.spec == spec
     _counted(imported.state, state)
     net, actual = backbone.build(spec).eval(), backbone.build(spec).eval()
@@ -133,7 +133,7 @@ def test_stem_of_a_file_of_ours(tmp_path: Path) -> None:
     spec = Backbone(arch="resnet18", stem="small", width=8)
     path = tmp_path / "a.safetensors"
     path.write_bytes(export.write("safetensors", layouts.state(1, spec), spec))
-    imported = reading.read(path)
+    imported = importer.read(path)
     assert imported.spec == spec and not imported.guessed
 
 
@@ -206,7 +206,7 @@ def test_no_mutation_is_accepted(tmp_path: Path) -> None:
         held_out = {f"state_dict.{name}": tuple(value.shape) for name, value in changed.items()}
         held_content = Content(held_out, frozenset({"state_dict"}), {}, frozenset(), dict)
         try:
-            result = reading._recognised(FORMATS, held_content)
+            result = importer._recognised(FORMATS, held_content)
             accepted = result.sound
         except ValueError:
             accepted = False
@@ -230,7 +230,7 @@ def test_report(how: str, tmp_path: Path) -> None:
     else:
         a["layer2.0.conv1.weight"] = a["layer2.0.conv1.weight"][:3]
     with pytest.raises(ValueError) as caught:
-        reading.read(layouts.write(tmp_path / "a.pth", a))
+        importer.read(layouts.write(tmp_path / "a.pth", a))
     message = str(caught.value)
     assert "network backbone as a resnet18 of width 8" in message
     if how == "name":
@@ -278,9 +278,9 @@ def test_other_networks_are_refused(wrong: str, words: str, tmp_path: Path) -> N
         turned = {n: n.replace("encoder_q.layer3", "encoder_q.layer5") for n in whole}
         shapes = {f"state_dict.{turned[n]}": tuple(v.shape) for n, v in whole.items()}
     content = Content(shapes, frozenset(), {}, frozenset(), dict)
-    result = reading._recognised(FORMATS, content)
+    result = importer._recognised(FORMATS, content)
     assert not result.sound
-    message = reading._refusal(Path("a.pth"), result, FORMATS[result.format], content, None)
+    message = importer._refusal(Path("a.pth"), result, FORMATS[result.format], content, None)
     assert re.search(words, message), message
 
 
@@ -306,10 +306,10 @@ def test_a_format_named_as_another_is_refused(tmp_path: Path) -> None:
                 format,
             )
     with pytest.raises(ValueError, match=r"lib\.NCEAverage\.NCEAverage, which is no plain data"):
-        reading.read(_file(tmp_path, "instdisc", layouts.state(1), {}), "torchvision")
+        importer.read(_file(tmp_path, "instdisc", layouts.state(1), {}), "torchvision")
     path = _file(tmp_path, "moco v2", layouts.state(1), layouts.state(2))
     with pytest.raises(ValueError, match=r"does not fit the format dino[^$]*it is a file of the"):
-        reading.read(path, "dino")
+        importer.read(path, "dino")
 
 
 OWN = """
@@ -330,12 +330,12 @@ def test_layout_of_the_users_own(tmp_path: Path) -> None:
         named[f"trunk.stem.{key}" if key.startswith(("conv1", "bn1")) else f"trunk.{inner}"] = value
     path = layouts.write(tmp_path / "a.pth", {"model": {**named, "head.weight": torch.ones(2)}})
     (tmp_path / "own.toml").write_text(OWN)
-    imported = reading.read(path, str(tmp_path / "own.toml"))
+    imported = importer.read(path, str(tmp_path / "own.toml"))
     assert (imported.format, imported.network) == ("own", "main")
     assert torch.equal(imported.state["conv1.weight"], a["conv1.weight"].flip(1))
     (tmp_path / "own.toml").write_text(OWN.replace("roots", "rotos"))
     with pytest.raises(ValueError, match="Did you mean 'roots'"):
-        reading.read(path, str(tmp_path / "own.toml"))
+        importer.read(path, str(tmp_path / "own.toml"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -343,19 +343,19 @@ def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
     a = layouts.state(1)
     a["layer3.0.conv1.weight"][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match=r"layer3\.0\.conv1\.weight: 1 of its 4608 numbers"):
-        reading.read(layouts.write(tmp_path / "a.pth", a))
+        importer.read(layouts.write(tmp_path / "a.pth", a))
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     a = layouts.state(1)
     halves = {k: v.half() if v.is_floating_point() else v for k, v in a.items()}
-    imported = reading.read(layouts.write(tmp_path / "a.pth", halves))
+    imported = importer.read(layouts.write(tmp_path / "a.pth", halves))
     assert torch.equal(imported.state["bn1.weight"], a["bn1.weight"].half().float())
 
 
 def _refused(path: Path, content: Any, message: str, **asked: str) -> None:
     with pytest.raises(ValueError, match=message):
-        reading.read(layouts.write(path, content), **asked)
+        importer.read(layouts.write(path, content), **asked)
 
 
 def test_two_names_for_one_tensor(tmp_path: Path) -> None:
@@ -398,8 +398,8 @@ def test_the_networks_of_lightly_s_moco(tmp_path: Path) -> None:
     content = layouts.within("backbone.", a) | layouts.within("query_backbone.", b)
     whole = {"state_dict": content, "pytorch-lightning_version": "2"}
     path = layouts.write(tmp_path / "a.ckpt", whole)
-    assert reading.read(path).network == "backbone"  # what lightly's benchmark evaluates
-    _counted(reading.read(path, network="query").state, b)
+    assert importer.read(path).network == "backbone"  # what lightly's benchmark evaluates
+    _counted(importer.read(path, network="query").state, b)
     content["query_backbone.layer1.0.se.conv.weight"] = torch.ones(2)
     _refused(tmp_path / "b.ckpt", whole, "left over: state_dict.query_backbone.layer1.0.se")
 
@@ -410,7 +410,7 @@ def test_a_header_of_another_network_is_not_believed(tmp_path: Path) -> None:
     path = layouts.write(
         tmp_path / "a.pth", {"state_dict": layouts.state(1, spec), "backbone": other}
     )
-    assert reading.read(path).spec == spec
+    assert importer.read(path).spec == spec
 
 
 @pytest.mark.parametrize(
@@ -428,6 +428,6 @@ def test_mistakes_in_a_layout(line: str, message: str, tmp_path: Path) -> None:
 def test_misspelt_names(tmp_path: Path) -> None:
     path = _file(tmp_path, "moco v2", layouts.state(1), layouts.state(2))
     with pytest.raises(ValueError, match="Did you mean 'moco'"):
-        reading.read(path, "moko")
+        importer.read(path, "moko")
     with pytest.raises(ValueError, match="Did you mean 'query'"):
-        reading.read(path, network="qery")
+        importer.read(path, network="qery")

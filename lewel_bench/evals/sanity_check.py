@@ -1,9 +1,9 @@
-"""Whether a backbone does what a trained one does: the proof before a checkpoint is evaluated.
+"""Sanity check of an imported backbone: does it behave like a trained network?
 
-A checkpoint whose keys all fit may still hold what was never trained, or lack its statistics. On
-generated scenes its features must vary from image to image, and neighbours in them must be of one
-class clearly more often than with random weights. Query and key network are not told apart by that,
-nor the order of the channels.
+A checkpoint whose keys all match may still be untrained or lack its batch-norm statistics. On
+generated scenes its features must vary from image to image, and nearest neighbours must share a
+class significantly more often than with random weights. The check cannot tell the query network
+from the key network, nor RGB from BGR.
 """
 
 import math
@@ -28,28 +28,28 @@ SEED = 5150  # scenes that are in no data set
 BANK, QUERIES = 20, 20  # scenes a class
 LOOK = 16  # images whose features are looked at
 K, TEMPERATURE = 10, 0.07
-# A ResNet's features of the scenes at these sizes tell the classes apart, and the proof of a
-# ResNet-50 takes some 20 s of two cores.
+# At these sizes the features of a trained ResNet separate the classes of the scenes; a ResNet-50
+# takes about 20 s on two cores.
 SIZES = {"imagenet": 96, "small": 64, "cifar": 32}
-CLEAR = 2.33  # standard errors: by chance, one checkpoint that knows nothing in a hundred passes
+CLEAR = 2.33  # standard errors: one untrained checkpoint in a hundred passes by chance
 LARGE = 1e6  # of a statistic: activations are of the order of 1 to 100
-DEAD = 1e-12  # a variance that says that a channel never moved
+DEAD = 1e-12  # variance below which a channel counts as constant
 ALIKE = 1e-3  # spread of the features over images, as a share of their length
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was found, as plain numbers, and what in it speaks against the checkpoint."""
+class SanityCheck:
+    """The measurements, as plain numbers, and a warning for each that fails."""
 
     measurements: dict[str, Any]
     warnings: tuple[str, ...] = field(default=())
 
 
-def prove(state: Mapping[str, Tensor], spec: Backbone) -> Proof:
-    """Look at the batch-norm statistics, at features of generated images and at their neighbours.
+def check_backbone(state: Mapping[str, Tensor], spec: Backbone) -> SanityCheck:
+    """Check the batch-norm statistics, the features of generated images and their neighbours.
 
-    Deterministic. Raises ValueError for weights that are not those of `spec` or make features that
-    are no numbers.
+    Deterministic. Raises ValueError for weights that do not fit `spec` or whose features are not
+    finite.
     """
     net = backbone.build(spec).eval()
     net.load_state_dict(dict(state))
@@ -62,7 +62,7 @@ def prove(state: Mapping[str, Tensor], spec: Backbone) -> Proof:
     seen, more = _look(x[:: len(x) // LOOK])
     neighbours, doubt = _compare(correct, _right(_random(spec, bank[0]), bank, queries)[0])
     measured = {"batch_norm": statistics, "features": seen, "knn": neighbours}
-    return Proof(measured, (*warnings, *more, *doubt))
+    return SanityCheck(measured, (*warnings, *more, *doubt))
 
 
 def scenes(size: int, split: int, count: int) -> tuple[Tensor, Tensor]:
@@ -92,15 +92,15 @@ def _statistics(net: ResNet) -> tuple[dict[str, float], list[str]]:
     warnings = []
     if bool((mean == 0).all()) and bool((var == 1).all()):
         warnings.append(
-            "batch norm: every statistic is as at the start (mean 0, variance 1): these weights "
-            "were never trained, or their statistics were not saved"
+            "batch norm: all statistics have their initial values (mean 0, variance 1): these "
+            "weights were never trained, or their statistics were not saved"
         )
     if bool((var < 0).any()):
         warnings.append("batch norm: some variances are negative")
     if (largest := max(measured["largest_mean"], measured["largest_variance"])) > LARGE:
         warnings.append(f"batch norm: statistics up to {largest:.3g}")
     if measured["dead_channels"] > 0.1:
-        warnings.append(f"batch norm: {measured['dead_channels']:.0%} of the channels never varied")
+        warnings.append(f"batch norm: {measured['dead_channels']:.0%} of the channels are constant")
     return measured, warnings
 
 
@@ -117,8 +117,8 @@ def _look(x: Tensor) -> tuple[dict[str, float], list[str]]:
     warnings = []
     if not measured["spread"] > ALIKE:
         warnings.append(
-            f"features of {len(x)} different images are alike: their spread is "
-            f"{measured['spread']:.2g} of their length"
+            f"features of {len(x)} different images are nearly identical: spread "
+            f"{measured['spread']:.2g} of their norm"
         )
     return measured, warnings
 
@@ -159,6 +159,6 @@ def _right(
     """Which queries (Q,) kNN has right, and their features (Q, D)."""
     keys, x = (features.pooled(net, pixels, 60) for pixels in (bank[0], queries[0]))
     if not bool(keys.isfinite().all() and x.isfinite().all()):
-        raise ValueError("its features of generated images are no finite numbers")
+        raise ValueError("its features of generated images are not finite")
     votes = knn.vote((keys, bank[1]), x, K, TEMPERATURE, len(CLASSES))
     return votes.argmax(1) == queries[1], x

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lewel_bench.evals.detection import coco, voc
-from lewel_bench.evals.detection.upright import STORED, is_turned, upright_size
+from lewel_bench.evals.detection.exif import STORED, is_turned, upright_size
 from lewel_bench.pretrain.decode import decode, unreadable
 from lewel_bench.pretrain.problems import Problem
 

@@ -1,4 +1,4 @@
-"""Pictures with a class for every pixel, in PASCAL VOC's layout."""
+"""Images with a class for every pixel, in PASCAL VOC's layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lewel_bench.evals.detection.upright import upright
-from lewel_bench.evals.segmentation import lists
-from lewel_bench.evals.segmentation.lists import Pairs
+from lewel_bench.evals.detection.exif import upright
+from lewel_bench.evals.segmentation import image_sets
+from lewel_bench.evals.segmentation.image_sets import Pairs
 from lewel_bench.evals.segmentation.masks import VOID, Pixels, check_size, mask
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class LabelledImages:
     """Images and masks of one split, in the order of its list."""
 
     root: Path
@@ -24,18 +24,18 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> "Pictures":
-        """The pictures at `indices`, in that order, with the same classes."""
+    def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> "LabelledImages":
+        """The images at `indices`, in that order, with the same classes."""
         return replace(self, pairs=tuple(self.pairs[int(i)] for i in indices))
 
     def untrainable(self) -> str | None:
-        """Why nothing can be learnt from these pictures, if so."""
+        """Why nothing can be learnt from these images, if so."""
         if len(self.classes) > 1:
             return None
-        return f"segmentation needs at least two classes, and there is one: {self.classes[0]}"
+        return f"segmentation needs at least two classes, got 1: {self.classes[0]}"
 
     def unmeasurable(self) -> str | None:
-        """Why nothing can be measured on these pictures, if so. Raises ValueError naming a mask
+        """Why nothing can be measured on these images, if so. Raises ValueError naming a mask
         that cannot be read."""
         masks = (mask(self.root / file) for _, file in self.pairs)
         return None if any((labels != VOID).any() for labels in masks) else "no mask has a label"
@@ -49,42 +49,42 @@ class Pictures:
         return [mask.rpartition(".")[0].replace("/", "_") for _, mask in self.pairs]
 
 
-def read(root: Path, augmented: bool | None = None) -> tuple[Pictures, Pictures]:
-    """The training and the reported pictures of a VOCdevkit.
+def read(root: Path, augmented: bool | None = None) -> tuple[LabelledImages, LabelledImages]:
+    """The training and the reported images of a VOCdevkit.
 
-    See `lists.training_set` and `read_voc_seg` for which they are, and for what is raised.
+    See `image_sets.training_set` and `read_voc_seg` for which they are, and for what is raised.
     """
-    year, name = lists.training_set(root, augmented)
-    names = lists.classes(root, year)
+    year, name = image_sets.training_set(root, augmented)
+    names = image_sets.classes(root, year)
     train = read_voc_seg(root, ((year, name),), names)
     return train, read_voc_seg(root, ((year, "val"),), names)
 
 
 def read_voc_seg(
     root: Path, sets: Sequence[tuple[int, str]], names: Sequence[str] | None = None
-) -> Pictures:
-    """The pictures of some image sets (year, name), one after the other.
+) -> LabelledImages:
+    """The images of some image sets (year, name), one after the other.
 
-    `trainaug` is VOC's train set and SBD's further pictures, however they are listed: masks of
+    `trainaug` is VOC's train set and SBD's further images, however they are listed: masks of
     train are VOC's own, all others from SegmentationClassAug, as in mmseg's data set. `names` are
-    the classes, found with `lists.classes` if not given. Raises ValueError naming a list that is
-    missing, empty or names a picture twice, and the first missing file.
+    the classes, by default those of `image_sets.classes`. Raises ValueError naming a list that is
+    missing, empty or names an image twice, and the first missing file.
     """
     root = Path(root)
     pairs: list[tuple[str, str]] = []
     for year, name in sets:
-        listed, problems = lists.listed(root, year, name)
+        listed, problems = image_sets.listed(root, year, name)
         if problems:
             raise ValueError(problems[0])
         pairs += listed
-    missing = lists.absent(root, pairs)
+    missing = image_sets.absent(root, pairs)
     if missing:
         raise ValueError(missing[0] + (f" (and {len(missing) - 1} more)" if missing[1:] else ""))
-    return Pictures(root, tuple(names or lists.classes(root, sets[0][0])), tuple(pairs))
+    return LabelledImages(root, tuple(names or image_sets.classes(root, sets[0][0])), tuple(pairs))
 
 
-def pair(pictures: Pictures, index: int) -> tuple[Pixels, Pixels]:
-    """Image (H, W, 3) and labels (H, W) of one picture. Raises ValueError naming the file."""
+def pair(pictures: LabelledImages, index: int) -> tuple[Pixels, Pixels]:
+    """Image (H, W, 3) and labels (H, W) of one image. Raises ValueError naming the file."""
     files = [pictures.root / file for file in pictures.pairs[index]]
     pixels, labels = upright(files[0]), mask(files[1], len(pictures.classes))
     check_size(files[1], labels, pixels.shape[:2])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lewel_bench.evals.segmentation import data, lists, masks
+from lewel_bench.evals.segmentation import image_sets, labelled_images, masks
 from tests.evals.segmentation.making import CLASSES, devkit, write_mask
 
 
@@ -24,24 +24,24 @@ def augment(root: Path, names: list[str]) -> None:
 
 
 def test_plain_sets(voc: Path) -> None:
-    train, report = data.read(voc)
+    train, report = labelled_images.read(voc)
     assert (len(train), len(report), train.classes) == (10, 4, CLASSES)
     assert train.pairs[0] == (
         "VOC2012/JPEGImages/train_000.jpg",
         "VOC2012/SegmentationClass/train_000.png",
     )
     assert train.take(np.array([3, 1])).names() == ["train_003", "train_001"]
-    image, labels = data.pair(train, 0)
+    image, labels = labelled_images.pair(train, 0)
     assert image.shape[:2] == labels.shape and set(np.unique(labels)) == {0, 1, 2, 255}
 
 
 def test_a_16_bit_image_keeps_its_grey_levels(tmp_path: Path) -> None:
     root = devkit(tmp_path / "VOCdevkit")
-    train, _ = data.read(root)
-    image, _ = data.pair(train, 0)
+    train, _ = labelled_images.read(root)
+    image, _ = labelled_images.pair(train, 0)
     levels = np.linspace(0, 65535, image[..., 0].size).astype(np.uint16).reshape(image.shape[:2])
     Image.fromarray(levels).save(root / train.pairs[0][0], "PNG")
-    assert np.abs(data.pair(train, 0)[0] - levels[..., None] / 257).max() <= 0.5
+    assert np.abs(labelled_images.pair(train, 0)[0] - levels[..., None] / 257).max() <= 0.5
 
 
 NAMES = [f"train_{i:03d}" for i in range(6)]
@@ -49,7 +49,7 @@ NAMES = [f"train_{i:03d}" for i in range(6)]
 
 @pytest.mark.parametrize("layout", ["aug", "trainaug", "train_aug", "SegmentationAug"])
 def test_augmented_set(tmp_path: Path, layout: str) -> None:
-    """Of six pictures VOC annotates three; whatever the list is called, all are there once."""
+    """Of six images VOC annotates three; whatever the list is called, all are there once."""
     root = devkit(tmp_path, train=6)
     (sets(root) / "train.txt").write_text("\n".join(NAMES[:3]))
     augment(root, NAMES)
@@ -62,11 +62,11 @@ def test_augmented_set(tmp_path: Path, layout: str) -> None:
         (folder / "train_aug.txt").write_text("\n".join(lines))
     else:
         (sets(root) / f"{layout}.txt").write_text("\n".join(reversed(NAMES)))
-    train, _ = data.read(root)
+    train, _ = labelled_images.read(root)
     assert sorted(train.names()) == NAMES
     folders = {Path(mask).stem: Path(mask).parent.name for _, mask in train.pairs}
     assert [folders[n] for n in NAMES] == ["SegmentationClass"] * 3 + ["SegmentationClassAug"] * 3
-    assert len(data.read(root, augmented=False)[0]) == 3
+    assert len(labelled_images.read(root, augmented=False)[0]) == 3
 
 
 def test_voc12_without_the_augmented_set_is_refused(tmp_path: Path) -> None:
@@ -74,32 +74,32 @@ def test_voc12_without_the_augmented_set_is_refused(tmp_path: Path) -> None:
     for split, count in (("train", 1464), ("val", 1449)):
         (sets(root) / f"{split}.txt").write_text("\n".join(f"{split}{i}" for i in range(count)))
     with pytest.raises(ValueError, match=r"without the masks of SBD.*SegmentationClassAug"):
-        data.read(root)
+        labelled_images.read(root)
 
 
 def test_classes_without_labels_txt(tmp_path: Path) -> None:
     root = devkit(tmp_path, train=3)
     (root / "VOC2012" / "labels.txt").unlink()
-    assert lists.classes(root, 2012) == ("background", "label 1", "label 2")
+    assert image_sets.classes(root, 2012) == ("background", "label 1", "label 2")
     main = root / "VOC2012" / "ImageSets" / "Main"
     main.mkdir()
     for name in ("square", "disc"):
         (main / f"{name}_train.txt").write_text("train_000 1\n")
-    assert lists.classes(root, 2012) == CLASSES
+    assert image_sets.classes(root, 2012) == CLASSES
     for name in ("square", "disc"):
         (main / f"{name}_train.txt").unlink()
-    # names of VOC: its numbers are kept by a part of its pictures, not by somebody's own
+    # names of VOC: its numbers are kept by a part of its images, not by somebody's own
     (main / "cow_train.txt").write_text("train_000 1\n")
-    assert lists.classes(root, 2012) == lists.CLASSES and len(lists.CLASSES) == 21
+    assert image_sets.classes(root, 2012) == image_sets.CLASSES and len(image_sets.CLASSES) == 21
     (main / "dog_train.txt").write_text("train_000 1\n")
-    assert lists.classes(root, 2012) == ("background", "cow", "dog")
+    assert image_sets.classes(root, 2012) == ("background", "cow", "dog")
 
 
 def test_the_last_year_counts(tmp_path: Path) -> None:
     root = devkit(tmp_path, train=3)
     (root / "VOC2012").rename(root / "VOC2007")
     devkit(root, train=2)
-    assert len(data.read(root)[0]) == 2
+    assert len(labelled_images.read(root)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_the_last_year_counts(tmp_path: Path) -> None:
         (lambda y: (y / "ImageSets/Segmentation/val.txt").unlink(), "val.txt: list cannot be read"),
         (
             lambda y: (y / "ImageSets/Segmentation/val.txt").write_text("\n"),
-            "val.txt: is empty: expected one picture a line",
+            "val.txt: is empty: expected one image a line",
         ),
         (lambda y: (y / "SegmentationClass/val_001.png").unlink(), "val_001.png: missing"),
         (
             lambda y: (y / "ImageSets/Segmentation/train.txt").write_text("train_000\ntrain_000"),
-            "train.txt: lists 1 pictures twice, first 'train_000'",
+            "train.txt: lists 1 images twice, first 'train_000'",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_broken_sets_are_named(tmp_path: Path, damage, message: str) -> None:
     root = devkit(tmp_path, train=2)
     damage(root / "VOC2012")
     with pytest.raises(ValueError, match=message):
-        data.read(root)
+        labelled_images.read(root)
 
 
 def test_masks_are_indices_or_grey(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_masks_are_indices_or_grey(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mask.png: label 9 at x 5, y 3: allowed are 0 to 2 and"):
         masks.mask(tmp_path / "mask.png", 3)
     (tmp_path / "mask.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"mask.png: (is no readable mask|mask cannot be read)"):
+    with pytest.raises(ValueError, match=r"mask.png: (is not a readable mask|mask cannot be read)"):
         masks.mask(tmp_path / "mask.png")
 
 
@@ -148,5 +148,7 @@ def test_rotated_images_are_turned(tmp_path: Path) -> None:
     exif[274] = 6  # to be turned a quarter clockwise
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
     write_mask(tmp_path / "a.png", np.zeros((32, 16)))
-    turned, _ = data.pair(data.Pictures(tmp_path, ("a",), (("a.jpg", "a.png"),)), 0)
+    turned, _ = labelled_images.pair(
+        labelled_images.LabelledImages(tmp_path, ("a",), (("a.jpg", "a.png"),)), 0
+    )
     assert turned.shape == (32, 16, 3) and turned[:12].min() > 150 and turned[20:].max() < 50

@@ -262,7 +262,7 @@ def _without(key: str, spec: Backbone) -> Tensor:
 
 def _weight(key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape) != shape:
-        raise ValueError(f"it changed while it was read: its shape was {shape}")
+        raise ValueError(f"the file changed while it was read: shape {shape}")
     if key.endswith(COUNTER):
         if value.is_floating_point() or value.is_complex():
             raise ValueError(f"a counter of dtype {value.dtype}")

@@ -94,7 +94,7 @@ class Scenes:
         """Why nothing can be learnt from these scenes, if so."""
         if any(not s.objects.crowd.all() for s in self.scenes):
             return None
-        return "no image has an object to learn from"
+        return "no image has an object to train on"
 
     def with_masks(self) -> "Scenes":
         """The same images without the objects that have no mask, which detectron2 leaves out too.
@@ -104,8 +104,8 @@ class Scenes:
         masked = [scene.objects.masked() for scene in self.scenes]
         if any(map(len, masked)) and not any(mask.any() for mask in masked):
             raise ValueError(
-                f"{self.root}: no object has a segmentation, and this protocol trains masks: add "
-                f"segmentations, or measure boxes only with --set PROTOCOL.masks=false"
+                f"{self.root}: this protocol trains masks, but no object has a segmentation: add "
+                f"segmentations, or evaluate boxes only with --set PROTOCOL.masks=false"
             )
         return replace(
             self,

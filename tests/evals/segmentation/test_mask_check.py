@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lewel_bench.evals.segmentation import check, data, masks
+from lewel_bench.evals.segmentation import labelled_images, mask_check, masks
 from tests.evals.segmentation.making import devkit, write_mask
 
 
 def test_sound_data_has_no_problems(voc: Path) -> None:
-    assert check.problems(voc) == ([], [])
+    assert mask_check.problems(voc) == ([], [])
 
 
 def test_every_damage_is_named(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_every_damage_is_named(tmp_path: Path) -> None:
     lists = year / "ImageSets" / "Segmentation"
     names = (lists / "train.txt").read_text() + "train_007\nval_001\n"
     (lists / "train.txt").write_text(names)
-    problems, notes = check.problems(root)
+    problems, notes = mask_check.problems(root)
     expected = [
         "train_000.png: the mask is 12x10 px, its image ",
         "train_001.png: label 77 at x 3, y 2: allowed are 0 to 2 and 255",
@@ -40,8 +40,8 @@ def test_every_damage_is_named(tmp_path: Path) -> None:
         "train_003.jpg: missing",
         "train_004.jpg: ",
         "train_005.png: a mask of mode RGB",
-        "train.txt: lists 1 pictures twice, first 'train_007'",
-        "1 pictures of val are in train too, first 'val_001'",
+        "train.txt: lists 1 images twice, first 'train_007'",
+        "1 images of val are in train too, first 'val_001'",
     ]
     for part in expected:
         assert sum(part in problem for problem in problems) == 1, (part, problems)
@@ -55,12 +55,12 @@ def test_a_split_without_labels(tmp_path: Path, split: str) -> None:
     root = devkit(tmp_path, train=2, val=2)
     for path in (root / "VOC2012" / "SegmentationClass").glob(f"{split}*.png"):
         write_mask(path, np.full(masks.mask(path).shape, 255))
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert len(problems) == 1 and f"no mask of {split} has a label" in problems[0]
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    problems, _ = check.problems(tmp_path)
+    problems, _ = mask_check.problems(tmp_path)
     assert len(problems) == 1 and "expected VOC2012 in it" in problems[0]
 
 
@@ -76,20 +76,20 @@ def test_a_class_without_pixels(tmp_path: Path) -> None:
         labels = masks.mask(path).copy()
         labels[labels == 2] = 0
         write_mask(path, labels)
-    problems, notes = check.problems(root)
+    problems, notes = mask_check.problems(root)
     assert problems == [] and len(notes) == 1
     assert "1 of 3 classes have no pixel in the masks of val: square (2); mIoU is" in notes[0]
     for path in split(root, "train"):
         labels = masks.mask(path).copy()
         labels[labels == 1] = 255
         write_mask(path, labels)
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert len(problems) == 1 and "no pixel in the masks of train: disc (1)" in problems[0]
-    assert "label 255 is void and no class: in binary masks write 1, not 255" in problems[0]
+    assert "label 255 is void, not a class: in binary masks write 1, not 255" in problems[0]
     (root / "VOC2012" / "labels.txt").unlink()
     for path in (root / "VOC2012" / "SegmentationClass").iterdir():
         write_mask(path, np.where(masks.mask(path) == 0, 0, 255), "L")
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert (
         len(problems) == 1
         and "there is one: background" in problems[0]
@@ -121,7 +121,7 @@ def test_palettes_that_were_reordered(tmp_path: Path, others: list, message: str
         labels = masks.mask(path)
         labels = np.where(labels == 255, 0, labels)
         palette_mask(path, labels, others if "train_001" in path.name else [BLUE, RED, GREEN])
-    problems, notes = check.problems(root)
+    problems, notes = mask_check.problems(root)
     assert notes == []
     assert problems == [] if message is None else len(problems) == 1 and message in problems[0]
 
@@ -132,9 +132,9 @@ def test_pascals_colours_of_other_labels_in_every_mask(tmp_path: Path) -> None:
         labels = masks.mask(path)
         labels = np.where(labels == 255, 0, labels)
         palette_mask(path, labels, [BLACK, (0, 128, 0), (128, 0, 0)])
-    problems, notes = check.problems(root)
+    problems, notes = mask_check.problems(root)
     assert problems == [] and len(notes) == 1
-    assert "labels have PASCAL's colours of other labels (1 that of 2, 2 that of 1)" in notes[0]
+    assert "labels have the PASCAL colours of other labels (1 that of 2, 2 that of 1)" in notes[0]
 
 
 def test_a_mask_of_the_stored_pixels(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_mask_of_the_stored_pixels(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert image.width != image.height
         image.save(path, exif=exif)
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert len(problems) == 1 and problems[0].startswith(f"{path}: is turned by its EXIF tag, but")
 
 
@@ -156,7 +156,7 @@ def test_a_mask_of_the_stored_pixels(tmp_path: Path) -> None:
         (os.mkfifo, "cannot be read: is not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "cannot be read: is not a regular file"),
         (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic"),
-        (lambda path: path.touch(), "is empty|is no readable mask .unknown format"),
+        (lambda path: path.touch(), "is empty|is not a readable mask .unknown format"),
     ],
 )
 def test_files_that_would_hang(tmp_path: Path, place: str, make, reason: str) -> None:
@@ -164,7 +164,7 @@ def test_files_that_would_hang(tmp_path: Path, place: str, make, reason: str) ->
     path = root / "VOC2012" / place
     path.unlink()
     make(path)
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert len(problems) == 1 and re.match(f"{re.escape(str(path))}: .*({reason})", problems[0])
 
 
@@ -178,8 +178,8 @@ def test_images_and_masks_with_other_extensions_and_spaces_in_their_names(tmp_pa
             path.unlink()
     for path in (year / "ImageSets" / "Segmentation").iterdir():
         path.write_text("".join(f"a {name}\n" for name in path.read_text().split()))
-    assert check.problems(root) == ([], [])
-    train, _ = data.read(root)
+    assert mask_check.problems(root) == ([], [])
+    train, _ = labelled_images.read(root)
     assert train.pairs[0] == (
         "VOC2012/JPEGImages/a train_000.PNG",
         "VOC2012/SegmentationClass/a train_000.bmp",
@@ -188,5 +188,5 @@ def test_images_and_masks_with_other_extensions_and_spaces_in_their_names(tmp_pa
     with Image.open(path) as image:
         image.convert("L").save(path.with_suffix(".jpg"))
     path.unlink()
-    problems, _ = check.problems(root)
+    problems, _ = mask_check.problems(root)
     assert len(problems) == 1 and "a JPEG as mask: its compression changes labels" in problems[0]

@@ -15,8 +15,8 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from lewel_bench.evals.detection import masks, voc
-from lewel_bench.evals.detection.check import check, problems
-from lewel_bench.evals.detection.scenes import read_coco, read_voc
+from lewel_bench.evals.detection.annotated_images import read_coco, read_voc
+from lewel_bench.evals.detection.annotation_check import check, problems
 
 SETS = {(2012, "train"): 6, (2012, "val"): 4}
 
@@ -103,7 +103,7 @@ LIST = "VOC2012/ImageSets/Main/val.txt"
 @pytest.mark.parametrize(
     ("file", "breaks", "message"),
     [
-        (VOC, lambda p: p.write_text("<annotation>"), "no well-formed xml"),
+        (VOC, lambda p: p.write_text("<annotation>"), "not well-formed XML"),
         (VOC, lambda p: p.unlink(), "annotation cannot be read: No such file"),
         (VOC, lambda p: p.write_text("<annotation/>"), "size/height is None"),
         (VOC, lambda p: p.write_text(xml(0, 10, [])), "size/height is '0'"),
@@ -370,10 +370,13 @@ MANY = '{"images": [' + ",".join(["[]"] * 200_000) + '], "annotations": [], "cat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (NESTED, r"no sound json \(lists or objects are nested too deep\)"),
-        (MANY, r"no sound json \(200,00. lists and objects in 600,0.. bytes are no COCO's\)"),
-        ("x" * 100, r"no sound json \(it does not begin with a brace\)"),
-        ('{"images": ' + "9" * 5000 + "}", "no sound json .*4300 digits"),
+        (NESTED, r"not valid JSON \(lists or objects are nested too deep\)"),
+        (
+            MANY,
+            r"not valid JSON \(200,00. lists and objects in 600,0.. bytes: too many for",
+        ),
+        ("x" * 100, r"not valid JSON \(it is not a JSON object\)"),
+        ('{"images": ' + "9" * 5000 + "}", "not valid JSON .*4300 digits"),
         (os.mkfifo, "cannot be read: is not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "cannot be read: is not a regular file"),
         (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic"),
@@ -401,7 +404,7 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (f"{LAUGHS}]><annotation>&k;</annotation>".encode(), "no well-formed xml .*amplification"),
+        (f"{LAUGHS}]><annotation>&k;</annotation>".encode(), "not well-formed XML .*amplification"),
         (xml(60, 80, [("狗", 5, 5, 9, 9, 0)]).encode("gbk"), "is not in UTF-8 .*iconv"),
         (
             b'<?xml version="1.0" encoding="martian"?><annotation/>',

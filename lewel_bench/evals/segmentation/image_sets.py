@@ -17,7 +17,7 @@ CLASSES = ("background", *voc.CLASSES)
 AUGMENTED = "trainaug"  # VOC12's train set with the masks of SBD, under whichever name it is listed
 LAYOUT = "expected VOC2012 in it, with ImageSets/Segmentation, JPEGImages and SegmentationClass"
 _LISTS = ("SegmentationAug/train_aug", "Segmentation/trainaug", "Segmentation/train_aug")
-_VOC12 = (1464, 1449)  # pictures of VOC12's train and val
+_VOC12 = (1464, 1449)  # images of VOC12's train and val
 
 
 def training_set(root: Path, augmented: bool | None = None) -> tuple[int, str]:
@@ -59,7 +59,7 @@ def classes(root: Path, year: int) -> tuple[str, ...]:
 
 
 def listed(root: Path, year: int, name: str) -> tuple[Pairs, list[str]]:
-    """(image, mask) of each picture of a set, and what is wrong with the list."""
+    """(image, mask) of each image of a set, and what is wrong with the list."""
     base = f"VOC{year}"
     try:
         if name != AUGMENTED:
@@ -85,7 +85,7 @@ def absent(root: Path, pairs: Iterable[tuple[str, str]]) -> list[str]:
     files = [file for pair in pairs for file in pair]
     with ThreadPoolExecutor(8) as pool:
         exists = list(pool.map(lambda file: os.path.lexists(root / file), files, chunksize=64))
-    reason = "missing, but an image set lists it: add the file or remove the line"
+    reason = "missing, but listed in an image set: add the file or remove the line"
     return [
         Problem(root / file, reason)
         for file, present in zip(files, exists, strict=True)
@@ -94,13 +94,13 @@ def absent(root: Path, pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def read_list(path: Path, whole: bool = False) -> list[str]:
-    """The lines of a list that are not empty; each is one class if `whole`, else a picture."""
+    """The lines of a list that are not empty; each is one class if `whole`, else an image."""
     try:
         lines = voc.read_lines(path)
     except ValueError as error:
         raise ValueError(Problem(path, f"list {error}; {LAYOUT}")) from None
     if not lines:
-        raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'picture'} a line")
+        raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'image'} a line")
     return lines
 
 
@@ -112,7 +112,7 @@ def _year(root: Path) -> int:
         and (path / "ImageSets" / "Segmentation" / "train.txt").is_file()
     ]
     if not years:
-        raise ValueError(f"{root}: no VOC data set with segmentation; {LAYOUT}")
+        raise ValueError(f"{root}: not a VOC data set with segmentation; {LAYOUT}")
     return max(years)
 
 
@@ -126,7 +126,7 @@ def _augmented_list(root: Path, year: int) -> Path:
         if place.is_file():
             return place
     raise ValueError(
-        f"{_list(root, year, 'aug')}: missing, and so are {', '.join(map(str, places))}: the "
+        f"{_list(root, year, 'aug')}: missing, as are {', '.join(map(str, places))}: the "
         f"augmented set needs one of them, and SegmentationClassAug"
     )
 
@@ -139,7 +139,7 @@ def _lists_augmented(root: Path, year: int) -> bool:
 
 
 def _pairs(root: Path, base: str, lines: Sequence[str], masks: str) -> list[tuple[str, str]]:
-    """Of lines that each name a picture, or its image and its mask (SBD's train_aug.txt)."""
+    """Of lines that each name an image, or its image and its mask (SBD's train_aug.txt)."""
     folder = f"{base}/JPEGImages"
     known = {file.rpartition(".")[0] for file in voc.listing(Path(root) / folder)}
     names = [voc.listed_name(line, known) for line in lines]
@@ -163,7 +163,7 @@ def _once(pairs: list[tuple[str, str]], path: Path) -> tuple[Pairs, list[str]]:
     seen: set[str] = set()
     twice = [i for i in images if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
     problem = (
-        f"{path}: lists {len(twice)} pictures twice, first {Path(twice[0]).stem!r}: list each once"
+        f"{path}: lists {len(twice)} images twice, first {Path(twice[0]).stem!r}: list each once"
     )
     return tuple({i: (i, unique[i]) for i in images}.values()), [problem]
 

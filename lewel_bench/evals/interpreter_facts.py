@@ -1,6 +1,6 @@
 """What an interpreter has of an engine's packages; run there by itself, so it imports none of ours.
 
-    python -c "$(cat probe.py)" NAME…
+    python -c "$(cat interpreter_facts.py)" NAME…
 
 Imports the named modules in turn until one fails, then prints one line of JSON: see `facts`.
 """

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from lewel_bench.evals.detection.upright import STORED, is_turned, upright
-from lewel_bench.evals.segmentation import lists, masks
-from lewel_bench.evals.segmentation.lists import Pairs
+from lewel_bench.evals.detection.exif import STORED, is_turned, upright
+from lewel_bench.evals.segmentation import image_sets, masks
+from lewel_bench.evals.segmentation.image_sets import Pairs
 from lewel_bench.evals.segmentation.masks import VOID
 from lewel_bench.pretrain.problems import Problem
 from lewel_bench.pretrain.shapes_labels import palette
 
 Colour = tuple[int, ...]  # red, green, blue
 _AS_VOID = (
-    f"label {VOID} is void and no class: in binary masks write 1, not {VOID}, for the foreground"
+    f"label {VOID} is void, not a class: in binary masks write 1, not {VOID}, for the foreground"
 )
-_REORDERED = "PNG optimisers reorder palettes: write masks whose index is the label, or in grey"
+_REORDERED = (
+    "PNG optimisers reorder palettes: save masks whose palette index is the label, or greyscale "
+    "masks"
+)
 
 
 @dataclass
@@ -39,28 +42,28 @@ def problems(root: Path) -> tuple[list[str], list[str]]:
     """
     root = Path(root)
     try:
-        year, name = lists.training_set(root)
-        classes = lists.classes(root, year)
+        year, name = image_sets.training_set(root)
+        classes = image_sets.classes(root, year)
     except ValueError as error:
         return [Problem.of(error)], []
     problems_: list[str] = []
     notes: list[str] = []
     if len(classes) < 2:
-        reason = f"segmentation needs at least two classes, and there is one: {classes[0]}"
+        reason = f"segmentation needs at least two classes, got 1: {classes[0]}"
         problems_.append(Problem(root, f"{reason}; {_AS_VOID}"))
     images: dict[str, str] = {}
     palettes = _Palettes()
     for split in (name, "val"):
-        pairs, wrong = lists.listed(root, year, split)
+        pairs, wrong = image_sets.listed(root, year, split)
         problems_ += wrong
         both = [image for image, _ in pairs if image in images]
         if both:
             problems_.append(
-                f"{root}: {len(both)} pictures of {split} are in {images[both[0]]} too, first "
-                f"{Path(both[0]).stem!r}: a picture belongs to one split"
+                f"{root}: {len(both)} images of {split} are in {images[both[0]]} too, first "
+                f"{Path(both[0]).stem!r}: an image must be in one split only"
             )
         images |= dict.fromkeys((image for image, _ in pairs), split)
-        absent = lists.absent(root, pairs)
+        absent = image_sets.absent(root, pairs)
         present = [p for p in pairs if all(os.path.lexists(root / file) for file in p)]
         seen = _files(root, tuple(present) if absent else pairs, len(classes))
         of_files = [*absent, *(problem for file in seen for problem in file.problems)]
@@ -99,7 +102,7 @@ def _absent_classes(split: str, classes: Sequence[str], seen: Sequence[_Seen]) -
     which += ", ".join(absent[:5]) + (", …" if absent[5:] else "")
     if split == "val":
         return f"{which}; mIoU is the mean over the others"
-    return f"{which}; they cannot be learned. Number the classes without gaps; {_AS_VOID}"
+    return f"{which}; they cannot be learned. Number classes consecutively; {_AS_VOID}"
 
 
 class _Palettes:
@@ -125,10 +128,10 @@ class _Palettes:
             usual = self.standard.get(colour, label)
             before, file = self.first.setdefault(colour, (label, path))
             if usual == VOID != label:
-                kind = f"the palette gives another label the colour of void: {_REORDERED}"
+                kind = f"the palette gives a label the colour of void: {_REORDERED}"
                 detail = f"the palette gives label {label} the colour of void: {_REORDERED}"
             elif before != label:
-                kind = f"the palette gives labels other colours than the first mask: {_REORDERED}"
+                kind = f"the palette assigns other colours than the first mask's: {_REORDERED}"
                 detail = (
                     f"the palette gives label {label} the colour that label {before} has in "
                     f"{file.name}: {_REORDERED}"
@@ -146,7 +149,10 @@ class _Palettes:
         if not pairs:
             return []
         which = ", ".join(pairs[:5]) + (", …" if pairs[5:] else "")
-        reason = f"labels have PASCAL's colours of other labels ({which}): the indices count"
+        reason = (
+            f"labels have the PASCAL colours of other labels ({which}): the palette indices are "
+            "used, not the colours"
+        )
         return [Problem(root, f"{reason}; {_REORDERED}")]
 
 
