@@ -216,7 +216,7 @@ VOC: dict[str, str | tuple[str, ...]] = {
     "v06b_list_paths": "sound",
     "v06c_list_flags": "sound",
     "v07b_gbk": (
-        "18 times: is not in UTF-8 and does not say in which encoding it is: convert it",
+        "18 times: is not in UTF-8 and declares no encoding: convert it",
         "VOC2007/Annotations/000001.xml",
         "18 problems",
     ),
@@ -228,7 +228,7 @@ VOC: dict[str, str | tuple[str, ...]] = {
     "v15_case": "v15_case: the classes Cat and cat differ in case only",
     "v17_degenerate": "sound",
     "v18_spaces_in_names": "sound",
-    "v20_all_difficult": "every object of 2007 test is difficult: none is measured",
+    "v20_all_difficult": "every object of 2007 test is marked difficult, so there is no AP",
 }
 
 
@@ -262,19 +262,19 @@ SEG: dict[str, str | tuple[str, ...]] = {
         "in binary masks write 1, not 255",
         "no pixel in the masks of val: road (1); mIoU is the mean over the others",
     ),
-    "s02_rgb": ("a mask of mode RGB: allowed are 8-bit PNGs",),
-    "s04_from_one": ("15 times: a label outside the classes: allowed are 0 to 2 and 255 (void)",),
+    "s02_rgb": ("a mask of mode RGB: use 8-bit PNGs",),
+    "s04_from_one": ("15 times: a label outside the classes: labels are 0 to 2 and 255 (void)",),
     "s06_exif_image_raw_mask": (
         "15 times: is turned by its EXIF tag, but labelled as its pixels are stored",
     ),
-    "s07_rgba": ("a mask of mode RGBA: allowed are 8-bit PNGs",),
-    "s08_la": ("a mask of mode LA: allowed are 8-bit PNGs",),
+    "s07_rgba": ("a mask of mode RGBA: use 8-bit PNGs",),
+    "s08_la": ("a mask of mode LA: use 8-bit PNGs",),
     "s09_palette_reindexed": (
-        "15 times: the palette gives another label the colour of void",
+        "15 times: the palette gives a label the colour of void",
         "PNG optimisers reorder palettes",
     ),
     "s11_bmp_mask": "sound",
-    "s12_size_swapped": ("15 times: a mask of another size than its image",),
+    "s12_size_swapped": ("15 times: a mask whose size differs from its image",),
 }
 
 

@@ -211,7 +211,7 @@ def test_unknown_names_and_interpreters(tmp_path: Path) -> None:
         engines.require("detectron", {})
     with pytest.raises(ValueError, match="unknown engine 'mmsegmentation'"):
         engines.require("native", {"mmsegmentation": sys.executable})
-    with pytest.raises(ValueError, match=r"no interpreter /none/python\. Correct"):
+    with pytest.raises(ValueError, match=r"interpreter /none/python does not exist\. Correct"):
         engines.require("detectron2", {"detectron2": "/none/python"})
     with pytest.raises(ValueError, match="native engine runs in this Python"):
         engines.require("native", {"native": sys.executable})

@@ -77,7 +77,7 @@ def test_statistics_out_of_range_are_named() -> None:
 
 def test_features_that_are_alike_are_named() -> None:
     x = torch.ones(16, 8) + 1e-5 * torch.rand(16, 8)
-    assert "features of 16 different images are alike" in sanity_check._look(x)[1][0]
+    assert "features of 16 different images are nearly identical" in sanity_check._look(x)[1][0]
     actual, message = sanity_check._look(torch.eye(16))
     assert message == [] and actual["norm"] == 1
 

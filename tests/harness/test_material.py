@@ -42,7 +42,7 @@ def test_a_devkit_is_checked_for_what_its_lists_are_of(
     if lists == "Segmentation":  # sound, though nothing in it is for detection
         assert (code, output.err) == (0, "")
     else:
-        assert code == 2 and ("Annotations" if lists else "no VOC data set") in output.err
+        assert code == 2 and ("Annotations" if lists else "not a VOC data set") in output.err
 
 
 def test_what_is_configured_as_imagenet_must_be_imagenet(

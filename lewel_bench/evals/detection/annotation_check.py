@@ -78,8 +78,8 @@ def _voc(report: Report, full: bool) -> None:
             report.problems += [
                 Problem(
                     annotation.path,
-                    f"an object has an unknown class: known are {known}",
-                    f"object {number} has the unknown class {name!r}: known are {known}",
+                    f"an object has an unknown class: known classes are {known}",
+                    f"object {number} has the unknown class {name!r}: known classes are {known}",
                 )
                 for number, name in zip(annotation.numbers, annotation.names, strict=True)
                 if name not in classes
@@ -87,7 +87,7 @@ def _voc(report: Report, full: bool) -> None:
         report.images[split] = len(annotations)
         report.objects[split] = sum(len(a.names) for a in annotations)
         if sets == test and report.objects[split] == sum(sum(a.difficult) for a in annotations) > 0:
-            reason = f"every object of {split} is difficult: none is measured, so no run takes it"
+            reason = f"every object of {split} is marked difficult, so there is no AP to measure"
             report.notes.append(Problem(root, reason))
         report.problems += _images(expected, full)
 
@@ -200,11 +200,11 @@ def _size_problem(
 ) -> Problem:
     """An image of `size` (height, width), that is annotated with another one."""
     if size == (width, height) and is_turned(path):
-        sizes = f"is shown as {size[1]}x{size[0]} px, but {where} says {width}x{height}"
+        sizes = f"is shown as {size[1]}x{size[0]} px, but {where} gives {width}x{height}"
         return Problem(path, STORED, f"{STORED} (it {sizes})")
     advice = "correct the annotation or replace the image"
     return Problem(
         path,
-        f"is of another size than its annotation says: {advice}",
-        f"the image is {size[1]}x{size[0]} px, but {where} says {width}x{height}: {advice}",
+        f"differs in size from its annotation: {advice}",
+        f"the image is {size[1]}x{size[0]} px, but {where} gives {width}x{height}: {advice}",
     )

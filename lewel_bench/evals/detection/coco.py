@@ -433,9 +433,9 @@ def _unique(result: Annotations, what: str, records: Iterable[Record]) -> list[R
     for record in records:
         number = record.get("id")
         if type(number) is not int or not 0 <= number <= MAX_ID:
-            rule = f"whole numbers from 0 to {MAX_ID} are allowed"
+            rule = f"use whole numbers from 0 to {MAX_ID}"
             detail = f"an entry of {what!r} has the id {shown(number)}: {rule}"
-            kind = f"entries of {what!r} have an id that is no whole number: {rule}"
+            kind = f"entries of {what!r} have an id that is not a whole number: {rule}"
             result.problems.append(Problem(result.path, kind, detail))
         elif number in seen:
             kind = f"several entries of {what!r} have the same id: give each its own"

@@ -134,7 +134,7 @@ def _read(root: Path, scene: Scene) -> NDArray[np.uint8]:
     image = upright(path)
     if image.shape[:2] != (scene.height, scene.width):
         raise ValueError(
-            f"{path}: the image is {image.shape[1]}x{image.shape[0]} px, its annotation says "
+            f"{path}: the image is {image.shape[1]}x{image.shape[0]} px, its annotation gives "
             f"{scene.width}x{scene.height}: correct the annotation or replace the image"
         )
     return image

@@ -258,7 +258,7 @@ def _size(root: ET.Element) -> tuple[int, int]:
     for side in ("height", "width"):
         text = root.findtext(f"size/{side}")
         if text is None or not re.fullmatch(r"\s*[0-9]{1,9}\s*", text) or not int(text):
-            rule = "a whole number of pixels above 0 is allowed"
+            rule = "it must be a whole number of pixels above 0"
             raise ValueError(f"has no size/{side}: {rule}", f"size/{side} is {shown(text)}: {rule}")
         sides.append(int(text))
     if sides[0] * sides[1] > MAX_PIXELS:

@@ -47,8 +47,8 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
         raise ValueError(
             Problem(
                 path,
-                f"a mask of mode {mode}: allowed are 8-bit PNGs with a palette or in grey, whose "
-                f"values are labels",
+                f"a mask of mode {mode}: use 8-bit PNGs, with a palette or greyscale, whose "
+                "values are the labels",
             )
         )
     if kind == "JPEG":
@@ -60,7 +60,7 @@ def read(path: Path, count: int = 256) -> tuple[Pixels, list[int] | None]:
     if wrong.any():
         y, x = np.argwhere(wrong)[0].tolist()
         rule = (
-            f"allowed are 0 to {count - 1} and {VOID} (void); correct the mask, or name all "
+            f"labels are 0 to {count - 1} and {VOID} (void); correct the mask, or list all "
             f"classes in labels.txt, label 0 first"
         )
         raise ValueError(

@@ -70,9 +70,9 @@ def test_voc_splits(tmp_path, sets, train, report):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ({}, "no VOC data set"),
+        ({}, "not a VOC data set"),
         ({(2007, "trainval"): 1, (2012, "trainval"): 1}, "test.txt: missing"),
-        ({(2010, "train"): 1, (2012, "train"): 1}, "which year"),
+        ({(2010, "train"): 1, (2012, "train"): 1}, "keep 2007 with 2012"),
     ],
 )
 def test_voc_splits_refuses(tmp_path, sets, message):

@@ -156,7 +156,7 @@ def test_images_with_a_broken_tag_are_not_turned(tmp_path, tag):
 
 def test_refusals_name_the_file(folder):
     with pytest.raises(
-        ValueError, match=r"a\.jpg: the image is 80x60 px, its annotation says 81x60"
+        ValueError, match=r"a\.jpg: the image is 80x60 px, its annotation gives 81x60"
     ):
         views.view(folder, scene_of([], width=81), 60, 100, False, False)
     with pytest.raises(ValueError, match=r"b\.jpg: cannot be read"):

@@ -130,11 +130,11 @@ def test_masks_are_indices_or_grey(tmp_path: Path) -> None:
         write_mask(tmp_path / "mask.png", labels, mode)
         assert np.array_equal(masks.mask(tmp_path / "mask.png"), labels)
     Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
-    with pytest.raises(ValueError, match=r"colour.png: a mask of mode RGB: allowed are 8-bit"):
+    with pytest.raises(ValueError, match=r"colour.png: a mask of mode RGB: use 8-bit"):
         masks.mask(tmp_path / "colour.png")
     labels[3, 5] = 9
     write_mask(tmp_path / "mask.png", labels)
-    with pytest.raises(ValueError, match=r"mask.png: label 9 at x 5, y 3: allowed are 0 to 2 and"):
+    with pytest.raises(ValueError, match=r"mask.png: label 9 at x 5, y 3: labels are 0 to 2 and"):
         masks.mask(tmp_path / "mask.png", 3)
     (tmp_path / "mask.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"mask.png: (is not a readable mask|mask cannot be read)"):
