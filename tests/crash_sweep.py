@@ -192,10 +192,10 @@ class Here:
     def __init__(self, root: Path, settings: Any, answers: Any) -> None:
         self.root, self.settings, self.answers = root, settings, answers
 
-    def start(self, key: str) -> None:
+    def start(self, key: str, processes: int) -> None:
         from lewel_bench.harness.jobs import worker
 
-        self.answers.put((self, worker.compute(self.root / key, self.settings)))
+        self.answers.put((self, worker.compute(self.root / key, self.settings, processes)))
 
     def stop(self) -> None: ...
 
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="crash-sweep-") as place:
-        modules = ("verbs.run", "garbage", "jobs.local", "jobs.workers", "jobs.job", "view")
+        modules = ("verbs.run", "garbage", "jobs.local", "jobs.worker", "jobs.job", "view")
         for name in (*modules, "plan.data_check"):
             importlib.import_module(f"lewel_bench.harness.{name}")
         sweep = Sweep(Path(place))

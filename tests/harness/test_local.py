@@ -52,7 +52,7 @@ class Obedient:
     def __init__(self, root: Path, settings: MachineSettings, answers: SimpleQueue) -> None:
         self.root, self.answers = root, answers
 
-    def start(self, key: str) -> None:
+    def start(self, key: str, processes: int) -> None:
         self.started.append(key)
         self.answers.put((self, type(self).answer(self.root, key)))
 
@@ -177,7 +177,7 @@ def test_a_worker_that_is_killed_fails_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings = pretraining(tmp_path)
-    monkeypatch.setattr(local.Worker, "start", lambda worker, key: worker.process.kill())
+    monkeypatch.setattr(local.Worker, "start", lambda worker, *_: worker.process.kill())
     run = process(tmp_path, folder, settings)
     with pytest.raises(local.Unfinished, match=r"ended by SIGKILL, as the kernel.*failure\.json"):
         run.run()
@@ -187,7 +187,7 @@ def test_a_worker_that_is_killed_fails_its_job(
 def test_a_worker_that_crashes_is_named_by_its_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(worker: local.Worker, key: str) -> None:
+    def crash(worker: local.Worker, key: str, processes: int) -> None:
         (folder / "crash-0.log").write_text("Fatal Python error: Segmentation fault\n\n")
         worker.process.send_signal(signal.SIGKILL)
 
@@ -210,7 +210,7 @@ def test_ranks_that_end_without_a_word_have_failed(
 ) -> None:
     folder, settings = pretraining(tmp_path, processes=2)
     monkeypatch.setattr(worker, "_exit_code", lambda command: 1)
-    answer = worker.compute(folder, settings)
+    answer = worker.compute(folder, settings, 2)
     assert answer.outcome == "failed" and "torchrun ended with exit code 1" in answer.message
     assert status.survey(tmp_path)[folder.name].state == "failed"
 
@@ -240,7 +240,7 @@ def test_what_ended_one_rank_is_said_not_what_the_others_met(
         return code
 
     monkeypatch.setattr(worker, "_exit_code", exit_code)
-    answer = worker.compute(folder, settings)
+    answer = worker.compute(folder, settings, 2)
     assert expected in answer.message and answer.message.count("RuntimeError") <= 1
     assert answer.outcome == "failed" and status.survey(tmp_path)[folder.name].state == "failed"
 
@@ -280,7 +280,7 @@ def test_a_stop_before_the_processes_have_begun_is_no_failure(
         return 1  # a signal ends torchrun, whose ranks still import
 
     monkeypatch.setattr(worker, "_exit_code", exit_code)
-    assert worker.compute(folder, settings) == ("stopped", "before its processes started", False)
+    assert worker.compute(folder, settings, 2) == ("stopped", "before its processes started", False)
 
 
 def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_rank_that_fails_alone_ends_the_others(tmp_path: Path) -> None:
     rundir.RunDir(tmp_path / "runs").job(jobs[0].key).write_spec(jobs[0])
     (images / "train" / "class0" / "000.jpg").write_bytes(b"no image")  # read by one rank
     began = time.monotonic()
-    answer = worker.compute(tmp_path / "runs" / jobs[0].key, machine)
+    answer = worker.compute(tmp_path / "runs" / jobs[0].key, machine, 2)
     assert answer.outcome == "failed" and "000.jpg" in answer.message
     assert answer.is_mistake and time.monotonic() - began < 60
     assert status.survey(tmp_path / "runs")[jobs[0].key].state == "failed"

@@ -52,6 +52,12 @@ LOOK_S = 10.0  # for others to end a look at whether a lock is held
 GRACE_S = 5.0  # for a rank to end by itself after another has failed
 
 
+def run_folder(folder: Path, settings: MachineSettings) -> Record:
+    """Compute the job whose spec is in `folder`, as `run` does; its events are in the folder."""
+    job = JobDir(folder).read_spec()
+    return run(job, folder.parent, settings, silent, signals.asked_to_stop)
+
+
 def run(
     job: Job,
     root: Path,
@@ -271,12 +277,11 @@ def main() -> int:
     settings = MachineSettings.model_validate_json(sys.argv[2])
     signals.listen()
     distributed.start(machine(settings).device)
-    job = JobDir(folder).read_spec()
     alone = Lock(folder / WORK, LOOK_S) if distributed.rank() == 0 else nullcontext()
     Thread(target=_end_with_others, args=(folder,), daemon=True).start()
     with alone, suppress(Stopped):
         try:
-            run(job, folder.parent, settings, silent, signals.asked_to_stop)
+            run_folder(folder, settings)
         except (ValueError, OSError):
             return 1  # the parent reads why in the folder; torchrun ends the other ranks
     return 0

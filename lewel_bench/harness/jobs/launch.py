@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -273,13 +274,16 @@ def _prepare(workspace: Workspace, todo: Sequence[Job], place: Place) -> None:
     """Check the data of `todo`, and that each job fits its data and this machine."""
     from lewel_bench.harness.plan import data_check, fits
 
-    def place_of(job: Job) -> Place:
-        alone = job.protocol and job.protocol.needs_one_process(on_cpu=place.cpu)
-        return place._replace(processes=1) if alone else place
-
+    place_of = partial(_place_of, place)
     fits.check_machine(todo, place_of)
     data_check.prepare(todo, workspace)
     fits.check_data(todo, place_of)
+
+
+def _place_of(place: Place, job: Job) -> Place:
+    """What a job has of a place: a single process where it cannot use several."""
+    alone = job.protocol and (job.is_selection or job.protocol.needs_one_process(on_cpu=place.cpu))
+    return place._replace(processes=1) if alone else place
 
 
 def _submit(
@@ -339,7 +343,7 @@ def _compute(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> i
             settings = share_cores(settings)
         _prepare(asked.workspace, todo, place)
         data_check.generate(todo)
-        return _finish(asked, todo, settings)
+        return _finish(asked, todo, settings, place)
 
 
 def _refuse_submitted(root: Path, todo: Sequence[Job]) -> None:
@@ -350,7 +354,7 @@ def _refuse_submitted(root: Path, todo: Sequence[Job]) -> None:
         cluster.refuse_submitted(root, todo)
 
 
-def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> int:
+def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings, place: Place) -> int:
     from lewel_bench.harness import view
     from lewel_bench.harness.jobs import local, signals
     from lewel_bench.pretrain.report import Stopped
@@ -365,7 +369,9 @@ def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings) -> in
     tasks = []
     for job, hours in zip(todo, _estimated_hours(todo, root, settings), strict=True):
         RunDir(root).job(job.key).write_spec(job)
-        tasks.append(local.Task(job.key, job.name, job.needs, hours))
+        tasks.append(
+            local.Task(job.key, job.name, job.needs, hours, _place_of(place, job).processes)
+        )
     try:
         with view.RunView() as shown:
             computed = local.Runner(tasks, root, settings, shown, say).run()

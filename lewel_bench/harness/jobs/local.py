@@ -35,13 +35,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A job as the runner knows it: its key, name, the keys it needs, and its estimated length in
-    any unit."""
+    """A job as the runner knows it: its key, name, the keys it needs, its estimated length in any
+    unit, and the number of its processes."""
 
     key: str
     name: str
     needs: tuple[str, ...] = ()
     length: float = 1.0
+    processes: int = 1
 
 
 class View(Protocol):
@@ -86,11 +87,11 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         Thread(target=self._read, daemon=True).start()
 
-    def start(self, key: str) -> None:
-        """Have it compute a job."""
+    def start(self, key: str, processes: int) -> None:
+        """Have it compute a job in so many processes."""
         assert self.process.stdin
         with suppress(BrokenPipeError):  # it has ended, as `_read` tells
-            print(key, file=self.process.stdin, flush=True)
+            print(key, processes, file=self.process.stdin, flush=True)
 
     def stop(self) -> None:
         """Ask it to save and stop."""
@@ -221,7 +222,7 @@ class Runner:
                 task,
                 Events(RunDir(self.root).job(task.key), self.view.start(task.name)),
             )
-            worker.start(task.key)
+            worker.start(task.key, task.processes)
 
     def _failed_elsewhere(self, task: Task) -> tuple[str, bool] | None:
         """Why another process has failed at a job since this one began: it is not tried again."""

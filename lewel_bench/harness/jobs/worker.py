@@ -1,8 +1,8 @@
 """A worker process of the local runner: computes the jobs that it is given, one after another.
 
-`python -m lewel_bench.harness.jobs.worker ROOT SETTINGS` reads keys from standard input, a line
-each, and answers each with an `Answer` in a line of JSON. When its input ends, because the runner
-has finished or was killed, it saves and stops.
+`python -m lewel_bench.harness.jobs.worker ROOT SETTINGS` reads a key and a number of processes from
+each line of standard input, and answers each with an `Answer` in a line of JSON. When its input
+ends, because the runner has finished or was killed, it saves and stops.
 """
 
 import json
@@ -19,10 +19,9 @@ from typing import Literal, NamedTuple
 from lewel_bench import terminal
 from lewel_bench.files import Held, Lock, follow_group, is_held
 from lewel_bench.harness.jobs import signals
-from lewel_bench.harness.plan.plan import Job
 from lewel_bench.harness.plan.site import MachineSettings
 from lewel_bench.harness.rundir import LOCK, WORK, JobDir
-from lewel_bench.pretrain.report import Stopped, silent
+from lewel_bench.pretrain.report import Stopped
 
 
 class Answer(NamedTuple):
@@ -35,9 +34,9 @@ class Answer(NamedTuple):
     is_mistake: bool = False
 
 
-def compute(folder: Path, settings: MachineSettings) -> Answer:
-    """Compute the job of a folder, unless it has a record or another process works on it. Whoever
-    holds the lock of the folder computes it."""
+def compute(folder: Path, settings: MachineSettings, processes: int = 1) -> Answer:
+    """Compute the job of a folder in so many processes, unless it has a record or another process
+    works on it. Whoever holds the lock of the folder computes it."""
     from lewel_bench.harness.jobs.log import describe_error
 
     if signals.asked_to_stop():
@@ -48,7 +47,12 @@ def compute(folder: Path, settings: MachineSettings) -> Answer:
                 return Answer("busy")  # its parent was killed, its processes go on
             if JobDir(folder).has_record():
                 return Answer("done")
-            _compute(JobDir(folder).read_spec(), folder, settings)
+            if processes > 1:
+                _run_ranks(folder, settings, processes)
+            else:
+                from lewel_bench.harness.jobs import job
+
+                job.run_folder(folder, settings)
             return Answer("computed")
     except Held:
         return Answer("busy")
@@ -57,20 +61,6 @@ def compute(folder: Path, settings: MachineSettings) -> Answer:
     except Exception as error:
         is_mistake = isinstance(error, ValueError | OSError)
         return Answer("failed", describe_error(error), is_mistake)
-
-
-def _compute(job: Job, folder: Path, settings: MachineSettings) -> None:
-    from lewel_bench.harness.jobs import job as jobs
-    from lewel_bench.harness.jobs.device import device, device_count
-
-    processes = settings.processes or device_count(settings)
-    on_cpu = device(settings).startswith("cpu")
-    alone = job.protocol and job.protocol.needs_one_process(on_cpu=on_cpu)
-    if processes == 1 or job.is_selection or alone:
-        # its events are in a file, which the runner follows
-        jobs.run(job, folder.parent, settings, silent, signals.asked_to_stop)
-    else:
-        _run_ranks(folder, settings, processes)
 
 
 def _run_ranks(folder: Path, settings: MachineSettings, processes: int) -> None:
@@ -136,23 +126,25 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print is no answer
     root, settings = Path(sys.argv[1]), MachineSettings.model_validate_json(sys.argv[2])
     follow_group(root)
-    keys: SimpleQueue[str] = SimpleQueue()
-    Thread(target=_read, args=(given, keys), daemon=True).start()
-    while key := keys.get():
-        print(json.dumps(compute(root / key, settings)), file=answers, flush=True)
+    lines: SimpleQueue[str] = SimpleQueue()
+    Thread(target=_read, args=(given, lines), daemon=True).start()
+    while line := lines.get():
+        key, processes = line.split()
+        answer = compute(root / key, settings, int(processes))
+        print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
-def _read(given: int, keys: "SimpleQueue[str]") -> None:
-    """Pass on the keys that arrive; at the end save and stop. Not by way of `sys.stdin`: a forked
+def _read(given: int, lines: "SimpleQueue[str]") -> None:
+    """Pass on the lines that arrive; at the end save and stop. Not by way of `sys.stdin`: a forked
     loader would wait for ever for its lock, which this thread holds."""
     text = b""
     while more := os.read(given, 4096):
-        *lines, text = (text + more).split(b"\n")
-        for line in lines:
-            keys.put(line.decode())
+        *whole, text = (text + more).split(b"\n")
+        for line in whole:
+            lines.put(line.decode())
     signals.request_stop()
-    keys.put("")
+    lines.put("")
 
 
 if __name__ == "__main__":
