@@ -28,9 +28,9 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class BadRecord(ValueError):
     """A file that is not a whole record of ours; `path` and `reason` say which and why."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)
-        self.path = path
+        self.path = Path(path)
         self.reason = reason
 
     def __str__(self) -> str:
@@ -183,17 +183,17 @@ def commit(folder: Path, record: Record) -> Record:
     return read(path)
 
 
-def read(path: Path) -> Record:
+def read(path: Path | str) -> Record:
     """The record in the file `path`. Raises BadRecord naming the file and what is wrong with it."""
     try:
         text = read_regular(path, LARGEST_JSON)
     except OSError as error:
-        reason = "Is a directory" if path.is_dir() else error.strerror
+        reason = "Is a directory" if os.path.isdir(path) else error.strerror
         raise BadRecord(path, f"cannot be read: {reason}") from None
     return parse(text, path)
 
 
-def parse(text: bytes, path: Path) -> Record:
+def parse(text: bytes, path: Path | str) -> Record:
     """The record in `text`, which is that of `path`. Raises BadRecord as `read` does."""
     try:
         record = Record.model_validate_json(text)
