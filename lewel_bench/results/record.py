@@ -129,16 +129,22 @@ def key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(identity)).hexdigest()[:12]
 
 
-def key_by_seed(identity: Mapping[str, Any]) -> Callable[[int], str]:
-    """The `key` of `identity` with a field `seed`, as a function of it: a hundred times faster than
-    to ask for each of many seeds."""
-    mark = "<the seed>"
-    head, tail = _text({**identity, "seed": mark}).split(json.dumps(mark).encode())
-    begun = hashlib.sha256(head)
+def key_by(identity: Mapping[str, Any], *names: str) -> Callable[..., str]:
+    """The `key` of `identity` with further fields, as a function of their values in the order of
+    `names`, which is alphabetical: a hundred times faster than to ask for each of many values."""
+    assert list(names) == sorted(names), "as canonical JSON has them"
+    marks = {name: f"<the {name}>" for name in names}
+    text = _text({**identity, **marks})
+    pieces = []
+    for mark in marks.values():
+        piece, text = text.split(json.dumps(mark).encode())
+        pieces.append(piece)
 
-    def of(seed: int) -> str:
-        digest = begun.copy()
-        digest.update(b"%d" % seed + tail)
+    def of(*values: int | str) -> str:
+        digest = hashlib.sha256()
+        for piece, value in zip(pieces, values, strict=True):
+            digest.update(piece + json.dumps(value).encode())
+        digest.update(text)
         return digest.hexdigest()[:12]
 
     return of

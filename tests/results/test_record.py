@@ -22,7 +22,7 @@ from lewel_bench.results.record import (
     Record,
     commit,
     key,
-    key_by_seed,
+    key_by,
     read,
     set_aside,
 )
@@ -85,8 +85,10 @@ def _number(value: Any) -> bool:
 
 
 @given(IDENTITY, st.integers(0, 10**6))
-def test_key_by_seed_is_the_key(identity: dict[str, Any], seed: int) -> None:
-    assert key_by_seed(identity)(seed) == key({**identity, "seed": seed})
+def test_key_by_is_the_key(identity: dict[str, Any], seed: int) -> None:
+    assert key_by(identity, "seed")(seed) == key({**identity, "seed": seed})
+    both = key_by(identity, "seed", "upstream")(seed, "0123456789ab")
+    assert both == key({**identity, "seed": seed, "upstream": "0123456789ab"})
 
 
 @given(IDENTITY, st.data())

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from lewel_bench.harness.plan import plan
 from lewel_bench.harness.plan.catalog import ScaledCatalog
@@ -22,21 +21,22 @@ class Keys:
     def pretraining(self, recipe: str, seed: int) -> str:
         """The key of the pre-training of a recipe. Raises ValueError for settings that it cannot
         have."""
-        key_of: Callable[[int], str] = self._of_recipe(recipe)
+        key_of: Callable[..., str] = self._of_recipe(recipe)
         return key_of(seed)
 
     def evaluation(self, upstream: str, protocol: str, seed: int, trial: int = 0) -> str:
         """The key of the job that gives the number of a protocol for the backbone of the job
         `upstream`."""
-        what = {"kind": "final", "seed": seed, "upstream": upstream}
-        return record.key({**what, **self._of_protocol(protocol, trial)})
+        key_of: Callable[..., str] = self._of_protocol(protocol, trial)
+        return key_of(seed, upstream)
 
-    def _recipe(self, name: str) -> Callable[[int], str]:
+    def _recipe(self, name: str) -> Callable[..., str]:
         recipe = self._scaled.recipe(name)
         what = plan.of_recipe(recipe, self._datasets(recipe.data, "pretrain"))
-        return record.key_by_seed({"kind": "pretrain", **what})
+        return record.key_by({"kind": "pretrain", **what}, "seed")
 
-    def _protocol(self, name: str, trial: int) -> dict[str, Any]:
+    def _protocol(self, name: str, trial: int) -> Callable[..., str]:
         protocol = self._scaled.protocol(name)
         data = self._datasets(protocol.data, protocol.runner)
-        return plan.of_protocol(protocol, data, trial=trial)
+        what = plan.of_protocol(protocol, data, trial=trial)
+        return record.key_by({"kind": "final", **what}, "seed", "upstream")
