@@ -256,7 +256,7 @@ def test_sound_voc_folders_are_read_and_decoded(made: Made, name: str) -> None:
 
 SEG: dict[str, str | tuple[str, ...]] = {
     "s00_control": "sound",
-    "s01_binary_0_255": ("there is one: background", "in binary masks write 1, not 255"),
+    "s01_binary_0_255": ("got 1: background", "in binary masks write 1, not 255"),
     "s01b_binary_0_255_labels": (
         "no pixel in the masks of train: road (1)",
         "in binary masks write 1, not 255",
