@@ -118,13 +118,15 @@ class RunView:
 
     def advance(self, done: int, total: int, left_s: float | None) -> None:
         """Show how many jobs are done, and the seconds left as far as they are known."""
+        if not sys.stderr.isatty() and not done:
+            return
         left = "" if left_s is None else f"about {timedelta(seconds=round(left_s))} left"
         if not sys.stderr.isatty():
             line = f"{done} of {total} jobs done" + (f", {left}" if left and done < total else "")
             print(line, file=sys.stderr, flush=True)
             return
         if self.total is None:
-            self.total = self.bars.add_task("jobs", left="", numbers="")
+            self.total = self.bars.add_task("jobs", total=total, left="", numbers="")
         self.bars.update(self.total, completed=done, total=total, left=left)
 
 
@@ -182,7 +184,8 @@ class Bar:
         if event == "step":
             if self.task is None:
                 self.bars.start()
-                self.task = self.bars.add_task(escape(self.label), left="", numbers="")
+                label, total = escape(self.label), fields["steps"]
+                self.task = self.bars.add_task(label, total=total, left="", numbers="")
             (shown,) = (task for task in self.bars.tasks if task.id == self.task)
             seconds = shown.time_remaining
             self.bars.update(

@@ -148,7 +148,8 @@ def test_an_engine_does_not_outlive_its_parent(python: str) -> None:
     folder = Path(python).parent / "run"
     here = json.dumps([python, str(Path(__file__).parent)])
     code = (
-        f"import sys; p, t = {here}; sys.path.insert(0, t); import test_other_interpreter as t; t.ran(p, 2)"
+        f"import sys; p, t = {here}; sys.path.insert(0, t); "
+        "import test_other_interpreter as t; t.ran(p, 2)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ})
     _wait_for(folder / "running")

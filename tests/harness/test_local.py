@@ -85,7 +85,7 @@ def runner(
 def test_a_job_waits_for_those_that_it_needs(tmp_path: Path) -> None:
     run = runner(tmp_path, [*tasks("c", needs=("a", "b")), *tasks("a", "b")])
     assert run.run() == ["a", "b", "c"]
-    assert run.view.counts == [(1, 3), (2, 3), (3, 3)]
+    assert run.view.counts == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_longest_ready_job_comes_first_where_several_run(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_signal_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run = runner(tmp_path, tasks("a", "b"), answer)
     with pytest.raises(Stopped, match="saved at step 3"):
         run.run()
-    assert run.worker.started == ["a"]
+    assert run.worker.started == ["a"] and run.view.counts[-1] == (0, 2)
 
 
 def pretraining(root: Path, **settings: object) -> tuple[Path, MachineSettings]:

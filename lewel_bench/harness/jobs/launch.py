@@ -367,11 +367,12 @@ def _finish(asked: Launch, todo: Sequence[Job], settings: MachineSettings, place
         print(message, file=sys.stderr, flush=True)
 
     tasks = []
+    has_seeds = len({job.seed for job in todo}) > 1
     for job, hours in zip(todo, _estimated_hours(todo, root, settings), strict=True):
         RunDir(root).job(job.key).write_spec(job)
-        tasks.append(
-            local.Task(job.key, job.name, job.needs, hours, _place_of(place, job).processes)
-        )
+        name = f"{job.name}, seed {job.seed}" if has_seeds else job.name
+        processes = _place_of(place, job).processes
+        tasks.append(local.Task(job.key, name, job.needs, hours, processes))
     try:
         with view.RunView() as shown:
             computed = local.Runner(tasks, root, settings, shown, say).run()

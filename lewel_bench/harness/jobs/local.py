@@ -146,6 +146,7 @@ class Runner:
         and no others. Raises Stopped after saving when a signal came, Unfinished at the end when
         jobs failed.
         """
+        self._advance()
         try:
             while self._round():
                 pass
@@ -243,6 +244,7 @@ class Runner:
         if worker.process.poll() is None:
             self.idle.append(worker)
         elif self.stopped:
+            self.pending.insert(0, task)
             return
         else:
             from lewel_bench.harness.jobs.log import Failed, write_failure
@@ -253,6 +255,7 @@ class Runner:
             self._wait(task)
         elif answer.outcome == "stopped":
             self.stopped = answer.message
+            self.pending.insert(0, task)
         elif answer.outcome == "failed":
             self._fail(task, answer.message, answer.is_mistake)
         elif answer.outcome == "computed":
