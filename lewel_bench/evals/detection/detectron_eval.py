@@ -81,6 +81,7 @@ class _Evaluator(DatasetEvaluator):  # type: ignore[misc]  # of a package withou
         self.judge.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
+        """Evaluate the predictions of a batch, and keep them if there is a file for them."""
         self.judge.process(inputs, outputs)
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]

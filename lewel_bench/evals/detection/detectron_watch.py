@@ -31,17 +31,21 @@ class Watch(HookBase):  # type: ignore[misc]  # of a package without types
         self.pacer = Pacer(at.machine, at.stop)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the looks at the select split."""
         return {"seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
         self.seen = state["seen"]
 
     def before_train(self) -> None:
+        """Repeat the look that a stop may have cut off."""
         if self._looks(self.trainer.start_iter):
             self._look(self.trainer.start_iter)  # it was stopped before, or within
         self.pacer.restart_log(self.trainer.start_iter)
 
     def after_step(self) -> None:
+        """Log, ask the ranks, save and look, each when due."""
         step, steps = self.trainer.iter + 1, self.trainer.max_iter
         last, half = step == steps, self._looks(step)
         if last or self.pacer.log_is_due():

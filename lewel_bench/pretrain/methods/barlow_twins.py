@@ -40,6 +40,7 @@ class BarlowTwins(Method):
         self.online = Encoder(f, g)
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Redundancy reduction between the views of the images of all ranks."""
         x1, x2 = views
         z1, y1 = self.online(x1)  # (B, d), (B, D)
         z2, _ = self.online(x2)

@@ -46,9 +46,11 @@ class BYOL(Method):
 
     @property
     def projector(self) -> nn.Module:
+        """g, which also makes the maps of Figure 5."""
         return self.online.g
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of both directions, summed, with targets from the momentum network."""
         x1, x2 = views
         z1, y1 = self.online(x1)  # (B, d), (B, D)
         z2, _ = self.online(x2)
@@ -58,4 +60,5 @@ class BYOL(Method):
         return loss, {"feature_std": feature_std(y1)}
 
     def after_step(self, keys: None, step: int, steps: int) -> None:
+        """Update the momentum network."""
         self.target.update(self.online, step, steps)

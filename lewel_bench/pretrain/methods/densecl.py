@@ -43,6 +43,7 @@ class DenseEncoder(nn.Module):
         self.g_dense = mlp(D, hidden, dim, None, bias=biases, init="torch")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Global (B, c) and dense (B, P, c) projections, and features (B, P, D)."""
         F = self.backbone(x).flatten(2).transpose(1, 2)  # (B, P, D)
         return self.g(F.mean(1)), self.g_dense(F), F  # (B, c), (B, P, c), (B, P, D)
 
@@ -67,6 +68,8 @@ class DenseCL(Method):
         self.queue_dense = Queue(settings.queue, settings.dim)
 
     def keys(self, views: Views, step: int) -> Keys:
+        """Unit keys of the second view: global, pooled dense, dense, and features."""
+
         def encode(x: Tensor) -> tuple[Tensor, ...]:
             k, t, F = self.target(x)
             return unit(k), unit(t.mean(1)), unit(t), unit(F)
@@ -74,6 +77,7 @@ class DenseCL(Method):
         return Keys(*shuffled(encode, views.x[1], self.seed, step))
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE of images and of corresponding positions, weighted by lam."""
         q, r, F = self.online(views.x[0])
         at = own(keys.k, rows)
         L_q = info_nce(unit(q), keys.k[at], self.queue.keys, self.tau)
@@ -85,6 +89,7 @@ class DenseCL(Method):
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        """Update the momentum network, then push the keys."""
         self.target.update(self.online, step, steps)
         self.queue.push(keys.k, step)
         self.queue_dense.push(keys.pooled, step)

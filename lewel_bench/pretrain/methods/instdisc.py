@@ -59,6 +59,7 @@ class InstDisc(Method):
 
     @torch.no_grad()
     def keys(self, views: Views, step: int) -> Keys:
+        """The memory entries that each image is compared with: its own, then m drawn at random."""
         N, (B, c) = len(self.V), (len(views.index), self.V.shape[1])
         # Drawn on the host from (seed, step), for all ranks alike and after a resume.
         random = np.random.Generator(np.random.Philox(key=[self.seed, step]))
@@ -73,6 +74,7 @@ class InstDisc(Method):
         return Keys(at, self.V.new_empty(B, c))
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """NCE of the similarities to the memory."""
         z, y = self.online(views.x[0])  # (B, c), (B, D)
         v = unit(z)
         keys.v[rows] = v.detach().to(keys.v)
@@ -85,6 +87,7 @@ class InstDisc(Method):
         return similarity  # (B, 1+m)
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
+        """Update the memory entries of the images of this step, on every rank."""
         index, v = gather(keys.at[:, 0]), gather(keys.v)  # (G,), (G, c)
         self.V[index] = unit(self.keep * self.V[index] + (1 - self.keep) * v)
 

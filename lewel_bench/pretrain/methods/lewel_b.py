@@ -41,9 +41,11 @@ class LewelB(Method):
 
     @property
     def projector(self) -> nn.Module:
+        """g, which also makes the maps of Figure 5."""
         return self.online.projector
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of both directions, summed: global and aligned, weighted by beta."""
         x1, x2 = views
         o1, o2 = self.online(x1), self.online(x2)
         t1, t2 = self.target(x1), self.target(x2)
@@ -57,4 +59,5 @@ class LewelB(Method):
         return (1 - self.beta) * L_g + self.beta * L_a  # Eq. 3
 
     def after_step(self, keys: None, step: int, steps: int) -> None:
+        """Update the momentum network."""
         self.target.update(self.online, step, steps)

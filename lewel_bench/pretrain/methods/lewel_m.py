@@ -65,6 +65,7 @@ class LewelM(Method):
 
     @property
     def projector(self) -> nn.Module | None:
+        """g, which also makes the maps of Figure 5."""
         return cast(AlignedEncoder, self.online).projector
 
     def keys(self, views: Views, step: int) -> Keys:
@@ -78,6 +79,7 @@ class LewelM(Method):
         return Keys(*shuffled(encode, x2, self.seed, step))
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Global and aligned InfoNCE of the first view against the keys, weighted by beta."""
         x1, _ = views
         at, q = own(keys.z, rows), self.online(x1)
         L_g = info_nce(unit(q.z), keys.z[at], self.queue.keys, self.tau)
@@ -87,5 +89,6 @@ class LewelM(Method):
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        """Update the momentum network, then push the keys."""
         self.target.update(self.online, step, steps)
         self.queue.push(keys.z, step)

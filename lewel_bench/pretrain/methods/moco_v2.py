@@ -51,6 +51,7 @@ class MoCoV2(Method):
 
     @property
     def projector(self) -> nn.Module:
+        """g, which also makes the maps of Figure 5."""
         return self.online.g
 
     def keys(self, views: Views, step: int) -> Keys:
@@ -62,6 +63,7 @@ class MoCoV2(Method):
         return tuple(keys)  # (G, c) each
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE of the first view against the keys and the queue; of both if symmetric."""
         x1, x2 = views
         z, y = self.online(x1)  # (B, c), (B, D)
         loss = self._loss(z, keys[0], rows)
@@ -74,5 +76,6 @@ class MoCoV2(Method):
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        """Update the momentum network, then push the keys."""
         self.target.update(self.online, step, steps)
         self.queue.push(torch.cat(keys), step)

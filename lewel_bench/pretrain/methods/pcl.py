@@ -57,6 +57,7 @@ class PCL(Method):
 
     @property
     def clusterings(self) -> list[Prototypes]:
+        """The prototypes of each clustering."""
         return cast(list[Prototypes], list(self.prototypes))
 
     def before_epoch(self, epoch: int, images: TrainingSet) -> None:
@@ -70,6 +71,7 @@ class PCL(Method):
             prototypes.fit(features, self.tau, seed=m)
 
     def keys(self, views: Views, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Keys of the second view, and the numbers of the prototypes drawn as negatives."""
         (k,) = shuffled(lambda x: (unit(self.target(x).z),), views.x[1], self.seed, step)
         drawn = []
         for m, prototypes in enumerate(self.clusterings):
@@ -86,6 +88,7 @@ class PCL(Method):
     def forward(
         self, views: Views, keys: tuple[Tensor, list[Tensor]], rows: slice
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE, and from epoch `warmup` on ProtoNCE with all clusterings."""
         k, drawn = keys
         z, y = self.online(views.x[0])  # (B, c), (B, D)
         v = unit(z)
@@ -101,5 +104,6 @@ class PCL(Method):
 
     def after_step(self, keys: tuple[Tensor, list[Tensor]], step: int, steps: int) -> None:
         # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        """Update the momentum network, then push the keys."""
         self.target.update(self.online, step, steps)
         self.queue.push(keys[0], step)

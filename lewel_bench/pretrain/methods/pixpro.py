@@ -66,6 +66,7 @@ class PixPro(Method):
         self.q = _head(dim, hidden, dim, norm) if instances else None
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Consistency of propagated pixels that are near in the image, in both directions."""
         (x1, x2), (box1, box2) = views, corners(views)
         o1, o2 = self.online(x1), self.online(x2)
         t1, t2 = self.target(x1), self.target(x2)
@@ -83,6 +84,7 @@ class PixPro(Method):
         return loss
 
     def after_step(self, keys: None, step: int, steps: int) -> None:
+        """Update the momentum network."""
         self.target.update(self.online, step, steps)
 
 

@@ -36,6 +36,7 @@ class SimCLR(Method):
         self.online = Encoder(f, deep(widths, norm, last="gain", init="normal"))
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """NT-Xent over the two views of the images of all ranks."""
         z, y = self.online(torch.cat([*views]))  # (2B, d), (2B, D): one batch norm for both views
         z1, z2 = (join(part) for part in unit(z).chunk(2))  # (G, d)
         return nt_xent(z1, z2, own(z1, rows), self.tau), {"feature_std": feature_std(y)}

@@ -32,6 +32,7 @@ class SimSiam(Method):
         self.h = mlp(dim, settings.hidden, dim, norm, bias=(False, True), init="torch")
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative cosine similarity of both directions; targets have no gradient."""
         x1, x2 = views
         z1, y1 = self.online(x1)  # (B, d), (B, D)
         z2, _ = self.online(x2)

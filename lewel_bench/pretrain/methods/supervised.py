@@ -35,6 +35,7 @@ class Supervised(Method):
         self.online = Encoder(f, nn.Linear(f.channels, classes))
 
     def forward(self, views: Views, keys: None, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the labels."""
         (x,) = views
         logits, y = self.online(x)  # (B, classes), (B, D)
         loss = cross_entropy(full(logits), views.labels)
