@@ -5,10 +5,11 @@ those of the paper's cell. Every difference is a reason, in words, why it is not
 """
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,9 +176,15 @@ def _changed(measured: Mapping[str, Any], expected: Mapping[str, Any], but: set[
     return [
         f"{name} "
         + ("other views" if name == "augment" else f"{_text(here)} (paper: {_text(paper)})")
-        for name, here, paper in unequal(measured, expected)
+        for name, here, paper in _unequal(json.dumps(measured), json.dumps(expected))
         if name.split(".")[0] not in but
     ]
+
+
+@lru_cache(maxsize=1024)
+def _unequal(measured: str, expected: str) -> tuple[tuple[str, Any, Any], ...]:
+    # Texts, which can be remembered: thousands of seeds have one recipe.
+    return tuple(unequal(json.loads(measured), json.loads(expected)))
 
 
 def unequal(
