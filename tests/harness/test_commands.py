@@ -103,7 +103,7 @@ def test_lists(bench: Bench, what: str) -> None:
 def test_dry_run_starts_nothing(bench: Bench, tmp_path: Path) -> None:
     done = bench(*RUN, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "lewel_m_200ep" in done.stdout and "jobs are done; to do: " in done.stdout
+    assert "lewel_m_200ep" in done.stdout and "\nto run: " in done.stdout
     assert not list(tmp_path.glob("runs/*/spec.json"))
 
 

@@ -224,7 +224,7 @@ def _probe(
         print(f"stopped: {stopped}", file=sys.stderr)
         raise SystemExit(128 + (signals.received() or signal.SIGTERM)) from None
     if not compute.dry_run and not asked.budget.budget:
-        print(f"to do: {total(todo, estimator, settings.jobs)}")
+        print(f"to run: {total(todo, estimator, settings.jobs)}")
 
 
 def _note_missing_weights(root: Path, store: Store, todo: Sequence[Job]) -> None:
@@ -412,8 +412,12 @@ def _show(jobs: Sequence[Job], todo: Sequence[Job], estimator: "Estimator", slot
         state = "missing" if job.key in missing else "done"
         rows.append((state, job.key, job.kind, job.name, str(job.seed), hours, cost.basis))
     view.show_list(("state", "key", "kind", "name", "seed", "device-hours", "from"), rows)
-    done = f"{len(jobs) - len(todo)} jobs are done"
-    print(f"{done}; to do: {total(todo, estimator, slots)}" if todo else f"all {done}")
+    done = len(jobs) - len(todo)
+    print(
+        f"to run: {total(todo, estimator, slots)}; already done: {done}"
+        if todo
+        else "nothing to do"
+    )
 
 
 def _see_tables(asked: Launch) -> str:
