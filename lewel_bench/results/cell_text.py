@@ -94,7 +94,7 @@ class CellTexts:
         about = "; ".join((*entry.reasons, *entry.incomparable))
         return Cell(f"{entry.verdict}{state}", self._mark(self._why(entry)), about=about)
 
-    def all(self, column: Column, entry: Entry | None) -> Cell:
+    def compact(self, column: Column, entry: Entry | None) -> Cell:
         """Measured value (or state), the sign of the verdict and the published value."""
         if entry is None:
             return Cell(BLANK)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lewel_bench.results.cell_text import BLANK, NEUTRAL, SIGNS, Cell, CellTexts
-from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.table import Row
+from lewel_bench.results.fill import Entry, FilledTable
+from lewel_bench.results.table import Column, Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,15 +95,7 @@ def compact(filled: FilledTable, everything: bool = False) -> Sheet:
         shown = _only(filled, {row for row, _ in measured}, {column for _, column in measured})
     texts = CellTexts(shown)
     lines = (
-        (
-            Line(
-                "",
-                tuple(
-                    texts.all(column, shown.entries.get((row.id, column.id)))
-                    for column in shown.table.columns
-                ),
-            ),
-        )
+        (Line("", tuple(texts.compact(*cell) for cell in _cells(shown, row))),)
         for row in shown.table.rows
     )
     verdicts = {shown.entries[id].verdict for id in measured}
@@ -143,7 +135,7 @@ def _sheet(filled: FilledTable, texts: CellTexts, lines: Iterable[tuple[Line, ..
 
 
 def _lines(filled: FilledTable, row: Row, texts: CellTexts) -> tuple[Line, ...]:
-    cells = [(column, filled.entries.get((row.id, column.id))) for column in filled.table.columns]
+    cells = _cells(filled, row)
     aside = "" if filled.comparable else " (orientation)"
     draw = {f"published{aside}": texts.published}
     if any(entry and entry.state for _, entry in cells):
@@ -152,6 +144,10 @@ def _lines(filled: FilledTable, row: Row, texts: CellTexts) -> tuple[Line, ...]:
             draw["difference"] = texts.difference
         draw["verdict"] = texts.verdict
     return tuple(Line(name, tuple(draw[name](*cell) for cell in cells)) for name in draw)
+
+
+def _cells(filled: FilledTable, row: Row) -> list[tuple[Column, Entry | None]]:
+    return [(column, filled.entries.get((row.id, column.id))) for column in filled.table.columns]
 
 
 def _only(filled: FilledTable, rows: set[str], columns: set[str]) -> FilledTable:

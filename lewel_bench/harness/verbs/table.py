@@ -12,7 +12,10 @@ def command(
     /,
     *,
     format: Annotated[
-        str, Parameter(help="text (default), long, md, csv, latex, html or json.")
+        str,
+        Parameter(
+            help="text (default), long (every line of a cell), md, csv, latex, html or json."
+        ),
     ] = "text",
     all_: Annotated[
         bool, Parameter(name="--all", help="Also show rows and columns without a measurement.")
