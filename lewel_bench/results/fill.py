@@ -245,8 +245,7 @@ def _settings(slots: Sequence[Slot]) -> tuple[str, list[str]]:
 def _mark_best(table: Table, entries: dict[Id, Entry]) -> None:
     """Mark the best of each column and block, where there are two to choose from; values that are
     printed alike are equally good. Incomparable ones are left out where others are not."""
-    blocks = dict.fromkeys(row.block for row in table.rows)
-    for column, block in product(table.columns, blocks):
+    for column, block in product(table.columns, dict.fromkeys(row.block for row in table.rows)):
         ids = ((row.id, column.id) for row in table.rows if row.block == block)
         here = {id: entries[id] for id in ids if id in entries}
         # what was measured on other data beats nothing that was measured as the paper's

@@ -154,8 +154,17 @@ def _section(filled: FilledTable) -> str:
 
 
 def _td(cell: Cell) -> str:
-    about = f' title="{escape(cell.about)}"' if cell.about else ""
-    return f"<td{about}>{cell.drawn(escape, '<b>{}</b>')}</td>"
+    return f"<td{hover(cell)}>{html_text(cell)}</td>"
+
+
+def html_text(cell: Cell) -> str:
+    """The text of a cell as HTML."""
+    return cell.drawn(escape, "<b>{}</b>")
+
+
+def hover(cell: Cell) -> str:
+    """The attribute by which an element tells what is behind a cell; empty where nothing is."""
+    return f' title="{escape(cell.about)}"' if cell.about else ""
 
 
 def as_csv(tables: Sequence[FilledTable]) -> str:

@@ -20,7 +20,7 @@ from lewel_bench.results.claims.output import section
 from lewel_bench.results.figures.chart import Chart
 from lewel_bench.results.figures.draw import inline
 from lewel_bench.results.fill import FilledTable
-from lewel_bench.results.formats import escape
+from lewel_bench.results.formats import escape, hover, html_text
 from lewel_bench.results.layout import sheet
 from lewel_bench.results.measured_cost import GIB
 from lewel_bench.results.record import Record
@@ -188,7 +188,7 @@ def _cell(filled: FilledTable, row: Row, column: Column, cells: Sequence[Cell]) 
     entry = filled.entries.get((row.id, column.id))
     if entry is None:
         return f'<td class="cell">{BLANK}</td>'
-    published = f"<small{_about(cells[0])}>paper {_drawn(cells[0])}</small>"
+    published = f"<small{hover(cells[0])}>paper {html_text(cells[0])}</small>"
     number = " ".join(
         f'data-{name}="{value!r}"'
         for name, value in (("value", entry.mean), ("paper", entry.published))
@@ -198,26 +198,18 @@ def _cell(filled: FilledTable, row: Row, column: Column, cells: Sequence[Cell]) 
         return f'<td class="cell" {number}>{published}</td>'
     measured, verdict = cells[1], cells[-1]
     look = LOOKS.get(entry.verdict, "") if entry.mean is not None else "none"
-    shown = _drawn(measured) if entry.mean is not None else escape(str(verdict))
+    shown = html_text(measured) if entry.mean is not None else escape(str(verdict))
     delta = f"{escape(str(cells[2]))} " if entry.delta is not None else ""
     below = (
-        f'<small>{delta}<span class="chip"{_about(verdict)}>{escape(str(verdict))}</span></small>'
+        f'<small>{delta}<span class="chip"{hover(verdict)}>{escape(str(verdict))}</span></small>'
     )
     return (
         f'<td class="cell {look}" {number} data-verdict="{escape(entry.verdict)}" '
         f'data-id="{escape(filled.cell(entry))}">'
-        f"<button{_about(measured if measured.about else verdict)}>{shown}</button>"
+        f"<button{hover(measured if measured.about else verdict)}>{shown}</button>"
         f"{published if entry.published is not None else ''}"
         f"{below if entry.mean is not None else ''}</td>"
     )
-
-
-def _drawn(cell: Cell) -> str:
-    return cell.drawn(escape, "<b>{}</b>")
-
-
-def _about(cell: Cell) -> str:
-    return f' title="{escape(cell.about)}"' if cell.about else ""
 
 
 def _figures(figures: Sequence[tuple[str, Chart]]) -> Iterator[str]:
