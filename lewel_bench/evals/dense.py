@@ -138,7 +138,7 @@ class Dense(Protocol):
             )
         if self.batch % processes:
             raise ValueError(
-                f"a batch of {self.batch} cannot be shared by {processes} processes: use a "
+                f"batch {self.batch} is not divisible by {processes} processes: use a "
                 "number of processes that divides it"
             )
 

@@ -91,7 +91,9 @@ def find(engine: str, pythons: Mapping[str, str], ask: Ask | None = None) -> Fin
             raise ValueError(unknown("engine", name, MODULES))
     python = pythons.get(engine, sys.executable)
     if engine == "native" and engine in pythons:
-        raise ValueError("the native engine runs in this Python: remove it from [engines]")
+        raise ValueError(
+            "the native engine always runs in lewel-bench's own Python: remove it from [engines]"
+        )
     if not Path(python).is_file():
         text = f"interpreter {python} does not exist"
         return Finding(engine, False, text, "correct [engines] in the site file")

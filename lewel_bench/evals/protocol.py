@@ -148,7 +148,7 @@ def batch_of(batch: int, count: int, processes: int) -> int:
     images = min(batch, count - count % processes)
     if images < processes or images % processes:
         raise ValueError(
-            f"a batch of {images} cannot be shared by {processes} processes: "
+            f"batch {images} is not divisible by {processes} processes: "
             "use a number of processes that divides it"
         )
     return images
@@ -178,10 +178,14 @@ def bn_group_of(
 def check_held_out(name: str, held_out: int, count: int, most: int) -> None:
     """Raise ValueError where protocol `name` holds out more than `most` of `count` images."""
     if held_out > most:
-        field = f"{name}.held_out"
+        if most < 1:
+            raise ValueError(
+                f"{name}.held_out {held_out}: none of the {count} training images can be held out, "
+                "as every class keeps at least one: add images"
+            )
         raise ValueError(
-            f"{field} {held_out}: of {count} training images at most {most} can be held out, such "
-            f"as --set {field}={max(1, min(most, count // 5))}"
+            f"{name}.held_out {held_out}: at most {most} of the {count} training images can be "
+            f"held out; try --set {name}.held_out={max(1, min(most, count // 5))}"
         )
 
 

@@ -92,14 +92,14 @@ def check(state: State, spec: Backbone) -> None:
         return
     actual, named = describe({k: tuple(v.shape) for k, v in state.items()}), describe(wanted)
     if actual is not None and actual != named:
-        raise ValueError(f"the weights are those of a {actual}, not of a {named}: {_spec(spec)}")
+        raise ValueError(f"the weights are those of a {actual}, not of a {named}. {_spec(spec)}")
     problems = [f"missing {listed(missing)}"] if missing else []
     problems += [f"unexpected {listed(rest)}"] if rest else []
     problems += [
         "with another shape "
         + listed(f"{k} {tuple(state[k].shape)}, expected {wanted[k]}" for k in other)
     ] * bool(other)
-    raise ValueError(f"the weights are not those of a {named}: {'; '.join(problems)}")
+    raise ValueError(f"the weights do not fit a {named}: {'; '.join(problems)}. {_spec(spec)}")
 
 
 def shapes(spec: Backbone) -> dict[str, tuple[int, ...]]:

@@ -71,10 +71,8 @@ def _notes(current: survey.Survey, states: Mapping[str, JobState]) -> list[str]:
     alive = [job for job in current.planning_jobs if job.is_alive]
     for job in alive:
         reason = f" ({job.reason})" if job.reason else ""
-        notes.append(
-            f"planning job {job.job} is {job.state}{reason}; it will submit jobs as they become "
-            "ready"
-        )
+        then = "" if job.state == "stuck" else "; it will submit jobs as they become ready"
+        notes.append(f"planning job {job.job} is {job.state}{reason}{then}")
     missing = sum(job.state == "missing" for job in states.values())
     if not missing or any(job.state != "stuck" for job in alive):
         return notes
@@ -84,7 +82,7 @@ def _notes(current: survey.Survey, states: Mapping[str, JobState]) -> list[str]:
         ended += f", see {last.log}" + (f": {last.line}" if last.line else "")
     ended += ")" if last else ""
     count = f"{missing} missing job{'s' * (missing != 1)}"
-    notes.append(f"no planning job will submit the {count}{ended}: repeat the run command")
+    notes.append(f"no planning job will submit the {count}{ended}: run the same command again")
     return notes
 
 

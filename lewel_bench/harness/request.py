@@ -327,8 +327,8 @@ class Import:
         str | None,
         Parameter(
             metavar="NAME",
-            help="Network in the file: query or key, online or target, student or teacher "
-            "(default: the network that its project evaluates).",
+            help="Which network to take from the file: query or key, online or target, student or "
+            "teacher (default: the one that the original code evaluates).",
         ),
     ] = None
     as_: Annotated[
@@ -354,7 +354,7 @@ class Compute:
     """Where and how jobs run; never part of a number's identity."""
 
     dry_run: Annotated[
-        bool, Parameter(help="Print the jobs and their estimated cost; start nothing.")
+        bool, Parameter(help="Print the jobs and their estimated cost without starting any.")
     ] = False
     cluster: Annotated[
         str | None,

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from lewel_bench.files import write_atomically
+from lewel_bench.files import FULL, write_atomically
 from lewel_bench.pretrain.recipe import Backbone
 from lewel_bench.pretrain.report import Report
 from lewel_bench.value import explain
@@ -42,8 +42,9 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         raise OSError(
             error.errno,
             f"cannot save the checkpoint of step {step} in {folder}: {error.strerror}. "
-            f"Last good checkpoint: {last.name if last else 'none'}. "
-            "Make room, then run the same command again",
+            + (f"Last good checkpoint: {last.name}. " if last else "No earlier checkpoint exists. ")
+            + ("Make room" if error.errno in FULL else "Make the folder writable")
+            + ", then run the same command again",
         ) from error
     for old in (*_files(folder)[:-KEPT], *_torn(folder)):
         old.unlink(missing_ok=True)

@@ -170,6 +170,7 @@ def _permutation(count: int, seed: int, epoch: int) -> Indices:
 def _share(batch: int, world: int) -> int:
     if batch % world:
         raise ValueError(
-            f"batch {batch} is not divisible by {world} processes: use a number that divides it"
+            f"batch {batch} is not divisible by {world} processes: use a number of processes "
+            "that divides it"
         )
     return batch // world

@@ -44,8 +44,8 @@ def share(batch: int) -> int:
     """Images of a batch on each process. Raises ValueError if they cannot be shared equally."""
     if batch < world() or batch % world():
         raise ValueError(
-            f"a batch of {batch} cannot be shared by {world()} processes: "
-            "use a number of processes that divides it"
+            f"batch {batch} is not divisible by {world()} processes: use a number of processes "
+            "that divides it"
         )
     return batch // world()
 

@@ -26,10 +26,8 @@ def load_class(own: Own, name: str) -> type[Method]:
     if not (inspect.isclass(class_) and issubclass(class_, Method)):
         known = (k for k, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Method))
         listed = ", ".join(sorted({*known} - {"Method"})) or "none"
-        raise ValueError(
-            f"{own.file}: {name} is not a subclass of lewel_bench's Method (subclasses in it: "
-            f"{listed})"
-        )
+        problem = f"{name} is not a subclass of" if class_ else f"no class {name} that subclasses"
+        raise ValueError(f"{own.file}: {problem} lewel_bench's Method. Classes that do: {listed}")
     if inspect.isabstract(class_):
         missing = ", ".join(sorted(class_.__abstractmethods__))
         raise ValueError(f"{own.file}: {name} does not define {missing}")

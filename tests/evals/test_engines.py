@@ -213,7 +213,7 @@ def test_unknown_names_and_interpreters(tmp_path: Path) -> None:
         engines.require("native", {"mmsegmentation": sys.executable})
     with pytest.raises(ValueError, match=r"interpreter /none/python does not exist\. Correct"):
         engines.require("detectron2", {"detectron2": "/none/python"})
-    with pytest.raises(ValueError, match="native engine runs in this Python"):
+    with pytest.raises(ValueError, match="native engine always runs in"):
         engines.require("native", {"native": sys.executable})
     liar = tmp_path / "python"
     liar.write_text("#!/bin/sh\necho no python >&2\nexit 3\n")

@@ -72,7 +72,7 @@ def test_a_final_of_a_dense_task_trains_on_all_scenes():
 @pytest.mark.parametrize("name", ["linear_lars", "semi_10pct"])
 def test_more_than_can_be_held_out(data, name):
     protocol = change(PROTOCOLS[name], {"held_out": 103})
-    expected = rf"{name}\.held_out 103: of 108 training images at most 102 can be held out"
+    expected = rf"{name}\.held_out 103: at most 102 of the 108 training images can be held out"
     with pytest.raises(ValueError, match=expected):
         protocol.splits(data, final=True)
     with pytest.raises(ValueError, match=expected):
@@ -80,5 +80,5 @@ def test_more_than_can_be_held_out(data, name):
 
 
 def test_more_scenes_than_can_be_held_out():
-    with pytest.raises(ValueError, match="of 4 training images at most 3 can be held out"):
+    with pytest.raises(ValueError, match="at most 3 of the 4 training images can be held out"):
         of_dense(SEGMENTATION, Numbers(range(4)), Numbers(), final=False)

@@ -308,7 +308,7 @@ def test_a_full_disk_is_not_shown_as_an_interruption(
 @pytest.mark.parametrize(
     ("ended", "message"),
     [
-        ({0: "CANCELLED"}, "(the last one, 8, ended as CANCELLED): repeat the run command"),
+        ({0: "CANCELLED"}, "(the last one, 8, ended as CANCELLED): run the same command again"),
         ({}, "planning job 8 is queued (Dependency); it will submit jobs as they become ready"),
     ],
 )

@@ -28,21 +28,21 @@ DET, SEG = "voc07_det_c4", "voc12_seg_fcn_d8"
 REFUSED = [
     (("--evals", "none"), "batch 64 is more than the 48 training images of images: set a smaller "
      "batch, such as --set batch=12 --set bn_group=12"),
-    ((*SMALL, "--evals", "linear"), "linear_lars.held_out 360: of 48 training images at most 45 "
-     "can be held out, such as --set linear_lars.held_out=9"),
+    ((*SMALL, "--evals", "linear"), "linear_lars.held_out 360: at most 45 of the 48 training "
+     "images can be held out; try --set linear_lars.held_out=9"),
     ((*SMALL, "--evals", "semi_1pct"), "--set semi_1pct.held_out=9"),
     ((*SMALL, "--evals", "linear", "--set", "linear_lars.held_out=9", "--processes", "4",
-      "--set", "linear_lars.batch=6"), "a batch of 6 cannot be shared by 4 processes"),
+      "--set", "linear_lars.batch=6"), "batch 6 is not divisible by 4 processes"),
     ((*SMALL, "--evals", "none", "--processes", "3"), "batch 8 is not divisible by 3 processes"),
     ((*SMALL, "--evals", "none", "--micro-batch", "4"), "whole batch-norm groups of 8"),
 ]  # fmt: skip
 REFUSED_UNMADE = [
     (("--set", "batch=4096", "--set", "args.queue=8192", "--evals", "none"),
      "batch 4096 is more than the 2592 training images of shapes"),
-    (("--set", "linear_lars.held_out=2581", "--evals", "linear"), "at most 2580 can be held out"),
+    (("--set", "linear_lars.held_out=2581", "--evals", "linear"), "at most 2580 of the"),
     (("--set", f"{DET}.held_out=300", "--evals", DET), "of 300 training images at most 299"),
     (("--set", f"{SEG}.held_out=100", "--evals", SEG), "of 100 training images at most 99"),
-    (("--evals", "semi_10pct", "--processes", "4"), "a batch of 54 cannot be shared by 4"),
+    (("--evals", "semi_10pct", "--processes", "4"), "batch 54 is not divisible by 4"),
     (("--evals", "semi_1pct", "--set", "bn_group=8", "--micro-batch", "8"),
      "micro-batch 8 is not a multiple of the batch-norm group of 24"),
 ]  # fmt: skip
@@ -115,7 +115,7 @@ def test_processes_of_a_cluster(tmp_path: Path) -> None:
     """Each was refused by the evaluation alone, after the pre-training."""
     dense = jobs("lewel_m", DET, tmp_path)
     check(dense, on(4))
-    with pytest.raises(ValueError, match=r"a batch of 4 cannot be shared by 8 processes"):
+    with pytest.raises(ValueError, match=r"batch 4 is not divisible by 8 processes"):
         check(dense, on(8))
     with pytest.raises(ValueError, match=r"2 processes on a CPU"):
         check(dense, on(2, cpu=True))

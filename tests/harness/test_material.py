@@ -177,6 +177,6 @@ def test_what_asks_for_more_images_than_there_are_is_refused(tmp_path: Path) -> 
 
     with pytest.raises(ValueError, match=r"batch 64 is more than the 48 .* --set batch=12"):
         check()
-    with pytest.raises(ValueError, match=r"200 clusters are more .* --set args.clusters=2"):
+    with pytest.raises(ValueError, match=r"200 clusters, more than .* --set args.clusters=2"):
         check(*small)
     check(*small, ("args.clusters", "2,48"))

@@ -177,7 +177,7 @@ def test_the_papers_noise_is_that_of_its_scale() -> None:
     for known, expected in ((True, "contradicted"), (False, "inconclusive")):
         worse = measured({0: 59.0, 1: 58.9}, theirs, of=near, comparable=known)
         assert worse.judgement == expected
-    assert "no tolerance is known" in worse.findings[0].reasons[-1]
+    assert "how much difference counts as noise is unknown" in worse.findings[0].reasons[-1]
     assert "(0.2)." in judged.about(paper)[0]
     assert "(0.2; unknown at this scale, so 0)." in judged.about(small)[0]
 
@@ -409,7 +409,7 @@ def test_a_bad_register_is_named(tmp_path: Path) -> None:
             claim._Register.of_toml(bad)
     with pytest.raises(ValueError, match="Did you mean 'linear:lewel_m'"):
         claim.find("linear:lewel")
-    with pytest.raises(ValueError, match="needs a bound"):
+    with pytest.raises(ValueError, match="compares with a bound"):
         Claim.model_validate(
             {**ONE.model_dump(), "holds": "at most", "pairs": [Pairs(of="a", columns=("b",))]}
         )

@@ -249,7 +249,7 @@ def test_set_up_lines_that_fail_in_every_kind(here: Here, images: Path) -> None:
     assert "nomod: command not found); the next run submits it again" in pretraining["reason"]
     (note,) = [note["note"] for note in shown["cluster"]]
     assert note.startswith("no planning job will submit the ") and "ended as FAILED, see " in note
-    assert note.endswith("nomod: command not found): repeat the run command")
+    assert note.endswith("nomod: command not found): run the same command again")
     again = here.bench(*asked, "--cluster", "lab")
     assert "warning: planning job " in again.stderr
     assert "1 job submitted again after a failure" in again.stderr

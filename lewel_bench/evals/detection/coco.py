@@ -362,7 +362,9 @@ def _polygons(
         # drawing takes time and memory as the polygon is long, within the image or not
         highest = np.abs(points).max() if points.ndim == 1 else np.nan
         if not highest < np.inf:
-            raise ValueError("has a polygon that is not a list of numbers x1, y1, x2, y2, …")
+            raise ValueError(
+                "has a polygon that is not a flat list of finite numbers x1, y1, x2, y2, …"
+            )
         if highest > 2 * max(size):
             rule = "correct or remove it"
             raise ValueError(

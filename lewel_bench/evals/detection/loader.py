@@ -51,8 +51,8 @@ def training_batches(
     """
     if protocol.batch % world:
         raise ValueError(
-            f"batch {protocol.batch} is not divisible by {world} processes: use a number that "
-            f"divides it"
+            f"batch {protocol.batch} is not divisible by {world} processes: use a number of "
+            f"processes that divides it"
         )
     usable = np.array([i for i, s in enumerate(scenes.scenes) if not s.objects.crowd.all()])
     if not len(usable):

@@ -46,8 +46,8 @@ def training_batches(
     """
     if protocol.batch % world:
         raise ValueError(
-            f"batch {protocol.batch} is not divisible by {world} processes: use a number that "
-            f"divides it"
+            f"batch {protocol.batch} is not divisible by {world} processes: use a number of "
+            f"processes that divides it"
         )
     share = protocol.batch // world
     places = islice(_order(len(pictures), seed, start * protocol.batch), rank, None, world)

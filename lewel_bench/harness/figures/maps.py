@@ -167,7 +167,8 @@ def _loaded(folder: Path, job: Job, named: Path | None) -> Method:
     if method.projector is None:
         raise ValueError(
             f"{job.key}: {job.recipe.label} has no learned maps, and no projector that can be "
-            "applied at every position: use a pre-training of lewel_m, lewel_b, moco_v2 or byol"
+            "applied at every position of the feature map: choose a run of lewel_m, lewel_b, "
+            "moco_v2 or byol"
         )
     backbone, projector = folder / "backbone.safetensors", folder / checkpoint.PROJECTOR
     if named is None and backbone.exists() and projector.exists():

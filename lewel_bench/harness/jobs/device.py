@@ -19,7 +19,8 @@ def device(settings: MachineSettings) -> str:
         raise NoDevice(f"device {name}: CUDA does not work on this machine; use --device cpu")
     number = int(name.partition(":")[2] or 0)
     if name != "cpu" and number >= torch.cuda.device_count():
-        raise NoDevice(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        last = torch.cuda.device_count() - 1
+        raise NoDevice(f"device {name} does not exist: this machine has cuda:0 to cuda:{last}")
     return name
 
 

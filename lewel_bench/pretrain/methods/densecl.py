@@ -88,8 +88,8 @@ class DenseCL(Method):
         return loss, {"feature_std": feature_std(F.mean(1)), "dense_loss": L_r.detach()}
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
-        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         """Update the momentum network, then push the keys."""
+        # MoCo updates ξ at the start of the next step; its first update changes nothing: ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(keys.k, step)
         self.queue_dense.push(keys.pooled, step)

@@ -4,8 +4,9 @@ Lang Huang et al., "Learning Where to Learn in Cross-View Self-Supervised Learni
 arXiv 2203.14898, Sections 3.2 and 3.3, Eq. 3 and 4. No code was released for this variant; what
 the text leaves open follows MoCo v2 and the released LEWEL_B.
 
-B images of this process, G of all, D channels of f, d maps, h groups, n = d/h aligned embeddings
-of dimension c, K = queue. Notation: f encoder, g projector and maps, p semantic projector.
+B images of this micro-batch (`rows` of the process's), G of all processes, D channels of f, d maps
+and dimensions of z, h groups, n = d/h aligned embeddings of dimension c, K = queue. Notation: f
+encoder, g projector, which also makes the maps, p semantic projector; k indexes aligned embeddings.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,12 @@ class Keys(NamedTuple):
 
 
 class LewelM(Method):
-    """LEWEL with InfoNCE; the first view is the query, the second the key."""
+    """LEWEL with InfoNCE; the first view is the query, the second the key.
+
+    Open in the text, and chosen here: the negatives of the aligned loss are all aligned embeddings
+    of the other images of the global batch (inferred from Section 4.4; `negatives`), and only the
+    global embedding has a queue. Everything else is as in MoCo v2.
+    """
 
     def __init__(
         self,
@@ -81,14 +87,15 @@ class LewelM(Method):
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Global and aligned InfoNCE of the first view against the keys, weighted by beta."""
         x1, _ = views
-        at, q = own(keys.z, rows), self.online(x1)
+        at = own(keys.z, rows)
+        q = self.online(x1)
         L_g = info_nce(unit(q.z), keys.z[at], self.queue.keys, self.tau)
         L_a = self.aligned_loss(unit(q.z_k), keys.z_k, at, self.tau)
         loss = (1 - self.beta) * L_g + self.beta * L_a  # Eq. 3
         return loss, {"feature_std": feature_std(q.y), **alignment(q)}
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
-        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         """Update the momentum network, then push the keys."""
+        # MoCo updates ξ at the start of the next step; its first update changes nothing: ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(keys.z, step)

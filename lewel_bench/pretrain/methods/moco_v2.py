@@ -75,7 +75,7 @@ class MoCoV2(Method):
         return info_nce(unit(z), keys[own(keys, rows)], self.queue.keys, self.tau)
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
-        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         """Update the momentum network, then push the keys."""
+        # MoCo updates ξ at the start of the next step; its first update changes nothing: ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(torch.cat(keys), step)

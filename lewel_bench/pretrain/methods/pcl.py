@@ -103,7 +103,7 @@ class PCL(Method):
         return loss, shown
 
     def after_step(self, keys: tuple[Tensor, list[Tensor]], step: int, steps: int) -> None:
-        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
         """Update the momentum network, then push the keys."""
+        # MoCo updates ξ at the start of the next step; its first update changes nothing: ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(keys[0], step)

@@ -104,7 +104,7 @@ class ReSim(Method):
         return total / level.shown.clamp_min(1) / share
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
-        # MoCo updates ξ before the next keys; at step 0 that does nothing, as ξ = θ.
+        # MoCo updates ξ at the start of the next step; its first update changes nothing: ξ = θ.
         self.target.update(self.online, step, steps)
         self.queue.push(keys.k, step)
 

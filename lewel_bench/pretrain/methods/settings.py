@@ -237,8 +237,8 @@ class PCLSettings(Settings):
         """Each cluster of the largest clustering needs an image."""
         if images < (most := max(self.cluster_counts)):
             raise ValueError(
-                f"{most} clusters are more than the {images} training images: set fewer, such as "
-                f"--set args.clusters={max(1, images // 20)}"
+                f"args.clusters has {most} clusters, more than the {images} training images: use "
+                f"fewer, for example --set args.clusters={max(1, images // 20)}"
             )
 
     def libraries(self) -> dict[str, str]:

@@ -58,8 +58,8 @@ class SwAV(Method):
         return Keys(views.epoch)
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        # one pass of f for each size of views, then one pass of g for all: so batch norm sees them
         """Swapped prediction: the codes of a view from the scores of every other view."""
+        # one pass of f for each size of views, then one pass of g for all: so batch norm sees them
         by_size = [torch.cat([*x]) for _, x in groupby(views, key=lambda x: x.shape[-1])]
         y = torch.cat([self.f(x).mean((2, 3)) for x in by_size])  # (V·B, D)
         z = unit(self.g(y))  # (V·B, d)

@@ -25,7 +25,7 @@ class Aligned(NamedTuple):
     """What the encoder computes for a batch of images."""
 
     z: Tensor  # (B, d) global embedding
-    z_k: Tensor  # (B, n, c) aligned embeddings
+    z_k: Tensor  # (B, n, c) aligned embeddings; k indexes them, as in the paper
     y: Tensor  # (B, D) GAP(F)
     y_k: Tensor  # (B, n, D) aligned representations
     W: Tensor  # (B, P, d) alignment maps

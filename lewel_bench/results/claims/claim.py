@@ -52,12 +52,15 @@ class Claim(Value):
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         for pair in self.pairs:
-            if (self.holds == "at most") == bool(pair.over):
+            is_bound = self.holds == "at most"
+            if is_bound and (pair.over or pair.by is None):
                 raise ValueError(
-                    f"claim {self.id}: only 'at most' may leave out the rows to compare with"
+                    f"claim {self.id}: 'at most' compares with a bound: give `by` and no `over`"
                 )
-            if self.holds == "at most" and pair.by is None:
-                raise ValueError(f"claim {self.id}: 'at most' needs a bound (by)")
+            if not is_bound and not pair.over:
+                raise ValueError(
+                    f"claim {self.id}: {self.holds!r} needs `over`, the rows to compare with"
+                )
         return self
 
     def comparisons(self) -> Iterator["Comparison"]:

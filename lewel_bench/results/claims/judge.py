@@ -182,7 +182,10 @@ def _finding(
             reasons.append(f"the {by:+g} stated in the text lies outside the interval")
         if judgement == "contradicted" and comparison.claim.holds in TOLERANT and not known:
             judgement = "inconclusive"
-            reasons.append("no tolerance is known at this scale")
+            reasons.append(
+                "it would be contradicted, but how much difference counts as noise is unknown at "
+                "this scale"
+            )
     return Finding(
         comparison,
         known,

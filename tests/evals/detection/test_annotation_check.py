@@ -181,16 +181,19 @@ def change(
         ),
         (lambda c, o, w: o.update(iscrowd="0"), "has iscrowd '0': it must be 0 or 1"),
         (lambda c, o, w: o.update(area=-1), "area -1"),
-        (lambda c, o, w: o.update(segmentation=[["a", 2, 3, 4, 5, 6]]), "not a list of numbers"),
+        (
+            lambda c, o, w: o.update(segmentation=[["a", 2, 3, 4, 5, 6]]),
+            "not a flat list of finite numbers",
+        ),
         (lambda c, o, w: o.update(segmentation="polygon"), "has the segmentation 'polygon'"),
         (lambda c, o, w: o.update(segmentation=[[1e18, 2, 3, 4, 5, 6]]), r"reaches to 1e\+18 px"),
         (
             lambda c, o, w: o.update(segmentation=[[10**400, 2, 3, 4, 5, 6]]),
-            "not a list of numbers",
+            "not a flat list of finite numbers",
         ),
         (
             lambda c, o, w: o.update(segmentation=[[1, 2, 3, 4, 5, math.inf]]),
-            "not a list of numbers",
+            "not a flat list of finite numbers",
         ),
         (lambda c, o, w: o.update(category_id="2"), "has the category_id '2' as text: write the"),
         (lambda c, o, w: o.update(image_id="7"), "has the image_id '7' as text: write the number"),
@@ -242,7 +245,7 @@ def test_coco_annotations(coco, breaks, message):
     named = [p for p in result if re.match(re.escape(str(path)) + ": .*" + message, p)]
     assert len(named) == 1, result
     if (
-        message.startswith(("has", "outside", "unknown", "polygon", "not a list"))
+        message.startswith(("has", "outside", "unknown", "polygon", "not a flat list"))
         and "'x'" not in message
     ):
         assert ": object " in named[0]

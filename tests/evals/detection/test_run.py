@@ -248,5 +248,5 @@ def test_mistakes_are_named(run, voc, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "world", lambda: 2)
     with pytest.raises(ValueError, match="2 processes on a CPU"):
         run()
-    with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 2 processes"):
+    with pytest.raises(ValueError, match="batch 3 is not divisible by 2 processes"):
         run(change(C4, {"batch": 3}))
