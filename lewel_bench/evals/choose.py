@@ -60,7 +60,7 @@ def _score(candidate: CandidateResult, metric: str) -> tuple[float, float]:
     if score is None or not isfinite(score):  # a record has null for nan
         raise ValueError(
             f"{candidate.name} ({candidate.key}) has no {metric} on the select split, so no "
-            "candidate can be chosen: hold out other images, such as more of them (held_out)"
+            "candidate can be chosen: hold out more images (held_out)"
         )
     return score, -select.get("loss", 0.0)
 

@@ -206,12 +206,12 @@ def _ended(end: dict[str, Any], code: int, python: str, log: Path) -> Outcome:
     if "refused" in end:
         raise ValueError(end["refused"])
     if "memory" in end:
-        raise torch.OutOfMemoryError(f"{python}: {end['memory']} (all of it: {log})")
+        raise torch.OutOfMemoryError(f"{python}: {end['memory']} (full log: {log})")
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     how = (
         f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     )
-    raise RuntimeError(f"{python} {how}: {''.join(last)} (all of it: {log})")
+    raise RuntimeError(f"{python} {how}: {''.join(last)} (full log: {log})")
 
 
 def _own_group() -> dict[str, str]:

@@ -120,7 +120,7 @@ def _voc(root: Path, published: bool) -> tuple[Any, Any]:
     if published and len(sets) == 1:
         raise ValueError(
             f"{root} holds VOC{sets[0][0]} only: the data set voc is VOC2007 (trainval, test) and "
-            "VOC2012. Add the other year, or name other data with --data voc=PATH"
+            "VOC2012. Add the other year, or set another path with --data voc=PATH"
         )
     train = annotated_images.read_voc(root, sets)
     return train, annotated_images.read_voc(root, reported, train.classes)

@@ -122,7 +122,7 @@ def test_a_mistake_is_a_mistake_here_too(python: str) -> None:
 
 
 def test_a_bug_names_the_log(python: str) -> None:
-    with pytest.raises(RuntimeError, match=r"exit code 1: RuntimeError: a bug \(all of it: .*log"):
+    with pytest.raises(RuntimeError, match=r"exit code 1: RuntimeError: a bug \(full log: .*log"):
         ran(python, 3)
 
 

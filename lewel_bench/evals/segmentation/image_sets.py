@@ -100,7 +100,7 @@ def read_list(path: Path, whole: bool = False) -> list[str]:
     except ValueError as error:
         raise ValueError(Problem(path, f"list {error}; {LAYOUT}")) from None
     if not lines:
-        raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'image'} a line")
+        raise ValueError(f"{path}: is empty: expected one {'class' if whole else 'image'} per line")
     return lines
 
 

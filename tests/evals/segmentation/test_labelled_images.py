@@ -108,7 +108,7 @@ def test_the_last_year_counts(tmp_path: Path) -> None:
         (lambda y: (y / "ImageSets/Segmentation/val.txt").unlink(), "val.txt: list cannot be read"),
         (
             lambda y: (y / "ImageSets/Segmentation/val.txt").write_text("\n"),
-            "val.txt: is empty: expected one image a line",
+            "val.txt: is empty: expected one image per line",
         ),
         (lambda y: (y / "SegmentationClass/val_001.png").unlink(), "val_001.png: missing"),
         (
