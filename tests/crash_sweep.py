@@ -225,7 +225,7 @@ def watch(root: Path, disturbance: Disturbance | None) -> Callable[[], int]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + TORN_BYTES, resource.RLIM_INFINITY))
         elif disturbance.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif grows and (disturbance.kind != "full once" or not _once):
+        elif disturbance.kind in FULL and grows and (disturbance.kind != FULL[0] or not _once):
             _once.append(count)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 

@@ -210,8 +210,14 @@ VOC: dict[str, str | tuple[str, ...]] = {
     "v02_float_boxes": "sound",
     "v03_zero_based": "sound",
     "v03b_zero_and_full": "sound",
-    "v05_size_zero": ("18 times: has no size/height: a whole number of pixels", "18 problems"),
-    "v05b_no_size": ("18 times: has no size/height: a whole number of pixels", "18 problems"),
+    "v05_size_zero": (
+        "18 times: has no size/height: it must be a whole number of pixels",
+        "18 problems",
+    ),
+    "v05b_no_size": (
+        "18 times: has no size/height: it must be a whole number of pixels",
+        "18 problems",
+    ),
     "v06_list_with_ext": "sound",
     "v06b_list_paths": "sound",
     "v06c_list_flags": "sound",

@@ -59,7 +59,9 @@ def run(splits, backbone_file, machine, tmp_path):
 
 def test_learns_and_says_what_it_measured(run, tmp_path, splits):
     outcome = run()
-    assert outcome.metrics["top1"] > 60  # chance is 16.7
+    # chance is 16.7; a single seed has 33 to 75, another on every processor
+    others = [run(seed=seed, folder=f"seed{seed}").metrics["top1"] for seed in (2, 3, 4)]
+    assert np.mean([outcome.metrics["top1"], *others]) > 35
     assert outcome.chosen == {"backbone_lr": 0.03, "head_lr": 0.3}
     assert [entry["epoch"] for entry in outcome.extra["history"]] == [3, 6, 7]
     best = max(entry["top1"][0] for entry in outcome.extra["history"])

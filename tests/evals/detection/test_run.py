@@ -172,7 +172,7 @@ def test_killed_while_the_norms_are_measured_is_the_same_bitwise(run, monkeypatc
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(detection.precise, "measure", die)
+        patched.setattr(detection.precise_bn, "measure", die)
         with pytest.raises(Killed):
             run(folder="killed")
     assert run(folder="killed") == whole

@@ -132,9 +132,9 @@ def test_tests_have_their_size_and_no_objects(folder):
 def test_images_are_turned_as_their_tag_says(tmp_path, orientation):
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24, :32] = 255  # the top left quarter as stored
-    exif = Image.Exif()
-    exif[274] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    tags = Image.Exif()
+    tags[274] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=tags, quality=95)
     turned = orientation >= 5
     assert exif.upright_size(tmp_path / "a.jpg") == ((64, 48) if turned else (48, 64))
     height, width = (64, 48) if turned else (48, 64)
