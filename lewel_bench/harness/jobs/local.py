@@ -109,8 +109,8 @@ class Worker:
             self.answers.put((self, Answer(*json.loads(line))))
         code = self.process.wait()
         if code:
-            how = signal_message(-code) if code < 0 else f"exit code {code}"
-            self.answers.put((self, Answer("failed", f"its process was ended by {how}")))
+            how = f"was ended by {signal_message(-code)}" if code < 0 else f"ended with code {code}"
+            self.answers.put((self, Answer("failed", f"its process {how}")))
 
 
 class Runner:
