@@ -15,7 +15,7 @@ from torch import nn
 from lewel_bench.pretrain import methods
 from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.norm import BatchNorm, RunningStatistics
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.recipe import Backbone, Ema, Optimizer, Recipe, change
 
 BATCH, IMAGES, CLASSES = 8, 20, 3
@@ -280,8 +280,8 @@ def test_queue_is_first_in_first_out_over_its_end():
         queue.push(torch.zeros(11, 1), 0)
 
 
-def test_own_rows_of_one_process():
-    assert own(torch.zeros(8, 2), slice(2, 6)) == slice(2, 6)
+def test_global_rows_of_one_process():
+    assert global_rows(torch.zeros(8, 2), slice(2, 6)) == slice(2, 6)
 
 
 def test_momentum_follows_by_its_schedule():

@@ -19,7 +19,7 @@ from lewel_bench.pretrain.methods.settings import DenseCLSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.recipe import Ema
 
 
@@ -79,7 +79,7 @@ class DenseCL(Method):
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE of images and of corresponding positions, weighted by lam."""
         q, r, F = self.online(views.x[0])
-        at = own(keys.k, rows)
+        at = global_rows(keys.k, rows)
         L_q = info_nce(unit(q), keys.k[at], self.queue.keys, self.tau)
         t = corresponding(F, keys.F[at], keys.t[at])  # (B, P, c)
         r, t = unit(r).flatten(0, 1), t.flatten(0, 1)  # (B·P, c)

@@ -21,7 +21,7 @@ from lewel_bench.pretrain.methods.lewel_m import Keys, LewelM
 from lewel_bench.pretrain.methods.settings import LewelMSettings
 from lewel_bench.pretrain.parts.aligned import Aligned, aggregate, alignment_maps
 from lewel_bench.pretrain.parts.heads import mlp
-from lewel_bench.pretrain.parts.momentum import own
+from lewel_bench.pretrain.parts.momentum import global_rows
 
 Noise = Callable[[Tensor], Tensor]  # random heat-maps (B, P, d) of the shape of those given
 
@@ -91,7 +91,7 @@ class AblatedLewelM(LewelM):
         return super().keys(views, step)
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        cast(AblatedEncoder, self.online).noise = self._noise(0, own(keys.z, rows).start)
+        cast(AblatedEncoder, self.online).noise = self._noise(0, global_rows(keys.z, rows).start)
         return super().forward(views, keys, rows)
 
     def _noise(self, view: int, first: int) -> Noise:

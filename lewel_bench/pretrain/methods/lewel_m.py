@@ -25,7 +25,7 @@ from lewel_bench.pretrain.parts.aligned import (
 from lewel_bench.pretrain.parts.diagnostics import alignment, feature_std
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.recipe import Ema
 
 
@@ -87,7 +87,7 @@ class LewelM(Method):
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Global and aligned InfoNCE of the first view against the keys, weighted by beta."""
         x1, _ = views
-        at = own(keys.z, rows)
+        at = global_rows(keys.z, rows)
         q = self.online(x1)
         L_g = info_nce(unit(q.z), keys.z[at], self.queue.keys, self.tau)
         L_a = self.aligned_loss(unit(q.z_k), keys.z_k, at, self.tau)

@@ -19,7 +19,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.recipe import Ema
 
 Keys = tuple[Tensor, ...]
@@ -72,7 +72,7 @@ class MoCoV2(Method):
         return loss, {"feature_std": feature_std(y)}
 
     def _loss(self, z: Tensor, keys: Tensor, rows: slice) -> Tensor:
-        return info_nce(unit(z), keys[own(keys, rows)], self.queue.keys, self.tau)
+        return info_nce(unit(z), keys[global_rows(keys, rows)], self.queue.keys, self.tau)
 
     def after_step(self, keys: Keys, step: int, steps: int) -> None:
         """Update the momentum network, then push the keys."""

@@ -22,7 +22,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder
 from lewel_bench.pretrain.parts.heads import mlp
 from lewel_bench.pretrain.parts.losses import info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.parts.prototypes import Prototypes, proto_nce
 from lewel_bench.pretrain.recipe import Ema
 
@@ -92,7 +92,7 @@ class PCL(Method):
         k, drawn = keys
         z, y = self.online(views.x[0])  # (B, c), (B, D)
         v = unit(z)
-        loss = info_nce(v, k[own(k, rows)], self.queue.keys, self.tau)
+        loss = info_nce(v, k[global_rows(k, rows)], self.queue.keys, self.tau)
         shown = {"feature_std": feature_std(y), "instance_loss": loss.detach()}
         if views.epoch >= self.warmup:
             losses = [

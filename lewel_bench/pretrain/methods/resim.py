@@ -20,7 +20,7 @@ from lewel_bench.pretrain.method import Method, Views
 from lewel_bench.pretrain.methods.settings import ReSimSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.losses import full, info_nce, unit
-from lewel_bench.pretrain.parts.momentum import Momentum, Queue, own, shuffled
+from lewel_bench.pretrain.parts.momentum import Momentum, Queue, global_rows, shuffled
 from lewel_bench.pretrain.parts.pyramid import Pyramid
 from lewel_bench.pretrain.parts.regions import contained, corners, moved, pool, windows
 from lewel_bench.pretrain.recipe import Ema
@@ -76,13 +76,13 @@ class ReSim(Method):
         box1, box2 = corners(views)
         target = moved(window, box1, box2)  # (B, n, 4)
         valid = contained(target)
-        mine = F[own(F, slice(0, len(box1)))]
+        mine = F[global_rows(F, slice(0, len(box1)))]
         negatives = unit(avg_pool2d(full(F), 3, stride=1).flatten(2).transpose(1, 2))
         return Level(window, valid, unit(pool(mine, target)), negatives, gather(valid).sum())
 
     def forward(self, views: Views, keys: Keys, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         z, y, maps = self.online(views.x[0])
-        at, G = own(keys.k, rows), len(keys.k)
+        at, G = global_rows(keys.k, rows), len(keys.k)
         L = info_nce(unit(z), keys.k[at], self.queue.keys, self.tau)
         L_C4, L_C3 = (
             self._loss(F, level, rows, at, images)

@@ -20,7 +20,7 @@ from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.encoder import Encoder, zero_last_gains
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.parts.momentum import own
+from lewel_bench.pretrain.parts.momentum import global_rows
 
 
 class SimCLR(Method):
@@ -39,7 +39,7 @@ class SimCLR(Method):
         """NT-Xent over the two views of the images of all ranks."""
         z, y = self.online(torch.cat([*views]))  # (2B, d), (2B, D): one batch norm for both views
         z1, z2 = (join(part) for part in unit(z).chunk(2))  # (G, d)
-        return nt_xent(z1, z2, own(z1, rows), self.tau), {"feature_std": feature_std(y)}
+        return nt_xent(z1, z2, global_rows(z1, rows), self.tau), {"feature_std": feature_std(y)}
 
 
 def nt_xent(z1: Tensor, z2: Tensor, own: slice, tau: float) -> Tensor:

@@ -22,7 +22,7 @@ from lewel_bench.pretrain.methods.settings import SwAVSettings
 from lewel_bench.pretrain.parts.diagnostics import feature_std
 from lewel_bench.pretrain.parts.heads import deep
 from lewel_bench.pretrain.parts.losses import unit
-from lewel_bench.pretrain.parts.momentum import Queue, own
+from lewel_bench.pretrain.parts.momentum import Queue, global_rows
 
 ASSIGN = 2  # views of full side, whose codes the others predict
 
@@ -68,7 +68,7 @@ class SwAV(Method):
         keys.z = tuple(gather(part) for part in z.chunk(len(views.x))[:ASSIGN])
         loss = z.new_zeros(())
         for assigning in range(ASSIGN):
-            q = self._codes(keys, assigning)[own(keys.z[0], rows)]  # (B, K)
+            q = self._codes(keys, assigning)[global_rows(keys.z[0], rows)]  # (B, K)
             others = [s for view, s in enumerate(scores) if view != assigning]
             loss = loss + sum(swapped(q, s, self.tau) for s in others) / len(others)
         return loss / ASSIGN, {"feature_std": feature_std(y[: len(views.index)])}

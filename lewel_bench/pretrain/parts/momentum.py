@@ -100,7 +100,7 @@ def shuffled(
     return [gather(z)[restore] for z in encode(everyone[mine])]
 
 
-def own(keys: Tensor, rows: slice) -> slice:
-    """Where the images `rows` of this rank's batch stand among the global batch's `keys`."""
+def global_rows(keys: Tensor, rows: slice) -> slice:
+    """The rows of the global batch's `keys` that hold the images `rows` of this rank's batch."""
     first = rank() * (len(keys) // world())
     return slice(first + rows.start, first + rows.stop)
