@@ -106,6 +106,7 @@ def test_a_failure_blocks_those_that_need_it_and_no_others(
     with pytest.raises(local.Unfinished, match="2 jobs are not done") as unfinished:
         run.run()
     assert run.computed == ["b"] and unfinished.value.mistakes
+    assert run.view.counts[-1] == (1, 3)
     assert "job a (a): no such luck\n" in str(unfinished.value)
     assert "job c (c): not started, it needs a" in str(unfinished.value)
     assert "failed: job a (a): no such luck" in capsys.readouterr().out
@@ -194,6 +195,15 @@ def test_a_worker_that_crashes_is_named_by_its_signal(
     folder, settings = pretraining(tmp_path)
     monkeypatch.setattr(local.Worker, "start", crash)
     with pytest.raises(local.Unfinished, match="its process was ended by SIGSEGV: see"):
+        process(tmp_path, folder, settings).run()
+
+
+def test_a_worker_that_ends_without_an_answer_fails_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, settings = pretraining(tmp_path)
+    monkeypatch.setattr(local.Worker, "start", lambda worker, *_: worker.process.stdin.close())
+    with pytest.raises(local.Unfinished, match="its process ended with code 0"):
         process(tmp_path, folder, settings).run()
 
 

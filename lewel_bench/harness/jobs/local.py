@@ -27,7 +27,7 @@ from lewel_bench.harness.request import typed_command
 from lewel_bench.harness.rundir import Events, JobDir, RunDir
 from lewel_bench.pretrain.report import Report, Stopped
 
-POLL_S = 0.2
+POLL_S = 0.5
 RETRY_S = 1.0  # between looks at what another process computes
 
 Say = Callable[[str], None]
@@ -107,10 +107,9 @@ class Worker:
         assert self.process.stdout
         for line in self.process.stdout:
             self.answers.put((self, Answer(*json.loads(line))))
-        code = self.process.wait()
-        if code:
-            how = f"was ended by {signal_message(-code)}" if code < 0 else f"ended with code {code}"
-            self.answers.put((self, Answer("failed", f"its process {how}")))
+        code = self.process.wait()  # of no interest unless it has a job
+        how = f"was ended by {signal_message(-code)}" if code < 0 else f"ended with code {code}"
+        self.answers.put((self, Answer("failed", f"its process {how}")))
 
 
 class Runner:
@@ -285,5 +284,6 @@ class Runner:
         unfinished = [*self.pending, *(task for task, _ in self.running.values())]
         done = [self.tasks[key].length for key in self.computed]
         left = sum(task.length for task in unfinished)
+        settled = len(self.tasks) - len(unfinished) - len(self.failed)
         seconds = (time.time() - self.began) * left / sum(done) if done else None
-        self.view.advance(len(self.tasks) - len(unfinished), len(self.tasks), seconds)
+        self.view.advance(settled, len(self.tasks), seconds)
