@@ -140,7 +140,10 @@ def _dense(checkpoint: Path) -> bool:
         (["--engine", "detectron"], "Did you mean 'detectron2'"),
         (["--engine", "mmseg"], "no selected evaluation runs on it"),
         (["--data", "voc=/does/not/exist"], "no folder"),
-        (["--set", "voc07_det_c4.held_out=100"], "held_out 100: of 28 training images at most 27"),
+        (
+            ["--set", "voc07_det_c4.held_out=100"],
+            "held_out 100: at most 27 of the 28 training images",
+        ),
         (["--set", "voc07_det_c4.masks=true"], "masks need metric coco"),
         (["--set", "voc07_det_c4.anchors=[]"], "anchors is empty"),
     ],

@@ -192,8 +192,7 @@ def _distinct(names: list[str], left_out: list[str]) -> list[str]:
     for name in names:
         if known.setdefault(_folded(name), name) != name:
             left_out.append(
-                f"{name}: its name differs only in case from {known[_folded(name)]}, and "
-                "case-insensitive file systems cannot hold both"
+                f"{name}: the same file as {known[_folded(name)]} on case-insensitive file systems"
             )
     return list(known.values())
 
