@@ -108,21 +108,11 @@ def test_dry_run_starts_nothing(bench: Bench, tmp_path: Path) -> None:
 
 
 def _seconds(arguments: list[str], cwd: Path) -> float:
-    """Processor seconds of a command (one thread: what a user waits on an idle machine), on a
-    machine that loops ten million times in 0.3 s; a slower machine has more time."""
-    slowness = _slowness()
+    """Processor seconds of a command (one thread: what a user waits on an idle machine)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command(*arguments), cwd=cwd, env=environment(), check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    slowness = max(slowness, _slowness())  # it varies while other tests share the cores
-    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / slowness
-
-
-def _slowness() -> float:
-    begun = time.process_time()
-    for _ in range(2_500_000):
-        pass
-    return max(1.0, (time.process_time() - begun) / 0.075)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize(
@@ -206,16 +196,14 @@ def test_five_thousand_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     root = tmp_path / "runs"
     _many_records(root, 5000)
-    tables = ["table", "all", "--suite", "shapes", "--root", str(root)]
-    assert min(_seconds(tables, tmp_path) for _ in range(2)) < 6
+    assert _seconds(["table", "all", "--suite", "shapes", "--root", str(root)], tmp_path) < 10
     for form in ("text", "json"):
-        assert _seconds(["status", "--root", str(root), "--format", form], tmp_path) < 6
-    slowness, begun = _slowness(), time.process_time()
+        assert _seconds(["status", "--root", str(root), "--format", form], tmp_path) < 10
+    begun = time.process_time()
     assert len(lewel_bench.open_root(root).records()) == 5000
-    seconds = time.process_time() - begun
-    assert seconds / max(slowness, _slowness()) < 2.5
+    assert time.process_time() - begun < 5
     written = ["report", "report.html", "--suite", "shapes", "--root", str(root)]
-    assert _seconds(written, tmp_path) < 12
+    assert _seconds(written, tmp_path) < 20
     assert (tmp_path / "report.html").stat().st_size < 5e6
     done = subprocess.run(
         command("table", "1", "--suite", "shapes", "--root", str(root), "--format", "json"),
